@@ -1,0 +1,273 @@
+"""Every failure of this package has a type here, and `classify` chooses it.
+
+The one hard question is whose failure it is: the gateway passes a provider's failure on *with the
+provider's own status*, so a 401 may mean a bad gateway key or a bad provider key, and a 429 the
+gateway's limit or the provider's. Only the text of `detail` tells them apart (protocol, "Errors").
+
+Pure: no I/O. Nothing here may hold a secret: what comes from the wire is redacted before it gets here.
+"""
+
+from __future__ import annotations
+
+import builtins
+import re
+from typing import Any, cast
+
+__all__ = [
+    "APIError",
+    "AuthError",
+    "BudgetExceededError",
+    "ClientClosedError",
+    "ConnectionError",
+    "ForkedClientError",
+    "GatewayConnectionError",
+    "GatewayError",
+    "InvalidArgumentError",
+    "InvalidArgumentTypeError",
+    "InvalidResponseError",
+    "ProviderError",
+    "ProviderRateLimitError",
+    "RateLimitError",
+    "TimeoutError",
+    "classify",
+    "normalise_detail",
+]
+
+
+class GatewayError(Exception):
+    """Base class of every error this package raises.
+
+    Attributes:
+        request_id: the gateway's `x-request-id` of the response concerned, where there was one.
+        attempts: how many times the request was tried, where it was sent at all.
+    """
+
+    request_id: str | None = None
+    attempts: int | None = None
+
+
+class APIError(GatewayError):
+    """A response that is an error, or that is not what was asked for.
+
+    Attributes:
+        message: the error in one line of text.
+        status_code: the HTTP status; of an error inside a stream 502, the status it would have had.
+        detail: the parsed `detail` of the body (text, list, dict or None), with keys blacked out.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int | None = None,
+        detail: Any = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status_code = status_code
+        self.detail = detail
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        return self.message if self.status_code is None else f"[{self.status_code}] {self.message}"
+
+
+class AuthError(APIError):
+    """401: the gateway key (or the admin key) is missing or wrong."""
+
+
+class BudgetExceededError(APIError):
+    """402: a daily or monthly budget of the project or the organisation is used up."""
+
+
+class RateLimitError(APIError):
+    """429: too many requests.
+
+    Attributes:
+        retry_after: seconds until another request makes sense, where the response said so.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        status_code: int | None = None,
+        detail: Any = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message, status_code=status_code, detail=detail, request_id=request_id)
+        self.retry_after = retry_after
+
+
+class ProviderError(APIError):
+    """The provider behind the gateway failed, or cannot be used as the project is set up.
+
+    Attributes:
+        provider: the provider as the gateway's detail names it ("OpenAI", "openai"), where it does.
+        provider_status: the provider's own HTTP status, where the detail tells it.
+    """
+
+    provider: str | None = None
+    provider_status: int | None = None
+
+
+class ProviderRateLimitError(RateLimitError, ProviderError):
+    """429 of the provider, not of the gateway: the gateway's own limit may have room."""
+
+
+class InvalidResponseError(APIError, ValueError):
+    """A response that does not fit its promised type, is too large, or is encoded in an unknown way."""
+
+
+class ConnectionError(GatewayError, builtins.ConnectionError):
+    """The gateway could not be reached, or the connection broke.
+
+    The cause is chained (`__cause__`); `attempts` says how often it was tried.
+    """
+
+
+class TimeoutError(ConnectionError, builtins.TimeoutError):
+    """No answer within `timeout` or `deadline_seconds`."""
+
+
+GatewayConnectionError = ConnectionError
+
+
+class InvalidArgumentError(GatewayError, ValueError):
+    """An argument that cannot be sent. Nothing was sent."""
+
+
+class InvalidArgumentTypeError(InvalidArgumentError, TypeError):
+    """An argument of a type that cannot be sent. Nothing was sent."""
+
+
+class ClientClosedError(GatewayError, RuntimeError):
+    """The client was used after it had been closed."""
+
+
+class ForkedClientError(GatewayError, RuntimeError):
+    """A sync client was used in a child process, but its thread lives in the parent."""
+
+
+# Details that are the gateway's own, whatever else they resemble (protocol, "Errors").
+_GATEWAY_DETAILS = frozenset(
+    {
+        "Rate limit exceeded",
+        "Invalid API key",
+        "Invalid or missing x-admin-key",
+        "Missing x-api-key header (or Authorization: Bearer token)",
+    }
+)
+# Where the gateway names the provider: "OpenAI error 401: …", "OpenAI request failed: …",
+# "openai call failed: …", "openai circuit is open", "No openai key configured …".
+_PROVIDER_STATUS = re.compile(r"(?P<provider>[A-Za-z][\w .-]{0,63}?) error (?P<status>[1-5]\d\d)\b")
+_PROVIDER_FAILED = re.compile(
+    r"(?P<provider>[A-Za-z][\w .-]{0,63}?) (?:request failed:|call failed:|circuit is open)"
+)
+_NO_PROVIDER_KEY = re.compile(r"No (?P<provider>\S{1,64}) key configured")
+# The published 0.1.0 took these beginnings, and "error 4xx"/"error 5xx" anywhere, for a provider's failure.
+_PROVIDER_BEGINNINGS = ("openai", "anthropic", "gemini", "azure", "no provider")
+_ERROR_STATUS = re.compile(r"\berror [45]\d\d\b", re.IGNORECASE)
+
+_HINTS: dict[type[APIError], str] = {
+    AuthError: "Pass api_key= (or set OMNIGATE_API_KEY) to a gateway key that is valid and not revoked.",
+    BudgetExceededError: "Raise the budget, or wait for the next UTC day or month.",
+    RateLimitError: "Wait for retry_after seconds, or ask for a higher rate_limit_per_min.",
+    ProviderRateLimitError: "The provider's limit, not the gateway's: slow down or use fallback_models.",
+}
+
+
+def normalise_detail(detail: Any) -> str:
+    """Return a `detail` value as one text.
+
+    Validation errors become `path: message; …`; OpenAI's envelope and `{"message": …}` their message.
+    """
+    if detail is None:
+        return ""
+    if isinstance(detail, str):
+        return detail
+    if isinstance(detail, list):
+        items = cast("list[Any]", detail)
+        return "; ".join(_validation_text(item) for item in items) or str(items)
+    if isinstance(detail, dict):
+        body = cast("dict[str, Any]", detail)
+        inner = _envelope(body)
+        message = inner.get("message") if inner else body.get("message", body.get("error"))
+        if isinstance(message, str):
+            return message
+    return str(detail)
+
+
+def _envelope(detail: Any) -> dict[str, Any] | None:
+    """Return the inside of OpenAI's `{"error": {…}}`, if `detail` is that."""
+    error = cast("dict[str, Any]", detail).get("error") if isinstance(detail, dict) else None
+    return cast("dict[str, Any]", error) if isinstance(error, dict) else None
+
+
+def _validation_text(item: Any) -> str:
+    if not isinstance(item, dict) or "msg" not in item:
+        return str(item)
+    fields = cast("dict[str, Any]", item)
+    loc = fields.get("loc")
+    place = ".".join(str(part) for part in cast("list[Any]", loc)) if isinstance(loc, list) else ""
+    return f"{place}: {fields['msg']}" if place else str(fields["msg"])
+
+
+def provider_of(text: str) -> tuple[str | None, int | None] | None:
+    """Return (provider, its status) if `text` is a detail about a provider's failure, else None.
+
+    Both parts may be None: the text may say that a provider failed without saying which.
+    """
+    if text in _GATEWAY_DETAILS:
+        return None
+    if match := _PROVIDER_STATUS.match(text):
+        return match["provider"], int(match["status"])
+    if match := _PROVIDER_FAILED.match(text) or _NO_PROVIDER_KEY.match(text):
+        return match["provider"], None
+    if text.lower().startswith(_PROVIDER_BEGINNINGS) or _ERROR_STATUS.search(text):
+        return None, None
+    return None
+
+
+def classify(
+    status_code: int,
+    detail: Any,
+    *,
+    retry_after: float | None = None,
+    request_id: str | None = None,
+) -> APIError:
+    """Return the typed error for an error response (protocol, "Errors").
+
+    Args:
+        status_code: the HTTP status.
+        detail: the body's `detail` (text, or a list of validation errors), a whole body of another
+            shape (such as OpenAI's `{"error": {…}}`), or None.
+        retry_after: seconds, from the `Retry-After` header.
+        request_id: from the `x-request-id` header.
+    """
+    message = normalise_detail(detail)
+    envelope = _envelope(detail)
+    named = provider_of(message) if envelope or isinstance(detail, str) else None
+    is_provider = (
+        named is not None
+        or status_code == 502
+        or (envelope is not None and envelope.get("type") == "provider_error")
+    )
+    message = message or f"HTTP {status_code}"
+    error: APIError
+    if status_code == 429:
+        kind = ProviderRateLimitError if is_provider else RateLimitError
+        error = kind(
+            message, retry_after=retry_after, status_code=429, detail=detail, request_id=request_id
+        )
+    else:
+        kinds: dict[int, type[APIError]] = {401: AuthError, 402: BudgetExceededError}
+        chosen = ProviderError if is_provider else kinds.get(status_code, APIError)
+        error = chosen(message, status_code=status_code, detail=detail, request_id=request_id)
+    if isinstance(error, ProviderError) and named is not None:
+        error.provider, error.provider_status = named
+    if hint := _HINTS.get(type(error)):
+        error.add_note(hint)
+    return error

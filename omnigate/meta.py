@@ -1,0 +1,136 @@
+"""What the head of a response says about a call: `Meta`, made of headers and never of a body.
+
+Parsing is put off until an attribute is read, since most calls never look. A header that is missing
+or malformed reads as None: a proxy's nonsense must never make a good answer fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal, InvalidOperation
+from typing import Generic, NamedTuple, TypeVar
+
+import httpx
+
+T = TypeVar("T")
+
+
+class RateLimit(NamedTuple):
+    """The gateway's limit as of the request's *arrival* (protocol, "Headers")."""
+
+    limit: int | None
+    """Calls allowed in a window of one UTC minute."""
+    remaining: int | None
+    """Calls left in the window when the request arrived."""
+    reset_seconds: int | None
+    """Seconds from the request's arrival to the end of the window, 1 to 60."""
+
+
+class Budget(NamedTuple):
+    """Spending in USD before this call; a limit of 0 means none, None that the header was not sent."""
+
+    project_daily_spend: Decimal | None
+    project_daily_limit: Decimal | None
+    org_daily_spend: Decimal | None
+    org_daily_limit: Decimal | None
+    project_monthly_spend: Decimal | None
+    project_monthly_limit: Decimal | None
+    org_monthly_spend: Decimal | None
+    org_monthly_limit: Decimal | None
+
+
+class Meta:
+    """What is known of a call besides its result.
+
+    Attributes:
+        status_code: the HTTP status.
+        attempts: how many times the request was sent, the successful one included.
+        elapsed: seconds from the call to its end (of a stream: to its head), waits between attempts
+            included.
+    """
+
+    __slots__ = ("_headers", "attempts", "elapsed", "status_code")
+
+    def __init__(self, status_code: int, headers: httpx.Headers, *, attempts: int, elapsed: float) -> None:
+        self.status_code = status_code
+        self.attempts = attempts
+        self.elapsed = elapsed
+        self._headers = headers
+
+    @property
+    def headers(self) -> httpx.Headers:
+        """All headers of the response."""
+        return self._headers
+
+    @property
+    def request_id(self) -> str | None:
+        """The gateway's id of the call, to be named in any question about it."""
+        return self._headers.get("x-request-id")
+
+    @property
+    def rate_limit(self) -> RateLimit | None:
+        """The rate limit's state, or None if the response had none of its headers."""
+        values = [self._integer(f"x-ratelimit-{name}") for name in ("limit", "remaining", "reset")]
+        return None if all(value is None for value in values) else RateLimit(*values)
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budgets' state, or None if the response had none of their headers."""
+        names = (f"x-budget-{field.replace('_', '-')}" for field in Budget._fields)
+        values = [self._decimal(name) for name in names]
+        return None if all(value is None for value in values) else Budget(*values)
+
+    @property
+    def provider(self) -> str | None:
+        """The provider that answered."""
+        return self._headers.get("x-llmgw-provider")
+
+    @property
+    def model(self) -> str | None:
+        """The model that answered, which is another than asked for after a fallback."""
+        return self._headers.get("x-llmgw-model")
+
+    @property
+    def cached(self) -> bool | None:
+        """Whether the answer came from the gateway's cache."""
+        return _BOOLEANS.get(self._headers.get("x-llmgw-cached", "").lower())
+
+    @property
+    def fallback(self) -> bool | None:
+        """Whether one of `fallback_models` answered."""
+        return _BOOLEANS.get(self._headers.get("x-llmgw-fallback", "").lower())
+
+    def _integer(self, name: str) -> int | None:
+        value = self._headers.get(name, "").strip()
+        return int(value) if value.isascii() and value.isdigit() and len(value) <= 18 else None
+
+    def _decimal(self, name: str) -> Decimal | None:
+        try:
+            value = Decimal(self._headers.get(name, ""))
+        except InvalidOperation:
+            return None
+        return value if value.is_finite() else None
+
+    def __repr__(self) -> str:
+        shown = ("request_id", "rate_limit", "budget", "provider", "model", "cached", "fallback")
+        known = [(name, getattr(self, name)) for name in (*shown, "attempts", "elapsed")]
+        return f"Meta({', '.join(f'{name}={value!r}' for name, value in known if value is not None)})"
+
+
+_BOOLEANS = {"true": True, "false": False}
+
+
+class ListResult(list[T], Generic[T]):
+    """A list from the gateway, with `meta`."""
+
+    def __init__(self, items: Iterable[T] = (), *, meta: Meta | None = None) -> None:
+        super().__init__(items)
+        self.meta = meta
+
+
+class DictResult(dict[str, T], Generic[T]):
+    """A raw JSON object from the gateway, with `meta`."""
+
+    def __init__(self, fields: dict[str, T] | None = None, *, meta: Meta | None = None) -> None:
+        super().__init__(fields or {})
+        self.meta = meta

@@ -1,0 +1,357 @@
+"""What travels on the wire, as types: requests that validate, results that ignore what they do not know.
+
+The limits are those of the protocol page. Some of them guard money: what the gateway would answer with
+a 500 *after* the provider was paid is refused here, before anything is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
+
+import msgspec
+
+from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
+from omnigate.structs import Result, WireStruct, decoder_for, shown
+
+__all__ = [
+    "ApiKeyCreated",
+    "ApiKeyInfo",
+    "ChatRequest",
+    "ChatResponse",
+    "MeResponse",
+    "Message",
+    "MessagesInput",
+    "MetricsBreakdown",
+    "MetricsResponse",
+    "MetricsTimePoint",
+    "MetricsTotals",
+    "ModelInfo",
+    "ModelPricing",
+    "OrgInfo",
+    "ProjectCreated",
+    "ProjectInfo",
+    "Role",
+    "SignupResponse",
+    "StreamChunk",
+    "Usage",
+    "coerce_messages",
+]
+
+Role: TypeAlias = Literal["system", "user", "assistant"]
+
+# The gateway echoes the name in a Latin-1 header and stores 128 characters (protocol, "Errors", 500).
+ModelName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e\xa0-\xff]{1,128}\Z")]
+_Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_Penalty: TypeAlias = Annotated[float, msgspec.Meta(ge=-2, le=2)]
+
+_MODEL_ALLOWED = "text of 1 to 128 printable Latin-1 characters"
+
+
+class Message(WireStruct, kw_only=True, gc=False):
+    """One message of a conversation. Raises `InvalidArgumentError` (a `ValueError`) if it is not valid.
+
+    Attributes:
+        role: "system", "user" or "assistant".
+        content: the text.
+    """
+
+    _allowed: ClassVar[Mapping[str, str]] = {
+        "role": "one of 'system', 'user', 'assistant'",
+        "content": "text (str)",
+    }
+
+    role: Role
+    content: str
+
+
+MessagesInput: TypeAlias = str | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]]
+
+
+class ChatRequest(WireStruct, kw_only=True, gc=False, omit_defaults=True):
+    """A chat request. Raises `InvalidArgumentError` (a `ValueError`) if it is not valid.
+
+    Attributes:
+        model: name of the model, 1 to 128 printable Latin-1 characters.
+        messages: at least one message.
+        max_tokens: at least 1.
+        temperature: 0 to 2.
+        stream: whether the answer is streamed.
+        top_p: 0 to 1.
+        stop: text, or a list of texts, at which the model stops.
+        presence_penalty: -2 to 2.
+        frequency_penalty: -2 to 2.
+        seed: an integer of 64 bits.
+        fallback_models: at most five models to try when the first fails; not for streams.
+        cache: opt in or out of the gateway's cache; has an effect only with temperature 0, not for streams.
+    """
+
+    _refuse_unknown: ClassVar[bool] = True
+    _allowed: ClassVar[Mapping[str, str]] = {
+        **Message._allowed,
+        "model": _MODEL_ALLOWED,
+        "messages": "text, a message, or a list of at least one message",
+        "max_tokens": "an integer of at least 1",
+        "temperature": "a number from 0 to 2",
+        "stream": "True or False",
+        "top_p": "a number from 0 to 1",
+        "stop": "text or a list of texts",
+        "presence_penalty": "a number from -2 to 2",
+        "frequency_penalty": "a number from -2 to 2",
+        "seed": "an integer of 64 bits",
+        "fallback_models": f"a list of at most 5 models, each {_MODEL_ALLOWED}",
+        "cache": "True or False",
+    }
+
+    @classmethod
+    def _prepare(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        messages = arguments.get("messages")
+        if isinstance(messages, (str, Message, Mapping)):
+            return {**arguments, "messages": coerce_messages(cast("MessagesInput", messages))}
+        return arguments
+
+    model: ModelName
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    stream: bool = False
+    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    seed: _Int64 | None = None
+    fallback_models: Annotated[list[ModelName], msgspec.Meta(max_length=5)] | None = None
+    cache: bool | None = None
+
+
+class Usage(WireStruct, kw_only=True, gc=False):
+    """Tokens of a call."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class ChatResponse(Result, kw_only=True, gc=False):
+    """A whole answer.
+
+    Attributes:
+        id: the provider's id; not unique, a cache hit repeats it. `meta.request_id` identifies the call.
+        provider: who answered.
+        model: which model answered.
+        content: the text.
+        usage: tokens.
+        cost_usd: cost in USD; 0 for a cache hit.
+        finish_reason: why the model stopped ("stop", "length", …).
+        cached: whether the gateway's cache answered.
+        fallback_used: whether one of `fallback_models` answered.
+        latency_ms: milliseconds the provider took.
+    """
+
+    id: str
+    provider: str
+    model: str
+    content: str
+    usage: Usage = msgspec.field(default_factory=Usage)
+    cost_usd: float = 0.0
+    finish_reason: str | None = None
+    cached: bool = False
+    fallback_used: bool = False
+    latency_ms: int = 0
+
+
+class StreamChunk(WireStruct, kw_only=True, gc=False):
+    """A piece of a stream.
+
+    Attributes:
+        text: the text, empty in a chunk that only ends the stream.
+        request_id: the gateway's id of the call.
+        usage: tokens, in the last chunk of a stream asked for with `include_usage=True`.
+        finish_reason: why the model stopped, likewise.
+    """
+
+    text: str = ""
+    request_id: str | None = None
+    usage: Usage | None = None
+    finish_reason: str | None = None
+
+
+class SignupResponse(Result, kw_only=True, gc=False):
+    """A new account. The `api_key` is shown only this once; its repr is masked."""
+
+    org_id: str
+    project_id: str
+    email: str
+    api_key: str
+    message: str = ""
+
+
+class MeResponse(Result, kw_only=True, gc=False):
+    """The project of the key in use. Budgets are in USD, 0 for none, None where the gateway is older."""
+
+    project_id: str
+    org_id: str
+    project_name: str
+    key_prefix: str
+    rate_limit_per_min: int
+    daily_budget: Decimal | None = None
+    monthly_budget: Decimal | None = None
+    configured_providers: list[str] = msgspec.field(default_factory=list[str])
+
+
+class ApiKeyInfo(Result, kw_only=True, gc=False):
+    """A gateway key as listed: without the key itself."""
+
+    id: str
+    name: str
+    key_prefix: str
+    created_at: datetime
+    last_used_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class ApiKeyCreated(ApiKeyInfo, kw_only=True, gc=False):
+    """A new gateway key. The `api_key` is shown only this once; its repr is masked."""
+
+    api_key: str
+
+
+class ModelPricing(WireStruct, kw_only=True, gc=False):
+    """Prices in USD for 1,000 tokens."""
+
+    input_per_1k_usd: float = 0.0
+    output_per_1k_usd: float = 0.0
+
+
+class ModelInfo(Result, kw_only=True, gc=False):
+    """A model's card; `pricing` is None where no price is known."""
+
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = ""
+    provider: str = ""
+    pricing: ModelPricing | None = None
+
+
+class MetricsTotals(WireStruct, kw_only=True, gc=False):
+    """Sums of a window; rates from 0 to 1, latencies in milliseconds."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cost_usd: float = 0.0
+    error_rate: float = 0.0
+    cache_hit_rate: float = 0.0
+    avg_latency_ms: float = 0.0
+    p50_latency_ms: float | None = None
+    p95_latency_ms: float | None = None
+    p99_latency_ms: float | None = None
+
+
+class MetricsBreakdown(WireStruct, kw_only=True, gc=False):
+    """One row of a grouped answer."""
+
+    key: str
+    requests: int = 0
+    total_tokens: int = 0
+    cost_usd: float = 0.0
+    avg_latency_ms: float = 0.0
+    error_rate: float = 0.0
+
+
+class MetricsTimePoint(WireStruct, kw_only=True, gc=False):
+    """One bucket of the time series; empty buckets are left out by the gateway."""
+
+    bucket: datetime
+    requests: int = 0
+    total_tokens: int = 0
+    cost_usd: float = 0.0
+    error_rate: float = 0.0
+
+
+class MetricsResponse(Result, kw_only=True, gc=False):
+    """Usage of a project or an organisation in a window of time."""
+
+    scope: str
+    scope_id: str
+    range_from: datetime
+    range_to: datetime
+    group_by: str | None = None
+    granularity: str
+    totals: MetricsTotals = msgspec.field(default_factory=MetricsTotals)
+    breakdown: list[MetricsBreakdown] = msgspec.field(default_factory=list[MetricsBreakdown])
+    timeseries: list[MetricsTimePoint] = msgspec.field(default_factory=list[MetricsTimePoint])
+
+
+class OrgInfo(Result, kw_only=True, gc=False):
+    """An organisation; budgets in USD, 0 for none."""
+
+    id: str
+    name: str
+    daily_budget: Decimal
+    monthly_budget: Decimal
+    created_at: datetime
+
+
+class ProjectInfo(Result, kw_only=True, gc=False):
+    """A project; budgets in USD, 0 for none."""
+
+    id: str
+    org_id: str
+    name: str
+    key_prefix: str
+    daily_budget: Decimal
+    monthly_budget: Decimal
+    rate_limit_per_min: int
+    created_at: datetime
+
+
+class ProjectCreated(ProjectInfo, kw_only=True, gc=False):
+    """A new project. The `api_key` is shown only this once; its repr is masked."""
+
+    api_key: str
+
+
+def coerce_messages(messages: MessagesInput) -> list[Message]:
+    """Return `messages` (text, one message, or a list of messages; dicts too) as a list of `Message`.
+
+    Raises:
+        InvalidArgumentError: a message is not valid (a `ValueError`).
+        InvalidArgumentTypeError: not something that can be messages (a `TypeError`, too).
+    """
+    if isinstance(messages, str):
+        return [Message(role="user", content=messages)]
+    if isinstance(messages, Message):
+        return [messages]
+    if isinstance(messages, Mapping):
+        return [Message.model_validate(messages)]
+    if isinstance(messages, (list, tuple)):
+        return [_coerce_message(item, index) for index, item in enumerate(messages)]
+    raise InvalidArgumentTypeError(
+        f"messages={shown(messages)} is not allowed: {ChatRequest._allowed['messages']}"
+    )
+
+
+def _coerce_message(item: Any, index: int) -> Message:
+    if isinstance(item, Message):
+        return item
+    if not isinstance(item, Mapping):
+        raise InvalidArgumentTypeError(
+            f"messages[{index}]={shown(item)} is not allowed: a Message or a dict with role and content"
+        )
+    try:
+        return Message.model_validate(cast("Mapping[str, Any]", item))
+    except InvalidArgumentError as error:
+        raise type(error)(f"messages[{index}].{error}") from None
+
+
+# Built once, at import, so that the first call pays nothing for it.
+for _kind in (
+    ChatResponse, SignupResponse, MeResponse, ApiKeyCreated, ModelInfo, MetricsResponse, OrgInfo, ProjectCreated,
+    list[ApiKeyInfo], list[OrgInfo], list[ProjectInfo],
+):  # fmt: skip
+    decoder_for(cast("type[Any]", _kind))

@@ -1,0 +1,162 @@
+"""When a failed request is sent again, and after how many seconds: the policy, and it exists once.
+
+Pure: no I/O and no clock of its own; whoever asks brings the time and the dice.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
+
+__all__ = ["RetryConfig", "compute_delay", "parse_retry_after", "should_retry"]
+
+_ABSURD_SECONDS: Final = 366 * 86_400.0
+_DEFAULT_STATUSES: Final = frozenset({429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True)
+class RetryConfig:
+    """How failed requests are retried.
+
+    Attributes:
+        max_retries: attempts after the first one, 0 or more.
+        backoff_base: seconds before the first retry; doubles with each one.
+        backoff_max: seconds that a backoff never exceeds (`Retry-After` has a limit of its own).
+        jitter: the fraction, 0 to 1, by which a backoff is randomly made shorter or longer.
+        retry_statuses: HTTP statuses that are retried.
+        retry_after_max: seconds of `Retry-After` that are waited for, in full. If the server asks for
+            more, the error is raised at once. The default is the gateway's rate-limit window.
+        retry_sent: whether a POST is sent again when it may have been carried out already (timeouts,
+            5xx and connections that broke after bytes were sent), and so may be billed twice. What
+            certainly was not carried out (a connect error, a 429) is retried all the same.
+
+    Raises:
+        InvalidArgumentError: a value is out of its limits.
+    """
+
+    max_retries: int = 2
+    backoff_base: float = 0.5
+    backoff_max: float = 8.0
+    jitter: float = 0.2
+    retry_statuses: Collection[int] = _DEFAULT_STATUSES
+    retry_after_max: float = 60.0
+    retry_sent: bool = True
+
+    def __post_init__(self) -> None:
+        retries: Any = self.max_retries
+        if isinstance(retries, bool) or not isinstance(retries, int):
+            raise InvalidArgumentTypeError(f"max_retries={retries!r} is not allowed: an integer of at least 0")
+        if retries < 0:
+            raise InvalidArgumentError(f"max_retries={retries!r} is not allowed: an integer of at least 0")
+        for name, high in (
+            ("backoff_base", math.inf), ("backoff_max", math.inf), ("jitter", 1), ("retry_after_max", math.inf)
+        ):  # fmt: skip
+            _check_number(name, getattr(self, name), high)
+        statuses: Any = self.retry_statuses
+        if isinstance(statuses, str) or not isinstance(statuses, Collection):
+            raise InvalidArgumentTypeError(
+                f"retry_statuses={statuses!r} is not allowed: a set of HTTP statuses"
+            )
+
+
+def _check_number(name: str, value: Any, high: float) -> None:
+    allowed = f"a finite number from 0{'' if high == math.inf else f' to {high}'}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidArgumentTypeError(f"{name}={value!r} is not allowed: {allowed}")
+    if not (0 <= value <= high and math.isfinite(value)):
+        raise InvalidArgumentError(f"{name}={value!r} is not allowed: {allowed}")
+
+
+def should_retry(
+    config: RetryConfig,
+    *,
+    attempts: int,
+    status: int | None,
+    was_sent: bool,
+    repeatable: bool,
+    retry_after: float | None = None,
+) -> bool:
+    """Return whether a failed request may be sent again.
+
+    Args:
+        config: the policy.
+        attempts: how many times it has been tried.
+        status: the response's HTTP status, None if there was no response.
+        was_sent: whether bytes of the request may have reached the gateway.
+        repeatable: whether the request may be carried out twice without harm (a GET).
+        retry_after: seconds the server asked to wait.
+    """
+    if attempts > config.max_retries:
+        return False
+    if status is not None and status not in config.retry_statuses:
+        return False
+    if retry_after is not None and retry_after > config.retry_after_max:
+        return False
+    return repeatable or config.retry_sent or not was_sent or status == 429
+
+
+def compute_delay(
+    attempts: int,
+    config: RetryConfig,
+    retry_after: float | None = None,
+    *,
+    uniform: Callable[[float, float], float] = random.uniform,
+) -> float:
+    """Return the seconds to wait before the next attempt.
+
+    What the server asked for is waited in full. Else the wait is `backoff_base * 2 ** (attempts - 1)`,
+    at most `backoff_max`, made shorter or longer by a random part of up to `jitter` of it.
+
+    Args:
+        attempts: how many times it has been tried, at least 1.
+        config: the policy.
+        retry_after: seconds the server asked to wait.
+        uniform: draws a number between two, evenly.
+    """
+    if retry_after is not None:
+        return retry_after
+    exponent = min(attempts - 1, 1023)  # 2.0 ** 1024 overflows
+    delay = min(config.backoff_base * 2.0**exponent, config.backoff_max)
+    return delay * (1 + uniform(-config.jitter, config.jitter))
+
+
+def parse_retry_after(value: str | None, *, now: datetime | None = None) -> float | None:
+    """Return the seconds that a `Retry-After` header asks to wait, or None if it asks for nothing.
+
+    RFC 9110, section 10.2.3: an integer or an HTTP-date; proxies send fractions, too. A date in the past
+    is 0. What is not finite, negative, longer than a year or not readable is ignored.
+
+    Args:
+        value: the header.
+        now: the server's time where its `Date` header told it (so that the clocks need not agree),
+            else the present; what a date is measured against.
+    """
+    text = (value or "").strip()
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = _seconds_until(text, now or datetime.now(UTC))
+    return seconds if 0 <= seconds <= _ABSURD_SECONDS else None
+
+
+def parse_http_date(value: str | None) -> datetime | None:
+    """Return an HTTP-date (RFC 9110, section 5.6.7) as a time in UTC, or None if it is not one."""
+    try:
+        moment = email.utils.parsedate_to_datetime(value or "")
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    except (ValueError, OverflowError):
+        return None
+
+
+def _seconds_until(text: str, now: datetime) -> float:
+    moment = parse_http_date(text)
+    return math.nan if moment is None else max(0.0, (moment - now).total_seconds())

@@ -1,0 +1,292 @@
+"""The base of every struct on the wire: msgspec's speed with constructors that convert and validate.
+
+msgspec validates what it decodes but trusts what is constructed. The people who write `Message(role=…)`
+need the opposite, so the metaclass sends a constructor's arguments through `msgspec.convert`; decoding
+does not pass there and costs nothing more. The `model_*` methods are those of the published 0.1.0.
+
+Errors name the argument, its value and what is allowed, and never show a key.
+"""
+
+from __future__ import annotations
+
+import numbers
+import re
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, cast
+
+import msgspec
+
+from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError, InvalidResponseError
+from omnigate.redaction import mask, redact
+
+if TYPE_CHECKING:
+    from omnigate.meta import Meta
+
+T = TypeVar("T")
+
+_SECRET_FIELDS = frozenset({"api_key"})
+_SHOWN_LENGTH = 80
+_MISSING_FIELD = re.compile(r"Object missing required field `(.+)`")
+_PATH_PART = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+
+
+class _ConvertingMeta(msgspec.StructMeta):
+    """Makes `Struct(**arguments)` convert and validate as decoding does."""
+
+    if not TYPE_CHECKING:  # the checkers see the fields as the constructor's arguments
+
+        def __call__(cls, /, *positional, **arguments):
+            if positional:
+                raise TypeError(f"{cls.__name__} takes keyword arguments only")
+            return construct(cls, arguments)
+
+
+class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMeta):
+    """Base of all structs: keyword-only, unknown fields ignored."""
+
+    _allowed: ClassVar[Mapping[str, str]] = {}
+    """What to say is allowed, by field name, where msgspec's own words would not be clear."""
+    _refuse_unknown: ClassVar[bool] = False
+    """Whether an unknown argument of the constructor is an error."""
+
+    @classmethod
+    def _prepare(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the constructor's arguments with the liberties taken that msgspec does not take."""
+        return arguments
+
+    @classmethod
+    def model_validate(cls, obj: object) -> Self:
+        """Return `obj`, a mapping of fields or already one of these, as this type.
+
+        Raises:
+            InvalidArgumentError: it does not fit.
+        """
+        if isinstance(obj, cls):
+            return obj
+        if not isinstance(obj, Mapping):
+            raise InvalidArgumentTypeError(
+                f"{cls.__name__}.model_validate: obj={shown(obj)} is not allowed: a mapping of its fields"
+            )
+        return construct(cls, cast("Mapping[str, Any]", obj), refuse_unknown=False)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray) -> Self:
+        """Return the JSON object `json_data` as this type.
+
+        Raises:
+            InvalidArgumentError: it is not JSON, or does not fit.
+        """
+        try:
+            return decoder_for(cls).decode(json_data)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise InvalidArgumentError(f"{cls.__name__}.model_validate_json: {error}") from error
+
+    def model_dump(
+        self,
+        *,
+        mode: Literal["python", "json"] = "python",
+        include: Collection[str] | None = None,
+        exclude: Collection[str] | None = None,
+        exclude_none: bool = False,
+        exclude_defaults: bool = False,
+    ) -> dict[str, Any]:
+        """Return the fields as a dict, nested structs too; `meta` is not among them.
+
+        Args:
+            mode: "json" makes times and decimals text, "python" leaves them as they are.
+            include: names of the only fields wanted.
+            exclude: names of fields not wanted.
+            exclude_none: leave out fields that are None, at every level.
+            exclude_defaults: leave out fields that have their default, at every level.
+        """
+        fields: dict[str, Any] = {}
+        for field in msgspec.structs.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if (include is not None and name not in include) or (exclude is not None and name in exclude):
+                continue
+            if (exclude_none and value is None) or (exclude_defaults and _is_default(field, value)):
+                continue
+            fields[name] = _dump(value, mode, exclude_none, exclude_defaults)
+        return fields
+
+    def model_dump_json(
+        self,
+        *,
+        indent: int | None = None,
+        include: Collection[str] | None = None,
+        exclude: Collection[str] | None = None,
+        exclude_none: bool = False,
+        exclude_defaults: bool = False,
+    ) -> str:
+        """Return the fields as JSON text; the arguments are those of `model_dump`.
+
+        Args:
+            indent: spaces a level; None for one line without spaces.
+        """
+        fields = self.model_dump(
+            mode="json",
+            include=include,
+            exclude=exclude,
+            exclude_none=exclude_none,
+            exclude_defaults=exclude_defaults,
+        )
+        text = msgspec.json.encode(fields)
+        return (text if indent is None else msgspec.json.format(text, indent=indent)).decode()
+
+    def __rich_repr__(self) -> Any:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            yield name, mask(value) if name in _SECRET_FIELDS and isinstance(value, str) else value
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({fields})"
+
+
+class _MetaSlot:
+    """A place for `meta` beside the struct's fields: neither decoded, encoded, compared nor dumped."""
+
+    __slots__ = ("_meta",)
+
+    if TYPE_CHECKING:  # for msgspec it would be a field
+        _meta: Meta
+
+    @property
+    def meta(self) -> Meta:
+        """What the head of the response said: request id, limits, budgets, attempts, elapsed time."""
+        try:
+            return self._meta
+        except AttributeError:
+            raise AttributeError(
+                f"this {type(self).__name__} did not come from a call and has no meta"
+            ) from None
+
+
+class Result(_MetaSlot, WireStruct, kw_only=True, gc=False):
+    """Base of what calls return: a struct with `meta`."""
+
+
+S = TypeVar("S", bound=WireStruct)
+
+
+@cache
+def decoder_for(kind: type[T]) -> msgspec.json.Decoder[T]:
+    """Return the one JSON decoder for `kind`; numbers in strings are accepted for numbers."""
+    return msgspec.json.Decoder(kind, strict=False)
+
+
+def decode(
+    decoder: msgspec.json.Decoder[T], body: bytes, excerpt: Callable[[bytes], str], **head: Any
+) -> T:
+    """Decode a response's body.
+
+    Args:
+        decoder: of the promised type.
+        body: the body.
+        excerpt: makes the part of the body that an error may show.
+        head: `status_code` and `request_id`, for the error.
+
+    Raises:
+        InvalidResponseError: the body is not the promised type.
+    """
+    try:
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        # the cause is left out on purpose: some of these errors carry the whole body
+        start = excerpt(body)
+        message = f"the response does not fit its type: {redact(str(error))}"
+        raise InvalidResponseError(
+            f"{message}; it starts with {start}" if start else message, detail=start or None, **head
+        ) from None
+
+
+def construct(
+    kind: type[S], arguments: Mapping[str, Any], *, refuse_unknown: bool | None = None
+) -> S:
+    """Return `kind` made of `arguments`, converted and validated.
+
+    Raises:
+        InvalidArgumentError: an argument is missing, unknown or not allowed.
+    """
+    arguments = kind._prepare(arguments)  # pyright: ignore[reportPrivateUsage]
+    try:
+        result = msgspec.convert(arguments, kind, strict=False)
+    except (msgspec.ValidationError, UnicodeError, RecursionError):
+        # Subclasses of str (enums) and numbers of other libraries are as good: made plain, once more.
+        try:
+            result = msgspec.convert(_plain(arguments), kind, strict=False)
+        except (msgspec.ValidationError, UnicodeError, RecursionError) as error:
+            raise _argument_error(kind, arguments, str(error)) from None
+    if kind._refuse_unknown if refuse_unknown is None else refuse_unknown:  # pyright: ignore[reportPrivateUsage]
+        unknown = arguments.keys() - set(kind.__struct_fields__)
+        if unknown:
+            raise InvalidArgumentTypeError(
+                f"{kind.__name__} has no argument {', '.join(map(repr, sorted(unknown)))}; "
+                f"allowed are {', '.join(kind.__struct_fields__)}"
+            )
+    return result
+
+
+def shown(value: object) -> str:
+    """Return a short repr of `value` for an error message, without keys."""
+    text = cast("str", redact(repr(value)))
+    return text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "…"
+
+
+def _argument_error(kind: type[WireStruct], arguments: Mapping[str, Any], problem: str) -> InvalidArgumentError:
+    what, _, path = problem.partition(" - at `$.")
+    if missing := _MISSING_FIELD.match(what):
+        where = f"{path.removesuffix('`')}.{missing[1]}" if path else missing[1]
+        return InvalidArgumentTypeError(f"{where} is missing; {kind.__name__} requires it")
+    if not path:
+        return InvalidArgumentTypeError(f"{kind.__name__}: {redact(what)}")
+    path = path.removesuffix("`")
+    value: Any = arguments
+    name = path
+    for key, index in _PATH_PART.findall("." + path):
+        name = key or name
+        try:
+            if index:
+                value = value[int(index)]
+            else:
+                value = value[key] if isinstance(value, Mapping) else getattr(value, key)
+        except (LookupError, AttributeError, TypeError):
+            return InvalidArgumentTypeError(f"{path}: {redact(what)}")
+    allowed = kind._allowed.get(name, what[0].lower() + what[1:])
+    is_type = ", got " in what
+    error_type = InvalidArgumentTypeError if is_type else InvalidArgumentError
+    value_text = "***" if name in _SECRET_FIELDS else shown(value)
+    return error_type(f"{path}={value_text} is not allowed: {allowed}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return str.__str__(value)
+    if value is None or isinstance(value, (bool, msgspec.Struct)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, Mapping):
+        mapping = cast("Mapping[Any, Any]", value)
+        return {_plain(name): _plain(item) for name, item in mapping.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in cast("list[Any]", value)]
+    return value
+
+
+def _dump(value: Any, mode: Literal["python", "json"], exclude_none: bool, exclude_defaults: bool) -> Any:
+    if isinstance(value, WireStruct):
+        return value.model_dump(mode=mode, exclude_none=exclude_none, exclude_defaults=exclude_defaults)
+    if isinstance(value, list):
+        items = cast("list[Any]", value)
+        return [_dump(item, mode, exclude_none, exclude_defaults) for item in items]
+    return msgspec.to_builtins(value) if mode == "json" else value
+
+
+def _is_default(field: msgspec.structs.FieldInfo, value: Any) -> bool:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return bool(value == cast("Callable[[], Any]", field.default_factory)())
+    return field.default is not msgspec.NODEFAULT and bool(value == field.default)
