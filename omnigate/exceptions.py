@@ -28,6 +28,7 @@ __all__ = [
     "ProviderError",
     "ProviderRateLimitError",
     "RateLimitError",
+    "StreamClosedError",
     "TimeoutError",
     "classify",
     "normalise_detail",
@@ -53,7 +54,10 @@ class APIError(GatewayError):
         message: the error in one line of text.
         status_code: the HTTP status; of an error inside a stream 502, the status it would have had.
         detail: the parsed `detail` of the body (text, list, dict or None), with keys blacked out.
+        retry_after: seconds until another request makes sense, where the response said so.
     """
+
+    retry_after: float | None = None
 
     def __init__(
         self,
@@ -82,11 +86,7 @@ class BudgetExceededError(APIError):
 
 
 class RateLimitError(APIError):
-    """429: too many requests.
-
-    Attributes:
-        retry_after: seconds until another request makes sense, where the response said so.
-    """
+    """429: too many requests; `retry_after` says how many seconds to wait, where it is known."""
 
     def __init__(
         self,
@@ -125,7 +125,14 @@ class ConnectionError(GatewayError, builtins.ConnectionError):
     """The gateway could not be reached, or the connection broke.
 
     The cause is chained (`__cause__`); `attempts` says how often it was tried.
+
+    Attributes:
+        reason: why, in the words of whoever noticed.
+        was_sent: whether the request may have reached the gateway, and so may have been carried out.
     """
+
+    reason: str = ""
+    was_sent: bool = True
 
 
 class TimeoutError(ConnectionError, builtins.TimeoutError):
@@ -145,6 +152,10 @@ class InvalidArgumentTypeError(InvalidArgumentError, TypeError):
 
 class ClientClosedError(GatewayError, RuntimeError):
     """The client was used after it had been closed."""
+
+
+class StreamClosedError(GatewayError, RuntimeError):
+    """A stream was read after it had been closed or cancelled before its end, or by two tasks at once."""
 
 
 class ForkedClientError(GatewayError, RuntimeError):
@@ -220,7 +231,7 @@ def provider_of(text: str) -> tuple[str | None, int | None] | None:
 
     Both parts may be None: the text may say that a provider failed without saying which.
     """
-    if text in _GATEWAY_DETAILS:
+    if text in _GATEWAY_DETAILS or text.lstrip().startswith("<"):  # a proxy's page says nothing of providers
         return None
     if match := _PROVIDER_STATUS.match(text):
         return match["provider"], int(match["status"])
@@ -259,9 +270,7 @@ def classify(
     error: APIError
     if status_code == 429:
         kind = ProviderRateLimitError if is_provider else RateLimitError
-        error = kind(
-            message, retry_after=retry_after, status_code=429, detail=detail, request_id=request_id
-        )
+        error = kind(message, retry_after=retry_after, status_code=429, detail=detail, request_id=request_id)
     else:
         kinds: dict[int, type[APIError]] = {401: AuthError, 402: BudgetExceededError}
         chosen = ProviderError if is_provider else kinds.get(status_code, APIError)

@@ -126,6 +126,28 @@ class ChatRequest(WireStruct, kw_only=True, gc=False, omit_defaults=True):
     cache: bool | None = None
 
 
+class StreamOptions(WireStruct, kw_only=True, gc=False):
+    """OpenAI's `stream_options`."""
+
+    include_usage: bool
+
+
+class CompletionRequest(ChatRequest, kw_only=True, gc=False, omit_defaults=True):
+    """A chat request in OpenAI's protocol."""
+
+    stream_options: StreamOptions | None = None
+
+    @classmethod
+    def _prepare(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        messages = arguments.get("messages")
+        if isinstance(messages, (list, tuple)):
+            renamed = [_without_developer(item) for item in cast("list[Any]", messages)]
+            arguments = {**arguments, "messages": renamed}
+        elif isinstance(messages, Mapping):
+            arguments = {**arguments, "messages": _without_developer(messages)}
+        return super()._prepare(arguments)
+
+
 class Usage(WireStruct, kw_only=True, gc=False):
     """Tokens of a call."""
 
@@ -236,6 +258,12 @@ class ModelInfo(Result, kw_only=True, gc=False):
     pricing: ModelPricing | None = None
 
 
+class ModelPage(WireStruct, kw_only=True, gc=False):
+    """The models as the gateway wraps them."""
+
+    data: list[ModelInfo]
+
+
 class MetricsTotals(WireStruct, kw_only=True, gc=False):
     """Sums of a window; rates from 0 to 1, latencies in milliseconds."""
 
@@ -334,6 +362,13 @@ def coerce_messages(messages: MessagesInput) -> list[Message]:
     raise InvalidArgumentTypeError(
         f"messages={shown(messages)} is not allowed: {ChatRequest._allowed['messages']}"
     )
+
+
+def _without_developer(item: Any) -> Any:
+    """Return a message with the system role in place of OpenAI's newer name of it (protocol)."""
+    if isinstance(item, Mapping) and cast("Mapping[str, Any]", item).get("role") == "developer":
+        return {**item, "role": "system"}
+    return item
 
 
 def _coerce_message(item: Any, index: int) -> Message:

@@ -8,15 +8,20 @@ from __future__ import annotations
 import email.utils
 import math
 import random
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
 
 __all__ = ["RetryConfig", "compute_delay", "parse_retry_after", "should_retry"]
 
+Resend: TypeAlias = Literal["safe", "billed", "never"]
+"""What sending a request twice does: no harm, a second bill, or a second key that nobody sees."""
+
+_SECONDS = re.compile(r"[0-9]+(\.[0-9]*)?\Z")
 _ABSURD_SECONDS: Final = 366 * 86_400.0
 _DEFAULT_STATUSES: Final = frozenset({429, 500, 502, 503, 504})
 
@@ -52,7 +57,9 @@ class RetryConfig:
     def __post_init__(self) -> None:
         retries: Any = self.max_retries
         if isinstance(retries, bool) or not isinstance(retries, int):
-            raise InvalidArgumentTypeError(f"max_retries={retries!r} is not allowed: an integer of at least 0")
+            raise InvalidArgumentTypeError(
+                f"max_retries={retries!r} is not allowed: an integer of at least 0"
+            )
         if retries < 0:
             raise InvalidArgumentError(f"max_retries={retries!r} is not allowed: an integer of at least 0")
         for name, high in (
@@ -80,7 +87,7 @@ def should_retry(
     attempts: int,
     status: int | None,
     was_sent: bool,
-    repeatable: bool,
+    resend: Resend,
     retry_after: float | None = None,
 ) -> bool:
     """Return whether a failed request may be sent again.
@@ -90,7 +97,7 @@ def should_retry(
         attempts: how many times it has been tried.
         status: the response's HTTP status, None if there was no response.
         was_sent: whether bytes of the request may have reached the gateway.
-        repeatable: whether the request may be carried out twice without harm (a GET).
+        resend: what it does to send the request twice.
         retry_after: seconds the server asked to wait.
     """
     if attempts > config.max_retries:
@@ -99,7 +106,9 @@ def should_retry(
         return False
     if retry_after is not None and retry_after > config.retry_after_max:
         return False
-    return repeatable or config.retry_sent or not was_sent or status == 429
+    if resend == "never":
+        return not was_sent
+    return resend == "safe" or config.retry_sent or not was_sent or status == 429
 
 
 def compute_delay(
@@ -141,10 +150,7 @@ def parse_retry_after(value: str | None, *, now: datetime | None = None) -> floa
     text = (value or "").strip()
     if not text:
         return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = _seconds_until(text, now or datetime.now(UTC))
+    seconds = float(text) if _SECONDS.match(text) else _seconds_until(text, now or datetime.now(UTC))
     return seconds if 0 <= seconds <= _ABSURD_SECONDS else None
 
 

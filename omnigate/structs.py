@@ -176,9 +176,7 @@ def decoder_for(kind: type[T]) -> msgspec.json.Decoder[T]:
     return msgspec.json.Decoder(kind, strict=False)
 
 
-def decode(
-    decoder: msgspec.json.Decoder[T], body: bytes, excerpt: Callable[[bytes], str], **head: Any
-) -> T:
+def decode(decoder: msgspec.json.Decoder[T], body: bytes, excerpt: Callable[[bytes], str], **head: Any) -> T:
     """Decode a response's body.
 
     Args:
@@ -201,9 +199,7 @@ def decode(
         ) from None
 
 
-def construct(
-    kind: type[S], arguments: Mapping[str, Any], *, refuse_unknown: bool | None = None
-) -> S:
+def construct(kind: type[S], arguments: Mapping[str, Any], *, refuse_unknown: bool | None = None) -> S:
     """Return `kind` made of `arguments`, converted and validated.
 
     Raises:
@@ -234,7 +230,9 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "…"
 
 
-def _argument_error(kind: type[WireStruct], arguments: Mapping[str, Any], problem: str) -> InvalidArgumentError:
+def _argument_error(
+    kind: type[WireStruct], arguments: Mapping[str, Any], problem: str
+) -> InvalidArgumentError:
     what, _, path = problem.partition(" - at `$.")
     if missing := _MISSING_FIELD.match(what):
         where = f"{path.removesuffix('`')}.{missing[1]}" if path else missing[1]

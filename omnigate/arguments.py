@@ -1,0 +1,216 @@
+"""Checks of the arguments that are not fields of a struct: addresses, headers, times, path segments.
+
+An error names the argument, its value (never a key) and what is allowed. Nothing is sent.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final, TypeAlias, TypedDict
+from urllib.parse import quote
+
+import httpx
+
+from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
+from omnigate.structs import shown
+
+Timeout: TypeAlias = float | httpx.Timeout | None
+"""Seconds for each of connecting, writing, reading and waiting for a connection; None for no limit."""
+
+
+class CallOptions(TypedDict, total=False):
+    """What every call takes beside its own arguments.
+
+    Attributes:
+        timeout: as the client's, for this call only.
+        deadline_seconds: seconds for all attempts and the waits between them; then `TimeoutError`.
+        extra_headers: headers of this call only; they replace the client's of the same name.
+    """
+
+    timeout: Timeout
+    deadline_seconds: float | None
+    extra_headers: Mapping[str, str] | None
+
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110, section 5.6.2
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")  # RFC 9110, section 5.5
+_FRAMING: Final = frozenset({"connection", "content-length", "te", "transfer-encoding", "upgrade"})
+_USER_ID_LENGTH: Final = 255
+_OFFSET = re.compile(r"(Z|[+-]\d\d:?\d\d)\Z", re.IGNORECASE)
+
+
+def check_base_url(value: Any) -> httpx.URL:
+    """Return `base_url` as a URL without a trailing slash."""
+    allowed = "http(s)://host[:port][/prefix], without user, query and fragment"
+    if not isinstance(value, str | httpx.URL):
+        raise InvalidArgumentTypeError(f"base_url={shown(value)} is not allowed: {allowed}")
+    try:
+        url = httpx.URL(str(value).rstrip("/"))
+    except httpx.InvalidURL as error:
+        raise InvalidArgumentError(
+            f"base_url={shown(str(value))} is not allowed ({error}): {allowed}"
+        ) from None
+    if url.userinfo:  # may be a password: not shown
+        raise InvalidArgumentError(f"base_url with a user or password is not allowed: {allowed}")
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+        raise InvalidArgumentError(f"base_url={shown(str(value))} is not allowed: {allowed}")
+    return url
+
+
+def check_header(name: Any, value: Any, where: str, *, secret: bool = False) -> tuple[bytes, bytes]:
+    """Return a header as the bytes that are sent.
+
+    Args:
+        name: the header's name.
+        value: its value.
+        where: the argument it came from.
+        secret: whether the value must not be shown.
+    """
+    if not isinstance(name, str) or not isinstance(value, str):
+        culprit = name if not isinstance(name, str) else value
+        what = f"of type {type(culprit).__name__}" if secret else shown(culprit)
+        raise InvalidArgumentTypeError(f"{where} {what} is not allowed: header names and values are text")
+    if not _TOKEN.match(name):
+        raise InvalidArgumentError(
+            f"{where} header name {shown(name)} is not allowed: letters, digits and -_."
+        )
+    if not _FIELD_VALUE.match(value):
+        text = "with characters" if secret else f"{name}: {shown(value)}"
+        raise InvalidArgumentError(
+            f"{where} {text} that no header can carry is not allowed: Latin-1 without line breaks and controls"
+        )
+    return name.lower().encode("ascii"), value.strip(" \t").encode("latin-1")
+
+
+def check_headers(headers: Any, where: str) -> dict[bytes, bytes]:
+    """Return `headers` as the bytes that are sent, by lower-case name."""
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise InvalidArgumentTypeError(f"{where}={shown(headers)} is not allowed: a dict of names and values")
+    checked: dict[bytes, bytes] = {}
+    for name, value in headers.items():
+        raw_name, raw_value = check_header(name, value, where)
+        if raw_name.decode() in _FRAMING:
+            raise InvalidArgumentError(f"{where} {name!r} is not allowed: the client itself sets that header")
+        checked[raw_name] = raw_value
+    return checked
+
+
+def check_key(value: Any, argument: str) -> str | None:
+    """Return an API key that a header can carry."""
+    if value is None:
+        return None
+    check_header("x-api-key", value, argument, secret=True)
+    return str(value)
+
+
+def check_user_id(value: Any) -> str | None:
+    """Return a user id; longer ones make the gateway fail after the call was billed (protocol, "Headers")."""
+    if value is None:
+        return None
+    allowed = f"Latin-1 text of at most {_USER_ID_LENGTH} characters without line breaks"
+    if not isinstance(value, str):
+        raise InvalidArgumentTypeError(f"user_id={shown(value)} is not allowed: {allowed}")
+    if len(value) > _USER_ID_LENGTH or not _FIELD_VALUE.match(value):
+        raise InvalidArgumentError(f"user_id={shown(value)} is not allowed: {allowed}")
+    return value
+
+
+def check_timeout(value: Any) -> dict[str, float | None]:
+    """Return a timeout as the extension that httpx's transports read."""
+    if isinstance(value, httpx.Timeout):
+        return value.as_dict()
+    if value is not None:
+        check_number(value, "timeout", "seconds above 0, an httpx.Timeout, or None", above=0)
+    return httpx.Timeout(value).as_dict()
+
+
+def check_number(value: Any, argument: str, allowed: str, *, above: float) -> float:
+    """Return a finite number above a bound."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
+    if not (value > above and math.isfinite(value)):
+        raise InvalidArgumentError(f"{argument}={value!r} is not allowed: {allowed}")
+    return value
+
+
+def check_integer(value: Any, argument: str, *, minimum: int) -> int:
+    """Return an integer of at least `minimum`."""
+    allowed = f"an integer of at least {minimum}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
+    if value < minimum:
+        raise InvalidArgumentError(f"{argument}={value!r} is not allowed: {allowed}")
+    return value
+
+
+def check_text(
+    value: Any, argument: str, *, minimum: int = 1, maximum: int | None = None, secret: bool = False
+) -> str:
+    """Return text of a length within limits; a secret's value is not shown."""
+    allowed = (
+        f"text of {minimum} to {maximum} characters" if maximum else f"text of at least {minimum} characters"
+    )
+    what = argument if secret else f"{argument}={shown(value)}"
+    if not isinstance(value, str):
+        raise InvalidArgumentTypeError(f"{what} is not allowed: {allowed}")
+    if len(value) < minimum or (maximum is not None and len(value) > maximum):
+        raise InvalidArgumentError(f"{what} is not allowed: {allowed}")
+    return value
+
+
+def check_choice(value: Any, argument: str, choices: tuple[str, ...]) -> str:
+    """Return one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: one of {', '.join(choices)}")
+    return value
+
+
+def check_segment(value: Any, argument: str, *, slashes: bool = False) -> str:
+    """Return an id as a part of a URL's path, percent-encoded; it can not lead out of its place."""
+    text = check_text(str(value), argument)
+    if any(part in ("", ".", "..") for part in (text.split("/") if slashes else [text])):
+        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: an id as the gateway gives it")
+    try:
+        return quote(text, safe="/" if slashes else "")
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(
+            f"{argument}={shown(value)} is not allowed: text that UTF-8 can encode"
+        ) from None
+
+
+def check_moment(value: Any, argument: str) -> str:
+    """Return a point in time, a datetime with a time zone or ISO-8601 text with an offset, as the latter."""
+    allowed = "a datetime with a time zone, or ISO-8601 text with an offset"
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise InvalidArgumentError(f"{argument}={value!r} is not allowed: {allowed}")
+        return value.isoformat()
+    if not isinstance(value, str):
+        raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: {allowed}") from None
+    if not _OFFSET.search(value):
+        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: {allowed}")
+    return value
+
+
+def check_budget(value: Any, argument: str) -> int | float | str:
+    """Return an amount of USD, 0 for no limit."""
+    allowed = "USD, a finite number of at least 0 (0: none)"
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
+        raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
+    try:
+        amount = Decimal(value)
+    except InvalidOperation:
+        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: {allowed}") from None
+    if not amount.is_finite() or amount < 0:
+        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: {allowed}")
+    return value if isinstance(value, int | float) else str(amount)

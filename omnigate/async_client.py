@@ -1,0 +1,528 @@
+"""The async clients: one short method for each endpoint, saying what is special to it and nothing else.
+
+They are bound to no event loop before the first call, and own no task at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, Literal, TypeAlias, Unpack, overload
+from uuid import UUID
+
+import httpx
+
+from omnigate import endpoints
+from omnigate.arguments import CallOptions, Timeout, check_choice, check_segment, check_text
+from omnigate.base_client import BaseAsyncClient, environment_base_url, list_with_meta, metrics_query
+from omnigate.exceptions import InvalidArgumentTypeError
+from omnigate.meta import DictResult, ListResult
+from omnigate.models import (
+    ApiKeyCreated,
+    ApiKeyInfo,
+    ChatRequest,
+    ChatResponse,
+    CompletionRequest,
+    MeResponse,
+    MessagesInput,
+    MetricsResponse,
+    ModelInfo,
+    ModelPage,
+    SignupResponse,
+    StreamChunk,
+)
+from omnigate.retry import RetryConfig
+from omnigate.session import MAX_RESPONSE_BYTES, Session
+from omnigate.streaming import ChatStream, CompletionStream
+from omnigate.structs import construct, shown
+
+Transport: TypeAlias = httpx.AsyncBaseTransport | httpx.BaseTransport
+
+_PROVIDERS: Final = ("openai", "anthropic", "gemini", "azure")
+
+
+class AsyncClient(BaseAsyncClient):
+    """A client of an OmniGate gateway for trio and asyncio.
+
+    Use it with `async with`, or call `aclose()` at the end. It may be used by any number of tasks at once,
+    and in a second event loop after the first has ended.
+
+    Args:
+        api_key: the gateway key (`llmg_…`); else `$OMNIGATE_API_KEY`. `signup` and `health` need none.
+        base_url: the gateway's address, `http(s)://host[:port][/prefix]`; else `$OMNIGATE_BASE_URL`, else
+            "http://localhost:8000".
+        user_id: the end user whom calls are attributed to, at most 255 characters of Latin-1.
+        timeout: seconds for each of connecting, writing, reading and waiting for a connection; an
+            `httpx.Timeout` sets them apart; None is no limit.
+        retries: how often a failed request is retried, where no `retry_config` is given.
+        retry_config: the whole retry policy.
+        headers: sent with every request.
+        transport: any httpx transport, async or sync; closed with the client.
+        verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use.
+        max_response_bytes: bytes that a response may have, decoded; more is an error.
+
+    Raises:
+        InvalidArgumentError: an argument is not allowed (a `ValueError`).
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str | None = None,
+        user_id: str | None = None,
+        timeout: Timeout = 60.0,
+        retries: int = 2,
+        retry_config: RetryConfig | None = None,
+        headers: Mapping[str, str] | None = None,
+        transport: Transport | None = None,
+        verify: bool | ssl.SSLContext = True,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+    ) -> None:
+        self._session = Session(
+            base_url=environment_base_url(base_url),
+            key_header="x-api-key",
+            key=os.environ.get("OMNIGATE_API_KEY") if api_key is None else api_key,
+            user_id=user_id,
+            timeout=timeout,
+            retries=retries,
+            retry_config=retry_config,
+            headers=headers,
+            transport=transport,
+            verify=verify,
+            max_response_bytes=max_response_bytes,
+        )
+
+    @property
+    def api_key(self) -> str | None:
+        """The gateway key."""
+        return self._session.key
+
+    @api_key.setter
+    def api_key(self, value: str | None) -> None:
+        self._session.key = value
+
+    @property
+    def user_id(self) -> str | None:
+        """The end user whom calls are attributed to, unless they say otherwise."""
+        return self._session.user_id
+
+    @user_id.setter
+    def user_id(self, value: str | None) -> None:
+        self._session.user_id = value
+
+    async def chat(
+        self,
+        *,
+        model: str,
+        messages: MessagesInput,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        user_id: str | None = None,
+        top_p: float | None = None,
+        stop: str | list[str] | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        seed: int | None = None,
+        fallback_models: list[str] | None = None,
+        cache: bool | None = None,
+        **options: Unpack[CallOptions],
+    ) -> ChatResponse:
+        """Return a model's whole answer (`POST /v1/chat`).
+
+        Args:
+            model: its name; the beginning decides about the provider (`gpt-…`, `claude-…`, `gemini-…`, …).
+            messages: text, a message, or a list of messages; dicts with `role` and `content` will do.
+            max_tokens: of the answer, at least 1.
+            temperature: 0 to 2.
+            user_id: in place of the client's.
+            top_p: 0 to 1.
+            stop: text or texts at which the model stops.
+            presence_penalty: -2 to 2.
+            frequency_penalty: -2 to 2.
+            seed: an integer of 64 bits.
+            fallback_models: at most five models to try when the first fails.
+            cache: opt in or out of the gateway's cache; has an effect only with `temperature=0`.
+            options: `timeout`, `deadline_seconds`, `extra_headers`; see `CallOptions`.
+
+        Raises:
+            InvalidArgumentError: an argument is not allowed; nothing was sent.
+            APIError: the gateway or the provider refused or failed; see its subclasses.
+            ConnectionError: no answer came.
+            TimeoutError: no answer came in time.
+        """
+        request = construct(
+            ChatRequest,
+            {
+                "model": model,
+                "messages": messages,
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+                "top_p": top_p,
+                "stop": stop,
+                "presence_penalty": presence_penalty,
+                "frequency_penalty": frequency_penalty,
+                "seed": seed,
+                "fallback_models": fallback_models,
+                "cache": cache,
+            },
+        )
+        call = self._session.prepare(endpoints.CHAT, body=request, user_id=user_id, options=options)
+        return await self._fetch(ChatResponse, call)
+
+    @overload
+    def chat_stream(
+        self,
+        *,
+        model: str,
+        messages: MessagesInput,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        user_id: str | None = None,
+        as_chunks: Literal[False] = False,
+        include_usage: bool = False,
+        top_p: float | None = None,
+        stop: str | list[str] | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        seed: int | None = None,
+        fallback_models: None = None,
+        cache: None = None,
+        **options: Unpack[CallOptions],
+    ) -> ChatStream[str]: ...
+
+    @overload
+    def chat_stream(
+        self,
+        *,
+        model: str,
+        messages: MessagesInput,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        user_id: str | None = None,
+        as_chunks: Literal[True],
+        include_usage: bool = False,
+        top_p: float | None = None,
+        stop: str | list[str] | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        seed: int | None = None,
+        fallback_models: None = None,
+        cache: None = None,
+        **options: Unpack[CallOptions],
+    ) -> ChatStream[StreamChunk]: ...
+
+    def chat_stream(
+        self,
+        *,
+        model: str,
+        messages: MessagesInput,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        user_id: str | None = None,
+        as_chunks: bool = False,
+        include_usage: bool = False,
+        top_p: float | None = None,
+        stop: str | list[str] | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        seed: int | None = None,
+        fallback_models: None = None,
+        cache: None = None,
+        **options: Unpack[CallOptions],
+    ) -> ChatStream[str] | ChatStream[StreamChunk]:
+        """Return a model's answer as a stream, to be used with `async with` and iterated.
+
+        Nothing is sent before the stream is entered or iterated. The plain stream (`POST /v1/chat`) is bare
+        text: no usage, no cost, and a model's own text that looks like the gateway's error mark ends it.
+        With `include_usage=True` the OpenAI-compatible endpoint is used instead, which has neither fault:
+        the stream knows `usage` and `finish_reason` at its end.
+
+        Args:
+            model: as in `chat`.
+            messages: as in `chat`.
+            max_tokens: as in `chat`.
+            temperature: as in `chat`.
+            user_id: as in `chat`.
+            as_chunks: yield `StreamChunk`s in place of `str`; with `include_usage` the last one carries
+                `usage` and `finish_reason`.
+            include_usage: see above.
+            top_p: as in `chat`.
+            stop: as in `chat`.
+            presence_penalty: as in `chat`.
+            frequency_penalty: as in `chat`.
+            seed: as in `chat`.
+            fallback_models: refused: the gateway ignores it for streams.
+            cache: refused, likewise.
+            options: as in `chat`; `deadline_seconds` counts from the opening to the last piece.
+
+        Raises:
+            InvalidArgumentError: an argument is not allowed; nothing was sent.
+        """
+        for argument, value in (("fallback_models", fallback_models), ("cache", cache)):
+            if value is not None:
+                raise InvalidArgumentTypeError(
+                    f"{argument}={shown(value)} is not allowed for a stream, where the gateway ignores it: None"
+                )
+        request = construct(
+            CompletionRequest if include_usage else ChatRequest,
+            {
+                "model": model,
+                "messages": messages,
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+                "stream": True,
+                "top_p": top_p,
+                "stop": stop,
+                "presence_penalty": presence_penalty,
+                "frequency_penalty": frequency_penalty,
+                "seed": seed,
+                **_stream_options(include_usage),
+            },
+        )
+        endpoint = endpoints.COMPLETIONS if include_usage else endpoints.CHAT
+        call = self._session.prepare(endpoint, body=request, user_id=user_id, options=options)
+        if as_chunks:
+            return ChatStream(self._session, call, StreamChunk, include_usage=include_usage)
+        return ChatStream(self._session, call, str, include_usage=include_usage)
+
+    async def completions(
+        self,
+        *,
+        model: str,
+        messages: MessagesInput,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        user_id: str | None = None,
+        top_p: float | None = None,
+        stop: str | list[str] | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        seed: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> DictResult[Any]:
+        """Return a model's whole answer in OpenAI's shape, as a dict (`POST /v1/chat/completions`).
+
+        The arguments and errors are those of `chat`; a message's role may be "developer", too.
+        """
+        request = construct(
+            CompletionRequest,
+            {
+                "model": model,
+                "messages": messages,
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+                "top_p": top_p,
+                "stop": stop,
+                "presence_penalty": presence_penalty,
+                "frequency_penalty": frequency_penalty,
+                "seed": seed,
+            },
+        )
+        call = self._session.prepare(endpoints.COMPLETIONS, body=request, user_id=user_id, options=options)
+        return await self._fetch_dict(call)
+
+    def completions_stream(
+        self,
+        *,
+        model: str,
+        messages: MessagesInput,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        user_id: str | None = None,
+        include_usage: bool = False,
+        top_p: float | None = None,
+        stop: str | list[str] | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        seed: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> CompletionStream:
+        """Return a model's answer as a stream of OpenAI's chunks, as dicts.
+
+        Args:
+            model: as in `chat`.
+            messages: as in `completions`.
+            max_tokens: as in `chat`.
+            temperature: as in `chat`.
+            user_id: as in `chat`.
+            include_usage: end with a chunk that has no choices but `usage`.
+            top_p: as in `chat`.
+            stop: as in `chat`.
+            presence_penalty: as in `chat`.
+            frequency_penalty: as in `chat`.
+            seed: as in `chat`.
+            options: as in `chat_stream`.
+
+        Raises:
+            InvalidArgumentError: an argument is not allowed; nothing was sent.
+        """
+        request = construct(
+            CompletionRequest,
+            {
+                "model": model,
+                "messages": messages,
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+                "stream": True,
+                "top_p": top_p,
+                "stop": stop,
+                "presence_penalty": presence_penalty,
+                "frequency_penalty": frequency_penalty,
+                "seed": seed,
+                **_stream_options(include_usage),
+            },
+        )
+        call = self._session.prepare(endpoints.COMPLETIONS, body=request, user_id=user_id, options=options)
+        return CompletionStream(self._session, call)
+
+    async def models(self, **options: Unpack[CallOptions]) -> ListResult[ModelInfo]:
+        """Return the models that the gateway knows (`GET /v1/models`)."""
+        call = self._session.prepare(endpoints.MODELS, options=options)
+        page, meta = await self._session.fetch(ModelPage | list[ModelInfo], call)
+        return list_with_meta(page.data if isinstance(page, ModelPage) else page, meta)
+
+    async def model(self, id: str, **options: Unpack[CallOptions]) -> ModelInfo:
+        """Return one model's card (`GET /v1/models/{id}`).
+
+        Raises:
+            APIError: with `status_code` 404: there is no such model.
+        """
+        suffix = check_segment(id, "id", slashes=True)
+        return await self._fetch(
+            ModelInfo, self._session.prepare(endpoints.MODEL, suffix=suffix, options=options)
+        )
+
+    async def metrics(
+        self,
+        *,
+        range: str | None = None,
+        start: datetime | str | None = None,
+        end: datetime | str | None = None,
+        group_by: str | None = None,
+        granularity: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> MetricsResponse:
+        """Return the project's usage (`GET /v1/metrics`).
+
+        Args:
+            range: "1h", "24h", "7d" or "30d" up to now; "24h" where there is no `start` either.
+            start: in place of `range`: a datetime with a time zone, or ISO-8601 text with an offset.
+            end: likewise, after `start`; now if left out.
+            group_by: "provider", "model", "user" or "status": fills `breakdown`, with at most 100 rows.
+            granularity: "minute", "hour" or "day" of `timeseries`; by the window's length if left out.
+            options: as in `chat`.
+        """
+        query = metrics_query(range, start, end, group_by, granularity)
+        return await self._fetch(
+            MetricsResponse, self._session.prepare(endpoints.METRICS, query=query, options=options)
+        )
+
+    async def signup(
+        self,
+        *,
+        email: str,
+        org_name: str | None = None,
+        project_name: str = "Default",
+        **options: Unpack[CallOptions],
+    ) -> SignupResponse:
+        """Create an account and return its key, which is shown only this once (`POST /v1/signup`).
+
+        Needs no key. Once sent it is never sent again, since that would make a second account.
+
+        Args:
+            email: 3 to 255 characters.
+            org_name: at most 255 characters.
+            project_name: at most 255 characters.
+            options: as in `chat`.
+        """
+        body = {
+            "email": check_text(email, "email", minimum=3, maximum=255),
+            "project_name": check_text(project_name, "project_name", minimum=0, maximum=255),
+        }
+        if org_name is not None:
+            body["org_name"] = check_text(org_name, "org_name", minimum=0, maximum=255)
+        return await self._fetch(
+            SignupResponse, self._session.prepare(endpoints.SIGNUP, body=body, options=options)
+        )
+
+    async def set_provider_key(
+        self,
+        *,
+        provider: str,
+        api_key: str,
+        meta: Mapping[str, str] | None = None,
+        **options: Unpack[CallOptions],
+    ) -> None:
+        """Store the project's key of a provider, or replace it (`POST /v1/keys`).
+
+        Args:
+            provider: "openai", "anthropic", "gemini" or "azure".
+            api_key: the provider's key, at least 8 characters.
+            meta: for Azure: "endpoint" (an https URL), "deployment", and optionally "api_version".
+            options: as in `chat`.
+        """
+        if meta is not None and not isinstance(meta, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgumentTypeError(f"meta={shown(meta)} is not allowed: a dict, or None")
+        body = {
+            "provider": check_choice(provider, "provider", _PROVIDERS),
+            "api_key": check_text(api_key, "api_key", minimum=8, secret=True),
+            **({} if meta is None else {"meta": dict(meta)}),
+        }
+        call = self._session.prepare(endpoints.PROVIDER_KEY, body=body, secrets=(api_key,), options=options)
+        await self._session.exchange(call)
+
+    async def create_api_key(self, *, name: str, **options: Unpack[CallOptions]) -> ApiKeyCreated:
+        """Create another gateway key, which is shown only this once (`POST /v1/keys/api`).
+
+        Once sent it is never sent again, since that would make a second key that nobody sees.
+
+        Args:
+            name: 1 to 255 characters.
+            options: as in `chat`.
+        """
+        body = {"name": check_text(name, "name", maximum=255)}
+        return await self._fetch(
+            ApiKeyCreated, self._session.prepare(endpoints.CREATE_API_KEY, body=body, options=options)
+        )
+
+    async def list_api_keys(self, **options: Unpack[CallOptions]) -> ListResult[ApiKeyInfo]:
+        """Return the project's gateway keys, without the keys themselves (`GET /v1/keys/api`)."""
+        call = self._session.prepare(endpoints.LIST_API_KEYS, options=options)
+        return await self._fetch_list(ApiKeyInfo, call)
+
+    async def revoke_api_key(self, id: str | UUID, **options: Unpack[CallOptions]) -> None:
+        """Revoke a gateway key; one that is revoked already is no error (`DELETE /v1/keys/api/{id}`).
+
+        Raises:
+            APIError: with `status_code` 404: there is no such key.
+        """
+        suffix = check_segment(id, "id")
+        await self._session.exchange(
+            self._session.prepare(endpoints.REVOKE_API_KEY, suffix=suffix, options=options)
+        )
+
+    async def me(self, **options: Unpack[CallOptions]) -> MeResponse:
+        """Return the project of the key in use (`GET /v1/me`)."""
+        return await self._fetch(MeResponse, self._session.prepare(endpoints.ME, options=options))
+
+    async def health(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
+        """Return whether the gateway is up, and its version (`GET /health`). Needs no key."""
+        return await self._fetch_dict(self._session.prepare(endpoints.HEALTH, options=options))
+
+    async def ready(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
+        """Return whether the gateway can serve (`GET /health/ready`), also when it can not. Needs no key.
+
+        The answer is `{"status": "ready" | "not_ready", "checks": {…}}`, and `meta.status_code` 200 or 503.
+        """
+        return await self._fetch_dict(self._session.prepare(endpoints.READY, options=options), accept=503)
+
+    async def version(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
+        """Return the gateway's name and version (`GET /version`). Needs no key."""
+        return await self._fetch_dict(self._session.prepare(endpoints.VERSION, options=options))
+
+
+def _stream_options(include_usage: bool) -> dict[str, Any]:
+    return {"stream_options": {"include_usage": True}} if include_usage else {}

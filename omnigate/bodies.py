@@ -1,0 +1,172 @@
+"""Response bodies: undone of their content encoding, and bounded while they arrive.
+
+`identity` is what is asked for, but a proxy may compress all the same. A megabyte of gzip can be a
+gigabyte, so the bound is on what comes out, piece by piece, before it is kept.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Final
+
+import httpx
+
+from omnigate.exceptions import InvalidResponseError
+
+PIECE_BYTES: Final = 65_536
+
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class Inflater:
+    """Undoes gzip (RFC 1952) or deflate (RFC 1950; the bare RFC 1951 too, as some servers send it)."""
+
+    def __init__(self, encoding: str) -> None:
+        """Begin; `encoding` is "gzip", "x-gzip" or "deflate"."""
+        self._wbits = zlib.MAX_WBITS if encoding == "deflate" else zlib.MAX_WBITS | 16
+        self._stream = zlib.decompressobj(self._wbits)
+        self._fresh = True
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield what `data` decodes to, in pieces of at most `PIECE_BYTES`.
+
+        Raises:
+            zlib.error: the data is corrupt.
+        """
+        while True:
+            piece = self._decompress(data)
+            if piece:
+                yield piece
+            data = self._stream.unconsumed_tail
+            if self._stream.eof:
+                data = self._stream.unused_data
+                if not data.startswith(_GZIP_MAGIC):  # only gzip has several members; padding is ignored
+                    return
+                self._stream = zlib.decompressobj(self._wbits)
+            elif not data and len(piece) < PIECE_BYTES:
+                return
+
+    def finish(self) -> None:
+        """Check, at the end of the body, that it was complete.
+
+        Raises:
+            zlib.error: it was not.
+        """
+        if not self._fresh and not self._stream.eof:
+            raise zlib.error("the compressed body is incomplete")
+
+    def _decompress(self, data: bytes) -> bytes:
+        try:
+            return self._stream.decompress(data, PIECE_BYTES)
+        except zlib.error:
+            if not (self._fresh and self._wbits == zlib.MAX_WBITS):
+                raise
+            self._stream = zlib.decompressobj(-zlib.MAX_WBITS)
+            return self._stream.decompress(data, PIECE_BYTES)
+        finally:
+            self._fresh = self._fresh and not data
+
+
+class BodyReader:
+    """Reads the decoded body of one response, piece by piece.
+
+    Owns nothing: whoever opened the response closes it.
+
+    Attributes:
+        received: decoded bytes so far.
+    """
+
+    __slots__ = ("_chunks", "_head", "_inflater", "_limit", "_pieces", "received")
+
+    def __init__(self, response: httpx.Response, chunks: AsyncIterator[bytes], limit: int) -> None:
+        """Begin.
+
+        Args:
+            response: the head.
+            chunks: the body's raw chunks.
+            limit: decoded bytes that the body may have.
+
+        Raises:
+            InvalidResponseError: the body's encoding is not one we can undo.
+        """
+        self.received = 0
+        self._chunks = chunks
+        self._limit = limit
+        self._head = response
+        self._pieces: Iterator[bytes] = iter(())
+        self._inflater: Inflater | None = None
+        encoding = response.headers.get("content-encoding")
+        if encoding is not None:
+            encoding = encoding.strip().lower()
+            if encoding in ("gzip", "x-gzip", "deflate"):
+                self._inflater = Inflater(encoding)
+            elif encoding not in ("", "identity"):
+                raise self._invalid(f"the response is encoded as {encoding!r}, which was not asked for")
+
+    async def next(self) -> bytes | None:
+        """Return the next piece, or None at the end of the body.
+
+        Raises:
+            InvalidResponseError: the body is corrupt or too long.
+        """
+        if self._inflater is None:
+            try:
+                piece = await self._chunks.__anext__()
+            except StopAsyncIteration:
+                return None
+        else:
+            found = await self._next_inflated(self._inflater)
+            if found is None:
+                return None
+            piece = found
+        self.received += len(piece)
+        if self.received > self._limit:
+            raise self._invalid(f"the response is longer than max_response_bytes={self._limit:,} allows")
+        return piece
+
+    async def read(self) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            InvalidResponseError: the body is corrupt or too long.
+        """
+        first = await self.next()
+        if first is None:
+            return b""
+        body = [first]
+        while (piece := await self.next()) is not None:
+            body.append(piece)
+        return first if len(body) == 1 else b"".join(body)
+
+    async def read_start(self, length: int) -> bytes:
+        """Return the beginning of the body, at most `length` bytes, as far as it can be decoded."""
+        body = bytearray()
+        try:
+            while len(body) < length and (piece := await self.next()) is not None:
+                body += piece[: length - len(body)]
+        except InvalidResponseError:
+            pass  # the beginning of an error's body is worth more than the fact that its end is corrupt
+        return bytes(body)
+
+    async def _next_inflated(self, inflater: Inflater) -> bytes | None:
+        try:
+            while True:
+                piece = next(self._pieces, None)
+                if piece is not None:
+                    return piece
+                try:
+                    chunk = await self._chunks.__anext__()
+                except StopAsyncIteration:
+                    inflater.finish()
+                    return None
+                self._pieces = inflater.feed(chunk)
+        except zlib.error as error:
+            raise self._invalid(f"the response's compressed body is broken: {error}") from error
+
+    def _invalid(self, message: str) -> InvalidResponseError:
+        return InvalidResponseError(
+            message,
+            status_code=self._head.status_code,
+            request_id=self._head.headers.get("x-request-id"),
+        )

@@ -1,0 +1,346 @@
+"""The sync clients: the async ones behind a portal. No request logic is here.
+
+Each method is the async client's own, run in the portal's event loop, so that the two can not differ.
+"""
+
+from __future__ import annotations
+
+import ssl
+import warnings
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial, wraps
+from types import TracebackType
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar, Unpack, overload
+
+from omnigate.arguments import CallOptions, Timeout
+from omnigate.async_admin import AsyncAdminClient
+from omnigate.async_client import AsyncClient, Transport
+from omnigate.base_client import BaseAsyncClient
+from omnigate.meta import Meta
+from omnigate.models import MessagesInput, StreamChunk, Usage
+from omnigate.portal import Backend, Portal
+from omnigate.retry import RetryConfig
+from omnigate.session import MAX_RESPONSE_BYTES
+from omnigate.streaming import BaseStream, ChatStream, CompletionStream
+
+T = TypeVar("T")
+P = ParamSpec("P")
+C = TypeVar("C", bound=BaseAsyncClient)
+S = TypeVar("S", bound=BaseStream[Any])
+ChatPiece = TypeVar("ChatPiece", str, StreamChunk)
+
+
+def _method(
+    method: Callable[Concatenate[C, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[BaseClient[C], P], T]:
+    """Return the sync face of an async client's method: the same signature, the same words."""
+
+    @wraps(method)
+    def call(self: BaseClient[C], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._portal.call(partial(method, self._async, *args, **kwargs))
+
+    return call
+
+
+class BaseSyncStream(Generic[T, S]):
+    """What all sync streams are: an iterator of pieces and a context manager.
+
+    Use it as `with client.chat_stream(…) as stream: for piece in stream: …`. It mirrors the async stream:
+    entering returns when the head of the response has come, and reading raises the same errors. The
+    pieces that have arrived are fetched together. Not to be read by two threads at once.
+    """
+
+    def __init__(self, portal: Portal, stream: S) -> None:
+        self._portal = portal
+        self._stream = stream
+        self._pieces: deque[T] = deque()
+
+    @property
+    def meta(self) -> Meta:
+        """What the head of the response said; there is none before the stream is open."""
+        return self._stream.meta
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        if not self._pieces:
+            self._pieces.extend(self._portal.call(self._stream.fetch))
+            if not self._pieces:
+                raise StopIteration
+        return self._pieces.popleft()
+
+    def __enter__(self) -> Self:
+        self._portal.call(self._stream.__aenter__)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the stream; its connection is given back if its body has ended, else closed."""
+        self._pieces.clear()
+        if not self._stream.is_closed:
+            self._portal.call(self._stream.aclose)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._stream!r}>"
+
+
+class SyncChatStream(BaseSyncStream[ChatPiece, ChatStream[ChatPiece]]):
+    """The stream of a chat: `str` pieces, or `StreamChunk`s where `as_chunks=True` was asked for."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens, once the stream has ended, if it was asked for with `include_usage=True`."""
+        return self._stream.usage
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the model stopped, likewise."""
+        return self._stream.finish_reason
+
+    def text(self) -> str:
+        """Return the rest of the text at once.
+
+        Raises:
+            GatewayError: as reading does; the text before the failure is lost then.
+        """
+        taken = "".join(piece if isinstance(piece, str) else piece.text for piece in self._pieces)
+        self._pieces.clear()
+        return taken + self._portal.call(self._stream.text)
+
+
+class SyncCompletionStream(BaseSyncStream[dict[str, Any], CompletionStream]):
+    """The stream of a completion: OpenAI's chunks, as dicts, up to `[DONE]`."""
+
+
+class BaseClient(Generic[C]):
+    """What both sync clients are: an async client and a portal to it."""
+
+    _async: C
+    _portal: Portal
+
+    @property
+    def base_url(self) -> str:
+        """The gateway's address, without a trailing slash."""
+        return self._async.base_url
+
+    @base_url.setter
+    def base_url(self, value: str) -> None:
+        self._async.base_url = value
+
+    def close(self) -> None:
+        """Close the client, its transport and its thread. What is in flight fails; a second time does nothing."""
+        self._portal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{repr(self._async).removeprefix(type(self._async).__name__)}"
+
+
+class Client(BaseClient[AsyncClient]):
+    """A client of an OmniGate gateway for plain, synchronous programs.
+
+    It has the methods of `AsyncClient`, without `await`, and may be used by any number of threads at once.
+    A thread of its own, started at the first call, runs the async core; `with`, or `close()`, ends it.
+    Ctrl-C cancels the call in flight. After `os.fork()` a client that was used before says so in the child.
+
+    Args:
+        api_key: as `AsyncClient`'s, like the others not named here.
+        base_url: see `AsyncClient`.
+        user_id: see `AsyncClient`.
+        timeout: see `AsyncClient`.
+        retries: see `AsyncClient`.
+        retry_config: see `AsyncClient`.
+        headers: see `AsyncClient`.
+        transport: see `AsyncClient`.
+        verify: see `AsyncClient`.
+        max_response_bytes: see `AsyncClient`.
+        backend: the event loop of its thread, "asyncio" or "trio".
+
+    Raises:
+        InvalidArgumentError: an argument is not allowed (a `ValueError`).
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str | None = None,
+        user_id: str | None = None,
+        timeout: Timeout = 60.0,
+        retries: int = 2,
+        retry_config: RetryConfig | None = None,
+        headers: Mapping[str, str] | None = None,
+        transport: Transport | None = None,
+        verify: bool | ssl.SSLContext = True,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+        backend: Backend = "asyncio",
+    ) -> None:
+        self._async = AsyncClient(
+            api_key,
+            base_url=base_url,
+            user_id=user_id,
+            timeout=timeout,
+            retries=retries,
+            retry_config=retry_config,
+            headers=headers,
+            transport=transport,
+            verify=verify,
+            max_response_bytes=max_response_bytes,
+        )
+        self._portal = Portal(backend, self._async.aclose)
+
+    @property
+    def api_key(self) -> str | None:
+        """The gateway key."""
+        return self._async.api_key
+
+    @api_key.setter
+    def api_key(self, value: str | None) -> None:
+        self._async.api_key = value
+
+    @property
+    def user_id(self) -> str | None:
+        """The end user whom calls are attributed to, unless they say otherwise."""
+        return self._async.user_id
+
+    @user_id.setter
+    def user_id(self, value: str | None) -> None:
+        self._async.user_id = value
+
+    chat = _method(AsyncClient.chat)
+    completions = _method(AsyncClient.completions)
+    models = _method(AsyncClient.models)
+    model = _method(AsyncClient.model)
+    metrics = _method(AsyncClient.metrics)
+    signup = _method(AsyncClient.signup)
+    set_provider_key = _method(AsyncClient.set_provider_key)
+    create_api_key = _method(AsyncClient.create_api_key)
+    list_api_keys = _method(AsyncClient.list_api_keys)
+    revoke_api_key = _method(AsyncClient.revoke_api_key)
+    me = _method(AsyncClient.me)
+    health = _method(AsyncClient.health)
+    ready = _method(AsyncClient.ready)
+    version = _method(AsyncClient.version)
+
+    @overload
+    def chat_stream(
+        self,
+        *,
+        model: str,
+        messages: MessagesInput,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        user_id: str | None = None,
+        as_chunks: Literal[False] = False,
+        include_usage: bool = False,
+        top_p: float | None = None,
+        stop: str | list[str] | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        seed: int | None = None,
+        fallback_models: None = None,
+        cache: None = None,
+        **options: Unpack[CallOptions],
+    ) -> SyncChatStream[str]: ...
+
+    @overload
+    def chat_stream(
+        self,
+        *,
+        model: str,
+        messages: MessagesInput,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        user_id: str | None = None,
+        as_chunks: Literal[True],
+        include_usage: bool = False,
+        top_p: float | None = None,
+        stop: str | list[str] | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        seed: int | None = None,
+        fallback_models: None = None,
+        cache: None = None,
+        **options: Unpack[CallOptions],
+    ) -> SyncChatStream[StreamChunk]: ...
+
+    @wraps(AsyncClient.chat_stream)
+    def chat_stream(self, **arguments: Any) -> SyncChatStream[str] | SyncChatStream[StreamChunk]:
+        stream: Any = self._async.chat_stream(**arguments)
+        return SyncChatStream(self._portal, stream)
+
+    @wraps(AsyncClient.completions_stream)
+    def completions_stream(self, **arguments: Any) -> SyncCompletionStream:
+        return SyncCompletionStream(self._portal, self._async.completions_stream(**arguments))
+
+
+class AdminClient(BaseClient[AsyncAdminClient]):
+    """A sync client of a gateway's administration: `AsyncAdminClient` without `await`.
+
+    Args:
+        admin_key: as `AsyncAdminClient`'s, like the others not named here.
+        base_url: see `AsyncAdminClient`.
+        timeout: see `AsyncAdminClient`.
+        retries: see `AsyncAdminClient`.
+        retry_config: see `AsyncAdminClient`.
+        headers: see `AsyncAdminClient`.
+        transport: see `AsyncAdminClient`.
+        verify: see `AsyncAdminClient`.
+        backend: the event loop of its thread, "asyncio" or "trio".
+
+    Raises:
+        InvalidArgumentError: an argument is not allowed (a `ValueError`).
+    """
+
+    def __init__(
+        self,
+        admin_key: str | None = None,
+        *,
+        base_url: str | None = None,
+        timeout: Timeout = 60.0,
+        retries: int = 2,
+        retry_config: RetryConfig | None = None,
+        headers: Mapping[str, str] | None = None,
+        transport: Transport | None = None,
+        verify: bool | ssl.SSLContext = True,
+        backend: Backend = "asyncio",
+    ) -> None:
+        self._async = AsyncAdminClient(
+            admin_key,
+            base_url=base_url,
+            timeout=timeout,
+            retries=retries,
+            retry_config=retry_config,
+            headers=headers,
+            transport=transport,
+            verify=verify,
+        )
+        self._portal = Portal(backend, self._async.aclose)
+
+    @property
+    def admin_key(self) -> str | None:
+        """The admin key."""
+        return self._async.admin_key
+
+    @admin_key.setter
+    def admin_key(self, value: str | None) -> None:
+        self._async.admin_key = value
+
+    create_org = _method(AsyncAdminClient.create_org)
+    list_orgs = _method(AsyncAdminClient.list_orgs)
+    create_project = _method(AsyncAdminClient.create_project)
+    list_projects = _method(AsyncAdminClient.list_projects)
+    org_metrics = _method(AsyncAdminClient.org_metrics)

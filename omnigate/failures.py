@@ -1,0 +1,180 @@
+"""Turns what went wrong on the wire into the typed errors: responses, transport errors, stream messages."""
+
+from __future__ import annotations
+
+import http
+import re
+from datetime import datetime
+from html.parser import HTMLParser
+from typing import Any, Final, cast
+
+import httpx
+import msgspec
+
+from omnigate.exceptions import (
+    APIError,
+    ConnectionError,
+    ProviderError,
+    ProviderRateLimitError,
+    TimeoutError,
+    classify,
+    normalise_detail,
+    provider_of,
+)
+from omnigate.redaction import redact
+from omnigate.retry import parse_http_date, parse_retry_after
+
+_TEXT_LENGTH: Final = 2_000
+_HTML = re.compile(r"\s*<(!doctype|html|head|body|!--)", re.IGNORECASE)
+_SPACE = re.compile(r"\s+")
+
+# Raised before a byte of the request was written.
+_NOT_SENT: Final = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+    httpx.LocalProtocolError,
+)
+_WAITED_FOR: Final = {
+    httpx.ConnectTimeout: "connecting took longer than the timeout",
+    httpx.ReadTimeout: "no bytes came within the timeout",
+    httpx.WriteTimeout: "the request could not be written within the timeout",
+    httpx.PoolTimeout: "no connection became free within the timeout",
+}
+
+
+def response_error(
+    response: httpx.Response, body: bytes, *, secrets: tuple[str, ...] = (), show_body: bool = True
+) -> APIError:
+    """Return the typed error for an error response.
+
+    Args:
+        response: its head.
+        body: its body, or the beginning of it.
+        secrets: what must not appear in the error.
+        show_body: whether anything of the body may.
+    """
+    status = response.status_code
+    headers = response.headers
+    now: datetime | None = parse_http_date(headers.get("date"))
+    detail = _detail(body, secrets) if show_body else None
+    error = classify(
+        status,
+        detail if normalise_detail(detail) else _status_text(response),
+        retry_after=parse_retry_after(headers.get("retry-after"), now=now),
+        request_id=headers.get("x-request-id"),
+    )
+    error.retry_after = parse_retry_after(headers.get("retry-after"), now=now)
+    error.detail = detail
+    if isinstance(detail, str) and _HTML.match(detail):
+        error.message = f"{_status_text(response)}: {_text_of_html(detail)}"
+        error.args = (error.message,)
+    return error
+
+
+def excerpt(body: bytes, secrets: tuple[str, ...]) -> str:
+    """Return the beginning of a body as an error may show it: as a repr, without keys."""
+    return repr(redact(body.decode("utf-8", "replace"), secrets)) if body else "nothing: it is empty"
+
+
+def connection_error(error: httpx.TransportError, base_url: str, attempts: int) -> ConnectionError:
+    """Return the typed error for a transport's; whoever raises it chains the cause."""
+    is_timeout = isinstance(error, httpx.TimeoutException)
+    reason = str(redact(str(error))) or type(error).__name__
+    if is_timeout:
+        reason = _WAITED_FOR.get(type(error), reason)
+    kind = TimeoutError if is_timeout else ConnectionError
+    failure = kind(f"Could not reach the gateway at {base_url} ({attempts_text(attempts)}): {reason}")
+    failure.reason = reason
+    failure.attempts = attempts
+    failure.was_sent = not isinstance(error, _NOT_SENT)
+    return failure
+
+
+def attempts_text(count: int) -> str:
+    """Return "1 attempt", "2 attempts", …."""
+    return f"{count} attempt{'' if count == 1 else 's'}"
+
+
+def stream_error(message: str, *, request_id: str | None, secrets: tuple[str, ...] = ()) -> ProviderError:
+    """Return the typed error for a failure that came inside a stream.
+
+    Its `status_code` is 502, since the response's own says 200; the provider's, where the message tells
+    it, is `provider_status`.
+    """
+    text = cast("str", redact(message.strip(), secrets))
+    named = provider_of(text) or (None, None)
+    kind = ProviderRateLimitError if named[1] == 429 else ProviderError
+    error = kind(
+        text or "the provider failed without a message (as it does when it times out)",
+        status_code=502,
+        detail=text,
+        request_id=request_id,
+    )
+    error.provider, error.provider_status = named
+    return error
+
+
+def transient_status(error: ProviderError) -> int | None:
+    """Return the HTTP status that a failure inside a stream would have had if it may pass, else None.
+
+    A provider's 429 and 5xx, an unreachable provider, an open circuit, and no message at all (a provider
+    that timed out).
+    """
+    status = error.provider_status
+    if status is not None:
+        return status if status == 429 or status >= 500 else None
+    if not error.detail or "request failed:" in error.detail or "call failed:" in error.detail:
+        return 502
+    return 503 if error.detail.endswith("circuit is open") else None
+
+
+def _detail(body: bytes, secrets: tuple[str, ...]) -> Any:
+    try:
+        parsed: Any = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        text = body.decode("utf-8", "replace").strip()
+        return redact(text[:_TEXT_LENGTH], secrets) or None
+    if isinstance(parsed, dict):
+        parsed = cast("dict[str, Any]", parsed).get("detail", cast("Any", parsed))
+    return redact(parsed, secrets)
+
+
+def _status_text(response: httpx.Response) -> str:
+    status = response.status_code
+    try:
+        text = f"HTTP {status} {http.HTTPStatus(status).phrase}"
+    except ValueError:
+        text = f"HTTP {status}"
+    if 300 <= status < 400:
+        text += " (redirects are not followed: set base_url to the final address)"
+    return text
+
+
+class _TextOfHtml(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.title = ""
+        self.text = ""
+        self._inside = ""
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "title":
+            self.title += data
+        elif self._inside not in ("style", "script"):
+            self.text += data
+
+
+def _text_of_html(page: str) -> str:
+    parser = _TextOfHtml()
+    parser.feed(page)
+    text = _SPACE.sub(" ", parser.title or parser.text).strip()
+    return f"an HTML page, {text[:200]!r}" if text else "an HTML page"

@@ -1,0 +1,457 @@
+"""One call, from arguments to an answer: headers, attempts and the waits between them, errors, bounds.
+
+Everything that all calls have in common is here and only here; a method of a client says what is special
+to it. The session owns the transport and nothing else: no task, no thread, no timer.
+
+What an await leaves behind when it is cancelled: before the head has come it is the transport's to clean
+up; after it, the response is closed by whoever holds it (`exchange` here, a stream in `streaming.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final, NamedTuple, TypeVar, TypeVarTuple, Unpack, cast
+
+import anyio
+import httpx
+import msgspec
+
+from omnigate._version import __version__
+from omnigate.arguments import (
+    CallOptions,
+    Timeout,
+    check_base_url,
+    check_headers,
+    check_integer,
+    check_key,
+    check_number,
+    check_timeout,
+    check_user_id,
+)
+from omnigate.bodies import BodyReader
+from omnigate.endpoints import Endpoint
+from omnigate.exceptions import (
+    APIError,
+    ClientClosedError,
+    ConnectionError,
+    GatewayError,
+    InvalidArgumentError,
+    InvalidArgumentTypeError,
+    TimeoutError,
+)
+from omnigate.failures import attempts_text, connection_error, excerpt, response_error
+from omnigate.meta import Meta
+from omnigate.redaction import mask
+from omnigate.retry import RetryConfig, compute_delay, should_retry
+from omnigate.structs import decode, decoder_for
+from omnigate.transport import adapt, default_transport
+from omnigate.transport.adapters import async_chunks, close_stream
+from omnigate.transport.event_loop import bounded, isolated
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+logger = logging.getLogger("omnigate")
+
+MAX_RESPONSE_BYTES: Final = 64 << 20
+MAX_ERROR_BYTES: Final = 1 << 20
+EXCERPT_BYTES: Final = 200
+
+_OPTION_NAMES: Final = CallOptions.__annotations__.keys()
+_NO_OPTIONS: Final = CallOptions()
+
+
+class Call(NamedTuple):
+    """A request, ready to be sent any number of times.
+
+    Attributes:
+        endpoint: what is called.
+        url: where.
+        headers: all headers but the length.
+        content: the body.
+        extensions: for the transport: the timeouts.
+        deadline_seconds: seconds for all attempts and waits.
+        secrets: what must not be in an error, beside the client's own key.
+    """
+
+    endpoint: Endpoint
+    url: httpx.URL
+    headers: list[tuple[bytes, bytes]]
+    content: bytes | None
+    extensions: dict[str, Any]
+    deadline_seconds: float | None
+    secrets: tuple[str, ...]
+
+    def request(self) -> httpx.Request:
+        """Return a request to send."""
+        return httpx.Request(
+            self.endpoint.method,
+            self.url,
+            headers=self.headers,
+            stream=httpx.ByteStream(self.content or b""),
+            extensions=self.extensions,
+        )
+
+
+class Attempts:
+    """The attempts of one call: counts them, decides after a failure, and waits before the next one."""
+
+    __slots__ = ("count", "deadline", "session", "started", "_call")
+
+    def __init__(self, session: Session, call: Call) -> None:
+        self.session = session
+        self._call = call
+        self.count = 0
+        self.started = time.monotonic()
+        self.deadline = (
+            math.inf if call.deadline_seconds is None else anyio.current_time() + call.deadline_seconds
+        )
+
+    async def recover(self, error: GatewayError, *, status: int | None = None) -> None:
+        """Return when the next attempt may start, or raise `error` because there is none.
+
+        Args:
+            error: why the last attempt failed.
+            status: the HTTP status to judge by, where it is not the error's own.
+
+        Raises:
+            GatewayError: `error`.
+            TimeoutError: the next attempt could only start after the deadline.
+        """
+        error.attempts = self.count
+        if isinstance(error, ConnectionError):
+            retry_after, was_sent = None, error.was_sent
+        elif isinstance(error, APIError):
+            status = status or error.status_code
+            retry_after, was_sent = error.retry_after, True
+        else:
+            raise error
+        config = self.session.retry_config
+        if not should_retry(
+            config,
+            attempts=self.count,
+            status=status,
+            was_sent=was_sent,
+            resend=self._call.endpoint.resend,
+            retry_after=retry_after,
+        ):
+            raise error
+        delay = compute_delay(self.count, config, retry_after)
+        if self.deadline - anyio.current_time() <= delay:
+            raise self.overdue() from error
+        logger.debug("attempt %d failed (%s); the next one in %.2f s", self.count, error, delay)
+        await anyio.sleep(delay)
+
+    def overdue(self) -> TimeoutError:
+        """Return the error that says that the deadline has passed, or would before the next attempt."""
+        error = TimeoutError(
+            f"{self.session.base_url}: no answer within deadline_seconds={self._call.deadline_seconds:g} "
+            f"({attempts_text(self.count)})"
+        )
+        error.attempts = self.count
+        return error
+
+    def meta(self, response: httpx.Response) -> Meta:
+        """Return the metadata of a response, as of now."""
+        return Meta(
+            response.status_code,
+            response.headers,
+            attempts=self.count,
+            elapsed=time.monotonic() - self.started,
+        )
+
+
+class Session:
+    """What the clients share: configuration, and the way from a request to an answer."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        key_header: str,
+        key: str | None,
+        user_id: str | None = None,
+        timeout: Timeout = 60.0,
+        retries: int = 2,
+        retry_config: RetryConfig | None = None,
+        headers: Mapping[str, str] | None = None,
+        transport: httpx.AsyncBaseTransport | httpx.BaseTransport | None = None,
+        verify: bool | ssl.SSLContext = True,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+    ) -> None:
+        if not isinstance(verify, bool | ssl.SSLContext):
+            raise InvalidArgumentTypeError(
+                f"verify={verify!r} is not allowed: True, False or an ssl.SSLContext"
+            )
+        if retry_config is not None and not isinstance(retry_config, RetryConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgumentTypeError(f"retry_config={retry_config!r} is not allowed: a RetryConfig")
+        if retry_config is None:
+            check_integer(retries, "retries", minimum=0)
+        self.retry_config = retry_config or RetryConfig(max_retries=retries)
+        self.max_response_bytes = check_integer(max_response_bytes, "max_response_bytes", minimum=1)
+        self._extensions = {"timeout": check_timeout(timeout)}
+        self._own_headers = check_headers(headers, "headers")
+        self._key_header = key_header
+        self._key = check_key(key, "api_key")
+        self._user_id = check_user_id(user_id)
+        self._base_url = check_base_url(base_url)
+        self._urls: dict[str, httpx.URL] = {}
+        self._headers = self._constant_headers()
+        self._closed = False
+        self._isolates = True  # every transport but our own, which needs no isolation
+        self._transport = default_transport(self._base_url, verify) if transport is None else adapt(transport)
+
+    # The configuration may be changed between calls, as with 0.1.0.
+
+    @property
+    def base_url(self) -> str:
+        """The gateway's address, without a trailing slash."""
+        return str(self._base_url)
+
+    @base_url.setter
+    def base_url(self, value: str) -> None:
+        self._base_url = check_base_url(value)
+        self._urls.clear()
+        self._headers = self._constant_headers()
+
+    @property
+    def key(self) -> str | None:
+        """The key that is sent."""
+        return self._key
+
+    @key.setter
+    def key(self, value: str | None) -> None:
+        self._key = check_key(value, "api_key")
+        self._headers = self._constant_headers()
+
+    @property
+    def user_id(self) -> str | None:
+        """The end user whom calls are attributed to, unless they say otherwise."""
+        return self._user_id
+
+    @user_id.setter
+    def user_id(self, value: str | None) -> None:
+        self._user_id = check_user_id(value)
+        self._headers = self._constant_headers()
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be in an error."""
+        return (self._key,) if self._key else ()
+
+    def prepare(
+        self,
+        endpoint: Endpoint,
+        *,
+        body: object = None,
+        suffix: str = "",
+        query: Mapping[str, str] | None = None,
+        user_id: str | None = None,
+        secrets: tuple[str, ...] = (),
+        options: CallOptions = _NO_OPTIONS,
+    ) -> Call:
+        """Return a call of `endpoint`, all of it checked.
+
+        Args:
+            endpoint: what is called.
+            body: what is sent as JSON; None for nothing.
+            suffix: the end of the path, percent-encoded.
+            query: the query's parameters.
+            user_id: in place of the client's.
+            secrets: what of the body must not be in an error.
+            options: of the call.
+        """
+        if self._closed:
+            raise ClientClosedError("the client is closed; create a new one")
+        headers = self._headers.copy()
+        extensions = self._extensions
+        deadline_seconds: float | None = None
+        if options:
+            if unknown := options.keys() - _OPTION_NAMES:
+                raise InvalidArgumentTypeError(
+                    f"unknown argument {', '.join(map(repr, sorted(unknown)))}; "
+                    f"every call takes {', '.join(_OPTION_NAMES)}"
+                )
+            if "timeout" in options:
+                extensions = {"timeout": check_timeout(options["timeout"])}
+            deadline_seconds = options.get("deadline_seconds")
+            if deadline_seconds is not None:
+                check_number(deadline_seconds, "deadline_seconds", "seconds above 0, or None", above=0)
+        if user_id:
+            headers[b"x-user-id"] = cast("str", check_user_id(user_id)).encode("latin-1")
+        content: bytes | None = None
+        if body is not None:
+            content = encode(body)
+            headers[b"content-type"] = b"application/json"
+        if options.get("extra_headers") is not None:
+            headers.update(check_headers(options["extra_headers"], "extra_headers"))
+        if content is not None:
+            headers[b"content-length"] = b"%d" % len(content)
+        url = self._url(endpoint.path, suffix, query)
+        return Call(endpoint, url, list(headers.items()), content, extensions, deadline_seconds, secrets)
+
+    async def fetch(self, kind: type[T], call: Call, *, accept: int | None = None) -> tuple[T, Meta]:
+        """Return the answer to `call` as the promised type, and its metadata.
+
+        Args:
+            kind: the promised type.
+            call: the request.
+            accept: a status outside of 200 to 299 that is an answer, too.
+
+        Raises:
+            GatewayError: any; see `exchange`.
+            InvalidResponseError: the answer is not of that type.
+        """
+        response, body, attempts = await self.exchange(call, accept=accept)
+        result = decode(
+            decoder_for(kind),
+            body,
+            (lambda _: "") if call.endpoint.mints_key else self.excerpt,
+            status_code=response.status_code,
+            request_id=response.headers.get("x-request-id"),
+        )
+        return result, attempts.meta(response)
+
+    async def exchange(
+        self, call: Call, *, accept: int | None = None
+    ) -> tuple[httpx.Response, bytes, Attempts]:
+        """Send `call`, as often as the policy says, and return the head and the body of its answer.
+
+        Args:
+            call: the request.
+            accept: a status outside of 200 to 299 that is an answer, too.
+
+        Raises:
+            APIError: an answer that is an error.
+            ConnectionError: no answer.
+            TimeoutError: no answer in time.
+        """
+        attempts = Attempts(self, call)
+        if attempts.deadline == math.inf:
+            response, body = await self._exchange(call, attempts, accept)
+            return response, body, attempts
+        with anyio.CancelScope(deadline=attempts.deadline):
+            response, body = await self._exchange(call, attempts, accept)
+            return response, body, attempts
+        raise attempts.overdue()
+
+    async def _exchange(
+        self, call: Call, attempts: Attempts, accept: int | None
+    ) -> tuple[httpx.Response, bytes]:
+        while True:
+            attempts.count += 1
+            try:
+                return await self.run(self._attempt, call, accept)
+            except httpx.TransportError as error:
+                failure: GatewayError = connection_error(error, self.base_url, attempts.count)
+                failure.__cause__ = error
+            except (APIError, ConnectionError) as error:
+                failure = error
+            try:
+                await attempts.recover(failure)
+            finally:
+                del failure  # breaks the cycle of the error, its traceback and this frame
+
+    async def _attempt(self, call: Call, accept: int | None) -> tuple[httpx.Response, bytes]:
+        response = await self._transport.handle_async_request(call.request())
+        chunks: AsyncIterator[bytes] | None = None
+        try:
+            chunks = async_chunks(response.stream)
+            reader = BodyReader(response, chunks, self.max_response_bytes)
+            status = response.status_code
+            if 200 <= status < 300 or status == accept:
+                body = await reader.read()
+            else:
+                raise await self.error_of(response, reader, call)
+        except BaseException:
+            await self.discard(response, chunks)
+            raise
+        await close_stream(response.stream, chunks)
+        return response, body
+
+    async def open(self, call: Call) -> httpx.Response:
+        """Send `call` once and return its answer unread; whoever called closes it.
+
+        Raises:
+            httpx.TransportError: as the transport raises it.
+        """
+        return await self._transport.handle_async_request(call.request())
+
+    async def run(self, func: Callable[[Unpack[Args]], Awaitable[T]], *args: Unpack[Args]) -> T:
+        """Await `func(*args)`, which uses the transport, in the way the transport needs."""
+        if self._isolates:
+            return await isolated(func, *args)
+        return await func(*args)
+
+    async def discard(self, response: httpx.Response, chunks: AsyncIterator[bytes] | None) -> None:
+        """Give up a response: its connection is closed, at once or within a second."""
+
+        async def close() -> None:
+            await close_stream(response.stream, chunks)
+
+        await bounded(close)
+
+    async def error_of(self, response: httpx.Response, reader: BodyReader, call: Call) -> APIError:
+        """Return the typed error that an error response is, its body read as far as is useful."""
+        body = await reader.read_start(MAX_ERROR_BYTES)
+        secrets = (*call.secrets, *self.secrets)
+        return response_error(response, body, secrets=secrets, show_body=not call.endpoint.mints_key)
+
+    def excerpt(self, body: bytes) -> str:
+        """Return the beginning of a body as an error may show it, without this client's key."""
+        return excerpt(body[:EXCERPT_BYTES], self.secrets)
+
+    async def aclose(self) -> None:
+        """Close the transport. What is in flight fails; a second time does nothing."""
+        if not self._closed:
+            self._closed = True
+            await self.run(self._transport.aclose)
+
+    def __repr__(self) -> str:
+        key = None if self._key is None else mask(self._key)
+        return f"base_url={self.base_url!r}, api_key={key!r}{', closed' if self._closed else ''}"
+
+    def _url(self, path: str, suffix: str, query: Mapping[str, str] | None) -> httpx.URL:
+        if suffix or query:
+            return httpx.URL(f"{self._base_url}{path}{suffix}", params=query)
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = httpx.URL(f"{self._base_url}{path}")
+        return url
+
+    def _constant_headers(self) -> dict[bytes, bytes]:
+        headers = {
+            b"host": self._base_url.netloc,
+            b"user-agent": f"omnigate/{__version__}".encode("ascii"),
+            b"accept": b"*/*",
+            b"accept-encoding": b"identity",
+            **self._own_headers,
+        }
+        if self._key:
+            headers[self._key_header.encode("ascii")] = self._key.encode("latin-1")
+        if self._user_id:
+            headers[b"x-user-id"] = self._user_id.encode("latin-1")
+        return headers
+
+
+_encoder: Final = msgspec.json.Encoder()
+
+
+def encode(body: object) -> bytes:
+    """Return `body` as JSON.
+
+    Raises:
+        InvalidArgumentError: it holds text that UTF-8 cannot encode, or an object that JSON has no form for.
+    """
+    try:
+        return _encoder.encode(body)
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"the request holds text that UTF-8 cannot encode ({error.reason}): no lone surrogates are allowed"
+        ) from None
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidArgumentTypeError(f"the request cannot be written as JSON: {error}") from None

@@ -1,0 +1,390 @@
+"""Streams: what a user iterates while a response arrives.
+
+A stream is a class, not an async generator, because a generator that is dropped in the middle cleans up
+when the garbage collector pleases, in whatever task that is. Its state is one of: new (nothing sent),
+open (it holds a response), closed (it holds nothing). Every way out of "open" goes through `_close`:
+the end of the body, an error, a cancellation, `aclose()`, leaving `async with`. If the object is dropped
+while open, the finalizer hands the response to the event loop to be closed, and says so.
+
+What is cancelled in the middle is closed and cannot be read further: a silent end would look like a
+complete answer.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeVar
+
+import anyio
+import anyio.lowlevel
+import httpx
+
+from omnigate.bodies import BodyReader
+from omnigate.exceptions import (
+    APIError,
+    ConnectionError,
+    GatewayError,
+    InvalidResponseError,
+    ProviderError,
+    StreamClosedError,
+)
+from omnigate.failures import connection_error, transient_status
+from omnigate.meta import Meta
+from omnigate.models import StreamChunk, Usage
+from omnigate.session import Attempts, Call, Session
+from omnigate.stream_readers import (
+    CompletionReader,
+    StreamReader,
+    TextReader,
+    UsageReader,
+    chunk_maker,
+    last_chunk,
+)
+from omnigate.transport.adapters import async_chunks, close_stream
+from omnigate.transport.event_loop import close_soon, current_loop
+
+T = TypeVar("T")
+ChatPiece = TypeVar("ChatPiece", str, StreamChunk)
+
+_TAIL_SECONDS: Final = 1.0
+_TAIL_BYTES: Final = 65_536
+
+
+class _Incoming:
+    """The response of an open stream, and what reads it."""
+
+    __slots__ = ("body", "chunks", "loop", "response")
+
+    body: BodyReader
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self.loop = current_loop()
+        self.chunks = async_chunks(response.stream)
+
+    async def close(self) -> None:
+        await close_stream(self.response.stream, self.chunks)
+
+
+class BaseStream(Generic[T]):
+    """What all streams are: an async iterator of pieces and an async context manager.
+
+    Use it as `async with client.chat_stream(…) as stream: async for piece in stream: …`. Entering returns
+    when the head of the response has come, before the first text. Without `async with` the head is waited
+    for with the first piece, and a loop that is left early should be followed by `aclose()`.
+
+    Reading raises `ProviderError` when the provider fails on the way, `ConnectionError` when the body ends
+    too early, and what a call raises while the stream opens. A failure before the first piece is retried
+    like that of a call; after it nothing is.
+    """
+
+    def __init__(self, session: Session, call: Call) -> None:
+        self._session = session
+        self._call = call
+        self._incoming: _Incoming | None = None  # while open
+        self._attempts: Attempts | None = None
+        self._reader: StreamReader[T] | None = None
+        self._meta: Meta | None = None
+        self._pieces: deque[T] = deque()
+        self._delivered = False  # pieces were handed on, so nothing is retried
+        self._error: GatewayError | None = None  # raised once the pieces before it are handed on
+        self._ended = False  # nothing more will come, and that is well
+        self._is_closed = False  # nothing more can be read
+        self._busy = False
+
+    def _new_reader(self, request_id: str | None) -> StreamReader[T]:
+        raise NotImplementedError
+
+    @property
+    def meta(self) -> Meta:
+        """What the head of the response said; there is none before the stream is open.
+
+        If the first attempt failed inside the stream and was retried, it is the last attempt's.
+        """
+        if self._meta is None:
+            raise AttributeError("the stream is not open yet and has no meta; enter it with `async with`")
+        return self._meta
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the stream holds nothing and can not be read any further."""
+        return self._is_closed and self._incoming is None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        if self._pieces:
+            await anyio.lowlevel.checkpoint()
+        elif not await self.fill():
+            raise StopAsyncIteration
+        return self._pieces.popleft()
+
+    async def fill(self) -> bool:
+        """Wait until there are pieces to take, and return whether there are: False at the end.
+
+        Raises:
+            GatewayError: as reading does.
+        """
+        while not self._pieces:
+            if self._ended or self._error is not None:
+                await anyio.lowlevel.checkpoint()
+            if self._error is not None:
+                error, self._error = self._error, None
+                self._is_closed = True
+                raise error
+            if self._ended:
+                return False
+            await self._step(self._advance)
+        return True
+
+    async def fetch(self) -> list[T]:
+        """Wait until there are pieces, and return all that have arrived; none at the end.
+
+        Raises:
+            GatewayError: as reading does.
+        """
+        return self.take() if await self.fill() else []
+
+    def take(self) -> list[T]:
+        """Return the pieces that have arrived and were not taken, without waiting."""
+        pieces = list(self._pieces)
+        self._pieces.clear()
+        return pieces
+
+    async def __aenter__(self) -> Self:
+        if self._incoming is None:
+            await self._step(self._open)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the stream; its connection is given back if its body has ended, else closed.
+
+        If the gateway has said that it is done, the little that it still sends is read first (at most 1 s).
+        """
+        self._is_closed = True
+        self._pieces.clear()
+        try:
+            if self._reader is not None and self._reader.done:
+                await self._read_tail()
+        finally:
+            await self._close()
+
+    async def _step(self, step: Callable[[Attempts], Awaitable[None]]) -> None:
+        """Do one step of reading, within the deadline; whatever stops it closes the stream."""
+        if self._is_closed:
+            raise StreamClosedError("the stream was closed before its end")
+        if self._busy:
+            raise StreamClosedError("the stream is already being read by another task")
+        if self._attempts is None:
+            self._attempts = Attempts(self._session, self._call)
+        attempts = self._attempts
+        self._busy = True
+        finished = False
+        try:
+            if attempts.deadline == math.inf:
+                await step(attempts)
+                finished = True
+            else:
+                with anyio.CancelScope(deadline=attempts.deadline):
+                    await step(attempts)
+                    finished = True
+                if not finished:
+                    raise attempts.overdue()
+        finally:
+            self._busy = False
+            if not finished:
+                self._is_closed = True
+                await self._close()
+
+    async def _open(self, attempts: Attempts) -> None:
+        """Send the request, again if need be, until a head of success has come."""
+        while True:
+            attempts.count += 1
+            try:
+                await self._session.run(self._open_once, attempts)
+            except httpx.TransportError as error:
+                failure: GatewayError = connection_error(error, self._session.base_url, attempts.count)
+                failure.__cause__ = error
+            except (APIError, ConnectionError) as error:
+                failure = error
+            else:
+                return
+            try:
+                await self._close()
+                await attempts.recover(failure)
+            finally:
+                del failure  # breaks the cycle of the error, its traceback and this frame
+
+    async def _open_once(self, attempts: Attempts) -> None:
+        session = self._session
+        response = await session.open(self._call)
+        # Kept on the object at once: if the caller is cancelled now, it finds it there and closes it.
+        incoming = self._incoming = _Incoming(response)
+        incoming.body = BodyReader(response, incoming.chunks, session.max_response_bytes)
+        if not 200 <= response.status_code < 300:
+            raise await session.error_of(response, incoming.body, self._call)
+        self._meta = attempts.meta(response)
+        self._reader = self._new_reader(response.headers.get("x-request-id"))
+
+    async def _advance(self, attempts: Attempts) -> None:
+        """Read until there are pieces, or the end, or an error to raise."""
+        if self._incoming is None:
+            await self._open(attempts)
+        incoming, reader = self._incoming, self._reader
+        assert incoming is not None
+        assert reader is not None
+        if reader.done:
+            await self._read_tail()
+            await self._close()
+            self._ended = True
+            return
+        try:
+            data = await self._session.run(incoming.body.next)
+        except httpx.TransportError as error:
+            await self._break(error, attempts)
+            return
+        pieces = reader.finish() if data is None else reader.feed(data)
+        self._pieces.extend(pieces)
+        self._delivered = self._delivered or bool(pieces)
+        if reader.error is not None:
+            await self._fail(reader.error, attempts)
+        elif data is None and not reader.done:
+            if reader.ends_with_body:
+                await self._close()
+                self._ended = True
+            else:
+                await self._break(None, attempts)
+
+    async def _fail(self, error: ProviderError | InvalidResponseError, attempts: Attempts) -> None:
+        """End with a failure that came inside the stream, or prepare to open anew."""
+        await self._close()
+        error.attempts = attempts.count
+        status = None
+        if not self._delivered and isinstance(error, ProviderError):
+            status = transient_status(error)
+        if status is None:
+            self._error = error
+        else:
+            await attempts.recover(error, status=status)
+
+    async def _break(self, cause: httpx.TransportError | None, attempts: Attempts) -> None:
+        """End with a connection that broke; what was held back is handed on first."""
+        assert self._incoming is not None
+        assert self._reader is not None
+        self._pieces.extend(self._reader.flush())
+        received = f"after {self._incoming.body.received:,} bytes of the stream, before its end"
+        address = self._session.base_url
+        if cause is None:
+            error = ConnectionError(f"The connection to the gateway at {address} ended {received}")
+        else:
+            error = connection_error(cause, address, attempts.count)
+            error.args = (f"The connection to the gateway at {address} broke {received}: {error.reason}",)
+            error.__cause__ = cause
+        error.attempts = attempts.count
+        error.request_id = None if self._meta is None else self._meta.request_id
+        self._error = error
+        await self._close()
+
+    async def _read_tail(self) -> None:
+        """Read what follows the end mark, bounded: the gateway writes its usage record meanwhile."""
+        incoming = self._incoming
+        if incoming is None:
+            return
+        body = incoming.body
+        limit = body.received + _TAIL_BYTES
+
+        async def read() -> None:
+            try:
+                while body.received < limit and await body.next() is not None:
+                    pass
+            except (httpx.TransportError, InvalidResponseError):
+                pass  # the answer is complete; how the connection ends after it does not matter
+
+        with anyio.move_on_after(_TAIL_SECONDS, shield=True):
+            await self._session.run(read)
+
+    async def _close(self) -> None:
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None:
+            await self._session.discard(incoming.response, incoming.chunks)
+
+    def __del__(self) -> None:
+        incoming: _Incoming | None = getattr(self, "_incoming", None)
+        if incoming is not None:
+            self._incoming = None
+            close_soon(incoming.loop, incoming.close)
+            warnings.warn(
+                f"{type(self).__name__} was dropped before its end; use `async with`, or call `aclose()`",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    def __repr__(self) -> str:
+        if self._incoming is not None:
+            state = "open"
+        elif self._ended:
+            state = "ended"
+        else:
+            state = "closed" if self._is_closed else "new"
+        return f"<{type(self).__name__} {state}>"
+
+
+class ChatStream(BaseStream[ChatPiece]):
+    """The stream of a chat: `str` pieces, or `StreamChunk`s where `as_chunks=True` was asked for."""
+
+    def __init__(
+        self, session: Session, call: Call, piece_type: type[ChatPiece], *, include_usage: bool
+    ) -> None:
+        super().__init__(session, call)
+        self._piece_type = piece_type
+        self._include_usage = include_usage
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens, once the stream has ended, if it was asked for with `include_usage=True`."""
+        return getattr(self._reader, "usage", None)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the model stopped, likewise."""
+        return getattr(self._reader, "finish_reason", None)
+
+    async def text(self) -> str:
+        """Return the rest of the text at once.
+
+        Raises:
+            GatewayError: as reading does; the text before the failure is lost then.
+        """
+        parts: list[str] = []
+        while await self.fill():
+            parts += [piece if isinstance(piece, str) else piece.text for piece in self.take()]
+        return "".join(parts)
+
+    def _new_reader(self, request_id: str | None) -> StreamReader[ChatPiece]:
+        make: Callable[[str], Any] = str if self._piece_type is str else chunk_maker(request_id)
+        secrets = self._session.secrets
+        if not self._include_usage:
+            return TextReader(make, request_id=request_id, secrets=secrets)
+
+        def last(reader: UsageReader[Any]) -> list[Any]:
+            return [] if self._piece_type is str else [last_chunk(reader, request_id)]
+
+        return UsageReader(make, last, request_id=request_id, secrets=secrets)
+
+
+class CompletionStream(BaseStream[dict[str, Any]]):
+    """The stream of a completion: OpenAI's chunks, as dicts, up to `[DONE]`."""
+
+    def _new_reader(self, request_id: str | None) -> StreamReader[dict[str, Any]]:
+        return CompletionReader(request_id=request_id, secrets=self._session.secrets)

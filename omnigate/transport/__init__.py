@@ -1,0 +1,6 @@
+"""How requests travel: httpx transports of every kind, and the clients' default."""
+
+from omnigate.transport.adapters import adapt
+from omnigate.transport.default import default_transport
+
+__all__ = ["adapt", "default_transport"]

@@ -1,0 +1,90 @@
+"""What depends on the event loop that runs: which it is, isolation from its cancellation, clean-up later.
+
+Isolation is against asyncio's own `Task.cancel()`. Libraries written on anyio guard their clean-up with shielded scopes, but a native `Task.cancel()` goes
+through those: `httpx.AsyncHTTPTransport` loses a pool slot each time it happens inside its clean-up. In a
+child task of an anyio task group a native cancellation of the caller arrives as an ordinary scope's
+cancellation, which shields do hold against. On trio there is no other kind, and nothing is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
+
+import anyio
+import anyio.lowlevel
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+_CLOSE_SECONDS: Final = 1.0
+_closing: set[asyncio.Task[None]] = set()  # asyncio itself holds its tasks weakly
+
+
+def in_trio() -> bool:
+    """Return whether the caller runs under trio. Does not import it."""
+    trio = sys.modules.get("trio")
+    return trio is not None and bool(trio.lowlevel.in_trio_run())
+
+
+def current_loop() -> Any:
+    """Return the running event loop: asyncio's loop, or trio's token. Its identity is the loop's."""
+    return anyio.lowlevel.current_token().native_token
+
+
+async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: Unpack[Args]) -> T:
+    """Await `func(*args)`, on asyncio in a task of its own.
+
+    If the caller is cancelled natively just when `func` has returned, its result is lost: a `func`
+    whose result owns something must keep it where the caller's clean-up finds it.
+    """
+    if in_trio():
+        return await func(*args)
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    async def child() -> None:
+        try:
+            results.append(await func(*args))
+        except Exception as error:  # noqa: BLE001 - raised again below, outside of the group
+            errors.append(error)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(child)
+    if errors:
+        try:
+            raise errors[0]
+        finally:
+            errors.clear()  # breaks the cycle of the error, its traceback and this frame
+    return results[0]
+
+
+async def bounded(clean_up: Callable[[], Awaitable[None]]) -> None:
+    """Await a clean-up although the caller may be cancelled, for at most a second."""
+    with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+        await isolated(clean_up)
+
+
+def close_soon(loop: Any, clean_up: Callable[[], Awaitable[None]]) -> None:
+    """Have `clean_up` awaited in `loop`, from any thread and from a finalizer; if it has ended, do nothing."""
+
+    async def close() -> None:
+        await bounded(clean_up)
+
+    try:
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            loop.call_soon_threadsafe(_start_in_asyncio, loop, close)
+        else:
+            loop.run_sync_soon(sys.modules["trio"].lowlevel.spawn_system_task, close)
+    except RuntimeError:
+        pass  # the loop has ended, and what was open in it with it (trio.RunFinishedError is one, too)
+
+
+def _start_in_asyncio(
+    loop: asyncio.AbstractEventLoop, close: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    task = loop.create_task(close())
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
