@@ -1,9 +1,9 @@
 """Python client for the OmniGate LLM gateway: one async core for trio, asyncio and plain scripts.
 
-    from omnigate import Client
+from omnigate import Client
 
-    with Client(api_key="llmg_…", base_url="https://gateway.example") as client:
-        print(client.chat(model="gpt-4o-mini", messages="Hello!").content)
+with Client(api_key="llmg_…", base_url="https://gateway.example") as client:
+print(client.chat(model="gpt-4o-mini", messages="Hello!").content)
 """
 
 from omnigate._version import __version__

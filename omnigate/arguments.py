@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final, TypeAlias, TypedDict
+from typing import Any, Final, TypeAlias, TypedDict, cast
 from urllib.parse import quote
 
 import httpx
@@ -29,6 +29,7 @@ class CallOptions(TypedDict, total=False):
         timeout: as the client's, for this call only.
         deadline_seconds: seconds for all attempts and the waits between them; then `TimeoutError`.
         extra_headers: headers of this call only; they replace the client's of the same name.
+
     """
 
     timeout: Timeout
@@ -69,6 +70,7 @@ def check_header(name: Any, value: Any, where: str, *, secret: bool = False) -> 
         value: its value.
         where: the argument it came from.
         secret: whether the value must not be shown.
+
     """
     if not isinstance(name, str) or not isinstance(value, str):
         culprit = name if not isinstance(name, str) else value
@@ -79,9 +81,9 @@ def check_header(name: Any, value: Any, where: str, *, secret: bool = False) -> 
             f"{where} header name {shown(name)} is not allowed: letters, digits and -_."
         )
     if not _FIELD_VALUE.match(value):
-        text = "with characters" if secret else f"{name}: {shown(value)}"
+        text = "with a line break or the like" if secret else f"{name}: {shown(value)}"
         raise InvalidArgumentError(
-            f"{where} {text} that no header can carry is not allowed: Latin-1 without line breaks and controls"
+            f"{where} {text} is not allowed: Latin-1 without line breaks and control characters"
         )
     return name.lower().encode("ascii"), value.strip(" \t").encode("latin-1")
 
@@ -93,7 +95,7 @@ def check_headers(headers: Any, where: str) -> dict[bytes, bytes]:
     if not isinstance(headers, Mapping):
         raise InvalidArgumentTypeError(f"{where}={shown(headers)} is not allowed: a dict of names and values")
     checked: dict[bytes, bytes] = {}
-    for name, value in headers.items():
+    for name, value in cast("Mapping[Any, Any]", headers).items():
         raw_name, raw_value = check_header(name, value, where)
         if raw_name.decode() in _FRAMING:
             raise InvalidArgumentError(f"{where} {name!r} is not allowed: the client itself sets that header")

@@ -42,6 +42,7 @@ class AsyncAdminClient(BaseAsyncClient):
 
     Raises:
         InvalidArgumentError: an argument is not allowed (a `ValueError`).
+
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class AsyncAdminClient(BaseAsyncClient):
             daily_budget: USD a UTC day, 0 for none.
             monthly_budget: USD a UTC month, 0 for none.
             options: `timeout`, `deadline_seconds`, `extra_headers`; see `CallOptions`.
+
         """
         body = {
             "name": check_text(name, "name", maximum=255),
@@ -131,6 +133,7 @@ class AsyncAdminClient(BaseAsyncClient):
 
         Raises:
             APIError: with `status_code` 404: there is no such organisation.
+
         """
         body = {
             "org_id": check_text(str(org_id), "org_id"),
@@ -168,6 +171,7 @@ class AsyncAdminClient(BaseAsyncClient):
 
         Raises:
             APIError: with `status_code` 404: there is no such organisation.
+
         """
         query = metrics_query(range, start, end, group_by, granularity)
         suffix = f"{check_segment(org_id, 'org_id')}/metrics"

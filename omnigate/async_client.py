@@ -65,6 +65,7 @@ class AsyncClient(BaseAsyncClient):
 
     Raises:
         InvalidArgumentError: an argument is not allowed (a `ValueError`).
+
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class AsyncClient(BaseAsyncClient):
             APIError: the gateway or the provider refused or failed; see its subclasses.
             ConnectionError: no answer came.
             TimeoutError: no answer came in time.
+
         """
         request = construct(
             ChatRequest,
@@ -260,11 +262,12 @@ class AsyncClient(BaseAsyncClient):
 
         Raises:
             InvalidArgumentError: an argument is not allowed; nothing was sent.
+
         """
         for argument, value in (("fallback_models", fallback_models), ("cache", cache)):
             if value is not None:
                 raise InvalidArgumentTypeError(
-                    f"{argument}={shown(value)} is not allowed for a stream, where the gateway ignores it: None"
+                    f"{argument}={shown(value)} is not allowed for a stream: None (the gateway ignores it)"
                 )
         request = construct(
             CompletionRequest if include_usage else ChatRequest,
@@ -358,6 +361,7 @@ class AsyncClient(BaseAsyncClient):
 
         Raises:
             InvalidArgumentError: an argument is not allowed; nothing was sent.
+
         """
         request = construct(
             CompletionRequest,
@@ -389,6 +393,7 @@ class AsyncClient(BaseAsyncClient):
 
         Raises:
             APIError: with `status_code` 404: there is no such model.
+
         """
         suffix = check_segment(id, "id", slashes=True)
         return await self._fetch(
@@ -414,6 +419,7 @@ class AsyncClient(BaseAsyncClient):
             group_by: "provider", "model", "user" or "status": fills `breakdown`, with at most 100 rows.
             granularity: "minute", "hour" or "day" of `timeseries`; by the window's length if left out.
             options: as in `chat`.
+
         """
         query = metrics_query(range, start, end, group_by, granularity)
         return await self._fetch(
@@ -437,6 +443,7 @@ class AsyncClient(BaseAsyncClient):
             org_name: at most 255 characters.
             project_name: at most 255 characters.
             options: as in `chat`.
+
         """
         body = {
             "email": check_text(email, "email", minimum=3, maximum=255),
@@ -463,8 +470,9 @@ class AsyncClient(BaseAsyncClient):
             api_key: the provider's key, at least 8 characters.
             meta: for Azure: "endpoint" (an https URL), "deployment", and optionally "api_version".
             options: as in `chat`.
+
         """
-        if meta is not None and not isinstance(meta, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if meta is not None and not isinstance(meta, Mapping):
             raise InvalidArgumentTypeError(f"meta={shown(meta)} is not allowed: a dict, or None")
         body = {
             "provider": check_choice(provider, "provider", _PROVIDERS),
@@ -482,6 +490,7 @@ class AsyncClient(BaseAsyncClient):
         Args:
             name: 1 to 255 characters.
             options: as in `chat`.
+
         """
         body = {"name": check_text(name, "name", maximum=255)}
         return await self._fetch(
@@ -498,6 +507,7 @@ class AsyncClient(BaseAsyncClient):
 
         Raises:
             APIError: with `status_code` 404: there is no such key.
+
         """
         suffix = check_segment(id, "id")
         await self._session.exchange(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -59,17 +58,17 @@ class BaseAsyncClient:
         return f"{type(self).__name__}({self._session!r})"
 
     async def _fetch(self, kind: type[R], call: Call) -> R:
+        result: R
         result, meta = await self._session.fetch(kind, call)
-        result._meta = meta  # pyright: ignore[reportPrivateUsage]
+        result._meta = meta
         return result
 
     async def _fetch_list(self, kind: type[R], call: Call) -> ListResult[R]:
-        items, meta = await self._session.fetch(cast("type[list[R]]", list[kind]), call)
+        items, meta = await self._session.fetch(list[kind], call)  # type: ignore[valid-type]
         return list_with_meta(items, meta)
 
     async def _fetch_dict(self, call: Call, *, accept: int | None = None) -> DictResult[Any]:
-        kind = cast("type[dict[str, Any]]", dict[str, Any])
-        fields, meta = await self._session.fetch(kind, call, accept=accept)
+        fields, meta = await self._session.fetch(dict[str, Any], call, accept=accept)
         return DictResult(fields, meta=meta)
 
 
@@ -107,5 +106,5 @@ def metrics_query(
 def list_with_meta(items: list[R], meta: Meta) -> ListResult[R]:
     """Return `items` as a list with `meta`, which each of them gets, too."""
     for item in items:
-        item._meta = meta  # pyright: ignore[reportPrivateUsage]
+        item._meta = meta
     return ListResult(items, meta=meta)

@@ -33,6 +33,7 @@ class Inflater:
 
         Raises:
             zlib.error: the data is corrupt.
+
         """
         while True:
             piece = self._decompress(data)
@@ -52,6 +53,7 @@ class Inflater:
 
         Raises:
             zlib.error: it was not.
+
         """
         if not self._fresh and not self._stream.eof:
             raise zlib.error("the compressed body is incomplete")
@@ -75,6 +77,7 @@ class BodyReader:
 
     Attributes:
         received: decoded bytes so far.
+
     """
 
     __slots__ = ("_chunks", "_head", "_inflater", "_limit", "_pieces", "received")
@@ -89,6 +92,7 @@ class BodyReader:
 
         Raises:
             InvalidResponseError: the body's encoding is not one we can undo.
+
         """
         self.received = 0
         self._chunks = chunks
@@ -109,6 +113,7 @@ class BodyReader:
 
         Raises:
             InvalidResponseError: the body is corrupt or too long.
+
         """
         if self._inflater is None:
             try:
@@ -130,6 +135,7 @@ class BodyReader:
 
         Raises:
             InvalidResponseError: the body is corrupt or too long.
+
         """
         first = await self.next()
         if first is None:

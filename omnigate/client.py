@@ -6,12 +6,11 @@ Each method is the async client's own, run in the portal's event loop, so that t
 from __future__ import annotations
 
 import ssl
-import warnings
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial, wraps
 from types import TracebackType
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar, Unpack, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
 from omnigate.arguments import CallOptions, Timeout
 from omnigate.async_admin import AsyncAdminClient
@@ -108,6 +107,7 @@ class SyncChatStream(BaseSyncStream[ChatPiece, ChatStream[ChatPiece]]):
 
         Raises:
             GatewayError: as reading does; the text before the failure is lost then.
+
         """
         taken = "".join(piece if isinstance(piece, str) else piece.text for piece in self._pieces)
         self._pieces.clear()
@@ -134,7 +134,10 @@ class BaseClient(Generic[C]):
         self._async.base_url = value
 
     def close(self) -> None:
-        """Close the client, its transport and its thread. What is in flight fails; a second time does nothing."""
+        """Close the client, its transport and its thread; a second time does nothing.
+
+        What is in flight in other threads fails with `ClientClosedError`.
+        """
         self._portal.close()
 
     def __enter__(self) -> Self:
@@ -171,6 +174,7 @@ class Client(BaseClient[AsyncClient]):
 
     Raises:
         InvalidArgumentError: an argument is not allowed (a `ValueError`).
+
     """
 
     def __init__(
@@ -278,12 +282,15 @@ class Client(BaseClient[AsyncClient]):
     ) -> SyncChatStream[StreamChunk]: ...
 
     @wraps(AsyncClient.chat_stream)
-    def chat_stream(self, **arguments: Any) -> SyncChatStream[str] | SyncChatStream[StreamChunk]:
-        stream: Any = self._async.chat_stream(**arguments)
-        return SyncChatStream(self._portal, stream)
+    def chat_stream(  # noqa: D102 - the words are the async client's
+        self, **arguments: Any
+    ) -> SyncChatStream[str] | SyncChatStream[StreamChunk]:
+        return SyncChatStream(self._portal, cast("Any", self._async.chat_stream(**arguments)))
 
     @wraps(AsyncClient.completions_stream)
-    def completions_stream(self, **arguments: Any) -> SyncCompletionStream:
+    def completions_stream(  # noqa: D102 - the words are the async client's
+        self, **arguments: Any
+    ) -> SyncCompletionStream:
         return SyncCompletionStream(self._portal, self._async.completions_stream(**arguments))
 
 
@@ -303,6 +310,7 @@ class AdminClient(BaseClient[AsyncAdminClient]):
 
     Raises:
         InvalidArgumentError: an argument is not allowed (a `ValueError`).
+
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The two stream protocols as sans-I/O decoders: bytes in, text or events out. No socket, no clock.
+r"""The two stream protocols as sans-I/O decoders: bytes in, text or events out. No socket, no clock.
 
 The text protocol (`POST /v1/chat`) is bare UTF-8 text. A failure arrives inside it, as `\\n[error] ` and
 a message up to the end of the body. Proxies split the bytes anywhere, so at any moment the end of what has
@@ -102,6 +102,7 @@ class EventDecoder:
 
         Raises:
             EventTooLongError: an event exceeds `MAX_EVENT_BYTES`.
+
         """
         if self._swallow_lf and data:
             self._swallow_lf = False

@@ -15,6 +15,7 @@ class Endpoint(NamedTuple):
         path: the path; a variable part is appended to it.
         resend: what it does to send a request twice.
         mints_key: whether the answer holds a new key, so that no part of it may be in an error.
+
     """
 
     method: str

@@ -41,6 +41,7 @@ class GatewayError(Exception):
     Attributes:
         request_id: the gateway's `x-request-id` of the response concerned, where there was one.
         attempts: how many times the request was tried, where it was sent at all.
+
     """
 
     request_id: str | None = None
@@ -55,6 +56,7 @@ class APIError(GatewayError):
         status_code: the HTTP status; of an error inside a stream 502, the status it would have had.
         detail: the parsed `detail` of the body (text, list, dict or None), with keys blacked out.
         retry_after: seconds until another request makes sense, where the response said so.
+
     """
 
     retry_after: float | None = None
@@ -107,6 +109,7 @@ class ProviderError(APIError):
     Attributes:
         provider: the provider as the gateway's detail names it ("OpenAI", "openai"), where it does.
         provider_status: the provider's own HTTP status, where the detail tells it.
+
     """
 
     provider: str | None = None
@@ -129,6 +132,7 @@ class ConnectionError(GatewayError, builtins.ConnectionError):
     Attributes:
         reason: why, in the words of whoever noticed.
         was_sent: whether the request may have reached the gateway, and so may have been carried out.
+
     """
 
     reason: str = ""
@@ -208,7 +212,7 @@ def normalise_detail(detail: Any) -> str:
         message = inner.get("message") if inner else body.get("message", body.get("error"))
         if isinstance(message, str):
             return message
-    return str(detail)
+    return str(cast("object", detail))
 
 
 def _envelope(detail: Any) -> dict[str, Any] | None:
@@ -219,7 +223,7 @@ def _envelope(detail: Any) -> dict[str, Any] | None:
 
 def _validation_text(item: Any) -> str:
     if not isinstance(item, dict) or "msg" not in item:
-        return str(item)
+        return str(cast("object", item))
     fields = cast("dict[str, Any]", item)
     loc = fields.get("loc")
     place = ".".join(str(part) for part in cast("list[Any]", loc)) if isinstance(loc, list) else ""
@@ -257,6 +261,7 @@ def classify(
             shape (such as OpenAI's `{"error": {…}}`), or None.
         retry_after: seconds, from the `Retry-After` header.
         request_id: from the `x-request-id` header.
+
     """
     message = normalise_detail(detail)
     envelope = _envelope(detail)

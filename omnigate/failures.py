@@ -37,7 +37,7 @@ _NOT_SENT: Final = (
     httpx.UnsupportedProtocol,
     httpx.LocalProtocolError,
 )
-_WAITED_FOR: Final = {
+_WAITED_FOR: Final[dict[type[httpx.TransportError], str]] = {
     httpx.ConnectTimeout: "connecting took longer than the timeout",
     httpx.ReadTimeout: "no bytes came within the timeout",
     httpx.WriteTimeout: "the request could not be written within the timeout",
@@ -55,6 +55,7 @@ def response_error(
         body: its body, or the beginning of it.
         secrets: what must not appear in the error.
         show_body: whether anything of the body may.
+
     """
     status = response.status_code
     headers = response.headers

@@ -47,6 +47,7 @@ class Meta:
         attempts: how many times the request was sent, the successful one included.
         elapsed: seconds from the call to its end (of a stream: to its head), waits between attempts
             included.
+
     """
 
     __slots__ = ("_headers", "attempts", "elapsed", "status_code")
@@ -65,7 +66,7 @@ class Meta:
     @property
     def request_id(self) -> str | None:
         """The gateway's id of the call, to be named in any question about it."""
-        return self._headers.get("x-request-id")
+        return self._text("x-request-id")
 
     @property
     def rate_limit(self) -> RateLimit | None:
@@ -83,12 +84,12 @@ class Meta:
     @property
     def provider(self) -> str | None:
         """The provider that answered."""
-        return self._headers.get("x-llmgw-provider")
+        return self._text("x-llmgw-provider")
 
     @property
     def model(self) -> str | None:
         """The model that answered, which is another than asked for after a fallback."""
-        return self._headers.get("x-llmgw-model")
+        return self._text("x-llmgw-model")
 
     @property
     def cached(self) -> bool | None:
@@ -99,6 +100,10 @@ class Meta:
     def fallback(self) -> bool | None:
         """Whether one of `fallback_models` answered."""
         return _BOOLEANS.get(self._headers.get("x-llmgw-fallback", "").lower())
+
+    def _text(self, name: str) -> str | None:
+        value: str | None = self._headers.get(name)
+        return value
 
     def _integer(self, name: str) -> int | None:
         value = self._headers.get(name, "").strip()
@@ -123,7 +128,7 @@ _BOOLEANS = {"true": True, "false": False}
 class ListResult(list[T], Generic[T]):
     """A list from the gateway, with `meta`."""
 
-    def __init__(self, items: Iterable[T] = (), *, meta: Meta | None = None) -> None:
+    def __init__(self, items: Iterable[T], *, meta: Meta) -> None:
         super().__init__(items)
         self.meta = meta
 
@@ -131,6 +136,6 @@ class ListResult(list[T], Generic[T]):
 class DictResult(dict[str, T], Generic[T]):
     """A raw JSON object from the gateway, with `meta`."""
 
-    def __init__(self, fields: dict[str, T] | None = None, *, meta: Meta | None = None) -> None:
-        super().__init__(fields or {})
+    def __init__(self, fields: dict[str, T], *, meta: Meta) -> None:
+        super().__init__(fields)
         self.meta = meta

@@ -56,6 +56,7 @@ class Message(WireStruct, kw_only=True, gc=False):
     Attributes:
         role: "system", "user" or "assistant".
         content: the text.
+
     """
 
     _allowed: ClassVar[Mapping[str, str]] = {
@@ -86,6 +87,7 @@ class ChatRequest(WireStruct, kw_only=True, gc=False, omit_defaults=True):
         seed: an integer of 64 bits.
         fallback_models: at most five models to try when the first fails; not for streams.
         cache: opt in or out of the gateway's cache; has an effect only with temperature 0, not for streams.
+
     """
 
     _refuse_unknown: ClassVar[bool] = True
@@ -170,6 +172,7 @@ class ChatResponse(Result, kw_only=True, gc=False):
         cached: whether the gateway's cache answered.
         fallback_used: whether one of `fallback_models` answered.
         latency_ms: milliseconds the provider took.
+
     """
 
     id: str
@@ -192,6 +195,7 @@ class StreamChunk(WireStruct, kw_only=True, gc=False):
         request_id: the gateway's id of the call.
         usage: tokens, in the last chunk of a stream asked for with `include_usage=True`.
         finish_reason: why the model stopped, likewise.
+
     """
 
     text: str = ""
@@ -350,6 +354,7 @@ def coerce_messages(messages: MessagesInput) -> list[Message]:
     Raises:
         InvalidArgumentError: a message is not valid (a `ValueError`).
         InvalidArgumentTypeError: not something that can be messages (a `TypeError`, too).
+
     """
     if isinstance(messages, str):
         return [Message(role="user", content=messages)]
@@ -366,8 +371,9 @@ def coerce_messages(messages: MessagesInput) -> list[Message]:
 
 def _without_developer(item: Any) -> Any:
     """Return a message with the system role in place of OpenAI's newer name of it (protocol)."""
-    if isinstance(item, Mapping) and cast("Mapping[str, Any]", item).get("role") == "developer":
-        return {**item, "role": "system"}
+    if isinstance(item, Mapping):
+        message = cast("Mapping[str, Any]", item)
+        return {**message, "role": "system"} if message.get("role") == "developer" else message
     return item
 
 
@@ -386,7 +392,8 @@ def _coerce_message(item: Any, index: int) -> Message:
 
 # Built once, at import, so that the first call pays nothing for it.
 for _kind in (
-    ChatResponse, SignupResponse, MeResponse, ApiKeyCreated, ModelInfo, MetricsResponse, OrgInfo, ProjectCreated,
-    list[ApiKeyInfo], list[OrgInfo], list[ProjectInfo],
+    ChatResponse, SignupResponse, MeResponse, ApiKeyCreated, ModelPage | list[ModelInfo], ModelInfo,
+    MetricsResponse, OrgInfo, ProjectCreated, list[ApiKeyInfo], list[OrgInfo], list[ProjectInfo],
+    dict[str, Any],
 ):  # fmt: skip
-    decoder_for(cast("type[Any]", _kind))
+    decoder_for(_kind)

@@ -9,12 +9,14 @@ so in the child every call says so instead of waiting for ever.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 import anyio
@@ -41,9 +43,7 @@ class _Loop:
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._portal: anyio.from_thread.BlockingPortal
-        self.thread = threading.Thread(
-            target=self._run, args=(backend,), name="omnigate-portal", daemon=True
-        )
+        self.thread = threading.Thread(target=self._run, args=(backend,), name="omnigate-portal", daemon=True)
         self.thread.start()
         try:
             self._ready.wait()
@@ -63,15 +63,11 @@ class _Loop:
         if self.pid != os.getpid():
             return
         if self.thread is threading.current_thread():  # a finalizer that happened to run here
-            try:
+            with contextlib.suppress(StopIteration):
                 self._portal.stop(cancel_remaining=True).send(None)
-            except StopIteration:
-                pass
             return
-        try:
+        with suppress(RuntimeError):  # it has ended already
             self.start(self._finish)
-        except RuntimeError:
-            pass  # it has ended already
 
     def join(self) -> None:
         """Wait for the end of the thread, bounded."""
@@ -151,6 +147,7 @@ class Portal:
         Args:
             backend: which event loop to run.
             clean_up: awaited in the loop before it ends. Must hold no reference to the portal's owner.
+
         """
         if backend not in ("asyncio", "trio"):
             raise InvalidArgumentError(f"backend={backend!r} is not allowed: 'asyncio' or 'trio'")
@@ -169,6 +166,7 @@ class Portal:
             ClientClosedError: the portal is closed, or was during the call.
             ForkedClientError: this is a child process of the one that started the loop.
             KeyboardInterrupt: Ctrl-C; the call was cancelled and has ended.
+
         """
         call = _Call(func)
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any, cast
 
 _KEY = re.compile(r"(?<![A-Za-z0-9])(llmg_|sk-)[A-Za-z0-9_\-*.]{4,}")
 _PREFIX_LENGTH = 12  # protocol: the first 12 characters of a gateway key are its public `key_prefix`
@@ -22,7 +23,7 @@ def mask(secret: str) -> str:
     return "***"
 
 
-def redact(value: object, secrets: Iterable[str] = ()) -> object:
+def redact(value: Any, secrets: Iterable[str] = ()) -> Any:
     """Return `value` (text, or JSON of any depth) with keys and the given secrets blacked out."""
     if isinstance(value, str):
         for secret in secrets:
@@ -31,7 +32,8 @@ def redact(value: object, secrets: Iterable[str] = ()) -> object:
         return _KEY.sub(r"\1***", value)
     secrets = tuple(secrets)
     if isinstance(value, dict):
-        return {redact(name, secrets): redact(item, secrets) for name, item in value.items()}
+        fields = cast("dict[Any, Any]", value)
+        return {redact(name, secrets): redact(item, secrets) for name, item in fields.items()}
     if isinstance(value, list):
-        return [redact(item, secrets) for item in value]
+        return [redact(item, secrets) for item in cast("list[Any]", value)]
     return value

@@ -44,6 +44,7 @@ class RetryConfig:
 
     Raises:
         InvalidArgumentError: a value is out of its limits.
+
     """
 
     max_retries: int = 2
@@ -62,10 +63,9 @@ class RetryConfig:
             )
         if retries < 0:
             raise InvalidArgumentError(f"max_retries={retries!r} is not allowed: an integer of at least 0")
-        for name, high in (
-            ("backoff_base", math.inf), ("backoff_max", math.inf), ("jitter", 1), ("retry_after_max", math.inf)
-        ):  # fmt: skip
-            _check_number(name, getattr(self, name), high)
+        for name in ("backoff_base", "backoff_max", "retry_after_max"):
+            _check_number(name, getattr(self, name), math.inf)
+        _check_number("jitter", self.jitter, 1)
         statuses: Any = self.retry_statuses
         if isinstance(statuses, str) or not isinstance(statuses, Collection):
             raise InvalidArgumentTypeError(
@@ -99,6 +99,7 @@ def should_retry(
         was_sent: whether bytes of the request may have reached the gateway.
         resend: what it does to send the request twice.
         retry_after: seconds the server asked to wait.
+
     """
     if attempts > config.max_retries:
         return False
@@ -128,6 +129,7 @@ def compute_delay(
         config: the policy.
         retry_after: seconds the server asked to wait.
         uniform: draws a number between two, evenly.
+
     """
     if retry_after is not None:
         return retry_after
@@ -146,6 +148,7 @@ def parse_retry_after(value: str | None, *, now: datetime | None = None) -> floa
         value: the header.
         now: the server's time where its `Date` header told it (so that the clocks need not agree),
             else the present; what a date is measured against.
+
     """
     text = (value or "").strip()
     if not text:

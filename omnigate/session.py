@@ -47,7 +47,7 @@ from omnigate.failures import attempts_text, connection_error, excerpt, response
 from omnigate.meta import Meta
 from omnigate.redaction import mask
 from omnigate.retry import RetryConfig, compute_delay, should_retry
-from omnigate.structs import decode, decoder_for
+from omnigate.structs import decode
 from omnigate.transport import adapt, default_transport
 from omnigate.transport.adapters import async_chunks, close_stream
 from omnigate.transport.event_loop import bounded, isolated
@@ -76,6 +76,7 @@ class Call(NamedTuple):
         extensions: for the transport: the timeouts.
         deadline_seconds: seconds for all attempts and waits.
         secrets: what must not be in an error, beside the client's own key.
+
     """
 
     endpoint: Endpoint
@@ -100,7 +101,7 @@ class Call(NamedTuple):
 class Attempts:
     """The attempts of one call: counts them, decides after a failure, and waits before the next one."""
 
-    __slots__ = ("count", "deadline", "session", "started", "_call")
+    __slots__ = ("_call", "count", "deadline", "session", "started")
 
     def __init__(self, session: Session, call: Call) -> None:
         self.session = session
@@ -121,6 +122,7 @@ class Attempts:
         Raises:
             GatewayError: `error`.
             TimeoutError: the next attempt could only start after the deadline.
+
         """
         error.attempts = self.count
         if isinstance(error, ConnectionError):
@@ -187,7 +189,7 @@ class Session:
             raise InvalidArgumentTypeError(
                 f"verify={verify!r} is not allowed: True, False or an ssl.SSLContext"
             )
-        if retry_config is not None and not isinstance(retry_config, RetryConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if retry_config is not None and not isinstance(retry_config, RetryConfig):
             raise InvalidArgumentTypeError(f"retry_config={retry_config!r} is not allowed: a RetryConfig")
         if retry_config is None:
             check_integer(retries, "retries", minimum=0)
@@ -264,12 +266,14 @@ class Session:
             user_id: in place of the client's.
             secrets: what of the body must not be in an error.
             options: of the call.
+
         """
         if self._closed:
             raise ClientClosedError("the client is closed; create a new one")
         headers = self._headers.copy()
         extensions = self._extensions
         deadline_seconds: float | None = None
+        extra_headers: Mapping[str, str] | None = None
         if options:
             if unknown := options.keys() - _OPTION_NAMES:
                 raise InvalidArgumentTypeError(
@@ -279,6 +283,7 @@ class Session:
             if "timeout" in options:
                 extensions = {"timeout": check_timeout(options["timeout"])}
             deadline_seconds = options.get("deadline_seconds")
+            extra_headers = options.get("extra_headers")
             if deadline_seconds is not None:
                 check_number(deadline_seconds, "deadline_seconds", "seconds above 0, or None", above=0)
         if user_id:
@@ -287,14 +292,14 @@ class Session:
         if body is not None:
             content = encode(body)
             headers[b"content-type"] = b"application/json"
-        if options.get("extra_headers") is not None:
-            headers.update(check_headers(options["extra_headers"], "extra_headers"))
+        if extra_headers is not None:
+            headers.update(check_headers(extra_headers, "extra_headers"))
         if content is not None:
             headers[b"content-length"] = b"%d" % len(content)
         url = self._url(endpoint.path, suffix, query)
         return Call(endpoint, url, list(headers.items()), content, extensions, deadline_seconds, secrets)
 
-    async def fetch(self, kind: type[T], call: Call, *, accept: int | None = None) -> tuple[T, Meta]:
+    async def fetch(self, kind: Any, call: Call, *, accept: int | None = None) -> tuple[Any, Meta]:
         """Return the answer to `call` as the promised type, and its metadata.
 
         Args:
@@ -305,10 +310,11 @@ class Session:
         Raises:
             GatewayError: any; see `exchange`.
             InvalidResponseError: the answer is not of that type.
+
         """
         response, body, attempts = await self.exchange(call, accept=accept)
         result = decode(
-            decoder_for(kind),
+            kind,
             body,
             (lambda _: "") if call.endpoint.mints_key else self.excerpt,
             status_code=response.status_code,
@@ -329,6 +335,7 @@ class Session:
             APIError: an answer that is an error.
             ConnectionError: no answer.
             TimeoutError: no answer in time.
+
         """
         attempts = Attempts(self, call)
         if attempts.deadline == math.inf:
@@ -378,10 +385,11 @@ class Session:
 
         Raises:
             httpx.TransportError: as the transport raises it.
+
         """
         return await self._transport.handle_async_request(call.request())
 
-    async def run(self, func: Callable[[Unpack[Args]], Awaitable[T]], *args: Unpack[Args]) -> T:
+    async def run(self, func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> T:
         """Await `func(*args)`, which uses the transport, in the way the transport needs."""
         if self._isolates:
             return await isolated(func, *args)
@@ -446,12 +454,13 @@ def encode(body: object) -> bytes:
 
     Raises:
         InvalidArgumentError: it holds text that UTF-8 cannot encode, or an object that JSON has no form for.
+
     """
     try:
         return _encoder.encode(body)
     except UnicodeEncodeError as error:
         raise InvalidArgumentError(
-            f"the request holds text that UTF-8 cannot encode ({error.reason}): no lone surrogates are allowed"
+            f"the request holds text that UTF-8 cannot encode (lone surrogates): {error.reason}"
         ) from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidArgumentTypeError(f"the request cannot be written as JSON: {error}") from None

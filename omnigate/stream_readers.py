@@ -18,12 +18,11 @@ from omnigate.models import StreamChunk, Usage
 from omnigate.structs import decoder_for
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 _EXCERPT_BYTES: Final = 200
 
 
-class StreamReader(Protocol[T_co]):
+class StreamReader(Protocol[T]):
     """What a stream asks of a reader."""
 
     @property
@@ -41,15 +40,15 @@ class StreamReader(Protocol[T_co]):
         """Whether the end of the body is the end of the stream, and not a failure."""
         ...
 
-    def feed(self, data: bytes) -> list[T_co]:
+    def feed(self, data: bytes) -> list[T]:
         """Return the pieces that `data` completes."""
         ...
 
-    def finish(self) -> list[T_co]:
+    def finish(self) -> list[T]:
         """Return the pieces that the end of the body completes."""
         ...
 
-    def flush(self) -> list[T_co]:
+    def flush(self) -> list[T]:
         """Return what was held back, as the body broke off here."""
         ...
 
@@ -70,17 +69,20 @@ class TextReader(Generic[T]):
         self._decoder = TextDecoder()
 
     def feed(self, data: bytes) -> list[T]:
+        """See `StreamReader`."""
         text = self._decoder.feed(data)
         if self._decoder.overflowed:
             self._fail()
         return [self._piece(text)] if text else []
 
     def finish(self) -> list[T]:
+        """See `StreamReader`."""
         text = self._decoder.finish()
         self._fail()
         return [self._piece(text)] if text else []
 
     def flush(self) -> list[T]:
+        """See `StreamReader`."""
         text = self._decoder.finish()
         return [self._piece(text)] if text else []
 

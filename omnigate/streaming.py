@@ -129,6 +129,7 @@ class BaseStream(Generic[T]):
 
         Raises:
             GatewayError: as reading does.
+
         """
         while not self._pieces:
             if self._ended or self._error is not None:
@@ -147,6 +148,7 @@ class BaseStream(Generic[T]):
 
         Raises:
             GatewayError: as reading does.
+
         """
         return self.take() if await self.fill() else []
 
@@ -347,7 +349,7 @@ class ChatStream(BaseStream[ChatPiece]):
         self, session: Session, call: Call, piece_type: type[ChatPiece], *, include_usage: bool
     ) -> None:
         super().__init__(session, call)
-        self._piece_type = piece_type
+        self._piece_type: type[Any] = piece_type
         self._include_usage = include_usage
 
     @property
@@ -365,6 +367,7 @@ class ChatStream(BaseStream[ChatPiece]):
 
         Raises:
             GatewayError: as reading does; the text before the failure is lost then.
+
         """
         parts: list[str] = []
         while await self.fill():

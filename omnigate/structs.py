@@ -36,10 +36,10 @@ class _ConvertingMeta(msgspec.StructMeta):
 
     if not TYPE_CHECKING:  # the checkers see the fields as the constructor's arguments
 
-        def __call__(cls, /, *positional, **arguments):
+        def __call__(self, /, *positional, **arguments):
             if positional:
-                raise TypeError(f"{cls.__name__} takes keyword arguments only")
-            return construct(cls, arguments)
+                raise TypeError(f"{self.__name__} takes keyword arguments only")
+            return construct(self, arguments)
 
 
 class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMeta):
@@ -61,6 +61,7 @@ class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMe
 
         Raises:
             InvalidArgumentError: it does not fit.
+
         """
         if isinstance(obj, cls):
             return obj
@@ -76,9 +77,10 @@ class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMe
 
         Raises:
             InvalidArgumentError: it is not JSON, or does not fit.
+
         """
         try:
-            return decoder_for(cls).decode(json_data)
+            return cast("Self", decoder_for(cls).decode(json_data))
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise InvalidArgumentError(f"{cls.__name__}.model_validate_json: {error}") from error
 
@@ -99,6 +101,7 @@ class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMe
             exclude: names of fields not wanted.
             exclude_none: leave out fields that are None, at every level.
             exclude_defaults: leave out fields that have their default, at every level.
+
         """
         fields: dict[str, Any] = {}
         for field in msgspec.structs.fields(self):
@@ -119,10 +122,15 @@ class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMe
         exclude_none: bool = False,
         exclude_defaults: bool = False,
     ) -> str:
-        """Return the fields as JSON text; the arguments are those of `model_dump`.
+        """Return the fields as JSON text.
 
         Args:
             indent: spaces a level; None for one line without spaces.
+            include: as in `model_dump`.
+            exclude: as in `model_dump`.
+            exclude_none: as in `model_dump`.
+            exclude_defaults: as in `model_dump`.
+
         """
         fields = self.model_dump(
             mode="json",
@@ -171,25 +179,26 @@ S = TypeVar("S", bound=WireStruct)
 
 
 @cache
-def decoder_for(kind: type[T]) -> msgspec.json.Decoder[T]:
+def decoder_for(kind: Any) -> msgspec.json.Decoder[Any]:
     """Return the one JSON decoder for `kind`; numbers in strings are accepted for numbers."""
     return msgspec.json.Decoder(kind, strict=False)
 
 
-def decode(decoder: msgspec.json.Decoder[T], body: bytes, excerpt: Callable[[bytes], str], **head: Any) -> T:
+def decode(kind: Any, body: bytes, excerpt: Callable[[bytes], str], **head: Any) -> Any:
     """Decode a response's body.
 
     Args:
-        decoder: of the promised type.
+        kind: the promised type.
         body: the body.
         excerpt: makes the part of the body that an error may show.
         head: `status_code` and `request_id`, for the error.
 
     Raises:
         InvalidResponseError: the body is not the promised type.
+
     """
     try:
-        return decoder.decode(body)
+        return decoder_for(kind).decode(body)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         # the cause is left out on purpose: some of these errors carry the whole body
         start = excerpt(body)
@@ -204,8 +213,9 @@ def construct(kind: type[S], arguments: Mapping[str, Any], *, refuse_unknown: bo
 
     Raises:
         InvalidArgumentError: an argument is missing, unknown or not allowed.
+
     """
-    arguments = kind._prepare(arguments)  # pyright: ignore[reportPrivateUsage]
+    arguments = kind._prepare(arguments)
     try:
         result = msgspec.convert(arguments, kind, strict=False)
     except (msgspec.ValidationError, UnicodeError, RecursionError):
@@ -214,7 +224,7 @@ def construct(kind: type[S], arguments: Mapping[str, Any], *, refuse_unknown: bo
             result = msgspec.convert(_plain(arguments), kind, strict=False)
         except (msgspec.ValidationError, UnicodeError, RecursionError) as error:
             raise _argument_error(kind, arguments, str(error)) from None
-    if kind._refuse_unknown if refuse_unknown is None else refuse_unknown:  # pyright: ignore[reportPrivateUsage]
+    if kind._refuse_unknown if refuse_unknown is None else refuse_unknown:
         unknown = arguments.keys() - set(kind.__struct_fields__)
         if unknown:
             raise InvalidArgumentTypeError(
@@ -247,8 +257,10 @@ def _argument_error(
         try:
             if index:
                 value = value[int(index)]
+            elif isinstance(value, Mapping):
+                value = cast("Mapping[str, Any]", value)[key]
             else:
-                value = value[key] if isinstance(value, Mapping) else getattr(value, key)
+                value = getattr(value, key)
         except (LookupError, AttributeError, TypeError):
             return InvalidArgumentTypeError(f"{path}: {redact(what)}")
     allowed = kind._allowed.get(name, what[0].lower() + what[1:])

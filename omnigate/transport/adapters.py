@@ -39,6 +39,7 @@ def adapt(transport: object) -> httpx.AsyncBaseTransport:
 
     Raises:
         InvalidArgumentTypeError: it is none that is known.
+
     """
     if isinstance(transport, httpx.AsyncBaseTransport):
         return transport
@@ -83,7 +84,7 @@ class Threads:
     async def run(
         self,
         func: Callable[[Unpack[Args]], T],
-        *args: Unpack[Args],
+        *args: *Args,
         dispose: Callable[[T], object] | None = None,
     ) -> T:
         """Run `func(*args)` in a worker thread; a cancelled caller goes on without waiting for it.
@@ -92,6 +93,7 @@ class Threads:
             func: the blocking function.
             args: its arguments.
             dispose: what to do, in that thread, with a result that nobody waits for any more.
+
         """
         token = current_loop()
         limiter = self._limiters.get(token)
@@ -169,7 +171,7 @@ class ThreadedTransport(httpx.AsyncBaseTransport):
         )
         stream = response.stream
         if not isinstance(stream, httpx.AsyncByteStream):
-            stream = ThreadedStream(cast("httpx.SyncByteStream", stream), self._threads)
+            stream = ThreadedStream(stream, self._threads)
         return httpx.Response(
             response.status_code, headers=response.headers, stream=stream, extensions=response.extensions
         )

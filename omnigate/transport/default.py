@@ -28,7 +28,10 @@ def default_transport(base_url: httpx.URL, verify: bool | ssl.SSLContext) -> htt
 
 
 def environment_proxy(base_url: httpx.URL) -> str | None:
-    """Return the proxy for `base_url` in `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY`, unless `NO_PROXY` exempts it."""
+    """Return the proxy for `base_url` that `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY` names, or None.
+
+    None, too, if `NO_PROXY` exempts its host.
+    """
     proxies = urllib.request.getproxies()
     proxy = proxies.get(base_url.scheme) or proxies.get("all")
     if not proxy or urllib.request.proxy_bypass(base_url.netloc.decode("ascii")):

@@ -1,9 +1,9 @@
 """What depends on the event loop that runs: which it is, isolation from its cancellation, clean-up later.
 
-Isolation is against asyncio's own `Task.cancel()`. Libraries written on anyio guard their clean-up with shielded scopes, but a native `Task.cancel()` goes
-through those: `httpx.AsyncHTTPTransport` loses a pool slot each time it happens inside its clean-up. In a
-child task of an anyio task group a native cancellation of the caller arrives as an ordinary scope's
-cancellation, which shields do hold against. On trio there is no other kind, and nothing is done.
+Isolation is against asyncio's own `Task.cancel()`. Libraries written on anyio guard their clean-up with
+shielded scopes, but a native cancellation goes through those: `httpx.AsyncHTTPTransport` loses a pool slot
+each time one happens inside its clean-up. In a child task of an anyio task group it arrives as an ordinary
+scope's cancellation, which shields do hold against. On trio there is no other kind, and nothing is done.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def current_loop() -> Any:
     return anyio.lowlevel.current_token().native_token
 
 
-async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: Unpack[Args]) -> T:
+async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> T:
     """Await `func(*args)`, on asyncio in a task of its own.
 
     If the caller is cancelled natively just when `func` has returned, its result is lost: a `func`
@@ -68,7 +68,10 @@ async def bounded(clean_up: Callable[[], Awaitable[None]]) -> None:
 
 
 def close_soon(loop: Any, clean_up: Callable[[], Awaitable[None]]) -> None:
-    """Have `clean_up` awaited in `loop`, from any thread and from a finalizer; if it has ended, do nothing."""
+    """Have `clean_up` awaited in `loop`, from any thread and from a finalizer.
+
+    If the loop has ended, nothing is done: what was open in it has ended, too.
+    """
 
     async def close() -> None:
         await bounded(clean_up)
@@ -79,7 +82,7 @@ def close_soon(loop: Any, clean_up: Callable[[], Awaitable[None]]) -> None:
         else:
             loop.run_sync_soon(sys.modules["trio"].lowlevel.spawn_system_task, close)
     except RuntimeError:
-        pass  # the loop has ended, and what was open in it with it (trio.RunFinishedError is one, too)
+        pass  # the loop has ended (trio.RunFinishedError is a RuntimeError, too)
 
 
 def _start_in_asyncio(
