@@ -1,0 +1,24 @@
+"""What all tests share: both event loops, virtual time on request, no environment of the developer's."""
+
+from typing import Any
+
+import pytest
+
+from .support.virtual_time import virtual_backend
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Run a test on each event loop; with the mark `virtual_time`, waiting takes no time."""
+    if request.node.get_closest_marker("virtual_time"):
+        return virtual_backend(request.param)
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMNIGATE_API_KEY", "OMNIGATE_BASE_URL", "OMNIGATE_ADMIN_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)

@@ -1,0 +1,119 @@
+"""The stream decoders, which must not care how the bytes are split."""
+
+from itertools import combinations
+
+import pytest
+
+from omnigate import decoders
+from omnigate.decoders import EventDecoder, EventTooLongError, TextDecoder
+
+
+def decode_text(parts: list[bytes]) -> tuple[str, str | None]:
+    decoder = TextDecoder()
+    text = "".join(map(decoder.feed, parts)) + decoder.finish()
+    return text, decoder.message
+
+
+def decode_events(parts: list[bytes]) -> list[bytes]:
+    decoder = EventDecoder()
+    events = [event for part in parts for event in decoder.feed(part)]
+    return events + decoder.finish()
+
+
+def all_splits(body: bytes) -> list[list[bytes]]:
+    """Return `body` split at every one and every two places, and into single bytes."""
+    places = range(len(body) + 1)
+    splits = [[body[:a], body[a:b], body[b:]] for a, b in combinations(places, 2)]
+    return [*splits, [body[i : i + 1] for i in range(len(body))]]
+
+
+@pytest.mark.parametrize(
+    ("body", "text", "message"),
+    [
+        ("plain", "plain", None),
+        ("", "", None),
+        ("Héllo 👩‍👩‍👧 日本語", "Héllo 👩‍👩‍👧 日本語", None),
+        ("text\n[error] boom", "text", "boom"),
+        ("\n[error] at once", "", "at once"),
+        ("\n[error] ", "", ""),
+        ("a\n[error] two\nlines\n[error] again", "a", "two\nlines\n[error] again"),
+        ("a\n\n[error] b", "a\n", "b"),
+        ("a\n[err\n[error] é", "a\n[err", "é"),
+        ("[error] at line start", "[error] at line start", None),
+        ("ends with a beginning\n[error]", "ends with a beginning\n[error]", None),
+        ("ends with a newline\n", "ends with a newline\n", None),
+        ("\n\n\n[erro\n", "\n\n\n[erro\n", None),
+    ],
+)
+def test_any_split_of_a_text_stream_decodes_the_same(body: str, text: str, message: str | None) -> None:
+    for parts in all_splits(body.encode()):
+        assert decode_text(parts) == (text, message)
+
+
+def test_text_is_handed_on_at_once_but_for_a_possible_beginning_of_the_sentinel() -> None:
+    decoder = TextDecoder()
+    assert decoder.feed(b"all of it, to the last letter") == "all of it, to the last letter"
+    assert decoder.feed(b"line\n") == "line"
+    assert decoder.feed(b"[er") == ""
+    assert decoder.feed(b"go") == "\n[ergo"
+
+
+def test_only_an_incomplete_character_is_held_back() -> None:
+    decoder = TextDecoder()
+    assert decoder.feed("aé".encode()[:2]) == "a"
+    assert decoder.feed("aé".encode()[2:]) == "é"
+
+
+def test_bytes_that_are_not_utf_8_are_replaced_not_fatal() -> None:
+    assert decode_text([b"a\xffb", b"\xe6\x97"]) == ("a�b�", None)
+
+
+def test_an_endless_message_is_not_kept_without_bound() -> None:
+    decoder = TextDecoder()
+    decoder.feed(b"\n[error] ")
+    piece = b"x" * 65_536
+    for _ in range(40):
+        decoder.feed(piece)
+    assert decoder.overflowed
+    assert len(decoder.message or "") < decoders.MAX_MESSAGE_CHARACTERS + len(piece) + 1
+
+
+EVENTS = b'data: {"a": 1}\n\ndata: [DONE]\n\n'
+
+
+@pytest.mark.parametrize(
+    ("body", "events"),
+    [
+        (EVENTS, [b'{"a": 1}', b"[DONE]"]),
+        (EVENTS.replace(b"\n", b"\r\n"), [b'{"a": 1}', b"[DONE]"]),
+        (EVENTS.replace(b"\n", b"\r"), [b'{"a": 1}', b"[DONE]"]),
+        (b"\xef\xbb\xbfdata: bom\n\n", [b"bom"]),
+        (b": comment\n\n:\n\ndata: x\n\n", [b"x"]),
+        (b"data: two\ndata: lines\n\n", [b"two\nlines"]),
+        (b"data:no space\n\n", [b"no space"]),
+        (b"data:  two spaces\n\n", [b" two spaces"]),
+        (b"event: e\nid: 7\nretry: 5\ndata: x\nunknown: y\n\n", [b"x"]),
+        (b"data\n\n", [b""]),
+        (b"event: without data\n\n", []),
+        (b"data: dropped, since its blank line is missing\n", []),
+        (b"data: x\n\ndata: [DONE]", [b"x", b"[DONE]"]),
+        (b"data: mixed\r\n\n\rdata: y\r\r\n", [b"mixed", b"y"]),
+        ("data: é😀\n\n".encode(), ["é😀".encode()]),
+    ],
+)
+def test_any_split_of_an_event_stream_gives_the_same_events(body: bytes, events: list[bytes]) -> None:
+    for parts in all_splits(body):
+        assert decode_events(parts) == events
+
+
+@pytest.mark.parametrize("piece", [b"x" * 65_536, b"data: " + b"x" * 65_536 + b"\n"])
+def test_an_endless_event_is_refused(piece: bytes) -> None:
+    decoder = EventDecoder()
+    decoder.feed(b"data: ")
+
+    def endless() -> None:
+        for _ in range(100):
+            decoder.feed(piece)
+
+    with pytest.raises(EventTooLongError):
+        endless()

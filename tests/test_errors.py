@@ -1,0 +1,201 @@
+"""Which error a failure becomes: whose failure it is, what it says, and what it must not say."""
+
+import builtins
+import pickle
+
+import httpx
+import pytest
+
+import omnigate
+from omnigate import (
+    APIError,
+    AuthError,
+    BudgetExceededError,
+    GatewayError,
+    ProviderError,
+    ProviderRateLimitError,
+    RateLimitError,
+    classify,
+)
+from omnigate.failures import response_error, stream_error, transient_status
+
+OPENAI_401 = 'OpenAI error 401: {"error":{"message":"Incorrect API key provided: sk-****."}}'
+OPENAI_429 = 'OpenAI error 429: {"error":{"message":"Rate limit reached for requests"}}'
+
+
+@pytest.mark.parametrize(
+    ("status", "detail", "kind", "provider", "provider_status"),
+    [
+        (401, "Invalid API key", AuthError, None, None),
+        (401, "Missing x-api-key header (or Authorization: Bearer token)", AuthError, None, None),
+        (401, "Invalid or missing x-admin-key", AuthError, None, None),
+        (401, OPENAI_401, ProviderError, "OpenAI", 401),
+        (402, "Project daily budget exceeded", BudgetExceededError, None, None),
+        (402, "Organisation monthly budget exceeded", BudgetExceededError, None, None),
+        (402, "Anthropic error 402: no credit", ProviderError, "Anthropic", 402),
+        (429, "Rate limit exceeded", RateLimitError, None, None),
+        (429, None, RateLimitError, None, None),
+        (429, OPENAI_429, ProviderRateLimitError, "OpenAI", 429),
+        (429, "Azure OpenAI error 429: slow down", ProviderRateLimitError, "Azure OpenAI", 429),
+        (400, "No openai key configured for this project. Add one via POST /v1/keys.", ProviderError, "openai", None),
+        (400, "No provider registered for model 'x'", ProviderError, None, None),
+        (400, "There was an error parsing the body", APIError, None, None),
+        (500, "Gemini error 500: oops", ProviderError, "Gemini", 500),
+        (502, "OpenAI request failed: ", ProviderError, "OpenAI", None),
+        (502, "openai call failed: bad json", ProviderError, "openai", None),
+        (502, "No provider candidate could handle the request", ProviderError, None, None),
+        (502, None, ProviderError, None, None),
+        (503, "openai circuit is open", ProviderError, "openai", None),
+        (404, "Not Found", APIError, None, None),
+        (404, "API key not found", APIError, None, None),
+        (405, "Method Not Allowed", APIError, None, None),
+        (422, "invalid range '2h'; expected one of 1h, 24h, 7d, 30d", APIError, None, None),
+        (422, [{"loc": ["body", "email"], "msg": "too short", "input": "x"}], APIError, None, None),
+        (500, "Internal Server Error", APIError, None, None),
+        (500, {"error": {"message": OPENAI_401, "type": "provider_error"}}, ProviderError, "OpenAI", 401),
+        (503, {"error": {"message": "", "type": "provider_error"}}, ProviderError, None, None),
+        (400, {"error": {"message": "role 'tool' not supported", "type": "invalid_request_error"}}, APIError, None, None),
+        (404, {"error": {"message": "model 'nope' not found", "type": "invalid_request_error"}}, APIError, None, None),
+        (418, {"unknown": "shape"}, APIError, None, None),
+    ],
+)  # fmt: skip
+def test_a_failure_is_told_by_its_status_and_its_detail(
+    status: int, detail: object, kind: type[APIError], provider: str | None, provider_status: int | None
+) -> None:
+    error = classify(status, detail, retry_after=3.0, request_id="r")
+    assert type(error) is kind
+    assert (error.status_code, error.detail, error.request_id) == (status, detail, "r")
+    assert str(error).startswith(f"[{status}] ")
+    if isinstance(error, ProviderError):
+        assert (error.provider, error.provider_status) == (provider, provider_status)
+    if isinstance(error, RateLimitError):
+        assert error.retry_after == 3.0
+
+
+def test_validation_errors_become_one_readable_line() -> None:
+    detail = [
+        {"loc": ["body", "messages", 0, "role"], "msg": "Field required"},
+        {"msg": "no place"},
+        "a bare text",
+    ]
+    assert classify(422, detail).message == "body.messages.0.role: Field required; no place; a bare text"
+
+
+def response(status: int, content: bytes, **headers: str) -> httpx.Response:
+    return httpx.Response(status, headers={name.replace("_", "-"): v for name, v in headers.items()}, content=content)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (500, b"Internal Server Error", "Internal Server Error"),
+        (503, b"", "HTTP 503 Service Unavailable"),
+        (599, b"", "HTTP 599"),
+        (307, b"", "HTTP 307 Temporary Redirect (redirects are not followed: set base_url to the final address)"),
+        (502, b"<html><head><title>502 Bad Gateway</title></head><body>x</body></html>",
+         "HTTP 502 Bad Gateway: an HTML page, '502 Bad Gateway'"),
+        (503, b"<!doctype html><body><style>p{}</style><p>error 503,\n come back</p>",
+         "HTTP 503 Service Unavailable: an HTML page, 'error 503, come back'"),
+        (500, b'{"message": "Internal server error"}', "Internal server error"),
+        (500, b'{"error": "oops"}', "oops"),
+        (400, b'{"detail": ""}', "HTTP 400 Bad Request"),
+        (400, b'["a", 1]', "a; 1"),
+        (400, b"\xff\xfe", "��"),
+        (400, b"[" * 100_000, "[" * 2_000),
+    ],
+)  # fmt: skip
+def test_any_body_makes_a_sensible_message(status: int, body: bytes, message: str) -> None:
+    assert response_error(response(status, body), body).message == message
+
+
+def test_an_html_page_that_mentions_an_error_is_no_providers_failure() -> None:
+    body = b"<html><title>error 503: openai is down</title></html>"
+    assert type(response_error(response(503, body), body)) is APIError
+
+
+def test_the_servers_clock_is_the_one_that_a_date_is_measured_by() -> None:
+    head = response(
+        503, b"", retry_after="Tue, 24 Nov 2026 12:00:30 GMT", date="Tue, 24 Nov 2026 12:00:00 GMT"
+    )
+    assert response_error(head, b"").retry_after == 30.0
+
+
+KEY = "llmg_" + "k" * 43
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [
+        f"Incorrect API key provided: {KEY}",
+        "wrong key sk-proj-abcdef123456",
+        [{"loc": ["body", "api_key"], "msg": "bad", "input": {"api_key": KEY, "x": ["sk-abcdef123456"]}}],
+        {"error": {"message": f"bad {KEY}"}},
+        "the plain-secret-of-azure is wrong",
+    ],
+)
+def test_keys_never_reach_an_error(detail: object) -> None:
+    import msgspec
+
+    body = msgspec.json.encode({"detail": detail})
+    error = response_error(response(401, body), body, secrets=("plain-secret-of-azure",))
+    for text in (str(error), repr(error), repr(error.detail), repr(error.__dict__)):
+        for secret in (KEY, "abcdef123456", "plain-secret-of-azure"):
+            assert secret not in text
+
+
+def test_nothing_of_the_body_is_in_the_errors_of_calls_that_mint_keys() -> None:
+    error = response_error(response(500, b'{"detail": "hush"}'), b'{"detail": "hush"}', show_body=False)
+    assert error.detail is None
+    assert "hush" not in repr(error)
+
+
+@pytest.mark.parametrize(
+    ("message", "status"),
+    [
+        ("OpenAI error 429: slow down", 429),
+        ("OpenAI error 500: oops", 500),
+        ("OpenAI error 503: oops", 503),
+        ("OpenAI request failed: connection reset", 502),
+        ("OpenAI request failed: ", 502),
+        ("openai circuit is open", 503),
+        ("", 502),
+        ("OpenAI error 401: bad key", None),
+        ("OpenAI error 400: bad request", None),
+        ("peer closed connection without sending complete message body", None),
+    ],
+)
+def test_only_what_may_pass_is_transient_inside_a_stream(message: str, status: int | None) -> None:
+    error = stream_error(message, request_id="r")
+    assert (error.status_code, error.request_id) == (502, "r")
+    assert transient_status(error) == status
+
+
+def test_a_providers_rate_limit_inside_a_stream_has_its_own_type() -> None:
+    error = stream_error("OpenAI error 429: slow down", request_id=None)
+    assert type(error) is ProviderRateLimitError
+    assert error.provider_status == 429
+
+
+def test_the_hierarchy_is_what_programs_catch() -> None:
+    assert issubclass(omnigate.ConnectionError, GatewayError)
+    assert issubclass(omnigate.ConnectionError, builtins.ConnectionError)
+    assert omnigate.GatewayConnectionError is omnigate.ConnectionError
+    assert issubclass(omnigate.TimeoutError, omnigate.ConnectionError)
+    assert issubclass(omnigate.TimeoutError, builtins.TimeoutError)
+    assert issubclass(ProviderRateLimitError, RateLimitError)
+    assert issubclass(ProviderRateLimitError, ProviderError)
+    assert issubclass(omnigate.InvalidArgumentError, ValueError)
+    assert issubclass(omnigate.InvalidArgumentTypeError, TypeError)
+    assert issubclass(omnigate.InvalidResponseError, ValueError)
+    assert not issubclass(AuthError, ProviderError)
+
+
+def test_errors_say_what_to_do() -> None:
+    assert "OMNIGATE_API_KEY" in "".join(classify(401, "Invalid API key").__notes__)
+
+
+def test_errors_survive_a_process_border() -> None:
+    error = classify(429, OPENAI_429, retry_after=2.0, request_id="r")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is ProviderRateLimitError
+    assert (str(copy), copy.retry_after, copy.provider_status) == (str(error), 2.0, 429)
