@@ -24,19 +24,24 @@ class Inflater:
 
     def __init__(self, encoding: str) -> None:
         """Begin; `encoding` is "gzip", "x-gzip" or "deflate"."""
-        self._wbits = zlib.MAX_WBITS if encoding == "deflate" else zlib.MAX_WBITS | 16
-        self._stream = zlib.decompressobj(self._wbits)
-        self._fresh = True
+        self._is_gzip = encoding != "deflate"
+        self._start = b""  # what has come of the first two bytes, which tell the format
+        self._stream: zlib._Decompress | None = None
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what `data` decodes to, in pieces of at most `PIECE_BYTES`.
 
         Raises:
             zlib.error: the data is corrupt.
-
         """
+        if self._stream is None:
+            data = self._start + data
+            if len(data) < 2:
+                self._start = data
+                return
+            self._stream = zlib.decompressobj(self._window_bits(data))
         while True:
-            piece = self._decompress(data)
+            piece = self._stream.decompress(data, PIECE_BYTES)
             if piece:
                 yield piece
             data = self._stream.unconsumed_tail
@@ -44,30 +49,24 @@ class Inflater:
                 data = self._stream.unused_data
                 if not data.startswith(_GZIP_MAGIC):  # only gzip has several members; padding is ignored
                     return
-                self._stream = zlib.decompressobj(self._wbits)
+                self._stream = zlib.decompressobj(self._window_bits(data))
             elif not data and len(piece) < PIECE_BYTES:
                 return
 
     def finish(self) -> None:
-        """Check, at the end of the body, that it was complete.
+        """Check, at the end of the body, that it was complete. An empty body is.
 
         Raises:
             zlib.error: it was not.
-
         """
-        if not self._fresh and not self._stream.eof:
-            raise zlib.error("the compressed body is incomplete")
+        if self._start if self._stream is None else not self._stream.eof:
+            raise zlib.error("it is incomplete")
 
-    def _decompress(self, data: bytes) -> bytes:
-        try:
-            return self._stream.decompress(data, PIECE_BYTES)
-        except zlib.error:
-            if not (self._fresh and self._wbits == zlib.MAX_WBITS):
-                raise
-            self._stream = zlib.decompressobj(-zlib.MAX_WBITS)
-            return self._stream.decompress(data, PIECE_BYTES)
-        finally:
-            self._fresh = self._fresh and not data
+    def _window_bits(self, data: bytes) -> int:
+        if self._is_gzip:
+            return zlib.MAX_WBITS | 16
+        has_header = data[0] & 15 == 8 and (data[0] << 8 | data[1]) % 31 == 0  # RFC 1950, section 2.2
+        return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
 
 
 class BodyReader:

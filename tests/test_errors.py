@@ -82,7 +82,9 @@ def test_validation_errors_become_one_readable_line() -> None:
 
 
 def response(status: int, content: bytes, **headers: str) -> httpx.Response:
-    return httpx.Response(status, headers={name.replace("_", "-"): v for name, v in headers.items()}, content=content)
+    return httpx.Response(
+        status, headers={name.replace("_", "-"): v for name, v in headers.items()}, content=content
+    )
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,10 @@ def test_a_value_out_of_its_limits_is_refused_with_its_name_its_value_and_what_i
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
-        ([{"role": "robot", "content": "x"}], "messages[0].role='robot' is not allowed: one of 'system', 'user'"),
+        (
+            [{"role": "robot", "content": "x"}],
+            "messages[0].role='robot' is not allowed: one of 'system', 'user'",
+        ),
         ([*HELLO, {"role": "user", "content": 5}], "messages[1].content=5 is not allowed: text"),
         ([{"role": "user"}], "messages[0].content is missing"),
         ([*HELLO, "bare"], "messages[1]='bare' is not allowed"),
@@ -87,7 +90,9 @@ def test_a_bad_message_is_named_by_its_place(messages: object, words: str) -> No
 
 
 def test_a_misspelt_argument_is_refused() -> None:
-    with pytest.raises(InvalidArgumentTypeError, match="'max_token'; allowed are model, messages, max_tokens"):
+    with pytest.raises(
+        InvalidArgumentTypeError, match="'max_token'; allowed are model, messages, max_tokens"
+    ):
         ChatRequest(model="gpt-4o", messages=HELLO, max_token=5)
     with pytest.raises(TypeError, match="keyword arguments only"):
         ChatRequest("gpt-4o", HELLO)  # type: ignore[misc]

@@ -89,9 +89,7 @@ def test_what_may_be_sent_again(
 
 def test_there_is_an_end_to_retries() -> None:
     config = RetryConfig(max_retries=2)
-    given = [
-        should_retry(config, attempts=n, status=503, was_sent=True, resend="safe") for n in (1, 2, 3)
-    ]
+    given = [should_retry(config, attempts=n, status=503, was_sent=True, resend="safe") for n in (1, 2, 3)]
     assert given == [True, True, False]
 
 

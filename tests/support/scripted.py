@@ -91,7 +91,9 @@ def error_answer(status: int, detail: Any, **headers: str) -> Callable[[httpx.Re
     return lambda _: httpx.Response(status, json={"detail": detail}, headers=named)
 
 
-def stream_answer(*chunks: bytes | Exception | float, **headers: str) -> Callable[[httpx.Request], httpx.Response]:
+def stream_answer(
+    *chunks: bytes | Exception | float, **headers: str
+) -> Callable[[httpx.Request], httpx.Response]:
     """Return a step that answers with a stream of chunks; the stream is kept at `response.stream`."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return lambda _: httpx.Response(200, headers=named, stream=ChunkStream(chunks))

@@ -1,0 +1,687 @@
+"""Calls of the async client over a scripted transport: what is sent, retried, refused and returned."""
+
+import gzip
+import logging
+import math
+import zlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import anyio
+import httpx
+import msgspec
+import pytest
+
+import omnigate
+from omnigate import (
+    APIError,
+    AsyncAdminClient,
+    AsyncClient,
+    AuthError,
+    ClientClosedError,
+    GatewayError,
+    InvalidArgumentError,
+    InvalidResponseError,
+    Message,
+    ProviderError,
+    RateLimitError,
+    RetryConfig,
+)
+
+from .support.scripted import ChunkStream, ScriptedTransport, Step, chat_answer, error_answer
+
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
+
+KEY = "llmg_Abcdefg" + "x" * 36
+HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
+NO_JITTER = RetryConfig(jitter=0)
+
+
+def client_of(*steps: Step, **arguments: Any) -> tuple[AsyncClient, ScriptedTransport]:
+    transport = ScriptedTransport(*steps)
+    arguments.setdefault("retry_config", NO_JITTER)
+    return AsyncClient(
+        KEY, base_url="http://gateway.test/prefix/", transport=transport, **arguments
+    ), transport
+
+
+async def test_a_chat_sends_what_is_set_and_nothing_else() -> None:
+    client, transport = client_of(chat_answer)
+    await client.chat(**HELLO)
+    (request,) = transport.requests
+    assert (request.method, str(request.url)) == ("POST", "http://gateway.test/prefix/v1/chat")
+    assert request.content == b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"hello"}]}'
+    headers = dict(request.headers)
+    assert headers.pop("user-agent") == f"omnigate/{omnigate.__version__}"
+    assert headers == {
+        "host": "gateway.test",
+        "accept": "*/*",
+        "accept-encoding": "identity",
+        "x-api-key": KEY,
+        "content-type": "application/json",
+        "content-length": str(len(request.content)),
+    }
+
+
+async def test_every_argument_of_a_chat_reaches_the_wire() -> None:
+    client, transport = client_of(chat_answer)
+    arguments: dict[str, Any] = {
+        "max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "stop": ["a"], "presence_penalty": 1.0,
+        "frequency_penalty": -1.0, "seed": 7, "fallback_models": ["gpt-4"], "cache": True,
+    }  # fmt: skip
+    await client.chat(model="m", messages=[Message(role="system", content="é")], user_id="ü", **arguments)
+    sent = msgspec.json.decode(transport.requests[0].content)
+    assert sent == {"model": "m", "messages": [{"role": "system", "content": "é"}], **arguments}
+    assert transport.requests[0].headers.raw[-2:][0][0] != b"x-user-id"
+    assert dict(transport.requests[0].headers.raw)[b"x-user-id"] == "ü".encode("latin-1")
+
+
+async def test_an_answer_is_typed_and_knows_its_meta() -> None:
+    head = {
+        "x-request-id": "r-1", "x-ratelimit-limit": "60", "x-ratelimit-remaining": "59", "x-ratelimit-reset": "12",
+        "x-budget-project-daily-spend": "0.000004", "x-budget-project-daily-limit": "0.0000",
+        "x-budget-org-monthly-limit": "5.0000", "x-llmgw-provider": "openai", "x-llmgw-model": "gpt-4o-mini",
+        "x-llmgw-cached": "false", "x-llmgw-fallback": "true", "x-new": "kept",
+    }  # fmt: skip
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        response = chat_answer(meta={"request_id": "forged"})
+        response.headers.update(head)
+        return response
+
+    client, _ = client_of(answer)
+    response = await client.chat(**HELLO)
+    assert (response.content, response.usage.total_tokens, response.cost_usd) == ("hello", 3, 0.000004)
+    meta = response.meta
+    assert meta.request_id == "r-1"
+    assert meta.rate_limit == (60, 59, 12)
+    assert meta.budget is not None
+    assert meta.budget.project_daily_spend == Decimal("0.000004")
+    assert meta.budget.org_monthly_limit == Decimal("5.0000")
+    assert meta.budget.org_daily_limit is None
+    assert (meta.provider, meta.model, meta.cached, meta.fallback) == ("openai", "gpt-4o-mini", False, True)
+    assert (meta.attempts, meta.status_code, meta.headers["x-new"]) == (1, 200, "kept")
+    assert meta.elapsed >= 0
+    assert "request_id='r-1'" in repr(meta)
+    assert "meta" not in response.model_dump()
+
+
+async def test_malformed_headers_of_an_answer_read_as_none() -> None:
+    names = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-budget-org-daily-spend", "x-llmgw-cached")
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        response = chat_answer()
+        response.headers.update(dict(zip(names, ("x", "-1", "nan", "perhaps"), strict=True)))
+        return response
+
+    client, _ = client_of(answer)
+    meta = (await client.chat(**HELLO)).meta
+    assert (meta.rate_limit, meta.budget, meta.cached) == (None, None, None)
+
+
+async def test_lists_and_raw_objects_have_meta_too() -> None:
+    card = {"id": "gpt-4o", "object": "model", "pricing": {"input_per_1k_usd": 1}}
+    client, _ = client_of(lambda _: httpx.Response(200, json={"data": [card]}, headers={"x-request-id": "r"}))
+    models = await client.models()
+    assert models[0].pricing is not None
+    assert models[0].pricing.input_per_1k_usd == 1.0
+    assert (models.meta.request_id, models[0].meta.request_id) == ("r", "r")
+    health = await client.health()
+    assert health == {"data": [card]}
+    assert health.meta.request_id == "r"
+
+
+async def test_a_bare_list_of_models_is_understood() -> None:
+    client, _ = client_of(lambda _: httpx.Response(200, json=[{"id": "gpt-4o"}]))
+    assert [model.id for model in await client.models()] == ["gpt-4o"]
+
+
+@pytest.mark.parametrize(
+    ("step", "kind"),
+    [
+        (error_answer(401, "Invalid API key"), AuthError),
+        (error_answer(401, "OpenAI error 401: bad key"), ProviderError),
+        (error_answer(404, "Not Found"), APIError),
+        (lambda _: httpx.Response(307, headers={"location": "http://evil.test/"}), APIError),
+        (lambda _: httpx.Response(200, json={"id": 5}), InvalidResponseError),
+        (lambda _: httpx.Response(200, content=b"<html>"), InvalidResponseError),
+        (lambda _: httpx.Response(200, content=b"[" * 100_000), InvalidResponseError),
+        (lambda _: httpx.Response(200, content=b"\xff"), InvalidResponseError),
+        (lambda _: httpx.Response(204), InvalidResponseError),
+    ],
+)
+async def test_what_makes_no_sense_to_repeat_is_not_repeated(step: Step, kind: type[APIError]) -> None:
+    client, transport = client_of(step)
+    with pytest.raises(kind) as caught:
+        await client.chat(**HELLO)
+    assert type(caught.value) is kind
+    assert caught.value.attempts == 1 or kind is InvalidResponseError
+    assert len(transport.requests) == 1
+
+
+async def test_a_body_of_the_wrong_type_shows_its_beginning_its_status_and_the_request_id() -> None:
+    body = {"id": "llmg_" + "k" * 43, "provider": 5}
+    client, _ = client_of(lambda _: httpx.Response(200, json=body, headers={"x-request-id": "r"}))
+    with pytest.raises(InvalidResponseError, match=r"\$.provider.*starts with.*llmg_\*\*\*") as caught:
+        await client.chat(**HELLO)
+    assert (caught.value.status_code, caught.value.request_id) == (200, "r")
+    assert caught.value.__cause__ is None
+
+
+async def test_a_minted_key_is_not_in_the_error_of_an_answer_that_does_not_fit() -> None:
+    body = {"api_key": "llmg_secret", "id": 5}
+    client, transport = client_of(lambda _: httpx.Response(201, json=body))
+    with pytest.raises(InvalidResponseError) as caught:
+        await client.create_api_key(name="ci")
+    assert "secret" not in repr(caught.value) + repr(caught.value.detail)
+    assert len(transport.requests) == 1
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+async def test_transient_statuses_are_retried_with_exponential_backoff(status: int) -> None:
+    client, transport = client_of(error_answer(status, "x"), error_answer(status, "x"), chat_answer)
+    response = await client.chat(**HELLO)
+    assert response.meta.attempts == 3
+    waits = [later - earlier for earlier, later in zip(transport.times, transport.times[1:], strict=False)]
+    assert waits == pytest.approx([0.5, 1.0], abs=1e-3)
+    assert len({request.content for request in transport.requests}) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError("refused"), httpx.ReadTimeout(""), httpx.ReadError("reset")]
+)
+async def test_transport_errors_are_retried_and_chained(error: httpx.TransportError) -> None:
+    client, transport = client_of(error, retry_config=RetryConfig(max_retries=1))
+    with pytest.raises(
+        omnigate.ConnectionError, match=r"http://gateway.test/prefix \(2 attempts\)"
+    ) as caught:
+        await client.chat(**HELLO)
+    assert len(transport.requests) == 2
+    assert caught.value.attempts == 2
+    assert caught.value.__cause__ is error
+    assert isinstance(caught.value, omnigate.TimeoutError) is isinstance(error, httpx.TimeoutException)
+    assert caught.value.was_sent is not isinstance(error, httpx.ConnectError)
+
+
+async def test_a_foreign_exception_of_the_transport_is_not_disguised() -> None:
+    client, _ = client_of(AssertionError("a bug in a test's handler"))
+    with pytest.raises(AssertionError, match="a bug"):
+        await client.chat(**HELLO)
+
+
+@pytest.mark.parametrize(
+    ("header", "wait"), [("42", 42.0), ("1.5", 1.5), ("0", 0.0), ("nan", 0.5), ("-3", 0.5)]
+)
+async def test_retry_after_is_waited_for_in_full(header: str, wait: float) -> None:
+    client, transport = client_of(error_answer(429, "Rate limit exceeded", retry_after=header), chat_answer)
+    await client.chat(**HELLO)
+    assert transport.times[1] - transport.times[0] == pytest.approx(wait, abs=1e-3)
+
+
+async def test_a_server_that_asks_for_more_than_allowed_is_not_waited_for() -> None:
+    client, transport = client_of(error_answer(429, "Rate limit exceeded", retry_after="61"))
+    with pytest.raises(RateLimitError) as caught:
+        await client.chat(**HELLO)
+    assert caught.value.retry_after == 61.0
+    assert len(transport.requests) == 1
+    assert anyio.current_time() - transport.times[0] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("step", "sends"),
+    [
+        (httpx.ConnectError("refused"), 3),
+        (httpx.PoolTimeout("full"), 3),
+        (error_answer(429, "Rate limit exceeded"), 3),
+        (error_answer(503, "busy"), 1),
+        (httpx.ReadTimeout("slow"), 1),
+        (httpx.RemoteProtocolError("broken"), 1),
+    ],
+)
+async def test_what_may_be_billed_twice_is_not_sent_twice_if_one_says_so(step: Step, sends: int) -> None:
+    client, transport = client_of(step, retry_config=RetryConfig(retry_sent=False))
+    with pytest.raises(GatewayError):
+        await client.chat(**HELLO)
+    assert len(transport.requests) == sends
+    transport.requests.clear()
+    with pytest.raises(GatewayError):
+        await client.me()
+    assert len(transport.requests) == 3  # reading twice harms nobody
+
+
+@pytest.mark.parametrize(
+    ("step", "sends"),
+    [(httpx.ConnectError("refused"), 3), (httpx.ReadTimeout("slow"), 1), (error_answer(500, "x"), 1)],
+)
+async def test_calls_that_mint_keys_are_never_sent_again_once_sent(step: Step, sends: int) -> None:
+    async with AsyncAdminClient("admin", transport=ScriptedTransport(step), retry_config=NO_JITTER) as admin:
+        client, transport = client_of(step)
+        calls: list[Callable[[], Any]] = [
+            lambda: client.signup(email="dev@acme.test"),
+            lambda: client.create_api_key(name="ci"),
+            lambda: admin.create_project(org_id="o", name="p"),
+        ]
+        for call in calls:
+            with pytest.raises(GatewayError) as caught:
+                await call()
+            assert caught.value.attempts == sends
+        assert len(transport.requests) == 2 * sends
+
+
+@pytest.mark.parametrize("retries", [0, 1, 4])
+async def test_retries_is_the_number_of_attempts_after_the_first(retries: int) -> None:
+    client, transport = client_of(error_answer(500, "x"), retries=retries, retry_config=None)
+    with pytest.raises(APIError):
+        await client.chat(**HELLO)
+    assert len(transport.requests) == retries + 1
+
+
+async def test_a_deadline_covers_all_attempts_and_waits() -> None:
+    async def slow(_: httpx.Request) -> httpx.Response:
+        await anyio.sleep(1)
+        return error_answer(503, "busy")(_)
+
+    client, _ = client_of(
+        slow, retry_config=RetryConfig(max_retries=100, backoff_base=1, backoff_max=1, jitter=0)
+    )
+    started = anyio.current_time()
+    with pytest.raises(omnigate.TimeoutError, match=r"deadline_seconds=4.5 \(3 attempts\)") as caught:
+        await client.chat(**HELLO, deadline_seconds=4.5)
+    assert anyio.current_time() - started == pytest.approx(4.5, abs=1e-2)
+    assert caught.value.attempts == 3
+
+
+async def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
+    client, transport = client_of(error_answer(429, "Rate limit exceeded", retry_after="30"))
+    with pytest.raises(omnigate.TimeoutError) as caught:
+        await client.chat(**HELLO, deadline_seconds=10)
+    assert isinstance(caught.value.__cause__, RateLimitError)
+    assert anyio.current_time() - transport.times[0] < 0.1
+
+
+async def test_a_backoff_can_be_cancelled_at_any_moment() -> None:
+    client, transport = client_of(error_answer(429, "Rate limit exceeded", retry_after="60"))
+    with anyio.move_on_after(7) as scope:
+        await client.chat(**HELLO)
+    assert scope.cancelled_caught
+    assert anyio.current_time() - transport.times[0] == pytest.approx(7, abs=1e-2)
+
+
+async def test_a_calls_own_timeout_and_headers_are_used_for_that_call_only() -> None:
+    client, transport = client_of(chat_answer, headers={"X-Team": "a", "User-Agent": "mine"}, timeout=5)
+    await client.chat(
+        **HELLO, timeout=httpx.Timeout(3, connect=1), extra_headers={"x-team": "b", "X-Api-Key": "other"}
+    )
+    await client.chat(**HELLO, timeout=None)
+    await client.chat(**HELLO)
+    timeouts = [request.extensions["timeout"] for request in transport.requests]
+    assert timeouts[0] == {"connect": 1, "read": 3, "write": 3, "pool": 3}
+    assert timeouts[1] == dict.fromkeys(("connect", "read", "write", "pool"))
+    assert timeouts[2] == dict.fromkeys(("connect", "read", "write", "pool"), 5)
+    assert [request.headers["x-team"] for request in transport.requests] == ["b", "a", "a"]
+    assert [request.headers["x-api-key"] for request in transport.requests] == ["other", KEY, KEY]
+    assert transport.requests[0].headers["user-agent"] == "mine"
+
+
+async def test_the_configuration_can_be_changed_between_calls_as_with_0_1_0() -> None:
+    client, transport = client_of(chat_answer)
+    await client.chat(**HELLO)
+    client.api_key, client.user_id, client.base_url = "llmg_new", "user", "https://other.test"
+    await client.chat(**HELLO)
+    request = transport.requests[1]
+    assert str(request.url) == "https://other.test/v1/chat"
+    assert (request.headers["host"], request.headers["x-api-key"], request.headers["x-user-id"]) == (
+        "other.test", "llmg_new", "user",
+    )  # fmt: skip
+    assert (client.api_key, client.user_id, client.base_url) == ("llmg_new", "user", "https://other.test")
+
+
+async def test_the_environment_gives_the_address_and_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNIGATE_BASE_URL", "http://env.test:1")
+    monkeypatch.setenv("OMNIGATE_API_KEY", "llmg_env")
+    monkeypatch.setenv("OMNIGATE_ADMIN_KEY", "admin_env")
+    assert (AsyncClient().base_url, AsyncClient().api_key) == ("http://env.test:1", "llmg_env")
+    assert AsyncAdminClient().admin_key == "admin_env"
+    assert (AsyncClient("k", base_url="http://x.test").base_url, AsyncClient("k").api_key) == (
+        "http://x.test",
+        "k",
+    )
+    monkeypatch.delenv("OMNIGATE_BASE_URL")
+    assert AsyncClient().base_url == "http://localhost:8000"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"base_url": "ftp://x"}, "base_url='ftp://x' is not allowed: http"),
+        ({"base_url": "gateway.test"}, "base_url='gateway.test'"),
+        ({"base_url": "http://"}, "base_url="),
+        ({"base_url": "http://x\r\n.test"}, "base_url="),
+        ({"base_url": "http://x?query"}, "base_url="),
+        ({"base_url": 5}, "base_url=5"),
+        ({"user_id": "x" * 256}, "user_id='xxx"),
+        ({"user_id": "😀"}, "user_id='😀'"),
+        ({"user_id": "a\r\nb: c"}, "user_id="),
+        ({"timeout": 0}, "timeout=0"),
+        ({"timeout": math.nan}, "timeout=nan"),
+        ({"timeout": "5"}, "timeout='5'"),
+        ({"retries": -1}, "retries=-1"),
+        ({"retry_config": 3}, "retry_config=3"),
+        ({"headers": {"a\r\nb": "c"}}, "headers header name"),
+        ({"headers": {"a": "b\r\nc: d"}}, "headers a: 'b"),
+        ({"headers": {"a": "b\x00"}}, "headers a:"),
+        ({"headers": {"a": 5}}, "headers 5"),
+        ({"headers": {"Content-Length": "5"}}, "headers 'Content-Length' is not allowed: the client itself"),
+        ({"headers": {"transfer-encoding": "chunked"}}, "'transfer-encoding'"),
+        ({"headers": 5}, "headers=5"),
+        ({"transport": "http"}, "transport=str object is not allowed"),
+        ({"verify": "ca.pem"}, "verify='ca.pem'"),
+        ({"max_response_bytes": 0}, "max_response_bytes=0"),
+    ],
+)
+async def test_a_client_refuses_what_cannot_work_and_names_it(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        AsyncClient(KEY, **arguments)
+    assert words in str(caught.value)
+
+
+async def test_a_password_in_the_address_and_a_broken_key_are_refused_without_showing_them() -> None:
+    with pytest.raises(InvalidArgumentError, match="user or password") as caught:
+        AsyncClient(KEY, base_url="http://me:hunter2@gateway.test")
+    assert "hunter2" not in str(caught.value)
+    for key in ("llmg_secret\n", "sécrét😀"):
+        with pytest.raises(InvalidArgumentError, match="api_key") as caught:
+            AsyncClient(key)
+        assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda c: c.chat(**HELLO, user_id="x" * 256), "user_id="),
+        (lambda c: c.chat(**HELLO, timeout=-1), "timeout=-1"),
+        (lambda c: c.chat(**HELLO, deadline_seconds=0), "deadline_seconds=0"),
+        (lambda c: c.chat(**HELLO, deadline_seconds=math.inf), "deadline_seconds=inf"),
+        (lambda c: c.chat(**HELLO, extra_headers={"x": "\r\n"}), "extra_headers x"),
+        (lambda c: c.chat(**HELLO, time_out=5), "unknown argument 'time_out'"),
+        (lambda c: c.chat(model="m", messages="\ud800"), "lone surrogates"),
+        (lambda c: c.chat(model="m", messages=[]), "messages=[]"),
+        (lambda c: c.chat(model="m" * 129, messages="x"), "model="),
+        (lambda c: c.chat(**HELLO, fallback_models=["m"] * 6), "fallback_models="),
+        (lambda c: c.model(""), "id=''"),
+        (lambda c: c.model("../../admin"), "id='../../admin'"),
+        (lambda c: c.revoke_api_key(".."), "id='..'"),
+        (lambda c: c.metrics(range="2h"), "range='2h' is not allowed: one of 1h, 24h, 7d, 30d"),
+        (lambda c: c.metrics(range="1h", start=datetime.now(UTC)), "range is not allowed together"),
+        (lambda c: c.metrics(end=datetime.now(UTC)), "end is not allowed without start"),
+        (lambda c: c.metrics(start=datetime(2026, 1, 1)), "start=datetime"),
+        (lambda c: c.metrics(start="2026-01-01T00:00:00"), "start='2026"),
+        (lambda c: c.metrics(start="yesterday"), "start='yesterday'"),
+        (lambda c: c.metrics(start=5), "start=5"),
+        (lambda c: c.metrics(group_by="day"), "group_by='day'"),
+        (lambda c: c.metrics(granularity="week"), "granularity='week'"),
+        (lambda c: c.signup(email="x"), "email='x' is not allowed: text of 3 to 255"),
+        (lambda c: c.signup(email="a@b.test", org_name="x" * 256), "org_name="),
+        (lambda c: c.set_provider_key(provider="cohere", api_key="sk-12345678"), "provider='cohere'"),
+        (lambda c: c.set_provider_key(provider="openai", api_key="short"), "api_key is not allowed: text of at least 8"),
+        (lambda c: c.set_provider_key(provider="azure", api_key="sk-12345678", meta="x"), "meta='x'"),
+        (lambda c: c.create_api_key(name=""), "name=''"),
+    ],
+)  # fmt: skip
+async def test_a_bad_argument_is_refused_before_anything_is_sent(
+    call: Callable[[AsyncClient], Any], words: str
+) -> None:
+    client, transport = client_of(chat_answer)
+    with pytest.raises(InvalidArgumentError) as caught:
+        await call(client)
+    assert words in str(caught.value)
+    assert transport.requests == []
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda c: c.create_org(name=""), "name=''"),
+        (lambda c: c.create_org(name="x", daily_budget=-1), "daily_budget=-1"),
+        (lambda c: c.create_org(name="x", monthly_budget="NaN"), "monthly_budget='NaN'"),
+        (lambda c: c.create_org(name="x", monthly_budget="lots"), "monthly_budget='lots'"),
+        (lambda c: c.create_project(org_id="o", name="p", rate_limit_per_min=0), "rate_limit_per_min=0"),
+        (lambda c: c.create_project(org_id="", name="p"), "org_id=''"),
+        (lambda c: c.org_metrics(".."), "org_id='..'"),
+        (lambda c: c.org_metrics("o", range="1y"), "range='1y'"),
+    ],
+)
+async def test_the_admin_client_refuses_too(call: Callable[[AsyncAdminClient], Any], words: str) -> None:
+    transport = ScriptedTransport(chat_answer)
+    async with AsyncAdminClient("admin", transport=transport) as admin:
+        with pytest.raises(InvalidArgumentError) as caught:
+            await call(admin)
+    assert words in str(caught.value)
+    assert transport.requests == []
+
+
+async def test_each_endpoint_is_called_as_the_protocol_says() -> None:
+    client, transport = client_of(
+        lambda _: httpx.Response(500, json={"detail": "x"}), retries=0, retry_config=None
+    )
+    admin = AsyncAdminClient("admin", base_url="http://gateway.test", transport=transport, retries=0)
+    key_id = UUID("33333333-3333-3333-3333-333333333333")
+    moment = datetime(2026, 11, 24, 12, tzinfo=UTC)
+    calls: list[tuple[Any, str, str, Any]] = [
+        (client.models(), "GET", "/prefix/v1/models", None),
+        (client.model("models/gemini 1?#"), "GET", "/prefix/v1/models/models/gemini%201%3F%23", None),
+        (client.metrics(), "GET", "/prefix/v1/metrics?range=24h", None),
+        (client.metrics(start=moment, end="2026-11-24T13:00:00Z", group_by="model", granularity="day"), "GET",
+         "/prefix/v1/metrics?from=2026-11-24T12%3A00%3A00%2B00%3A00&to=2026-11-24T13%3A00%3A00Z&group_by=model&granularity=day",
+         None),
+        (client.signup(email="dev@acme.test", org_name="Acme"), "POST", "/prefix/v1/signup",
+         {"email": "dev@acme.test", "project_name": "Default", "org_name": "Acme"}),
+        (client.set_provider_key(provider="azure", api_key="sk-12345678", meta={"endpoint": "https://x", "deployment": "d"}),
+         "POST", "/prefix/v1/keys",
+         {"provider": "azure", "api_key": "sk-12345678", "meta": {"endpoint": "https://x", "deployment": "d"}}),
+        (client.create_api_key(name="ci"), "POST", "/prefix/v1/keys/api", {"name": "ci"}),
+        (client.list_api_keys(), "GET", "/prefix/v1/keys/api", None),
+        (client.revoke_api_key(key_id), "DELETE", f"/prefix/v1/keys/api/{key_id}", None),
+        (client.me(), "GET", "/prefix/v1/me", None),
+        (client.health(), "GET", "/prefix/health", None),
+        (client.ready(), "GET", "/prefix/health/ready", None),
+        (client.version(), "GET", "/prefix/version", None),
+        (client.completions(model="m", messages=[{"role": "developer", "content": "x"}]), "POST",
+         "/prefix/v1/chat/completions", {"model": "m", "messages": [{"role": "system", "content": "x"}]}),
+        (admin.create_org(name="Acme", daily_budget=Decimal("5.5")), "POST", "/v1/admin/orgs",
+         {"name": "Acme", "daily_budget": "5.5", "monthly_budget": 0}),
+        (admin.list_orgs(), "GET", "/v1/admin/orgs", None),
+        (admin.create_project(org_id=key_id, name="p", rate_limit_per_min=1), "POST", "/v1/admin/projects",
+         {"org_id": str(key_id), "name": "p", "daily_budget": 0, "monthly_budget": 0, "rate_limit_per_min": 1}),
+        (admin.list_projects(org_id="o"), "GET", "/v1/admin/projects?org_id=o", None),
+        (admin.org_metrics("o", range="7d"), "GET", "/v1/admin/orgs/o/metrics?range=7d", None),
+    ]  # fmt: skip
+    for call, method, path, body in calls:
+        with pytest.raises(APIError):
+            await call
+        request = transport.requests.pop()
+        assert (request.method, request.url.raw_path.decode()) == (method, path)
+        assert (msgspec.json.decode(request.content) if request.content else None) == body
+        assert ("content-length" in request.headers) is (body is not None)
+        assert ("x-admin-key" in request.headers) is ("admin" in path)
+
+
+async def test_readiness_is_an_answer_also_when_it_is_negative() -> None:
+    body = {"status": "not_ready", "checks": {"database": "down", "redis": "ok"}}
+    client, transport = client_of(lambda _: httpx.Response(503, json=body))
+    ready = await client.ready()
+    assert ready == body
+    assert ready.meta.status_code == 503
+    assert len(transport.requests) == 1
+
+
+async def test_calls_without_an_answer_return_none() -> None:
+    client, _ = client_of(lambda _: httpx.Response(204, headers={"content-type": "application/json"}))
+    assert await client.set_provider_key(provider="openai", api_key="sk-12345678") is None  # type: ignore[func-returns-value]
+    assert await client.revoke_api_key("1") is None  # type: ignore[func-returns-value]
+
+
+async def test_a_provider_key_that_the_gateway_repeats_is_not_in_the_error() -> None:
+    detail = [{"loc": ["body", "api_key"], "msg": "bad", "input": {"api_key": "azure-key-without-prefix"}}]
+    client, _ = client_of(error_answer(422, detail))
+    with pytest.raises(APIError) as caught:
+        await client.set_provider_key(provider="azure", api_key="azure-key-without-prefix")
+    assert "azure-key-without-prefix" not in repr(caught.value.detail) + repr(caught.value)
+
+
+def body_step(stream: ChunkStream, status: int = 200, **headers: str) -> Step:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda _: httpx.Response(status, headers=named, stream=stream)
+
+
+def deflate(body: bytes, wbits: int) -> bytes:
+    compressor = zlib.compressobj(wbits=wbits)
+    return compressor.compress(body) + compressor.flush()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"),
+    [
+        ("gzip", gzip.compress),
+        ("x-gzip", lambda body: gzip.compress(body[:50]) + gzip.compress(body[50:]) + b"\x00\x00"),
+        ("deflate", lambda body: deflate(body, 15)),
+        ("deflate", lambda body: deflate(body, -15)),
+        ("identity", lambda body: body),
+    ],
+)
+async def test_a_compressed_answer_is_understood_in_any_pieces(
+    encoding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    body = compress(chat_answer(content="x" * 200_000).content)
+    for size in (1, 7, len(body)):
+        if size == 1 and len(body) > 10_000:
+            continue
+        stream = ChunkStream([body[i : i + size] for i in range(0, len(body), size)])
+        client, _ = client_of(body_step(stream, content_encoding=encoding))
+        assert len((await client.chat(**HELLO)).content) == 200_000
+        assert stream.closed
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "words"),
+    [
+        ("br", b"x", "encoded as 'br'"),
+        ("gzip, gzip", b"x", "encoded as 'gzip, gzip'"),
+        ("gzip", b"not gzip", "compressed body is broken"),
+        ("gzip", gzip.compress(b"{}")[:-3], "incomplete"),
+        ("deflate", b"\xff\xff\xff", "compressed body is broken"),
+    ],
+)
+async def test_an_encoding_that_cannot_be_undone_is_a_typed_error(
+    encoding: str, body: bytes, words: str
+) -> None:
+    stream = ChunkStream([body])
+    client, _ = client_of(body_step(stream, content_encoding=encoding))
+    with pytest.raises(InvalidResponseError, match=words):
+        await client.chat(**HELLO)
+    assert stream.closed
+
+
+async def test_an_answer_over_the_limit_is_refused_while_it_arrives() -> None:
+    def endless() -> Any:
+        while True:
+            yield b"x" * 1_000
+
+    stream = ChunkStream(endless())
+    client, _ = client_of(body_step(stream), max_response_bytes=10_000)
+    with pytest.raises(InvalidResponseError, match="max_response_bytes=10,000"):
+        await client.chat(**HELLO)
+    assert stream.closed
+
+
+async def test_a_bomb_of_gzip_is_refused_before_it_fills_the_memory() -> None:
+    bomb = gzip.compress(b"\x00" * 200_000_000)
+    stream = ChunkStream([bomb])
+    client, _ = client_of(body_step(stream, content_encoding="gzip"), max_response_bytes=1_000_000)
+    import tracemalloc
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidResponseError, match="max_response_bytes"):
+            await client.chat(**HELLO)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+async def test_of_an_endless_error_only_the_beginning_is_read() -> None:
+    def endless() -> Any:
+        while True:
+            yield b"x" * 100_000
+
+    stream = ChunkStream(endless())
+    client, _ = client_of(body_step(stream, status=400))
+    with pytest.raises(APIError) as caught:
+        await client.chat(**HELLO)
+    assert len(caught.value.message) == 2_000
+    assert stream.closed
+
+
+async def test_a_body_that_breaks_is_a_connection_error_and_is_retried() -> None:
+    stream = ChunkStream([b'{"id"', httpx.RemoteProtocolError("peer closed")])
+    client, _ = client_of(body_step(stream), chat_answer)
+    assert (await client.chat(**HELLO)).meta.attempts == 2
+    assert stream.closed
+
+
+async def test_every_response_is_closed_and_so_is_the_transport() -> None:
+    streams = [ChunkStream([b"busy"]), ChunkStream([chat_answer().content])]
+    client, transport = client_of(body_step(streams[0], status=503), body_step(streams[1]))
+    async with client:
+        await client.chat(**HELLO)
+    assert all(stream.closed and stream.exhausted for stream in streams)
+    assert transport.closed
+    await client.aclose()
+
+
+async def test_a_closed_client_says_so() -> None:
+    client, _ = client_of(chat_answer)
+    await client.aclose()
+    with pytest.raises(ClientClosedError, match="closed"):
+        await client.chat(**HELLO)
+    with pytest.raises(RuntimeError):
+        client.chat_stream(**HELLO)
+    assert "closed" in repr(client)
+
+
+async def test_a_repr_shows_the_address_and_not_the_key() -> None:
+    client, _ = client_of(chat_answer)
+    assert repr(client) == "AsyncClient(base_url='http://gateway.test/prefix', api_key='llmg_Abcdefg…')"
+    assert (
+        repr(AsyncClient(base_url="http://x.test")) == "AsyncClient(base_url='http://x.test', api_key=None)"
+    )
+    assert "hunter2" not in repr(AsyncAdminClient("hunter2-hunter2-hunter2-hunter2"))
+
+
+async def test_retries_are_logged_without_the_key(caplog: pytest.LogCaptureFixture) -> None:
+    client, _ = client_of(error_answer(503, f"bad {KEY}"), chat_answer)
+    with caplog.at_level(logging.DEBUG):
+        await client.chat(**HELLO)
+    assert "attempt 1 failed" in caplog.text
+    assert KEY not in caplog.text
+
+
+async def test_many_calls_at_once_do_not_disturb_each_other() -> None:
+    async def echo(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(0.01)
+        return chat_answer(content=msgspec.json.decode(request.content)["messages"][0]["content"])
+
+    client, _ = client_of(echo)
+    contents: list[tuple[str, str]] = []
+
+    async def one(text: str) -> None:
+        contents.append((text, (await client.chat(model="m", messages=text)).content))
+
+    async with anyio.create_task_group() as group:
+        for number in range(200):
+            group.start_soon(one, str(number))
+    assert len(contents) == 200
+    assert all(sent == received for sent, received in contents)

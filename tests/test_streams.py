@@ -1,0 +1,520 @@
+"""Streams over a scripted transport: order, errors, retries, and that nothing stays open."""
+
+import gc
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import httpx
+import msgspec
+import pytest
+
+from omnigate import (
+    AsyncClient,
+    AuthError,
+    ChatStream,
+    ConnectionError,
+    InvalidArgumentTypeError,
+    InvalidResponseError,
+    ProviderError,
+    ProviderRateLimitError,
+    RetryConfig,
+    StreamChunk,
+    StreamClosedError,
+    TimeoutError,
+    Usage,
+)
+
+from .support.scripted import ChunkStream, ScriptedTransport, Step, error_answer
+
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
+
+HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
+
+
+class Streaming:
+    """A client whose transport answers with the given streams, which can be looked at afterwards."""
+
+    def __init__(self, *answers: ChunkStream | Step, **arguments: Any) -> None:
+        self.streams = [answer for answer in answers if isinstance(answer, ChunkStream)]
+        steps = [
+            self._step(answer, n) if isinstance(answer, ChunkStream) else answer
+            for n, answer in enumerate(answers)
+        ]
+        self.transport = ScriptedTransport(*steps)
+        arguments.setdefault("retry_config", RetryConfig(jitter=0))
+        self.client = AsyncClient(
+            "llmg_x", base_url="http://gateway.test", transport=self.transport, **arguments
+        )
+
+    @staticmethod
+    def _step(stream: ChunkStream, number: int) -> Step:
+        return lambda _: httpx.Response(200, headers={"x-request-id": f"r{number}"}, stream=stream)
+
+    def sent(self, number: int = 0) -> Any:
+        request = self.transport.requests[number]
+        return request.url.path, msgspec.json.decode(request.content)
+
+    def assert_closed(self) -> None:
+        assert all(stream.closed for stream in self.streams)
+
+
+def event(value: Any) -> bytes:
+    return b"data: " + (value if isinstance(value, bytes) else msgspec.json.encode(value)) + b"\n\n"
+
+
+def chunk(content: str | None = None, finish_reason: str | None = None, **fields: Any) -> bytes:
+    delta = {} if content is None else {"content": content}
+    return event(
+        {"id": "c", "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}], **fields}
+    )
+
+
+USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+DONE = event(b"[DONE]")
+COMPLETION = [
+    event({"id": "c", "choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]}),
+    chunk("hel"), chunk("lo"), chunk(finish_reason="stop"), event({"id": "c", "choices": [], "usage": USAGE}), DONE,
+]  # fmt: skip
+
+
+async def test_pieces_come_as_they_arrive_and_the_connection_is_given_back() -> None:
+    run = Streaming(ChunkStream([b"hel", b"lo ", "wörld".encode()]))
+    async with run.client.chat_stream(**HELLO) as stream:
+        assert [piece async for piece in stream] == ["hel", "lo ", "wörld"]
+        run.assert_closed()
+        assert run.streams[0].exhausted
+    assert run.sent() == (
+        "/v1/chat",
+        {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}], "stream": True},
+    )
+
+
+async def test_entering_returns_with_the_head_before_any_text() -> None:
+    run = Streaming(ChunkStream([30.0, b"late"]))
+    started = anyio.current_time()
+    async with run.client.chat_stream(**HELLO) as stream:
+        assert anyio.current_time() - started < 1
+        assert stream.meta.request_id == "r0"
+        assert stream.meta.attempts == 1
+        assert await stream.text() == "late"
+
+
+async def test_without_async_with_the_stream_opens_with_its_first_piece() -> None:
+    run = Streaming(ChunkStream([b"a"]))
+    stream = run.client.chat_stream(**HELLO)
+    assert run.transport.requests == []
+    with pytest.raises(AttributeError, match="not open yet"):
+        _ = stream.meta
+    assert [piece async for piece in stream] == ["a"]
+    assert stream.meta.request_id == "r0"
+    run.assert_closed()
+    assert [piece async for piece in stream] == []
+
+
+async def test_chunks_carry_the_request_id() -> None:
+    run = Streaming(ChunkStream([b"a", b"b"]))
+    async with run.client.chat_stream(**HELLO, as_chunks=True) as stream:
+        assert [piece async for piece in stream] == [
+            StreamChunk(text="a", request_id="r0"),
+            StreamChunk(text="b", request_id="r0"),
+        ]
+
+
+async def test_text_collects_the_rest() -> None:
+    for as_chunks in (False, True):
+        run = Streaming(ChunkStream([b"a", b"b", b"c\n", b"[er"]))
+        stream: ChatStream[Any] = run.client.chat_stream(**HELLO, as_chunks=as_chunks)  # type: ignore[call-overload]
+        await anext(stream)
+        assert await stream.text() == "bc\n[er"
+
+
+async def test_an_empty_stream_is_empty() -> None:
+    run = Streaming(ChunkStream([]))
+    async with run.client.chat_stream(**HELLO) as stream:
+        assert await stream.text() == ""
+        assert await stream.text() == ""
+
+
+async def test_a_failure_comes_after_all_the_text_before_it() -> None:
+    run = Streaming(ChunkStream([b"part1 ", b"part2\n[err", b"or] two\nlines: OpenAI error", b" 500: x"]))
+    pieces: list[str] = []
+    with pytest.raises(ProviderError) as caught:
+        async with run.client.chat_stream(**HELLO) as stream:
+            async for piece in stream:
+                pieces.append(piece)
+    assert pieces == ["part1 ", "part2"]
+    assert caught.value.message == "two\nlines: OpenAI error 500: x"
+    assert (caught.value.request_id, caught.value.status_code) == ("r0", 502)
+    assert len(run.transport.requests) == 1
+    run.assert_closed()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"OpenAI error 429: x",
+        b"OpenAI error 503: x",
+        b"OpenAI request failed: x",
+        b"openai circuit is open",
+        b"",
+    ],
+)
+async def test_a_transient_failure_before_any_text_is_retried(message: bytes) -> None:
+    run = Streaming(ChunkStream([b"\n[err", b"or] " + message]), ChunkStream([b"fine"]))
+    async with run.client.chat_stream(**HELLO) as stream:
+        assert stream.meta.request_id == "r0"
+        assert await anext(stream) == "fine"
+        assert (stream.meta.request_id, stream.meta.attempts) == ("r1", 2)
+    assert run.transport.times[1] - run.transport.times[0] == pytest.approx(0.5, abs=0.01)
+    run.assert_closed()
+
+
+async def test_attempts_are_counted_over_the_head_and_the_first_text() -> None:
+    run = Streaming(error_answer(503, "x"), ChunkStream([b"\n[error] "]), ChunkStream([b"\n[error] "]))
+    with pytest.raises(ProviderError, match="without a message") as caught:
+        await run.client.chat_stream(**HELLO).text()
+    assert caught.value.attempts == len(run.transport.requests) == 3
+    run.assert_closed()
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"), [(b"OpenAI error 401: bad key", ProviderError), (b"something else", ProviderError)]
+)
+async def test_a_lasting_failure_before_any_text_is_not_retried(
+    message: bytes, kind: type[ProviderError]
+) -> None:
+    run = Streaming(ChunkStream([b"\n[error] " + message]))
+    with pytest.raises(kind):
+        await run.client.chat_stream(**HELLO).text()
+    assert len(run.transport.requests) == 1
+
+
+async def test_a_providers_rate_limit_in_a_stream_is_told_from_the_gateways() -> None:
+    run = Streaming(ChunkStream([b"text\n[error] OpenAI error 429: slow down"]))
+    with pytest.raises(ProviderRateLimitError) as caught:
+        await run.client.chat_stream(**HELLO).text()
+    assert caught.value.provider == "OpenAI"
+
+
+async def test_nothing_may_be_retried_if_it_may_be_billed_twice_and_one_says_so() -> None:
+    run = Streaming(ChunkStream([b"\n[error] "]), retry_config=RetryConfig(retry_sent=False))
+    with pytest.raises(ProviderError):
+        await run.client.chat_stream(**HELLO).text()
+    assert len(run.transport.requests) == 1
+
+
+async def test_a_failure_before_the_head_is_retried_like_a_calls() -> None:
+    run = Streaming(
+        error_answer(429, "Rate limit exceeded", retry_after="7"), httpx.ReadTimeout(""), ChunkStream([b"a"])
+    )
+    async with run.client.chat_stream(**HELLO) as stream:
+        assert (await stream.text(), stream.meta.attempts) == ("a", 3)
+    run = Streaming(error_answer(401, "Invalid API key"))
+    with pytest.raises(AuthError):
+        async with run.client.chat_stream(**HELLO):
+            pytest.fail("entered")
+
+
+async def test_a_body_that_breaks_says_how_much_had_come_and_loses_none_of_it() -> None:
+    run = Streaming(ChunkStream([b"text", b" more\n", httpx.RemoteProtocolError("peer closed connection")]))
+    pieces: list[str] = []
+    with pytest.raises(
+        ConnectionError, match=r"http://gateway.test broke after 10 bytes .*peer closed"
+    ) as caught:
+        async with run.client.chat_stream(**HELLO) as stream:
+            async for piece in stream:
+                pieces.append(piece)
+    assert "".join(pieces) == "text more\n"
+    assert isinstance(caught.value.__cause__, httpx.RemoteProtocolError)
+    assert caught.value.request_id == "r0"
+    assert len(run.transport.requests) == 1
+    run.assert_closed()
+
+
+async def test_a_read_timeout_inside_a_stream_is_a_timeout_error() -> None:
+    run = Streaming(ChunkStream([b"text", httpx.ReadTimeout("")]))
+    with pytest.raises(TimeoutError, match="no bytes came within the timeout"):
+        await run.client.chat_stream(**HELLO).text()
+
+
+async def test_an_endless_failure_message_is_cut() -> None:
+    def endless() -> Any:
+        yield b"\n[error] "
+        while True:
+            yield b"x" * 100_000
+
+    run = Streaming(ChunkStream(endless()))
+    with pytest.raises(ProviderError):
+        await run.client.chat_stream(**HELLO).text()
+    run.assert_closed()
+
+
+async def test_a_stream_over_the_limit_is_refused() -> None:
+    run = Streaming(ChunkStream([b"x" * 600] * 10), max_response_bytes=1_000)
+    with pytest.raises(InvalidResponseError, match="max_response_bytes"):
+        await run.client.chat_stream(**HELLO).text()
+    run.assert_closed()
+
+
+@pytest.mark.parametrize("argument", ["fallback_models", "cache"])
+async def test_what_the_gateway_ignores_for_streams_is_refused(argument: str) -> None:
+    run = Streaming(ChunkStream([]))
+    with pytest.raises(InvalidArgumentTypeError, match=argument):
+        run.client.chat_stream(**HELLO, **{argument: True})
+
+
+# Closing
+
+
+async def test_leaving_a_stream_early_closes_its_connection() -> None:
+    run = Streaming(ChunkStream([b"a", b"b", b"c"]))
+    async with run.client.chat_stream(**HELLO) as stream:
+        assert await anext(stream) == "a"
+    run.assert_closed()
+    with pytest.raises(StreamClosedError):
+        await anext(stream)
+
+
+async def test_an_exception_of_the_reader_closes_the_stream_and_goes_on() -> None:
+    run = Streaming(ChunkStream([b"a", b"b"]))
+    with pytest.raises(KeyError):
+        async with run.client.chat_stream(**HELLO) as stream:
+            async for _ in stream:
+                raise KeyError
+    run.assert_closed()
+
+
+async def test_aclose_may_come_at_any_time_and_twice() -> None:
+    run = Streaming(ChunkStream([b"a"]))
+    stream = run.client.chat_stream(**HELLO)
+    await stream.aclose()
+    await stream.aclose()
+    with pytest.raises(StreamClosedError):
+        await anext(stream)
+    assert run.transport.requests == []
+
+
+async def test_a_cancelled_read_closes_the_stream_which_then_says_so() -> None:
+    run = Streaming(ChunkStream([b"a", 100.0, b"b"]))
+    stream = run.client.chat_stream(**HELLO)
+    assert await anext(stream) == "a"
+    with anyio.move_on_after(1) as scope:
+        await anext(stream)
+    assert scope.cancelled_caught
+    run.assert_closed()
+    with pytest.raises(StreamClosedError, match="before its end"):
+        await anext(stream)
+
+
+async def test_a_deadline_covers_the_stream_to_its_last_piece() -> None:
+    run = Streaming(ChunkStream([4.0, b"a", 4.0, b"b", 4.0, b"c"]))
+    pieces: list[str] = []
+    started = anyio.current_time()
+    with pytest.raises(TimeoutError, match="deadline_seconds=10"):
+        async with run.client.chat_stream(**HELLO, deadline_seconds=10) as stream:
+            async for piece in stream:
+                pieces.append(piece)
+    assert pieces == ["a", "b"]
+    assert anyio.current_time() - started == pytest.approx(10, abs=0.01)
+    run.assert_closed()
+
+
+async def test_two_tasks_cannot_read_one_stream() -> None:
+    run = Streaming(ChunkStream([5.0, b"a"]))
+    async with run.client.chat_stream(**HELLO) as stream, anyio.create_task_group() as group:
+        group.start_soon(stream.text)
+        await anyio.sleep(1)
+        with pytest.raises(StreamClosedError, match="another task"):
+            await anext(stream)
+
+
+async def test_a_dropped_stream_is_closed_at_once_and_says_what_to_do() -> None:
+    run = Streaming(ChunkStream([b"a", b"b"]))
+
+    async def careless() -> None:
+        async for _ in run.client.chat_stream(**HELLO):
+            break
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        await careless()
+        gc.collect()
+    assert [warning.category for warning in caught] == [ResourceWarning]
+    assert "async with" in str(caught[0].message)
+    with anyio.fail_after(1):
+        while not run.streams[0].closed:
+            await anyio.sleep(0.001)
+
+
+async def test_a_stream_that_was_never_opened_is_dropped_silently() -> None:
+    run = Streaming(ChunkStream([]))
+    run.client.chat_stream(**HELLO)
+    gc.collect()
+
+
+# Completions
+
+
+async def test_completion_chunks_come_as_they_are() -> None:
+    run = Streaming(ChunkStream(COMPLETION))
+    async with run.client.completions_stream(**HELLO, include_usage=True) as stream:
+        chunks = [piece async for piece in stream]
+    assert [piece["choices"][0]["delta"].get("content") for piece in chunks if piece["choices"]] == [
+        None,
+        "hel",
+        "lo",
+        None,
+    ]
+    assert chunks[-1] == {"id": "c", "choices": [], "usage": USAGE}
+    path, body = run.sent()
+    assert (path, body["stream"], body["stream_options"]) == (
+        "/v1/chat/completions",
+        True,
+        {"include_usage": True},
+    )
+    run.assert_closed()
+
+
+@pytest.mark.parametrize("cut", [1, 3, 10_000])
+async def test_a_stream_with_usage_ends_with_a_chunk_that_carries_it(cut: int) -> None:
+    body = b"".join(COMPLETION)
+    run = Streaming(ChunkStream([body[i : i + cut] for i in range(0, len(body), cut)]))
+    async with run.client.chat_stream(**HELLO, as_chunks=True, include_usage=True) as stream:
+        assert stream.usage is None
+        pieces = [piece async for piece in stream]
+    assert "".join(piece.text for piece in pieces) == "hello"
+    last = pieces[-1]
+    assert (last.text, last.usage, last.finish_reason) == ("", Usage(**USAGE), "stop")
+    assert (stream.usage, stream.finish_reason) == (Usage(**USAGE), "stop")
+    path, sent = run.sent()
+    assert (path, sent["stream_options"]) == ("/v1/chat/completions", {"include_usage": True})
+
+
+async def test_a_text_stream_with_usage_knows_it_at_its_end() -> None:
+    run = Streaming(ChunkStream(COMPLETION))
+    async with run.client.chat_stream(**HELLO, include_usage=True) as stream:
+        assert [piece async for piece in stream] == ["hel", "lo"]
+        assert (stream.usage, stream.finish_reason) == (Usage(**USAGE), "stop")
+
+
+async def test_a_models_own_sentinel_is_text_where_usage_is_asked_for() -> None:
+    run = Streaming(ChunkStream([chunk("log\n[error] fine"), DONE]))
+    assert await run.client.chat_stream(**HELLO, include_usage=True).text() == "log\n[error] fine"
+
+
+async def test_the_body_is_read_to_its_end_after_done() -> None:
+    run = Streaming(ChunkStream([*COMPLETION, b"\n", 0.5, b": bye\n"]))
+    async with run.client.completions_stream(**HELLO) as stream:
+        async for _ in stream:
+            pass
+    assert run.streams[0].exhausted
+
+
+async def test_what_follows_done_is_read_even_if_the_reader_leaves_with_the_last_chunk() -> None:
+    run = Streaming(ChunkStream([b"".join(COMPLETION), 0.5]))
+    async with run.client.completions_stream(**HELLO) as stream:
+        async for piece in stream:
+            if "usage" in piece:
+                break
+    assert run.streams[0].exhausted
+
+
+@pytest.mark.parametrize("tail", [[1_000.0], [b"x" * 10_000] * 1_000, [httpx.ReadError("reset")]])
+async def test_a_tail_that_does_not_end_is_given_up(tail: list[Any]) -> None:
+    run = Streaming(ChunkStream([*COMPLETION, *tail]))
+    started = anyio.current_time()
+    async with run.client.completions_stream(**HELLO) as stream:
+        assert len([piece async for piece in stream]) == 5
+    assert anyio.current_time() - started == pytest.approx(1.0 if tail == [1_000.0] else 0.0, abs=0.01)
+    run.assert_closed()
+
+
+async def test_text_before_the_end_is_not_held_up_by_the_tail() -> None:
+    run = Streaming(ChunkStream([b"".join(COMPLETION), 1_000.0]))
+    started = anyio.current_time()
+    async with run.client.completions_stream(**HELLO) as stream:
+        await anext(stream)
+        assert anyio.current_time() - started < 0.1
+
+
+async def test_cancelling_the_tail_closes_the_stream() -> None:
+    run = Streaming(ChunkStream([*COMPLETION, 0.9]))
+    with anyio.move_on_after(0.1):
+        async with run.client.completions_stream(**HELLO) as stream:
+            async for _ in stream:
+                pass
+    run.assert_closed()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ({"message": "provider gone", "type": "provider_error"}, "provider gone"),
+        ({"message": ""}, "without a message"),
+        ("bare text", "bare text"),
+        (None, "without a message"),
+    ],
+)
+@pytest.mark.parametrize("method", ["completions_stream", "chat_stream"])
+async def test_an_error_event_is_a_provider_error_after_what_came_before(
+    method: str, error: Any, message: str
+) -> None:
+    run = Streaming(ChunkStream([chunk("part1"), event({"error": error}), DONE]))
+    options = {"include_usage": True} if method == "chat_stream" else {}
+    stream = getattr(run.client, method)(**HELLO, **options)
+    if error is None and method == "chat_stream":
+        return  # null is no error there
+    await anext(stream)
+    with pytest.raises(ProviderError, match=message):
+        await anext(stream)
+    run.assert_closed()
+    assert len(run.transport.requests) == 1
+
+
+async def test_a_transient_error_event_before_any_text_is_retried() -> None:
+    failing = ChunkStream([COMPLETION[0], event({"error": {"message": "OpenAI error 429: x"}}), DONE])
+    run = Streaming(failing, ChunkStream(COMPLETION))
+    async with run.client.chat_stream(**HELLO, include_usage=True) as stream:
+        assert (await stream.text(), stream.meta.attempts) == ("hello", 2)
+
+
+async def test_a_body_that_ends_without_done_is_a_connection_error() -> None:
+    run = Streaming(ChunkStream(COMPLETION[:3]))
+    with pytest.raises(ConnectionError, match="ended after .* bytes of the stream, before its end"):
+        async with run.client.completions_stream(**HELLO) as stream:
+            async for _ in stream:
+                pass
+    run.assert_closed()
+
+
+@pytest.mark.parametrize("bad", [b"{", b"[]", b"5", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("method", ["completions_stream", "chat_stream"])
+async def test_an_event_that_is_no_chunk_is_a_typed_error_with_its_beginning(method: str, bad: bytes) -> None:
+    run = Streaming(ChunkStream([chunk("a"), event(bad), DONE]))
+    options = {"include_usage": True} if method == "chat_stream" else {}
+    stream = getattr(run.client, method)(**HELLO, **options)
+    await anext(stream)
+    with pytest.raises(InvalidResponseError, match="it starts with") as caught:
+        await anext(stream)
+    assert caught.value.request_id == "r0"
+    run.assert_closed()
+
+
+async def test_an_endless_event_is_a_typed_error() -> None:
+    run = Streaming(ChunkStream([b"data: ", *[b"x" * 500_000] * 20]))
+    with pytest.raises(InvalidResponseError, match="event is longer"):
+        await anext(run.client.completions_stream(**HELLO))
+
+
+@pytest.mark.parametrize("make", [lambda c: c.chat_stream(**HELLO), lambda c: c.completions_stream(**HELLO)])
+async def test_a_repr_tells_the_state(make: Callable[[AsyncClient], Any]) -> None:
+    run = Streaming(ChunkStream(COMPLETION))
+    stream = make(run.client)
+    assert repr(stream).endswith(" new>")
+    async with stream:
+        assert repr(stream).endswith(" open>")
+        async for _ in stream:
+            pass
+        assert repr(stream).endswith(" ended>")
