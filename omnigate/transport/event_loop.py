@@ -34,6 +34,17 @@ def current_loop() -> Any:
     return anyio.lowlevel.current_token().native_token
 
 
+def has_ended(loop: Any) -> bool:
+    """Return whether an event loop will never run again; `loop` is what `current_loop` returned in it."""
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        return loop.is_closed()
+    try:
+        loop.run_sync_soon(_do_nothing, idempotent=True)
+    except RuntimeError:  # trio.RunFinishedError
+        return True
+    return False
+
+
 async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> T:
     """Await `func(*args)`, on asyncio in a task of its own.
 
@@ -83,6 +94,10 @@ def close_soon(loop: Any, clean_up: Callable[[], Awaitable[None]]) -> None:
             loop.run_sync_soon(sys.modules["trio"].lowlevel.spawn_system_task, close)
     except RuntimeError:
         pass  # the loop has ended (trio.RunFinishedError is a RuntimeError, too)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _start_in_asyncio(

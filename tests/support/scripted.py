@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 
 Step = httpx.Response | Exception | Callable[[httpx.Request], Any]

@@ -1,0 +1,296 @@
+"""Transports of every kind plug in: async, sync, httpx2's, and the default one in several event loops."""
+
+import asyncio
+import gc
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import httpx
+import httpx2
+import pytest
+
+from omnigate import AsyncClient, ConnectionError, GatewayError, RetryConfig, TimeoutError
+from omnigate.transport.adapters import ThreadedTransport
+from omnigate.transport.default import environment_proxy
+
+from .support.raw_server import RawServer, chat_bytes
+from .support.scripted import chat_answer
+
+pytestmark = pytest.mark.anyio
+
+HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
+ONCE = RetryConfig(max_retries=0)
+
+
+class SyncOnly(httpx.BaseTransport):
+    """A sync-only transport that notes which threads it ran in."""
+
+    def __init__(self, response: Any = chat_answer) -> None:
+        self.threads: set[int] = set()
+        self.response = response
+        self.closed = False
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.read()
+        self.threads.add(threading.get_ident())
+        answer: httpx.Response = self.response(request)
+        return answer
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class SyncChunks(httpx.SyncByteStream):
+    def __init__(self, *chunks: bytes | Exception) -> None:
+        self.chunks = chunks
+        self.closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self.chunks:
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield chunk
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_a_sync_only_transport_runs_in_worker_threads() -> None:
+    transport = SyncOnly()
+    async with AsyncClient("k", transport=transport) as client:
+        assert (await client.chat(**HELLO)).content == "hello"
+    assert transport.threads
+    assert threading.get_ident() not in transport.threads
+    assert transport.closed
+
+
+async def test_a_sync_stream_is_read_and_closed_in_worker_threads() -> None:
+    body = SyncChunks(b"a", b"b")
+    client = AsyncClient("k", transport=SyncOnly(lambda _: httpx.Response(200, stream=body)))
+    async with client, client.chat_stream(**HELLO) as stream:
+        assert [piece async for piece in stream] == ["a", "b"]
+    assert body.closed
+
+
+async def test_a_broken_sync_stream_is_a_connection_error() -> None:
+    body = SyncChunks(b"a", httpx.ReadError("reset"))
+    async with AsyncClient("k", transport=SyncOnly(lambda _: httpx.Response(200, stream=body))) as client:
+        with pytest.raises(ConnectionError, match="reset"):
+            await client.chat_stream(**HELLO).text()
+    assert body.closed
+
+
+async def test_a_cancelled_call_does_not_wait_for_its_worker_thread_which_cleans_up_by_itself() -> None:
+    entered, release = threading.Event(), threading.Event()
+    body = SyncChunks(b"late")
+    closed = threading.Event()
+    body.close = closed.set  # type: ignore[method-assign]
+
+    def slow(_: httpx.Request) -> httpx.Response:
+        entered.set()
+        assert release.wait(10)
+        return httpx.Response(200, stream=body)
+
+    async with AsyncClient("k", transport=SyncOnly(slow)) as client:
+        async with anyio.create_task_group() as group:
+            group.start_soon(client.me)
+            await anyio.to_thread.run_sync(entered.wait, 10)
+            group.cancel_scope.cancel()
+        assert not closed.is_set()
+        release.set()
+        assert await anyio.to_thread.run_sync(closed.wait, 10)
+
+
+async def test_more_calls_than_the_applications_worker_threads_do_not_block_it() -> None:
+    transport = SyncOnly()
+    async with AsyncClient("k", transport=transport) as client, anyio.create_task_group() as group:
+        for _ in range(100):
+            group.start_soon(lambda: client.chat(**HELLO))
+        assert await anyio.to_thread.run_sync(lambda: "free") == "free"
+
+
+async def test_a_mock_transport_works_with_sync_and_async_handlers_and_streams_of_either_face() -> None:
+    async def async_handler(request: httpx.Request) -> httpx.Response:
+        return chat_answer()
+
+    for handler in (chat_answer, async_handler):
+        async with AsyncClient("k", transport=httpx.MockTransport(handler)) as client:
+            assert (await client.chat(**HELLO)).content == "hello"
+
+    async def async_content() -> AsyncIterator[bytes]:
+        yield b"a"
+        yield b"b"
+
+    for content in ([b"a", b"b"], async_content()):
+        transport = httpx.MockTransport(lambda _, content=content: httpx.Response(200, content=content))  # type: ignore[misc]
+        async with AsyncClient("k", transport=transport) as client:
+            assert await client.chat_stream(**HELLO).text() == "ab"
+
+
+async def test_the_request_that_a_handler_sees_is_a_whole_httpx_request() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == "/v1/chat"
+        assert request.read() == request.content
+        assert b"hello" in request.content
+        return chat_answer()
+
+    async with AsyncClient("k", transport=httpx.MockTransport(handler)) as client:
+        await client.chat(**HELLO)
+
+
+async def test_transports_of_httpx2_plug_in_too() -> None:
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        assert isinstance(request, httpx2.Request)
+        assert b"hello" in request.content
+        if b'"stream"' in request.content:
+            return httpx2.Response(200, content=[b"a", b"b"])
+        return httpx2.Response(200, json=chat_answer().json(), headers={"x-request-id": "r"})
+
+    async with AsyncClient("k", transport=httpx2.MockTransport(handler)) as client:  # type: ignore[arg-type]
+        response = await client.chat(**HELLO)
+        assert (response.content, response.meta.request_id) == ("hello", "r")
+        assert await client.chat_stream(**HELLO).text() == "ab"
+
+
+async def test_a_sync_only_transport_of_httpx2_plugs_in_too_and_its_errors_are_understood() -> None:
+    class Failing(httpx2.BaseTransport):
+        closed = False
+
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            raise httpx2.ConnectTimeout("too slow")
+
+        def close(self) -> None:
+            self.closed = True
+
+    transport = Failing()
+    async with AsyncClient("k", transport=transport, retry_config=ONCE) as client:  # type: ignore[arg-type]
+        with pytest.raises(TimeoutError) as caught:
+            await client.chat(**HELLO)
+        assert caught.value.was_sent is False
+        assert isinstance(caught.value.__cause__, httpx.ConnectTimeout)
+    assert transport.closed
+
+
+@pytest.mark.parametrize(
+    "kind", [httpx.AsyncHTTPTransport, httpx2.AsyncHTTPTransport, httpx.HTTPTransport, None]
+)
+async def test_real_transports_carry_calls_and_streams(kind: Any) -> None:
+    async with RawServer(chat_bytes()) as server:
+        transport = None if kind is None else kind()
+        async with AsyncClient("k", base_url=server.url, transport=transport) as client:
+            for _ in range(3):
+                assert (await client.chat(**HELLO)).content == "hello"
+            async with client.chat_stream(**HELLO) as stream:
+                assert "hello" in await stream.text()
+
+
+async def test_natively_cancelled_calls_lose_no_slot_of_httpxs_pool(anyio_backend_name: str) -> None:
+    if anyio_backend_name != "asyncio":
+        pytest.skip("only asyncio has a native cancellation")
+    limits = httpx.Limits(max_connections=2)
+    async with RawServer(chat_bytes()) as server:
+        client = AsyncClient(
+            "k",
+            base_url=server.url,
+            transport=httpx.AsyncHTTPTransport(limits=limits),
+            timeout=5,
+            retry_config=ONCE,
+        )
+        async with client:
+            for steps in range(300):
+                task = asyncio.create_task(client.chat(**HELLO))
+                for _ in range(steps % 30):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+            with anyio.fail_after(10):
+                for _ in range(4):
+                    assert (await client.chat(**HELLO)).content == "hello"
+
+
+async def test_an_address_where_nobody_listens_is_named_with_the_reason() -> None:
+    with anyio.fail_after(10):
+        async with AsyncClient("k", base_url="http://127.0.0.1:9", retry_config=ONCE) as client:
+            with pytest.raises(ConnectionError, match=r"http://127.0.0.1:9 \(1 attempt\): ") as caught:
+                await client.health()
+    assert caught.value.__cause__ is not None
+
+
+def run_in_new_loop(client: AsyncClient, backend: str) -> str:
+    async def one_call() -> str:
+        return (await client.chat(**HELLO)).content
+
+    return anyio.run(one_call, backend=backend)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning"
+)  # asyncio says it of sockets whose loop was closed over them
+async def test_a_client_may_be_used_in_one_event_loop_after_another_and_in_two_at_once() -> None:
+    async with RawServer(chat_bytes()) as server:
+        client = AsyncClient("k", base_url=server.url)
+        for backend in ("asyncio", "trio", "asyncio", "asyncio", "trio"):
+            assert await anyio.to_thread.run_sync(run_in_new_loop, client, backend) == "hello"
+        contents: list[str] = []
+
+        async def in_thread(backend: str, client: AsyncClient) -> None:
+            contents.append(await anyio.to_thread.run_sync(run_in_new_loop, client, backend))
+
+        async with anyio.create_task_group() as group:
+            for backend in ("asyncio", "trio") * 4:
+                group.start_soon(in_thread, backend, client)
+        assert contents == ["hello"] * 8
+        assert len(client._session._transport._transports) <= 8  # type: ignore[attr-defined]
+        assert (await client.chat(**HELLO)).content == "hello"
+        await client.aclose()
+        del client
+        gc.collect()
+
+
+async def test_a_client_that_is_only_constructed_owns_nothing() -> None:
+    threads = threading.active_count()
+    client = AsyncClient("k")
+    assert threading.active_count() == threads
+    assert "PerLoopTransport of []" in repr(client._session._transport)
+
+
+@pytest.mark.parametrize(
+    ("environment", "url", "proxy"),
+    [
+        ({}, "http://gateway.test", None),
+        ({"HTTP_PROXY": "http://proxy:1"}, "http://gateway.test", "http://proxy:1"),
+        ({"HTTP_PROXY": "proxy:1"}, "http://gateway.test", "http://proxy:1"),
+        ({"http_proxy": "http://proxy:1"}, "https://gateway.test", None),
+        ({"HTTPS_PROXY": "http://proxy:1"}, "https://gateway.test", "http://proxy:1"),
+        ({"ALL_PROXY": "http://proxy:1"}, "https://gateway.test", "http://proxy:1"),
+        ({"ALL_PROXY": "http://proxy:1", "NO_PROXY": "gateway.test"}, "https://gateway.test", None),
+        ({"ALL_PROXY": "http://proxy:1", "NO_PROXY": ".test"}, "https://gateway.test", None),
+        ({"ALL_PROXY": "http://proxy:1", "NO_PROXY": "*"}, "https://gateway.test", None),
+        ({"ALL_PROXY": "http://proxy:1", "NO_PROXY": "other.test"}, "https://gateway.test", "http://proxy:1"),
+    ],
+)
+async def test_the_environments_proxy_applies_as_it_says(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], url: str, proxy: str | None
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert environment_proxy(httpx.URL(url)) == proxy
+
+
+async def test_a_threaded_transport_names_what_it_wraps() -> None:
+    assert "SyncOnly" in repr(ThreadedTransport(SyncOnly()))
+
+
+async def test_an_unknown_kind_of_error_from_a_worker_thread_is_not_swallowed() -> None:
+    def fail(_: httpx.Request) -> httpx.Response:
+        raise ZeroDivisionError
+
+    async with AsyncClient("k", transport=SyncOnly(fail)) as client:
+        with pytest.raises(ZeroDivisionError):
+            await client.health()
+        with pytest.raises((GatewayError, ZeroDivisionError)):
+            await client.chat_stream(**HELLO).text()
