@@ -54,13 +54,15 @@ async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -
     if in_trio():
         return await func(*args)
     results: list[T] = []
-    errors: list[Exception] = []
+    errors: list[BaseException] = []
 
     async def child() -> None:
         try:
             results.append(await func(*args))
-        except Exception as error:  # noqa: BLE001 - raised again below, outside of the group
-            errors.append(error)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised again below, outside of the group
+            errors.append(error)  # even a KeyboardInterrupt, which would stop the loop from within a task
 
     async with anyio.create_task_group() as group:
         group.start_soon(child)
