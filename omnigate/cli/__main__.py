@@ -1,0 +1,6 @@
+"""`python -m omnigate.cli` is `omnigate`."""
+
+from omnigate.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The commands: arguments in, text out. What they do is elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from omnigate._version import __version__
+from omnigate.cli.demo import run_demo
+from omnigate.testing import LocalGateway
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def command() -> None:
+    """Work with the OmniGate LLM gateway from the command line."""
+
+
+@command.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65_535), help="0: any free port.")
+def gateway(host: str, port: int) -> None:
+    """Serve a local gateway in the foreground, until Ctrl-C.
+
+    It speaks the whole protocol from memory and answers by echo: nothing leaves this machine. The keys
+    it prints work; the API key's project has provider keys for openai, anthropic and gemini.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with LocalGateway(host=host, port=port) as local:
+            click.echo(f"OmniGate local gateway at {local.url}  (Ctrl-C stops it)\n")
+            click.echo(f"  export OMNIGATE_BASE_URL={local.url}")
+            click.echo(f"  export OMNIGATE_API_KEY={local.api_key}")
+            click.echo(f"  export OMNIGATE_ADMIN_KEY={local.admin_key}")
+            sys.stdout.flush()
+            while True:
+                signal.pause()
+    except KeyboardInterrupt:
+        click.echo("stopped")
+    except OSError as error:
+        raise click.ClickException(f"cannot serve at {host}:{port}: {error}") from error
+
+
+@command.command()
+def demo() -> None:
+    """Show the client at work against a local gateway: sign-up, chat, stream, rate limit, error, metrics."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        run_demo()
+    except KeyboardInterrupt:
+        click.echo("\nstopped")
+        sys.exit(130)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

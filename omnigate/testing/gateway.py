@@ -1,0 +1,216 @@
+"""`LocalGateway`: a whole OmniGate gateway in memory, for demonstrations and tests."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from types import TracebackType
+from typing import Any, Final, Self
+
+import anyio
+import anyio.to_thread
+
+from omnigate.redaction import mask
+from omnigate.testing.accounts import new_key
+from omnigate.testing.app import GatewayApp
+from omnigate.testing.faults import Fault, RecordedRequest, Script, Scripts
+from omnigate.testing.limits import RateLimiter
+from omnigate.testing.server import Server
+from omnigate.testing.state import State
+
+_RECORDED_REQUESTS: Final = 10_000
+_PROVIDERS: Final = ("openai", "anthropic", "gemini")
+_ALL_PROVIDERS: Final = (*_PROVIDERS, "azure")
+_HIGH_LIMIT: Final = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class LocalProject:
+    """A project of a local gateway, ready to be used."""
+
+    api_key: str = field(repr=False)
+    project_id: str
+    org_id: str
+
+
+class LocalGateway:
+    """An OmniGate gateway that answers the whole protocol from memory, on loopback. Nothing leaves the machine.
+
+    Use it as `with LocalGateway() as gateway:` or with `async with`, under asyncio or trio, and point a
+    client at `gateway.url` with `gateway.api_key`. Without being served it is an ASGI application,
+    `gateway.app`, for `httpx.ASGITransport`. Models answer by echo; a token is a word.
+
+    Args:
+        host: address to listen on.
+        port: port to listen on, 0 for any that is free.
+        rate_limit_per_min: calls in a window for projects made by sign-up, at least 1.
+        rate_window_seconds: length of a window, 1 to 60; the real gateway's is 60.
+        admin_key: the admin key; a random one if left out.
+        clock: seconds since 1970, for windows, budgets and records.
+        latency_seconds: what a model takes to answer.
+        chunk_delay_seconds: pause between the chunks of a stream.
+        usage_delay_seconds: what writing the usage record of a stream takes, between its text and its end.
+
+    Raises:
+        ValueError: an argument is out of its limits.
+        OSError: on entering: the address cannot be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        rate_limit_per_min: int = 60,
+        rate_window_seconds: int = 60,
+        admin_key: str | None = None,
+        clock: Callable[[], float] = time.time,
+        latency_seconds: float = 0.0,
+        chunk_delay_seconds: float = 0.0,
+        usage_delay_seconds: float = 0.0,
+    ) -> None:
+        _check_integer("port", port, 0, 65_535)
+        _check_integer("rate_limit_per_min", rate_limit_per_min, 1, _HIGH_LIMIT)
+        _check_integer("rate_window_seconds", rate_window_seconds, 1, 60)
+        for name, value in (
+            ("latency_seconds", latency_seconds),
+            ("chunk_delay_seconds", chunk_delay_seconds),
+            ("usage_delay_seconds", usage_delay_seconds),
+        ):
+            if not (0 <= value < math.inf):
+                raise ValueError(f"{name}={value!r} is not allowed: seconds, at least 0")
+        self.admin_key = admin_key or new_key().replace("llmg_", "admin_")
+        """The key for `AdminClient`."""
+        self.requests: deque[RecordedRequest] = deque(maxlen=_RECORDED_REQUESTS)
+        """The last 10,000 requests that were received."""
+        self._host = host
+        self._port = port
+        self._state = State(
+            clock=clock,
+            admin_key=self.admin_key,
+            rate_limit_per_min=rate_limit_per_min,
+            limiter=RateLimiter(rate_window_seconds),
+            latency_seconds=latency_seconds,
+            chunk_delay_seconds=chunk_delay_seconds,
+            usage_delay_seconds=usage_delay_seconds,
+        )
+        self._scripts = Scripts()
+        self._server: Server | None = None
+        self._project: LocalProject | None = None
+        self.app = GatewayApp(self._state, self._scripts, self.requests)
+        """The ASGI application."""
+
+    @property
+    def url(self) -> str:
+        """The address it serves at.
+
+        Raises:
+            RuntimeError: it does not serve.
+        """
+        if self._server is None:
+            raise RuntimeError("the local gateway does not serve: enter it with `with` or `async with`")
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._server.port}"
+
+    @property
+    def api_key(self) -> str:
+        """A gateway key that works: its project has keys of openai, anthropic and gemini, and no limits."""
+        if self._project is None:
+            self._project = self.create_project(rate_limit_per_min=_HIGH_LIMIT, providers=_PROVIDERS)
+        return self._project.api_key
+
+    def create_project(
+        self,
+        *,
+        rate_limit_per_min: int = 60,
+        daily_budget: Decimal | float | str = 0,
+        monthly_budget: Decimal | float | str = 0,
+        providers: Iterable[str] = ("openai",),
+    ) -> LocalProject:
+        """Create a project in an organisation of its own, as an administrator would.
+
+        Args:
+            rate_limit_per_min: calls in a window, at least 1.
+            daily_budget: USD a UTC day, 0 for none.
+            monthly_budget: USD a UTC month, 0 for none.
+            providers: the providers whose keys it has: "openai", "anthropic", "gemini", "azure".
+
+        Raises:
+            ValueError: an argument is out of its limits.
+        """
+        _check_integer("rate_limit_per_min", rate_limit_per_min, 1, _HIGH_LIMIT)
+        names = set(providers)
+        if unknown := names - set(_ALL_PROVIDERS):
+            raise ValueError(f"providers={sorted(unknown)} are not known: {', '.join(_ALL_PROVIDERS)}")
+        accounts = self._state.accounts
+        now = self._state.now()
+        org = accounts.create_org("Local", Decimal(0), Decimal(0), now)
+        project, secret = accounts.create_project(
+            org, "Default", Decimal(daily_budget), Decimal(monthly_budget), rate_limit_per_min, now
+        )
+        project.providers |= names
+        return LocalProject(secret, project.id, org.id)
+
+    def script(
+        self,
+        fault: Fault,
+        *,
+        times: int = 1,
+        method: str | None = None,
+        path: str | None = None,
+        when: Callable[[RecordedRequest], bool] | None = None,
+    ) -> None:
+        """Script a fault for the next requests that match.
+
+        Args:
+            fault: what goes wrong; see `omnigate.testing.faults`.
+            times: for how many requests, at least 1.
+            method: only for this HTTP method.
+            path: only for this path.
+            when: only for requests of which this says True.
+        """
+        _check_integer("times", times, 1, _HIGH_LIMIT)
+        self._scripts.add(Script(fault, times, method, path, when))
+
+    @property
+    def pending_scripts(self) -> list[Script]:
+        """The scripts that are not used up."""
+        return self._scripts.pending()
+
+    def clear_scripts(self) -> None:
+        """Forget all scripts."""
+        self._scripts.clear()
+
+    def __enter__(self) -> Self:
+        if self._server is not None:
+            raise RuntimeError("the local gateway serves already")
+        self._server = Server(self.app, self._host, self._port)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
+
+    async def __aenter__(self) -> Self:
+        return await anyio.to_thread.run_sync(self.__enter__)
+
+    async def __aexit__(self, *exception: Any) -> None:
+        with anyio.CancelScope(shield=True):  # bounded by the server's own limit
+            await anyio.to_thread.run_sync(self.__exit__, *exception)
+
+    def __repr__(self) -> str:
+        where = "not serving" if self._server is None else self.url
+        key = "" if self._project is None else f", api_key={mask(self._project.api_key)!r}"
+        return f"<LocalGateway {where}{key}>"
+
+
+def _check_integer(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name}={value!r} is not allowed: an integer from {low} to {high}")
