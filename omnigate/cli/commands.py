@@ -21,7 +21,9 @@ def command() -> None:
 
 @command.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65_535), help="0: any free port.")
+@click.option(
+    "--port", default=8000, show_default=True, type=click.IntRange(0, 65_535), help="0: any free port."
+)
 def gateway(host: str, port: int) -> None:
     """Serve a local gateway in the foreground, until Ctrl-C.
 

@@ -1,4 +1,4 @@
-"""`omnigate demo`: the main job, end to end, against the built-in local gateway. A few seconds, exit code 0."""
+"""`omnigate demo`: the main job, end to end, against the built-in local gateway, in a few seconds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from omnigate import AdminClient, AuthError, ChatResponse, Client, ProviderError
@@ -20,7 +21,7 @@ _CALLS = 6
 
 def run_demo() -> None:
     """Run the demonstration and print what happens."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     with LocalGateway(rate_window_seconds=_WINDOW_SECONDS, chunk_delay_seconds=0.06) as gateway:
         console.print(f"A local gateway serves at [bold]{gateway.url}[/]. Nothing leaves this machine.")
         with Client(base_url=gateway.url) as newcomer:
@@ -43,11 +44,11 @@ def _step(console: Console, title: str, text: str = "") -> None:
 
 def _chat(console: Console, client: Client) -> None:
     answer = client.chat(model=_MODEL, messages="Say hi in French")
-    _step(console, "Chat", answer.content)
+    _step(console, "Chat", escape(answer.content))
     limit = answer.meta.rate_limit
     console.print(
-        f"  {answer.usage.total_tokens} tokens, {answer.cost_usd:.6f} USD, {answer.meta.elapsed * 1000:.0f} ms, "
-        f"request {(answer.meta.request_id or '?')[:8]}…, "
+        f"  {answer.usage.total_tokens} tokens, {answer.cost_usd:.6f} USD, "
+        f"{answer.meta.elapsed * 1000:.0f} ms, request {(answer.meta.request_id or '?')[:8]}…, "
         f"{limit.remaining if limit else '?'} calls left in this window"
     )
 
@@ -58,7 +59,7 @@ def _stream(console: Console, client: Client) -> None:
     question = "tell me of the river that runs down to the sea and comes back as rain"
     with client.chat_stream(model=_MODEL, messages=question, include_usage=True) as stream:
         for piece in stream:
-            console.print(piece, end="", markup=False, soft_wrap=True)
+            console.print(escape(piece), end="")
     tokens = stream.usage.total_tokens if stream.usage else "?"
     console.print(f"\n  {tokens} tokens, finish reason {stream.finish_reason}")
 
@@ -68,19 +69,19 @@ def _errors(console: Console, client: Client, gateway: LocalGateway) -> None:
     try:
         client.chat(model="claude-3-5-haiku-latest", messages="hi")
     except ProviderError as error:
-        console.print(f"  ProviderError: {error}", markup=False)
+        console.print(escape(f"  ProviderError: {error}"))
     with Client("llmg_wrong", base_url=gateway.url) as stranger:
         try:
             stranger.me()
         except AuthError as error:
-            console.print(f"  AuthError: {error}  {' '.join(error.__notes__)}", markup=False)
+            console.print(escape(f"  AuthError: {error}"), f"\n    [dim]{' '.join(error.__notes__)}[/]")
 
 
 def _rate_limit(console: Console, gateway: LocalGateway) -> None:
     _step(
         console,
         "A rate limit is honoured",
-        f"{_CALLS} calls at once, {_CALLS_A_WINDOW} allowed in a window (here of {_WINDOW_SECONDS} s, not 60)",
+        f"{_CALLS} calls at once, {_CALLS_A_WINDOW} allowed in {_WINDOW_SECONDS} s (really: a minute)",
     )
     with AdminClient(gateway.admin_key, base_url=gateway.url) as admin:
         org = admin.create_org(name="Acme")
@@ -94,7 +95,7 @@ def _rate_limit(console: Console, gateway: LocalGateway) -> None:
 
         for answer in threads.map(call, range(1, _CALLS + 1)):
             waited = " after a 429 and the wait it asked for" if answer.meta.attempts > 1 else ""
-            console.print(f"  {answer.content}  [dim]{answer.meta.elapsed:.1f} s{waited}[/]")
+            console.print(f"  {escape(answer.content)}  [dim]{answer.meta.elapsed:.1f} s{waited}[/]")
     console.print(f"  all {_CALLS} answered in {time.monotonic() - started:.1f} s, none lost")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -11,6 +12,7 @@ from typing import Any, Final, TypeAlias
 import pydantic
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp
 
 from omnigate.testing.pricing import PRICES, card
 from omnigate.testing.schemas import (
@@ -26,7 +28,7 @@ from omnigate.testing.schemas import (
 from omnigate.testing.state import VERSION, State
 from omnigate.testing.usage import Scope
 
-Endpoint: TypeAlias = Callable[[State, Request], Awaitable[Response]]
+Endpoint: TypeAlias = Callable[[State, Request], Awaitable[ASGIApp]]
 
 _RANGES: Final = {
     "1h": timedelta(hours=1),
@@ -34,7 +36,7 @@ _RANGES: Final = {
     "7d": timedelta(days=7),
     "30d": timedelta(days=30),
 }
-_UUID: Final = pydantic.TypeAdapter[Any](pydantic.UUID4 | pydantic.types.UUID)
+_UUID: Final = pydantic.TypeAdapter(uuid.UUID)
 
 
 def answer_json(value: Any, status: int = 200) -> Response:

@@ -8,25 +8,21 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import anyio
-import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnigate.testing import account_endpoints as accounts
 from omnigate.testing import chat
 from omnigate.testing.account_endpoints import Endpoint
+from omnigate.testing.connection import hang_up
 from omnigate.testing.faults import Cut, Delay, Fault, Garbage, RecordedRequest, Scripts, Status
 from omnigate.testing.schemas import BadRequestError
 from omnigate.testing.state import State, recorded, request_id
 
-TRANSPORT: Final = "omnigate.transport"
-"""In an ASGI scope: the asyncio transport of the connection, where there is a real one."""
-
-_HANG_UP_SECONDS: Final = 5.0
 _ROUTES: Final[Sequence[tuple[str, str, Endpoint]]] = (
     ("POST", "/v1/chat", chat.chat),
     ("POST", "/v1/chat/completions", chat.completions),
@@ -61,7 +57,9 @@ class GatewayApp:
         self._requests = requests
         # A GET route of starlette's answers HEAD, too; the gateway's do not, and a 405 is as good.
         self._app = Starlette(
-            routes=[Route(path, self._bind(endpoint), methods=[method]) for method, path, endpoint in _ROUTES],
+            routes=[
+                Route(path, self._bind(endpoint), methods=[method]) for method, path, endpoint in _ROUTES
+            ],
             exception_handlers={HTTPException: _http_error},
         )
 
@@ -90,34 +88,19 @@ class GatewayApp:
             if await _early(scope, receive, faults, replay, sender):
                 return
             await self._app(scope, replay, sender)
-        except chat.DroppedError:
-            await hang_up(scope, receive)
         except _CutError:
             pass
 
     def _bind(self, endpoint: Endpoint) -> Any:
         state = self._state
 
-        async def handle(request: Request) -> Response:
+        async def handle(request: Request) -> ASGIApp:
             try:
                 return await endpoint(state, request)
             except BadRequestError as error:
                 return JSONResponse({"detail": error.detail}, error.status, error.headers)
 
         return handle
-
-
-async def hang_up(scope: Scope, receive: Receive, data: bytes = b"") -> None:
-    """Close the connection under a response; in-process, where there is none, fail as it would."""
-    transport = scope.get(TRANSPORT)
-    if transport is None:
-        raise httpx.RemoteProtocolError("the local gateway closed the connection, as scripted")
-    if data:
-        transport.write(data)
-    transport.close()
-    with anyio.move_on_after(_HANG_UP_SECONDS):
-        while (await receive())["type"] != "http.disconnect":
-            pass
 
 
 class _CutError(Exception):
@@ -149,7 +132,9 @@ class _Sender:
         elif self._left is not None:
             body = message.get("body", b"")
             if len(body) > self._left or not message.get("more_body", False):
-                await self._send({"type": "http.response.body", "body": body[: self._left], "more_body": True})
+                await self._send(
+                    {"type": "http.response.body", "body": body[: self._left], "more_body": True}
+                )
                 await hang_up(self._scope, self._receive)
                 raise _CutError
             self._left -= len(body)
@@ -187,11 +172,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _read(receive: Receive) -> bytes:
-    body = b""
+    body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return body
+            return bytes(body)
         body += message.get("body", b"")
         if not message.get("more_body", False):
-            return body
+            return bytes(body)

@@ -15,15 +15,16 @@ from typing import Any, Final
 
 import anyio
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp
 
 from omnigate.testing.accounts import Project
-from omnigate.testing.faults import Answer, Cut
+from omnigate.testing.connection import drop
 from omnigate.testing.limits import Admission
 from omnigate.testing.model import ModelAnswer, ProviderError, answer, provider_failure
 from omnigate.testing.pricing import provider_of_model
 from omnigate.testing.schemas import BadRequestError, ChatBody, CompletionBody, read_json, validate
-from omnigate.testing.state import CACHE_SECONDS, State, faults_of, request_id
+from omnigate.testing.state import CACHE_SECONDS, State, faults_of
 from omnigate.testing.streams import EventStream, TextStream
 from omnigate.testing.usage import UsageRecord
 
@@ -63,7 +64,7 @@ async def admit(state: State, request: Request) -> Admitted:
     return Admitted(project, body, admission, state.budget_headers(project), user_id)
 
 
-async def chat(state: State, request: Request) -> Response:
+async def chat(state: State, request: Request) -> ASGIApp:
     """`POST /v1/chat`."""
     admitted = await admit(state, request)
     body = validate(ChatBody, admitted.body)
@@ -90,7 +91,13 @@ async def chat(state: State, request: Request) -> Response:
     started = time.perf_counter()
     try:
         result = await _first_success(
-            state, request, admitted, [body.model, *(body.fallback_models or ())], contents, prompt, body.max_tokens
+            state,
+            request,
+            admitted,
+            [body.model, *(body.fallback_models or ())],
+            contents,
+            prompt,
+            body.max_tokens,
         )
     except ProviderError as error:
         _record(state, admitted, body.model, None, failed=True)
@@ -116,7 +123,7 @@ async def chat(state: State, request: Request) -> Response:
     return _chat_response(admitted, answered)
 
 
-async def completions(state: State, request: Request) -> Response:
+async def completions(state: State, request: Request) -> ASGIApp:
     """`POST /v1/chat/completions`."""
     admitted = await admit(state, request)
     body = validate(CompletionBody, admitted.body)
@@ -172,10 +179,6 @@ async def completions(state: State, request: Request) -> Response:
         "usage": result.usage(),
     }
     return _json(answered, 200, headers)
-
-
-class DroppedError(Exception):
-    """The connection is dropped without an answer."""
 
 
 def check_provider(state: State, project: Project, model: str) -> str:
@@ -332,13 +335,17 @@ def _unsupported(body: CompletionBody) -> str | None:
 
 
 def _can_be_stored(model: str, user_id: str | None) -> bool:
-    return bool(_STORABLE.match(model)) and not ("\r" in model or "\n" in model) and len(user_id or "") <= _MAX_USER_ID
+    return (
+        bool(_STORABLE.match(model))
+        and not ("\r" in model or "\n" in model)
+        and len(user_id or "") <= _MAX_USER_ID
+    )
 
 
-def _unhandled(model: str) -> Response:
+def _unhandled(model: str) -> ASGIApp:
     """Return what the gateway does when it fails after the provider was paid."""
     if "\r" in model or "\n" in model:
-        raise DroppedError
+        return drop
     return PlainTextResponse("Internal Server Error", 500, {"omnigate-unhandled": "1"})
 
 
@@ -351,5 +358,3 @@ def _envelope(status: int, message: str, headers: dict[str, str]) -> Response:
 def _json(value: Any, status: int, headers: dict[str, str]) -> Response:
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     return Response(text, status, headers, "application/json")
-
-

@@ -38,7 +38,7 @@ class LocalProject:
 
 
 class LocalGateway:
-    """An OmniGate gateway that answers the whole protocol from memory, on loopback. Nothing leaves the machine.
+    """An OmniGate gateway that answers the whole protocol from memory. Nothing leaves the machine.
 
     Use it as `with LocalGateway() as gateway:` or with `async with`, under asyncio or trio, and point a
     client at `gateway.url` with `gateway.api_key`. Without being served it is an ASGI application,
@@ -201,9 +201,11 @@ class LocalGateway:
     async def __aenter__(self) -> Self:
         return await anyio.to_thread.run_sync(self.__enter__)
 
-    async def __aexit__(self, *exception: Any) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         with anyio.CancelScope(shield=True):  # bounded by the server's own limit
-            await anyio.to_thread.run_sync(self.__exit__, *exception)
+            await anyio.to_thread.run_sync(self.__exit__, kind, error, traceback)
 
     def __repr__(self) -> str:
         where = "not serving" if self._server is None else self.url

@@ -67,7 +67,11 @@ def stream_message(failure: ProviderError, faults: Sequence[Fault]) -> str:
 
 
 def answer(
-    model: str, contents: Sequence[str], last_user_content: str, max_tokens: int | None, faults: Sequence[Fault]
+    model: str,
+    contents: Sequence[str],
+    last_user_content: str,
+    max_tokens: int | None,
+    faults: Sequence[Fault],
 ) -> ModelAnswer:
     """Return the answer: an echo of the last user message, or what a script says.
 

@@ -61,7 +61,7 @@ def provider_of_model(model: str) -> str | None:
 
 
 def prices_of(model: str) -> tuple[float, float] | None:
-    """Return a model's prices; a dated name (`gpt-4o-2024-08-06`) has those of the longest known beginning."""
+    """Return a model's prices; a dated name (`gpt-4o-2024-08-06`) has those of the undated one."""
     name = model.removeprefix("models/").removeprefix("azure/").removeprefix("azure-")
     known = [candidate for candidate in PRICES if name.startswith(candidate)]
     return PRICES[max(known, key=len)] if known else None

@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import socket
 import threading
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from omnigate.testing.app import TRANSPORT
+from omnigate.testing.connection import TRANSPORT
 
 _START_SECONDS: Final = 10.0
 _STOP_SECONDS: Final = 10.0
@@ -27,7 +27,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope[TRANSPORT] = self.transport  # type: ignore[typeddict-unknown-key]  # pyright: ignore
+        cast("dict[str, Any]", self.scope)[TRANSPORT] = self.transport
 
 
 class Server:
@@ -102,7 +102,6 @@ class Server:
         for task in list(server.server_state.tasks):
             task.cancel()
         for connection in list(server.server_state.connections):
-            if connection.transport is not None:
-                connection.transport.abort()
+            connection.transport.abort()
         await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
         await asyncio.sleep(0)

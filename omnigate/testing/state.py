@@ -113,6 +113,4 @@ def faults_of(request: Request) -> list[Fault]:
 
 def recorded(request: Request, body: bytes) -> RecordedRequest:
     """Return a request as tests see it."""
-    return RecordedRequest(
-        request.method, request.url.path, request.url.query, dict(request.headers), body
-    )
+    return RecordedRequest(request.method, request.url.path, request.url.query, dict(request.headers), body)

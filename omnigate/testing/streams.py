@@ -9,7 +9,6 @@ from typing import Any
 
 import anyio
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from omnigate.testing.model import ModelAnswer, ProviderError, cut_pieces, stream_message
@@ -18,8 +17,11 @@ from omnigate.testing.state import State, faults_of
 Record = Callable[[bool], None]
 
 
-class GatewayStream(Response):
-    """A streamed response; hanging up before its end stops the provider and records nothing."""
+class GatewayStream:
+    """A streamed response, as an ASGI application.
+
+    Hanging up before its end stops the provider and records nothing.
+    """
 
     def __init__(
         self,
@@ -29,26 +31,18 @@ class GatewayStream(Response):
         record: Record,
         headers: dict[str, str],
     ) -> None:
-        self.background = None
-        self.status_code = 200
-        self.body = b""
-        self.init_headers(headers)
+        self._headers = headers
         self._state = state
         self._request = request
         self._result = result
         self._record = record
         self._send: Send
 
-    def init_headers(self, headers: Any = None) -> None:
-        """Set the headers; there is no length."""
-        self.raw_headers = [
-            (name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()
-        ]
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
         self._send = send
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send_all()
 
     async def _send_all(self) -> None:
@@ -136,7 +130,7 @@ class EventStream(GatewayStream):
     def _event(self, choices: list[Any], **fields: Any) -> bytes:
         return _data(
             {
-                "id": dict(self.raw_headers)[b"x-request-id"].decode(),
+                "id": self._headers["x-request-id"],
                 "object": "chat.completion.chunk",
                 "created": self._created,
                 "model": self._model,

@@ -48,9 +48,9 @@ class Usage:
         self._lock = threading.Lock()
         self._database = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         self._database.execute(
-            "CREATE TABLE usage (time REAL, project_id TEXT, org_id TEXT, provider TEXT, model TEXT, user_id TEXT,"
-            " prompt_tokens INTEGER, completion_tokens INTEGER, micro_usd INTEGER, latency_ms INTEGER,"
-            " cached INTEGER, failed INTEGER, status TEXT)"
+            "CREATE TABLE usage (time REAL, project_id TEXT, org_id TEXT, provider TEXT, model TEXT,"
+            " user_id TEXT, prompt_tokens INTEGER, completion_tokens INTEGER, micro_usd INTEGER,"
+            " latency_ms INTEGER, cached INTEGER, failed INTEGER, status TEXT)"
         )
         self._spend: dict[tuple[str, str], int] = {}
 
@@ -93,7 +93,7 @@ class Usage:
         if granularity is None:
             hours = (end - start).total_seconds() / 3_600
             granularity = "minute" if hours <= 1 else "hour" if hours <= 24 else "day"
-        where = f"FROM usage WHERE {scope} = ? AND time >= ? AND time < ?"
+        where = f"FROM usage WHERE {scope} = ? AND time >= ? AND time <= ?"
         values = (scope_id, start.timestamp(), end.timestamp())
         with self._lock:
             totals = self._totals(where, values)
@@ -117,14 +117,14 @@ class Usage:
 
     def _totals(self, where: str, values: tuple[Any, ...]) -> dict[str, Any]:
         row = self._database.execute(
-            f"SELECT {_SUMS}, COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0),"  # noqa: S608
+            f"SELECT {_SUMS}, COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0),"
             f" COALESCE(AVG(cached), 0) {where}",
             values,
         ).fetchone()
         latencies = [
             latency
             for (latency,) in self._database.execute(
-                f"SELECT latency_ms {where} AND NOT failed ORDER BY latency_ms",  # noqa: S608
+                f"SELECT latency_ms {where} AND NOT failed ORDER BY latency_ms",
                 values,
             )
         ]
@@ -144,7 +144,7 @@ class Usage:
 
     def _breakdown(self, where: str, values: tuple[Any, ...], column: str) -> list[dict[str, Any]]:
         rows = self._database.execute(
-            f"SELECT COALESCE({column}, 'unknown'), {_SUMS},"  # noqa: S608
+            f"SELECT COALESCE({column}, 'unknown'), {_SUMS},"
             f" COALESCE(AVG(CASE WHEN failed THEN NULL ELSE latency_ms END), 0) {where}"
             f" GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {_BREAKDOWN_ROWS}",
             values,
@@ -163,7 +163,7 @@ class Usage:
 
     def _timeseries(self, where: str, values: tuple[Any, ...], seconds: int) -> list[dict[str, Any]]:
         rows = self._database.execute(
-            f"SELECT CAST(time AS INTEGER) / {seconds} * {seconds}, {_SUMS} {where} GROUP BY 1 ORDER BY 1",  # noqa: S608
+            f"SELECT CAST(time AS INTEGER) / {seconds} * {seconds}, {_SUMS} {where} GROUP BY 1 ORDER BY 1",
             values,
         )
         return [

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Protocol, TypeVar, TypeVarTuple, Unpack, cast
 from weakref import WeakKeyDictionary
 
@@ -63,16 +63,34 @@ def async_chunks(stream: object) -> AsyncIterator[bytes]:
 
 async def close_stream(stream: object, chunks: AsyncIterator[bytes] | None) -> None:
     """Close a response stream of either face, and the iterator over it."""
+    if isinstance(chunks, ThreadedStream):
+        await chunks.aclose()
+        return
+    aclose = getattr(stream, "aclose", None)
+    if aclose is None:
+        await Threads().run(cast("_Closable", stream).close)
+        return
     try:
-        finish = getattr(chunks, "aclose", None)  # of an async generator that was not exhausted
-        if finish is not None:
-            await finish()
+        await aclose()
     finally:
-        aclose = getattr(stream, "aclose", None)
-        if aclose is not None:
-            await aclose()
-        elif chunks is None:
-            await Threads().run(cast("_Closable", stream).close)
+        if isinstance(chunks, AsyncGenerator):
+            await _finish(cast("AsyncGenerator[bytes]", chunks))
+
+
+async def _finish(chunks: AsyncGenerator[bytes]) -> None:
+    """Bring an async generator to its end, and the ones that it reads from.
+
+    httpx's streams are generators that read from generators. Closing the outer one would leave the inner
+    ones to the garbage collector, of which trio complains. But the stream is closed already, so reading on
+    comes to an end or fails at once, and that finishes them all.
+    """
+    try:
+        while getattr(chunks, "ag_frame", None) is not None:
+            await chunks.__anext__()
+    except (StopAsyncIteration, httpx.HTTPError, httpx.StreamError, RuntimeError, OSError):
+        pass  # that is the end
+    finally:
+        await chunks.aclose()
 
 
 class Threads:
