@@ -118,6 +118,18 @@ class SyncCompletionStream(BaseSyncStream[dict[str, Any], CompletionStream]):
     """The stream of a completion: OpenAI's chunks, as dicts, up to `[DONE]`."""
 
 
+def _stream_method(
+    method: Callable[Concatenate[AsyncClient, P], CompletionStream],
+) -> Callable[Concatenate[BaseClient[AsyncClient], P], SyncCompletionStream]:
+    """Return the sync face of an async client's method that returns a stream."""
+
+    @wraps(method)
+    def call(self: BaseClient[AsyncClient], /, *args: P.args, **kwargs: P.kwargs) -> SyncCompletionStream:
+        return SyncCompletionStream(self._portal, method(self._async, *args, **kwargs))
+
+    return call
+
+
 class BaseClient(Generic[C]):
     """What both sync clients are: an async client and a portal to it."""
 
@@ -287,11 +299,7 @@ class Client(BaseClient[AsyncClient]):
     ) -> SyncChatStream[str] | SyncChatStream[StreamChunk]:
         return SyncChatStream(self._portal, cast("Any", self._async.chat_stream(**arguments)))
 
-    @wraps(AsyncClient.completions_stream)
-    def completions_stream(  # noqa: D102 - the words are the async client's
-        self, **arguments: Any
-    ) -> SyncCompletionStream:
-        return SyncCompletionStream(self._portal, self._async.completions_stream(**arguments))
+    completions_stream = _stream_method(AsyncClient.completions_stream)
 
 
 class AdminClient(BaseClient[AsyncAdminClient]):

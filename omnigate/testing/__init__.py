@@ -26,7 +26,9 @@ try:
 except ImportError as error:
     if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "pydantic"):
         raise
-    raise ImportError(f"the local gateway needs {error.name}: pip install 'omnigate[gateway]'") from error
+    raise ImportError(
+        f"the local gateway needs {error.name}: pip install 'omnigate[gateway]'", name=error.name
+    ) from error
 
 __all__ = [
     "Answer",

@@ -1,0 +1,70 @@
+"""The published client 0.1.0: it works against the local gateway, and its programs work with this package."""
+
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from omnigate.testing import LocalGateway, ProviderFailure, RecordedRequest, StreamFailure
+
+HERE = Path(__file__).parent
+CACHE = HERE.parent.parent / ".cache"
+REQUIREMENTS = ("omnigate==0.1.0",)
+FAILURES = {
+    "FAIL401": ProviderFailure(401, '{"error":{"message":"Incorrect API key provided."}}'),
+    "FAIL429": ProviderFailure(429, "slow down"),
+    "FAIL500": ProviderFailure(500, "oops"),
+    "UNREACHABLE": ProviderFailure(None, "connection reset"),
+    "MIDSTREAM": StreamFailure("peer closed connection", after_bytes=8),
+}
+
+
+@pytest.fixture(scope="session")
+def published_python() -> Path:
+    """Return the interpreter of an environment of its own that has 0.1.0, by name from the registry."""
+    home = CACHE / f"omnigate-0.1.0-py{sys.version_info.major}.{sys.version_info.minor}"
+    python = home / "bin" / "python"
+    complete = home / "complete"
+    if not complete.exists():
+        venv.create(home, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True, timeout=300)
+        complete.touch()
+    return python
+
+
+def run_program(python: Path | str) -> str:
+    with LocalGateway(rate_limit_per_min=10_000) as gateway:
+        for prompt, fault in FAILURES.items():
+            gateway.script(fault, times=100, when=_mentions(prompt))
+        keys = {
+            "rich": gateway.api_key,
+            "limited": gateway.create_project(rate_limit_per_min=1).api_key,
+            "poor": gateway.create_project(daily_budget="0.0000000001").api_key,
+        }
+        environment = {
+            "PATH": os.environ["PATH"],
+            "TEST_URL": gateway.url,
+            **{f"TEST_{name.upper()}_KEY": key for name, key in keys.items()},
+        }
+        command = [python, "-I", HERE / "program_for_0_1_0.py"]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _mentions(prompt: str) -> Callable[[RecordedRequest], bool]:
+    return lambda request: prompt.encode() in request.body
+
+
+@pytest.mark.timeout(400)
+def test_a_program_for_0_1_0_prints_the_same_with_0_1_0_and_with_this_package(published_python: Path) -> None:
+    published = run_program(published_python)
+    ours = run_program(sys.executable)
+    assert len(published.splitlines()) > 70
+    assert ours.splitlines() == published.splitlines()
