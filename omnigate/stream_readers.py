@@ -179,6 +179,9 @@ class _Chunk(msgspec.Struct, gc=False):
     error: Any = None
 
 
+_chunk_decoder: Final = decoder_for(_Chunk)
+
+
 class UsageReader(_EventReader[T]):
     """Reads completion chunks as a chat's text, with its usage and the reason of its end."""
 
@@ -198,7 +201,7 @@ class UsageReader(_EventReader[T]):
 
     def _event(self, event: bytes, pieces: list[T]) -> None:
         try:
-            chunk = decoder_for(_Chunk).decode(event)
+            chunk = _chunk_decoder.decode(event)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             self._refuse_event(event)
             return

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from omnigate import AsyncClient, ConnectionError, GatewayError, RetryConfig, TimeoutError
+from omnigate.testing import LocalGateway
 from omnigate.transport.adapters import ThreadedTransport
 from omnigate.transport.default import environment_proxy
 
@@ -188,28 +189,51 @@ async def test_real_transports_carry_calls_and_streams(kind: Any) -> None:
                 assert "hello" in await stream.text()
 
 
-async def test_natively_cancelled_calls_lose_no_slot_of_httpxs_pool(anyio_backend_name: str) -> None:
-    if anyio_backend_name != "asyncio":
-        pytest.skip("only asyncio has a native cancellation")
+async def read_chat(client: AsyncClient) -> None:
+    await client.chat(**HELLO)
+
+
+async def read_text_stream(client: AsyncClient) -> None:
+    async with client.chat_stream(**HELLO) as stream:
+        async for _ in stream:
+            pass
+
+
+async def read_half_a_stream(client: AsyncClient) -> None:
+    async with client.chat_stream(**HELLO, include_usage=True) as stream:
+        await anext(stream)
+
+
+async def read_event_stream(client: AsyncClient) -> None:
+    async with client.completions_stream(**HELLO) as stream:
+        async for _ in stream:
+            pass
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("use", [read_chat, read_text_stream, read_half_a_stream, read_event_stream])
+async def test_a_native_cancellation_anywhere_loses_no_slot_of_httpxs_pool(use: Any) -> None:
     limits = httpx.Limits(max_connections=2)
-    async with RawServer(chat_bytes()) as server:
+    async with LocalGateway() as gateway:
+        transport = httpx.AsyncHTTPTransport(limits=limits)
         client = AsyncClient(
-            "k",
-            base_url=server.url,
-            transport=httpx.AsyncHTTPTransport(limits=limits),
-            timeout=5,
-            retry_config=ONCE,
+            gateway.api_key, base_url=gateway.url, transport=transport, timeout=5, retry_config=ONCE
         )
         async with client:
-            for steps in range(300):
-                task = asyncio.create_task(client.chat(**HELLO))
-                for _ in range(steps % 30):
+            before = asyncio.all_tasks()
+            completed = 0
+            for steps in range(400):
+                task = asyncio.create_task(use(client))
+                for _ in range(steps % 100):
                     await asyncio.sleep(0)
                 task.cancel()
                 await asyncio.wait([task])
+                completed += not task.cancelled()
+            assert completed < 400
             with anyio.fail_after(10):
                 for _ in range(4):
-                    assert (await client.chat(**HELLO)).content == "hello"
+                    await use(client)
+            assert asyncio.all_tasks() == before
 
 
 async def test_an_address_where_nobody_listens_is_named_with_the_reason() -> None:
