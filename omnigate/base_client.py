@@ -11,9 +11,10 @@ import anyio
 import anyio.lowlevel
 
 from omnigate.arguments import check_choice, check_moment
+from omnigate.attempts import Call
 from omnigate.exceptions import InvalidArgumentError
 from omnigate.meta import DictResult, ListResult, Meta
-from omnigate.session import Call, Session
+from omnigate.session import Session
 from omnigate.structs import Result
 
 R = TypeVar("R", bound=Result)

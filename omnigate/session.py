@@ -9,12 +9,10 @@ up; after it, the response is closed by whoever holds it (`exchange` here, a str
 
 from __future__ import annotations
 
-import logging
 import math
 import ssl
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Final, NamedTuple, TypeVar, TypeVarTuple, Unpack, cast
+from typing import Any, Final, TypeVar, TypeVarTuple, Unpack, cast
 
 import anyio
 import httpx
@@ -32,6 +30,7 @@ from omnigate.arguments import (
     check_timeout,
     check_user_id,
 )
+from omnigate.attempts import Attempts, Call
 from omnigate.bodies import BodyReader
 from omnigate.endpoints import Endpoint
 from omnigate.exceptions import (
@@ -41,12 +40,11 @@ from omnigate.exceptions import (
     GatewayError,
     InvalidArgumentError,
     InvalidArgumentTypeError,
-    TimeoutError,
 )
-from omnigate.failures import attempts_text, connection_error, excerpt, response_error
+from omnigate.failures import connection_error, excerpt, response_error
 from omnigate.meta import Meta
 from omnigate.redaction import mask
-from omnigate.retry import RetryConfig, compute_delay, should_retry
+from omnigate.retry import RetryConfig
 from omnigate.structs import decode
 from omnigate.transport import adapt, default_transport
 from omnigate.transport.adapters import async_chunks, close_stream
@@ -55,116 +53,12 @@ from omnigate.transport.event_loop import bounded, isolated
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
-logger = logging.getLogger("omnigate")
-
 MAX_RESPONSE_BYTES: Final = 64 << 20
 MAX_ERROR_BYTES: Final = 1 << 20
 EXCERPT_BYTES: Final = 200
 
 _OPTION_NAMES: Final = CallOptions.__annotations__.keys()
 _NO_OPTIONS: Final = CallOptions()
-
-
-class Call(NamedTuple):
-    """A request, ready to be sent any number of times.
-
-    Attributes:
-        endpoint: what is called.
-        url: where.
-        headers: all headers but the length.
-        content: the body.
-        extensions: for the transport: the timeouts.
-        deadline_seconds: seconds for all attempts and waits.
-        secrets: what must not be in an error, beside the client's own key.
-
-    """
-
-    endpoint: Endpoint
-    url: httpx.URL
-    headers: list[tuple[bytes, bytes]]
-    content: bytes | None
-    extensions: dict[str, Any]
-    deadline_seconds: float | None
-    secrets: tuple[str, ...]
-
-    def request(self) -> httpx.Request:
-        """Return a request to send."""
-        return httpx.Request(
-            self.endpoint.method,
-            self.url,
-            headers=self.headers,
-            stream=httpx.ByteStream(self.content or b""),
-            extensions=self.extensions,
-        )
-
-
-class Attempts:
-    """The attempts of one call: counts them, decides after a failure, and waits before the next one."""
-
-    __slots__ = ("_call", "count", "deadline", "session", "started")
-
-    def __init__(self, session: Session, call: Call) -> None:
-        self.session = session
-        self._call = call
-        self.count = 0
-        self.started = time.monotonic()
-        self.deadline = (
-            math.inf if call.deadline_seconds is None else anyio.current_time() + call.deadline_seconds
-        )
-
-    async def recover(self, error: GatewayError, *, status: int | None = None) -> None:
-        """Return when the next attempt may start, or raise `error` because there is none.
-
-        Args:
-            error: why the last attempt failed.
-            status: the HTTP status to judge by, where it is not the error's own.
-
-        Raises:
-            GatewayError: `error`.
-            TimeoutError: the next attempt could only start after the deadline.
-
-        """
-        error.attempts = self.count
-        if isinstance(error, ConnectionError):
-            retry_after, was_sent = None, error.was_sent
-        elif isinstance(error, APIError):
-            status = status or error.status_code
-            retry_after, was_sent = error.retry_after, True
-        else:
-            raise error
-        config = self.session.retry_config
-        if not should_retry(
-            config,
-            attempts=self.count,
-            status=status,
-            was_sent=was_sent,
-            resend=self._call.endpoint.resend,
-            retry_after=retry_after,
-        ):
-            raise error
-        delay = compute_delay(self.count, config, retry_after)
-        if self.deadline - anyio.current_time() <= delay:
-            raise self.overdue() from error
-        logger.debug("attempt %d failed (%s); the next one in %.2f s", self.count, error, delay)
-        await anyio.sleep(delay)
-
-    def overdue(self) -> TimeoutError:
-        """Return the error that says that the deadline has passed, or would before the next attempt."""
-        error = TimeoutError(
-            f"{self.session.base_url}: no answer within deadline_seconds={self._call.deadline_seconds:g} "
-            f"({attempts_text(self.count)})"
-        )
-        error.attempts = self.count
-        return error
-
-    def meta(self, response: httpx.Response) -> Meta:
-        """Return the metadata of a response, as of now."""
-        return Meta(
-            response.status_code,
-            response.headers,
-            attempts=self.count,
-            elapsed=time.monotonic() - self.started,
-        )
 
 
 class Session:
@@ -299,6 +193,10 @@ class Session:
         url = self._url(endpoint.path, suffix, query)
         return Call(endpoint, url, list(headers.items()), content, extensions, deadline_seconds, secrets)
 
+    def attempts(self, call: Call) -> Attempts:
+        """Return the attempts of a call that begins now."""
+        return Attempts(call, self.retry_config, self.base_url)
+
     async def fetch(self, kind: Any, call: Call, *, accept: int | None = None) -> tuple[Any, Meta]:
         """Return the answer to `call` as the promised type, and its metadata.
 
@@ -337,7 +235,7 @@ class Session:
             TimeoutError: no answer in time.
 
         """
-        attempts = Attempts(self, call)
+        attempts = self.attempts(call)
         if attempts.deadline == math.inf:
             response, body = await self._exchange(call, attempts, accept)
             return response, body, attempts

@@ -23,6 +23,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 
+from omnigate.attempts import Attempts, Call
 from omnigate.bodies import BodyReader
 from omnigate.exceptions import (
     APIError,
@@ -35,7 +36,7 @@ from omnigate.exceptions import (
 from omnigate.failures import connection_error, transient_status
 from omnigate.meta import Meta
 from omnigate.models import StreamChunk, Usage
-from omnigate.session import Attempts, Call, Session
+from omnigate.session import Session
 from omnigate.stream_readers import (
     CompletionReader,
     StreamReader,
@@ -188,7 +189,7 @@ class BaseStream(Generic[T]):
         if self._busy:
             raise StreamClosedError("the stream is already being read by another task")
         if self._attempts is None:
-            self._attempts = Attempts(self._session, self._call)
+            self._attempts = self._session.attempts(self._call)
         attempts = self._attempts
         self._busy = True
         finished = False

@@ -1,0 +1,122 @@
+"""A call that is ready to be sent any number of times, and the attempts that are made of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any, NamedTuple
+
+import anyio
+import httpx
+
+from omnigate.endpoints import Endpoint
+from omnigate.exceptions import APIError, ConnectionError, GatewayError, TimeoutError
+from omnigate.failures import attempts_text
+from omnigate.meta import Meta
+from omnigate.retry import RetryConfig, compute_delay, should_retry
+
+logger = logging.getLogger("omnigate")
+
+
+class Call(NamedTuple):
+    """A request, ready to be sent any number of times.
+
+    Attributes:
+        endpoint: what is called.
+        url: where.
+        headers: all headers but the length.
+        content: the body.
+        extensions: for the transport: the timeouts.
+        deadline_seconds: seconds for all attempts and waits.
+        secrets: what must not be in an error, beside the client's own key.
+
+    """
+
+    endpoint: Endpoint
+    url: httpx.URL
+    headers: list[tuple[bytes, bytes]]
+    content: bytes | None
+    extensions: dict[str, Any]
+    deadline_seconds: float | None
+    secrets: tuple[str, ...]
+
+    def request(self) -> httpx.Request:
+        """Return a request to send."""
+        return httpx.Request(
+            self.endpoint.method,
+            self.url,
+            headers=self.headers,
+            stream=httpx.ByteStream(self.content or b""),
+            extensions=self.extensions,
+        )
+
+
+class Attempts:
+    """The attempts of one call: counts them, decides after a failure, and waits before the next one."""
+
+    __slots__ = ("_base_url", "_call", "_config", "count", "deadline", "started")
+
+    def __init__(self, call: Call, config: RetryConfig, base_url: str) -> None:
+        self._call = call
+        self._config = config
+        self._base_url = base_url
+        self.count = 0
+        self.started = time.monotonic()
+        self.deadline = (
+            math.inf if call.deadline_seconds is None else anyio.current_time() + call.deadline_seconds
+        )
+
+    async def recover(self, error: GatewayError, *, status: int | None = None) -> None:
+        """Return when the next attempt may start, or raise `error` because there is none.
+
+        Args:
+            error: why the last attempt failed.
+            status: the HTTP status to judge by, where it is not the error's own.
+
+        Raises:
+            GatewayError: `error`.
+            TimeoutError: the next attempt could only start after the deadline.
+
+        """
+        error.attempts = self.count
+        if isinstance(error, ConnectionError):
+            retry_after, was_sent = None, error.was_sent
+        elif isinstance(error, APIError):
+            status = status or error.status_code
+            retry_after, was_sent = error.retry_after, True
+        else:
+            raise error
+        config = self._config
+        if not should_retry(
+            config,
+            attempts=self.count,
+            status=status,
+            was_sent=was_sent,
+            resend=self._call.endpoint.resend,
+            retry_after=retry_after,
+        ):
+            raise error
+        delay = compute_delay(self.count, config, retry_after)
+        if self.deadline - anyio.current_time() <= delay:
+            raise self.overdue() from error
+        logger.debug("attempt %d failed (%s); the next one in %.2f s", self.count, error, delay)
+        await anyio.sleep(delay)
+
+    def overdue(self) -> TimeoutError:
+        """Return the error that says that the deadline has passed, or would before the next attempt."""
+        error = TimeoutError(
+            f"{self._base_url}: no answer within deadline_seconds={self._call.deadline_seconds:g} "
+            f"({attempts_text(self.count)})"
+        )
+        error.attempts = self.count
+        return error
+
+    def meta(self, response: httpx.Response) -> Meta:
+        """Return the metadata of a response, as of now."""
+        return Meta(
+            response.status_code,
+            response.headers,
+            attempts=self.count,
+            elapsed=time.monotonic() - self.started,
+        )
