@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sqlite3
 import threading
+import weakref
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -53,6 +54,7 @@ class Usage:
             " latency_ms INTEGER, cached INTEGER, failed INTEGER, status TEXT)"
         )
         self._spend: dict[tuple[str, str], int] = {}
+        weakref.finalize(self, self._database.close)  # Python 3.13 warns of one that is only dropped
 
     def add(self, record: UsageRecord) -> None:
         """Store a record, and count its cost as spent."""
@@ -110,10 +112,6 @@ class Usage:
             "breakdown": breakdown,
             "timeseries": timeseries,
         }
-
-    def close(self) -> None:
-        """Close the database."""
-        self._database.close()
 
     def _totals(self, where: str, values: tuple[Any, ...]) -> dict[str, Any]:
         row = self._database.execute(
