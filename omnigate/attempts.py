@@ -15,6 +15,7 @@ from omnigate.exceptions import APIError, ConnectionError, GatewayError, Timeout
 from omnigate.failures import attempts_text
 from omnigate.meta import Meta
 from omnigate.retry import RetryConfig, compute_delay, should_retry
+from omnigate.transport.http11 import Origin, PreparedRequest, RawResponse
 
 logger = logging.getLogger("omnigate")
 
@@ -25,7 +26,9 @@ class Call(NamedTuple):
     Attributes:
         endpoint: what is called.
         url: where.
+        origin: the same, as scheme, host and port.
         headers: all headers but the length.
+        head: request line and headers as bytes, for our own transport; None for another.
         content: the body.
         extensions: for the transport: the timeouts.
         deadline_seconds: seconds for all attempts and waits.
@@ -35,7 +38,9 @@ class Call(NamedTuple):
 
     endpoint: Endpoint
     url: httpx.URL
-    headers: list[tuple[bytes, bytes]]
+    origin: Origin
+    headers: dict[bytes, bytes]
+    head: bytes | None
     content: bytes | None
     extensions: dict[str, Any]
     deadline_seconds: float | None
@@ -43,12 +48,17 @@ class Call(NamedTuple):
 
     def request(self) -> httpx.Request:
         """Return a request to send."""
+        content = self.content or b""
+        if self.head is not None:
+            return PreparedRequest(
+                self.endpoint.method, self.url, self.origin, self.head, content, self.extensions
+            )
+        headers = list(self.headers.items())
+        if self.content is not None:
+            headers.append((b"content-length", b"%d" % len(content)))
+        stream = httpx.ByteStream(content)
         return httpx.Request(
-            self.endpoint.method,
-            self.url,
-            headers=self.headers,
-            stream=httpx.ByteStream(self.content or b""),
-            extensions=self.extensions,
+            self.endpoint.method, self.url, headers=headers, stream=stream, extensions=self.extensions
         )
 
 
@@ -116,7 +126,7 @@ class Attempts:
         """Return the metadata of a response, as of now."""
         return Meta(
             response.status_code,
-            response.headers,
+            response.head if isinstance(response, RawResponse) else response.headers,
             attempts=self.count,
             elapsed=time.monotonic() - self.started,
         )

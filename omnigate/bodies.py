@@ -126,7 +126,7 @@ class BodyReader:
             piece = found
         self.received += len(piece)
         if self.received > self._limit:
-            raise self._invalid(f"the response is longer than max_response_bytes={self._limit:,} allows")
+            raise too_long(self._head, self._limit)
         return piece
 
     async def read(self) -> bytes:
@@ -170,8 +170,17 @@ class BodyReader:
             raise self._invalid(f"the response's compressed body is broken: {error}") from error
 
     def _invalid(self, message: str) -> InvalidResponseError:
-        return InvalidResponseError(
-            message,
-            status_code=self._head.status_code,
-            request_id=self._head.headers.get("x-request-id"),
-        )
+        return _invalid(self._head, message)
+
+
+def too_long(response: httpx.Response, limit: int) -> InvalidResponseError:
+    """Return the error for a body that is longer than `limit` bytes."""
+    return _invalid(response, f"the response is longer than max_response_bytes={limit:,} allows")
+
+
+def _invalid(response: httpx.Response, message: str) -> InvalidResponseError:
+    return InvalidResponseError(
+        message,
+        status_code=response.status_code,
+        request_id=response.headers.get("x-request-id"),
+    )

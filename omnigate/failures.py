@@ -14,6 +14,7 @@ import msgspec
 from omnigate.exceptions import (
     APIError,
     ConnectionError,
+    InvalidResponseError,
     ProviderError,
     ProviderRateLimitError,
     TimeoutError,
@@ -25,6 +26,7 @@ from omnigate.redaction import redact
 from omnigate.retry import parse_http_date, parse_retry_after
 
 _TEXT_LENGTH: Final = 2_000
+_EXCERPT_BYTES: Final = 200
 _HTML = re.compile(r"\s*<(!doctype|html|head|body|!--)", re.IGNORECASE)
 _SPACE = re.compile(r"\s+")
 
@@ -78,6 +80,20 @@ def response_error(
 def excerpt(body: bytes, secrets: tuple[str, ...]) -> str:
     """Return the beginning of a body as an error may show it: as a repr, without keys."""
     return repr(redact(body.decode("utf-8", "replace"), secrets)) if body else "nothing: it is empty"
+
+
+def invalid_response(
+    response: httpx.Response, body: bytes, problem: str, secrets: tuple[str, ...], *, show_body: bool
+) -> InvalidResponseError:
+    """Return the error for a body that is not what was promised, with its beginning."""
+    start = excerpt(body[:_EXCERPT_BYTES], secrets) if show_body else ""
+    message = f"the response does not fit its type: {redact(problem, secrets)}"
+    return InvalidResponseError(
+        f"{message}; it starts with {start}" if start else message,
+        status_code=response.status_code,
+        detail=start or None,
+        request_id=response.headers.get("x-request-id"),
+    )
 
 
 def connection_error(error: httpx.TransportError, base_url: str, attempts: int) -> ConnectionError:

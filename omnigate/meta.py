@@ -12,6 +12,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 import httpx
 
+from omnigate.transport.http11 import header_list
+
 T = TypeVar("T")
 
 
@@ -52,7 +54,9 @@ class Meta:
 
     __slots__ = ("_headers", "attempts", "elapsed", "status_code")
 
-    def __init__(self, status_code: int, headers: httpx.Headers, *, attempts: int, elapsed: float) -> None:
+    def __init__(
+        self, status_code: int, headers: httpx.Headers | bytes, *, attempts: int, elapsed: float
+    ) -> None:
         self.status_code = status_code
         self.attempts = attempts
         self.elapsed = elapsed
@@ -61,6 +65,8 @@ class Meta:
     @property
     def headers(self) -> httpx.Headers:
         """All headers of the response."""
+        if isinstance(self._headers, bytes):  # the head as it came
+            self._headers = httpx.Headers(header_list(self._headers))
         return self._headers
 
     @property
@@ -94,24 +100,24 @@ class Meta:
     @property
     def cached(self) -> bool | None:
         """Whether the answer came from the gateway's cache."""
-        return _BOOLEANS.get(self._headers.get("x-llmgw-cached", "").lower())
+        return _BOOLEANS.get(self.headers.get("x-llmgw-cached", "").lower())
 
     @property
     def fallback(self) -> bool | None:
         """Whether one of `fallback_models` answered."""
-        return _BOOLEANS.get(self._headers.get("x-llmgw-fallback", "").lower())
+        return _BOOLEANS.get(self.headers.get("x-llmgw-fallback", "").lower())
 
     def _text(self, name: str) -> str | None:
-        value: str | None = self._headers.get(name)
+        value: str | None = self.headers.get(name)
         return value
 
     def _integer(self, name: str) -> int | None:
-        value = self._headers.get(name, "").strip()
+        value = self.headers.get(name, "").strip()
         return int(value) if value.isascii() and value.isdigit() and len(value) <= 18 else None
 
     def _decimal(self, name: str) -> Decimal | None:
         try:
-            value = Decimal(self._headers.get(name, ""))
+            value = Decimal(self.headers.get(name, ""))
         except InvalidOperation:
             return None
         return value if value.is_finite() else None

@@ -110,6 +110,8 @@ class ChatRequest(WireStruct, kw_only=True, gc=False, omit_defaults=True):
     @classmethod
     def _prepare(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         messages = arguments.get("messages")
+        if type(messages) is str:
+            return {**arguments, "messages": [{"role": "user", "content": messages}]}
         if isinstance(messages, (str, Message, Mapping)):
             return {**arguments, "messages": coerce_messages(cast("MessagesInput", messages))}
         return arguments

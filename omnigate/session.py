@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Final, TypeVar, TypeVarTuple, Unpack, cast
+from typing import Any, Final, NamedTuple, TypeVar, TypeVarTuple, cast
 
 import anyio
 import httpx
@@ -31,7 +31,7 @@ from omnigate.arguments import (
     check_user_id,
 )
 from omnigate.attempts import Attempts, Call
-from omnigate.bodies import BodyReader
+from omnigate.bodies import BodyReader, too_long
 from omnigate.endpoints import Endpoint
 from omnigate.exceptions import (
     APIError,
@@ -41,24 +41,33 @@ from omnigate.exceptions import (
     InvalidArgumentError,
     InvalidArgumentTypeError,
 )
-from omnigate.failures import connection_error, excerpt, response_error
+from omnigate.failures import connection_error, invalid_response, response_error
 from omnigate.meta import Meta
 from omnigate.redaction import mask
 from omnigate.retry import RetryConfig
-from omnigate.structs import decode
-from omnigate.transport import adapt, default_transport
+from omnigate.structs import decoder_for
+from omnigate.transport import AnyIOTransport, adapt, default_transport
 from omnigate.transport.adapters import async_chunks, close_stream
 from omnigate.transport.event_loop import bounded, isolated
+from omnigate.transport.exchange import ResponseStream
+from omnigate.transport.http11 import RawResponse, origin_of, request_head
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 MAX_RESPONSE_BYTES: Final = 64 << 20
 MAX_ERROR_BYTES: Final = 1 << 20
-EXCERPT_BYTES: Final = 200
 
 _OPTION_NAMES: Final = CallOptions.__annotations__.keys()
 _NO_OPTIONS: Final = CallOptions()
+
+
+class _Template(NamedTuple):
+    """What all calls of an endpoint have in common."""
+
+    url: httpx.URL
+    headers: dict[bytes, bytes]
+    head: bytes
 
 
 class Session:
@@ -95,24 +104,22 @@ class Session:
         self._key = check_key(key, "api_key")
         self._user_id = check_user_id(user_id)
         self._base_url = check_base_url(base_url)
-        self._urls: dict[str, httpx.URL] = {}
-        self._headers = self._constant_headers()
+        self._configure()
         self._closed = False
-        self._isolates = True  # every transport but our own, which needs no isolation
         self._transport = default_transport(self._base_url, verify) if transport is None else adapt(transport)
+        self._is_own = isinstance(self._transport, AnyIOTransport)  # needs no isolation
 
     # The configuration may be changed between calls, as with 0.1.0.
 
     @property
     def base_url(self) -> str:
         """The gateway's address, without a trailing slash."""
-        return str(self._base_url)
+        return self._address
 
     @base_url.setter
     def base_url(self, value: str) -> None:
         self._base_url = check_base_url(value)
-        self._urls.clear()
-        self._headers = self._constant_headers()
+        self._configure()
 
     @property
     def key(self) -> str | None:
@@ -122,7 +129,7 @@ class Session:
     @key.setter
     def key(self, value: str | None) -> None:
         self._key = check_key(value, "api_key")
-        self._headers = self._constant_headers()
+        self._configure()
 
     @property
     def user_id(self) -> str | None:
@@ -132,7 +139,7 @@ class Session:
     @user_id.setter
     def user_id(self, value: str | None) -> None:
         self._user_id = check_user_id(value)
-        self._headers = self._constant_headers()
+        self._configure()
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -160,38 +167,63 @@ class Session:
             user_id: in place of the client's.
             secrets: what of the body must not be in an error.
             options: of the call.
-
         """
         if self._closed:
             raise ClientClosedError("the client is closed; create a new one")
-        headers = self._headers.copy()
+        content = None if body is None else encode(body)
+        template = self._templates.get(endpoint)
+        if template is None:
+            template = self._templates[endpoint] = self._template(endpoint, has_body=body is not None)
+        url, headers, head = template
         extensions = self._extensions
         deadline_seconds: float | None = None
-        extra_headers: Mapping[str, str] | None = None
-        if options:
-            if unknown := options.keys() - _OPTION_NAMES:
-                raise InvalidArgumentTypeError(
-                    f"unknown argument {', '.join(map(repr, sorted(unknown)))}; "
-                    f"every call takes {', '.join(_OPTION_NAMES)}"
-                )
-            if "timeout" in options:
-                extensions = {"timeout": check_timeout(options["timeout"])}
-            deadline_seconds = options.get("deadline_seconds")
-            extra_headers = options.get("extra_headers")
-            if deadline_seconds is not None:
-                check_number(deadline_seconds, "deadline_seconds", "seconds above 0, or None", above=0)
-        if user_id:
-            headers[b"x-user-id"] = cast("str", check_user_id(user_id)).encode("latin-1")
-        content: bytes | None = None
-        if body is not None:
-            content = encode(body)
-            headers[b"content-type"] = b"application/json"
-        if extra_headers is not None:
-            headers.update(check_headers(extra_headers, "extra_headers"))
-        if content is not None:
-            headers[b"content-length"] = b"%d" % len(content)
-        url = self._url(endpoint.path, suffix, query)
-        return Call(endpoint, url, list(headers.items()), content, extensions, deadline_seconds, secrets)
+        if suffix or query:
+            url = httpx.URL(f"{self._address}{endpoint.path}{suffix}", params=query)
+        if options or user_id:
+            extra_headers, extensions, deadline_seconds = self._check_options(options)
+            if user_id or extra_headers:
+                headers = headers.copy()
+                if user_id:
+                    headers[b"x-user-id"] = cast("str", check_user_id(user_id)).encode("latin-1")
+                headers.update(extra_headers)
+        if self._is_own:
+            if url is not template.url or headers is not template.headers:
+                head = request_head(endpoint.method, url.raw_path, list(headers.items()))
+            if content is not None:
+                head += b"content-length: %d\r\n" % len(content)
+        return Call(
+            endpoint,
+            url,
+            self._origin,
+            headers,
+            head if self._is_own else None,
+            content,
+            extensions,
+            deadline_seconds,
+            secrets,
+        )
+
+    def _check_options(self, options: CallOptions) -> tuple[dict[bytes, bytes], dict[str, Any], float | None]:
+        """Return what a call's options are for the transport."""
+        if unknown := options.keys() - _OPTION_NAMES:
+            raise InvalidArgumentTypeError(
+                f"unknown argument {', '.join(map(repr, sorted(unknown)))}; "
+                f"every call takes {', '.join(_OPTION_NAMES)}"
+            )
+        extensions = self._extensions
+        if "timeout" in options:
+            extensions = {"timeout": check_timeout(options["timeout"])}
+        deadline_seconds = options.get("deadline_seconds")
+        if deadline_seconds is not None:
+            check_number(deadline_seconds, "deadline_seconds", "seconds above 0, or None", above=0)
+        return check_headers(options.get("extra_headers"), "extra_headers"), extensions, deadline_seconds
+
+    def _template(self, endpoint: Endpoint, *, has_body: bool) -> _Template:
+        headers = self._headers
+        if has_body:
+            headers = headers | {b"content-type": b"application/json"}
+        url = httpx.URL(f"{self._address}{endpoint.path}")
+        return _Template(url, headers, request_head(endpoint.method, url.raw_path, list(headers.items())))
 
     def attempts(self, call: Call) -> Attempts:
         """Return the attempts of a call that begins now."""
@@ -208,17 +240,16 @@ class Session:
         Raises:
             GatewayError: any; see `exchange`.
             InvalidResponseError: the answer is not of that type.
-
         """
         response, body, attempts = await self.exchange(call, accept=accept)
-        result = decode(
-            kind,
-            body,
-            (lambda _: "") if call.endpoint.mints_key else self.excerpt,
-            status_code=response.status_code,
-            request_id=response.headers.get("x-request-id"),
-        )
-        return result, attempts.meta(response)
+        try:
+            result = decoder_for(kind).decode(body)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            problem = str(error)
+        else:
+            return result, attempts.meta(response)
+        # outside of the except clause, because some of those errors carry the whole body
+        raise invalid_response(response, body, problem, self.secrets, show_body=not call.endpoint.mints_key)
 
     async def exchange(
         self, call: Call, *, accept: int | None = None
@@ -263,15 +294,21 @@ class Session:
 
     async def _attempt(self, call: Call, accept: int | None) -> tuple[httpx.Response, bytes]:
         response = await self._transport.handle_async_request(call.request())
+        status = response.status_code
+        is_answer = 200 <= status < 300 or status == accept
+        if is_answer and isinstance(response, RawResponse) and not response.is_encoded:
+            whole = cast("ResponseStream", response.stream).take_whole()  # most answers come in one piece
+            if whole is not None and len(whole) <= self.max_response_bytes:
+                return response, whole
+            if whole is not None:
+                raise too_long(response, self.max_response_bytes)
         chunks: AsyncIterator[bytes] | None = None
         try:
             chunks = async_chunks(response.stream)
             reader = BodyReader(response, chunks, self.max_response_bytes)
-            status = response.status_code
-            if 200 <= status < 300 or status == accept:
-                body = await reader.read()
-            else:
+            if not is_answer:
                 raise await self.error_of(response, reader, call)
+            body = await reader.read()
         except BaseException:
             await self.discard(response, chunks)
             raise
@@ -287,14 +324,17 @@ class Session:
         """
         return await self._transport.handle_async_request(call.request())
 
-    async def run(self, func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> T:
+    async def run(self, func: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
         """Await `func(*args)`, which uses the transport, in the way the transport needs."""
-        if self._isolates:
-            return await isolated(func, *args)
-        return await func(*args)
+        if self._is_own:
+            return await func(*args)
+        return await isolated(func, *args)
 
     async def discard(self, response: httpx.Response, chunks: AsyncIterator[bytes] | None) -> None:
         """Give up a response: its connection is closed, at once or within a second."""
+        if isinstance(response, RawResponse):
+            cast("ResponseStream", response.stream).abort()
+            return
 
         async def close() -> None:
             await close_stream(response.stream, chunks)
@@ -307,10 +347,6 @@ class Session:
         secrets = (*call.secrets, *self.secrets)
         return response_error(response, body, secrets=secrets, show_body=not call.endpoint.mints_key)
 
-    def excerpt(self, body: bytes) -> str:
-        """Return the beginning of a body as an error may show it, without this client's key."""
-        return excerpt(body[:EXCERPT_BYTES], self.secrets)
-
     async def aclose(self) -> None:
         """Close the transport. What is in flight fails; a second time does nothing."""
         if not self._closed:
@@ -321,15 +357,11 @@ class Session:
         key = None if self._key is None else mask(self._key)
         return f"base_url={self.base_url!r}, api_key={key!r}{', closed' if self._closed else ''}"
 
-    def _url(self, path: str, suffix: str, query: Mapping[str, str] | None) -> httpx.URL:
-        if suffix or query:
-            return httpx.URL(f"{self._base_url}{path}{suffix}", params=query)
-        url = self._urls.get(path)
-        if url is None:
-            url = self._urls[path] = httpx.URL(f"{self._base_url}{path}")
-        return url
-
-    def _constant_headers(self) -> dict[bytes, bytes]:
+    def _configure(self) -> None:
+        """Work out what all calls have in common, so that none of them has to."""
+        self._address = str(self._base_url)
+        self._origin = origin_of(self._base_url)
+        self._templates: dict[Endpoint, _Template] = {}
         headers = {
             b"host": self._base_url.netloc,
             b"user-agent": f"omnigate/{__version__}".encode("ascii"),
@@ -341,7 +373,7 @@ class Session:
             headers[self._key_header.encode("ascii")] = self._key.encode("latin-1")
         if self._user_id:
             headers[b"x-user-id"] = self._user_id.encode("latin-1")
-        return headers
+        self._headers = headers
 
 
 _encoder: Final = msgspec.json.Encoder()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, cast
 
 import msgspec
 
-from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError, InvalidResponseError
+from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
 from omnigate.redaction import mask, redact
 
 if TYPE_CHECKING:
@@ -182,30 +182,6 @@ S = TypeVar("S", bound=WireStruct)
 def decoder_for(kind: Any) -> msgspec.json.Decoder[Any]:
     """Return the one JSON decoder for `kind`; numbers in strings are accepted for numbers."""
     return msgspec.json.Decoder(kind, strict=False)
-
-
-def decode(kind: Any, body: bytes, excerpt: Callable[[bytes], str], **head: Any) -> Any:
-    """Decode a response's body.
-
-    Args:
-        kind: the promised type.
-        body: the body.
-        excerpt: makes the part of the body that an error may show.
-        head: `status_code` and `request_id`, for the error.
-
-    Raises:
-        InvalidResponseError: the body is not the promised type.
-
-    """
-    try:
-        return decoder_for(kind).decode(body)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        # the cause is left out on purpose: some of these errors carry the whole body
-        start = excerpt(body)
-        message = f"the response does not fit its type: {redact(str(error))}"
-        raise InvalidResponseError(
-            f"{message}; it starts with {start}" if start else message, detail=start or None, **head
-        ) from None
 
 
 def construct(kind: type[S], arguments: Mapping[str, Any], *, refuse_unknown: bool | None = None) -> S:

@@ -75,7 +75,6 @@ async def test_every_argument_of_a_chat_reaches_the_wire() -> None:
     await client.chat(model="m", messages=[Message(role="system", content="é")], user_id="ü", **arguments)
     sent = msgspec.json.decode(transport.requests[0].content)
     assert sent == {"model": "m", "messages": [{"role": "system", "content": "é"}], **arguments}
-    assert transport.requests[0].headers.raw[-2:][0][0] != b"x-user-id"
     assert dict(transport.requests[0].headers.raw)[b"x-user-id"] == "ü".encode("latin-1")
 
 

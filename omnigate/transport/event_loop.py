@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
 
 import anyio
-import anyio.lowlevel
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -30,8 +29,14 @@ def in_trio() -> bool:
 
 
 def current_loop() -> Any:
-    """Return the running event loop: asyncio's loop, or trio's token. Its identity is the loop's."""
-    return anyio.lowlevel.current_token().native_token
+    """Return the running event loop: asyncio's loop, or trio's token. Its identity is the loop's.
+
+    Raises:
+        RuntimeError: none is running.
+    """
+    if in_trio():
+        return sys.modules["trio"].lowlevel.current_trio_token()
+    return asyncio.get_running_loop()
 
 
 def has_ended(loop: Any) -> bool:

@@ -1,0 +1,185 @@
+"""`AnyIOTransport`: an HTTP/1.1 transport of httpx on anyio streams, whose cost does not grow with concurrency.
+
+What an await leaves behind when it is cancelled there, on trio or on asyncio, by a scope or natively:
+
+- waiting for a connection: nothing; what it was given meanwhile goes to the next who waits;
+- connecting: nothing; anyio closes what it was opening, and the slot is free;
+- writing the request, reading the response or its body: the connection is closed, at once and without
+  another await, since nobody knows what is on its way; its slot is free.
+
+Nothing runs in the background. A response that was read to its end has given its connection back before
+its last bytes are handed on.
+"""
+
+from __future__ import annotations
+
+import math
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import httpx
+
+from omnigate.transport.connection import Connection, Connector
+from omnigate.transport.event_loop import current_loop, has_ended
+from omnigate.transport.exchange import Exchange, Timeouts
+from omnigate.transport.http11 import Origin, OutgoingMessage, PreparedRequest, outgoing
+from omnigate.transport.pool import Pool
+
+
+class AnyIOTransport(httpx.AsyncBaseTransport):
+    """An HTTP/1.1 transport for `httpx.AsyncClient` and for the clients of this package.
+
+    It runs on asyncio and trio, in one event loop after another and in several at once.
+
+    Args:
+        max_connections: connections at a time, over all origins and for each event loop; None for no limit.
+        max_idle_connections: of them, those kept for later; None for no limit but the one above.
+        idle_timeout_seconds: seconds after which an idle connection is not used again. The gateway closes
+            after 5.
+        verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use.
+        uds: path of a unix domain socket to connect to, whatever the URL's host.
+        clock: seconds, for the age of idle connections.
+
+    Raises:
+        ValueError: an argument is out of its limits.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_connections: int | None = 1_024,
+        max_idle_connections: int | None = None,
+        idle_timeout_seconds: float = 4.0,
+        verify: bool | ssl.SSLContext = True,
+        uds: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        _check_count("max_connections", max_connections, 1)
+        _check_count("max_idle_connections", max_idle_connections, 0)
+        if not (0 <= idle_timeout_seconds < math.inf):
+            raise ValueError(
+                f"idle_timeout_seconds={idle_timeout_seconds!r} is not allowed: seconds, at least 0"
+            )
+        self._pool_arguments = (max_connections, max_idle_connections, idle_timeout_seconds, clock)
+        self._connect = Connector(verify, uds)
+        self._pools: dict[Any, Pool] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request and return its response, whose stream is still to be read or closed.
+
+        Args:
+            request: the request; its extension "timeout" is a dict of seconds or None for "connect",
+                "read", "write" and "pool".
+
+        Raises:
+            httpx.TransportError: as httpx's own transports raise it.
+            RuntimeError: the transport is closed.
+        """
+        loop = current_loop()
+        pool = self._pools.get(loop) or self._new_pool(loop)
+        message = (
+            OutgoingMessage(request.method, request.origin, request.message, None)
+            if isinstance(request, PreparedRequest)
+            else outgoing(request)
+        )
+        timeouts: Timeouts = request.extensions.get("timeout") or {}
+        is_last = False
+        while True:
+            connection = await self._connection(pool, message.origin, timeouts)
+            exchange = Exchange(message, connection, loop, timeouts)
+            try:
+                await exchange.run()
+            except BaseException as error:
+                was_used = connection.used
+                pool.discard(connection)
+                if is_last or not was_used or not exchange.may_repeat(error):
+                    raise
+                is_last = True
+                pool.drop_idle(message.origin)
+                continue
+            return exchange.response(pool)
+
+    async def aclose(self) -> None:
+        """Close all connections of the running event loop; what is in flight fails."""
+        self._closed = True
+        with self._lock:
+            pool = self._pools.pop(current_loop(), None)
+        if pool is not None:
+            pool.close()
+        await anyio.lowlevel.checkpoint()
+
+    def stats(self) -> dict[str, Any]:
+        """Return "idle", "in_use", "opening" and "waiting" counts, and those of each origin under "origins"."""
+        total: dict[str, Any] = {"idle": 0, "in_use": 0, "opening": 0, "waiting": 0, "origins": {}}
+        for pool in list(self._pools.values()):
+            stats = pool.stats()
+            for name in ("idle", "in_use", "opening", "waiting"):
+                total[name] += stats[name]
+            for origin, numbers in stats["origins"].items():
+                known = total["origins"].setdefault(origin, dict.fromkeys(numbers, 0))
+                for name, number in numbers.items():
+                    known[name] += number
+        return total
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        origins = [
+            f"{origin}: {n['idle']} idle, {n['in_use']} in use, {n['waiting']} waiting"
+            for origin, n in stats["origins"].items()
+        ]
+        return f"<AnyIOTransport {'closed' if self._closed else '; '.join(origins) or 'without connections'}>"
+
+    async def _connection(self, pool: Pool, origin: Origin, timeouts: Timeouts) -> Connection:
+        """Return a connection in use."""
+        found = pool.take(origin)
+        if found is False:
+            seconds = timeouts.get("pool")
+            try:
+                with anyio.fail_after(seconds):
+                    waited = await pool.wait(origin)
+            except TimeoutError as error:
+                raise httpx.PoolTimeout(f"no connection became free within {seconds:g} s") from error
+            if self._closed:
+                if waited is None:
+                    pool.free_slot()
+                else:
+                    pool.discard(waited)
+                raise RuntimeError("the transport was closed")
+            if waited is not None:
+                return waited
+        elif found is not True:
+            return found
+        try:
+            stream = await self._connect(origin, timeouts.get("connect"))
+        except BaseException:
+            pool.free_slot()
+            raise
+        connection = Connection(stream, origin)
+        pool.add(connection)
+        if self._closed:
+            pool.discard(connection)
+            raise RuntimeError("the transport was closed")
+        return connection
+
+    def _new_pool(self, loop: Any) -> Pool:
+        if self._closed:
+            raise RuntimeError("the transport is closed")
+        with self._lock:
+            for other in [known for known in self._pools if has_ended(known)]:
+                self._pools.pop(other).close()
+            pool = self._pools[loop] = Pool(*self._pool_arguments)
+        return pool
+
+
+def _check_count(name: str, value: Any, minimum: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name}={value!r} is not allowed: an integer of at least {minimum}, or None")

@@ -1,0 +1,160 @@
+"""One connection: an anyio byte stream that is idle, in use, or closed, and this object decides which.
+
+Giving a connection up is synchronous: neither a shield nor a clean-up that awaits holds against asyncio's own
+`Task.cancel()`. `close_now` therefore runs the stream's own `aclose()` just as far as it goes without
+waiting, and anyio's socket streams close their socket on that way.
+"""
+
+from __future__ import annotations
+
+import select
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Literal, TypeAlias
+
+import anyio
+import httpx
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.tls import TLSAttribute
+
+from omnigate.transport.http11 import Origin
+
+MAX_RECEIVE_BYTES: Final = 262_144
+"""As much as asyncio reads at once, so that nothing stays in anyio's own buffer."""
+
+_STEPS: Final = 8
+
+Connect: TypeAlias = Callable[[Origin], Awaitable[ByteStream]]
+
+
+class Connection:
+    """A connection to an origin.
+
+    Attributes:
+        state: "idle", "in use" or "closed".
+        idle_since: by the pool's clock, while idle.
+        used: whether it has carried a response to its end.
+    """
+
+    __slots__ = ("_poll", "idle_since", "origin", "state", "stream", "used")
+
+    def __init__(self, stream: ByteStream, origin: Origin) -> None:
+        self.stream = stream
+        self.origin = origin
+        self.state: Literal["idle", "in use", "closed"] = "in use"
+        self.idle_since = 0.0
+        self.used = False
+        descriptor = stream.extra(SocketAttribute.raw_socket, None)
+        self._poll: select.poll | None = None
+        if descriptor is not None:
+            self._poll = select.poll()
+            self._poll.register(descriptor.fileno(), select.POLLIN)
+
+    def is_quiet(self) -> bool:
+        """Return whether nothing has come since the last response, not even the end of the connection."""
+        if self._poll is not None and self._poll.poll(0):
+            return False
+        # What anyio has read from the socket already, which only uvloop lets happen.
+        queue = getattr(getattr(self.stream, "_protocol", None), "read_queue", None)
+        if queue:
+            return False
+        tls: ssl.SSLObject | None = self.stream.extra(TLSAttribute.ssl_object, None) if self._poll else None
+        return tls is None or not tls.pending()
+
+    def close(self) -> None:
+        """Close it, at once."""
+        if self.state != "closed":
+            self.state = "closed"
+            self._poll = None
+            close_now(self.stream)
+
+
+def close_now(stream: Any) -> None:
+    """Close an anyio stream without waiting for anything."""
+    closing = stream.aclose()
+    try:
+        for _ in range(_STEPS):
+            if closing.send(None) is not None:  # asyncio's bare yields are None; for others nobody steps
+                break
+    except StopIteration:
+        pass
+    except (OSError, RuntimeError, ssl.SSLError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        pass  # it was broken, or its event loop has ended: either way it is closed
+    finally:
+        closing.close()
+
+
+class Connector:
+    """Opens streams: TCP (happy eyeballs, as anyio does it) or a unix domain socket, and TLS over either."""
+
+    def __init__(self, verify: bool | ssl.SSLContext, uds: str | None) -> None:
+        self._verify = verify
+        self._uds = uds
+        self._context: ssl.SSLContext | None = None
+
+    async def __call__(self, origin: Origin, timeout: float | None) -> ByteStream:
+        """Return a new stream to `origin`.
+
+        Args:
+            origin: where to.
+            timeout: seconds for all of it; None for no limit.
+
+        Raises:
+            httpx.ConnectError: it cannot be reached, or has no certificate that we trust.
+            httpx.ConnectTimeout: it took longer.
+        """
+        address = self._uds or f"{origin[1]}:{origin[2]}"
+        try:
+            with anyio.fail_after(timeout):
+                return await self._connect(origin)
+        except TimeoutError as error:
+            if type(error) is not TimeoutError:  # pragma: no cover - a system's own time-out of a connect
+                raise httpx.ConnectError(f"{address}: {error}") from error
+            raise httpx.ConnectTimeout(f"connecting to {address} took longer than {timeout} s") from error
+        except ssl.SSLCertVerificationError as error:
+            raise httpx.ConnectError(
+                f"{address}: the certificate cannot be trusted: {error.verify_message}"
+            ) from error
+        except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
+            raise httpx.ConnectError(f"{address}: {_reason(error)}") from error
+
+    async def _connect(self, origin: Origin) -> ByteStream:
+        scheme, host, port = origin
+        context = self._ssl_context() if scheme == "https" else None
+        if self._uds is None:
+            if context is None:
+                return await anyio.connect_tcp(host, port)
+            return await anyio.connect_tcp(
+                host, port, ssl_context=context, tls_hostname=host, tls_standard_compatible=False
+            )
+        stream = await anyio.connect_unix(self._uds)
+        if context is None:
+            return stream
+        try:
+            from anyio.streams.tls import TLSStream
+
+            return await TLSStream.wrap(
+                stream, server_side=False, hostname=host, ssl_context=context, standard_compatible=False
+            )
+        except BaseException:
+            close_now(stream)
+            raise
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        if self._context is None:
+            if isinstance(self._verify, ssl.SSLContext):
+                self._context = self._verify
+            else:
+                self._context = httpx.create_ssl_context(verify=self._verify)
+            self._context.set_alpn_protocols(["http/1.1"])
+        return self._context
+
+
+def _reason(error: BaseException) -> str:
+    """Return why connecting failed: anyio says only that all attempts did, and chains why."""
+    causes: list[BaseException] = [error]
+    if isinstance(error.__cause__, BaseExceptionGroup):
+        causes = list(error.__cause__.exceptions)
+    elif isinstance(error.__cause__, OSError):
+        causes = [error.__cause__]
+    return "; ".join(str(cause) or type(cause).__name__ for cause in causes)

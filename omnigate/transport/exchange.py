@@ -1,0 +1,246 @@
+"""One request and its response on one connection, and the stream of the response's body."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any, Final, TypeAlias
+
+import anyio
+import httpx
+
+from omnigate.transport.connection import MAX_RECEIVE_BYTES, Connection
+from omnigate.transport.event_loop import close_soon
+from omnigate.transport.http11 import OutgoingMessage, RawResponse, ResponseReader
+from omnigate.transport.pool import Pool
+from omnigate.transport.timers import Limit
+
+Timeouts: TypeAlias = dict[str, float | None]
+
+_SMALL_BYTES: Final = 16_384
+_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+_BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError, ssl.SSLError)
+
+
+class Exchange:
+    """Sends a request and reads until the head of its response has come. Owns nothing: the caller discards."""
+
+    __slots__ = (
+        "_connection",
+        "_is_cut_short",
+        "_limit",
+        "_loop",
+        "_message",
+        "_reader",
+        "_sent",
+        "_timeouts",
+    )
+
+    def __init__(
+        self, message: OutgoingMessage, connection: Connection, loop: Any, timeouts: Timeouts
+    ) -> None:
+        self._message = message
+        self._connection = connection
+        self._loop = loop
+        self._timeouts = timeouts
+        self._limit = Limit(loop, connection, httpx.WriteTimeout)
+        self._reader = ResponseReader(message.method)
+        self._sent = False  # bytes of the request may have been written
+        self._is_cut_short = False  # the response came before the whole request was written
+
+    async def run(self) -> None:
+        """Exchange the request for the head of its response.
+
+        Raises:
+            httpx.TransportError: as httpx's own transports raise it.
+        """
+        if self._message.body is None:
+            await self._limit.run(self._timeouts.get("write"), self._send_and_receive)
+            return
+        try:
+            await self._send_stream(self._message.body)
+        except httpx.WriteError:
+            # The server may have answered and closed without reading all of the request.
+            self._is_cut_short = True
+            try:
+                await self._receive_head()
+            except (httpx.NetworkError, httpx.RemoteProtocolError):
+                self._reader.started = True
+            if self._reader.head is None:
+                raise
+        else:
+            await self._receive_head()
+
+    def may_repeat(self, error: BaseException) -> bool:
+        """Return whether the request can go out once more on another connection, doing nothing twice."""
+        if self._reader.started or self._message.body is not None:
+            return False
+        if not isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
+            return False
+        return not self._sent or self._message.method in _IDEMPOTENT
+
+    def response(self, pool: Pool) -> RawResponse:
+        """Return the response, which from now on owns the connection."""
+        reader = self._reader
+        assert reader.head is not None
+        if self._is_cut_short:
+            reader.forbid_reuse()
+        stream = ResponseStream(
+            pool, self._connection, reader, self._limit, self._timeouts.get("read"), self._loop
+        )
+        return RawResponse(reader.status_code, reader.head, stream)
+
+    async def _send_and_receive(self) -> None:
+        """Do all of it under one limit, which is moved between the two."""
+        await self._send(self._message.start)
+        read, write = self._timeouts.get("read"), self._timeouts.get("write")
+        if read == write:
+            self._limit.kind = httpx.ReadTimeout  # writing took next to nothing of it
+        else:
+            self._limit.move(read, httpx.ReadTimeout)
+        stream, reader = self._connection.stream, self._reader
+        while reader.head is None:
+            await receive(stream, reader)
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            await self._connection.stream.send(data)
+        except _BROKEN as error:
+            # Of a small request the kernel takes all or nothing.
+            self._sent = self._sent or len(data) > _SMALL_BYTES
+            raise httpx.WriteError(_words(error)) from error
+        self._sent = True
+
+    async def _send_stream(self, body: AsyncIterator[bytes]) -> None:
+        """Send a body as it comes; waiting for it is nobody's limit."""
+        message = self._message
+        pending = message.start
+        left = message.length
+        async for chunk in body:
+            if not chunk:
+                continue
+            if left is None:
+                pending += b"%x\r\n%b\r\n" % (len(chunk), chunk)
+            else:
+                left -= len(chunk)
+                if left < 0:
+                    raise httpx.LocalProtocolError("the request's body is longer than its Content-Length")
+                pending += chunk
+            await self._limit.run(self._timeouts.get("write"), self._send, pending)
+            pending = b""
+        if left:
+            raise httpx.LocalProtocolError("the request's body is shorter than its Content-Length")
+        if left is None:
+            pending += b"0\r\n\r\n"
+        if pending:
+            await self._limit.run(self._timeouts.get("write"), self._send, pending)
+
+    async def _receive_head(self) -> None:
+        self._limit.kind = httpx.ReadTimeout
+        while self._reader.head is None:
+            await self._limit.run(self._timeouts.get("read"), receive, self._connection.stream, self._reader)
+
+
+class ResponseStream(httpx.AsyncByteStream):
+    """The body of a response. What arrived together is handed on together.
+
+    Its connection is given back as soon as the response's end has arrived, if it can be used again; else, and
+    when the stream is closed before, it is closed.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        connection: Connection,
+        reader: ResponseReader,
+        limit: Limit,
+        read_timeout: float | None,
+        loop: Any,
+    ) -> None:
+        self._pool = pool
+        self._connection: Connection | None = connection
+        self._reader = reader
+        self._limit = limit
+        self._read_timeout = read_timeout
+        self._loop = loop
+        self._is_aborted = False
+        if reader.complete:
+            self._finish(connection)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while True:
+            data = self._reader.take_body()
+            if data:
+                return data
+            connection = self._connection
+            if connection is None:
+                if self._is_aborted:
+                    raise httpx.StreamClosed
+                raise StopAsyncIteration
+            try:
+                self._limit.kind = httpx.ReadTimeout
+                await self._limit.run(self._read_timeout, receive, connection.stream, self._reader)
+            except BaseException:
+                self.abort()
+                raise
+            if self._reader.complete:
+                self._finish(connection)
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Close the stream, at once; to be called in its event loop."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._is_aborted = True
+            self._pool.discard(connection)
+
+    def take_whole(self) -> bytes | None:
+        """Return the whole body if it has arrived and nothing of it was taken, else None."""
+        if self._connection is not None:
+            return None
+        return self._reader.take_body()
+
+    def _finish(self, connection: Connection) -> None:
+        self._connection = None
+        if self._reader.reusable:
+            self._pool.give_back(connection)
+        else:
+            self._pool.discard(connection)
+
+    def __del__(self) -> None:
+        if getattr(self, "_connection", None) is not None:
+            connection, self._connection = self._connection, None
+            pool = self._pool
+
+            async def close() -> None:
+                if connection is not None:
+                    pool.discard(connection)
+
+            close_soon(self._loop, close)
+
+
+async def receive(stream: Any, reader: ResponseReader) -> None:
+    """Take in what comes next of a response.
+
+    Raises:
+        httpx.ReadError: the connection broke.
+        httpx.RemoteProtocolError: it ended too early, or what came is not HTTP.
+    """
+    try:
+        data = await stream.receive(MAX_RECEIVE_BYTES)
+    except anyio.EndOfStream:
+        reader.end()
+        return
+    except _BROKEN as error:
+        raise httpx.ReadError(_words(error)) from error
+    reader.feed(data)
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or str(error.__cause__ or "") or "the connection was closed"

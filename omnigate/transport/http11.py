@@ -1,0 +1,361 @@
+"""HTTP/1.1 without I/O: requests to bytes, bytes to responses.
+
+Parsing is llhttp's (through httptools), in its strict mode: a response with two lengths, with a length and
+chunks, with bare line feeds or with folded header lines is an error. What llhttp does not do is done here:
+
+- It has no limits. A header block, a line of chunk framing, trailers and interim responses in a row do here.
+- It tells of each header by a callback, which costs more than all the rest. The header block is kept as it
+  came instead, and taken apart when somebody reads `response.headers`; most calls never do.
+- It cannot be told that the answer to HEAD has no body, and not that the connection has ended.
+
+A reader serves one response. Bytes that follow it were not asked for: they make its connection unusable.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import httptools
+import httpx
+
+MAX_HEAD_BYTES: Final = 65_536
+MAX_HEADERS: Final = 256
+MAX_FRAMING_BYTES: Final = 16_384
+MAX_INTERIM_RESPONSES: Final = 16
+
+_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_UNSAFE_VALUE: Final = re.compile(rb"[\x00\r\n]")
+_TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+\Z")
+
+
+def request_head(method: str, target: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """Return the request line and the header block, without the blank line that ends it.
+
+    Raises:
+        httpx.LocalProtocolError: a part would change the meaning of the rest.
+    """
+    raw_method = method.encode("ascii", "replace")
+    if not _TOKEN.match(raw_method) or not _TARGET.match(target):
+        raise httpx.LocalProtocolError(f"the request line {method!r} {target!r} is not allowed")
+    lines = [b"%b %b HTTP/1.1\r\n" % (raw_method, target)]
+    for name, value in headers:
+        if not _TOKEN.match(name) or _UNSAFE_VALUE.search(value):
+            raise httpx.LocalProtocolError(
+                f"the header {name!r} is not allowed: a name or value with controls"
+            )
+        lines.append(b"%b: %b\r\n" % (name, value))
+    return b"".join(lines)
+
+
+Origin: TypeAlias = tuple[str, str, int]
+"""Scheme, host and port."""
+
+
+class PreparedRequest(httpx.Request):
+    """A request that is bytes already; its `headers` are made when somebody asks for them."""
+
+    # The attributes are those of httpx.Request, whose constructor costs several times as much.
+    def __init__(
+        self,
+        method: str,
+        url: httpx.URL,
+        origin: Origin,
+        head: bytes,
+        content: bytes,
+        extensions: dict[str, Any],
+    ) -> None:
+        self.method = method
+        self.url = url
+        self.extensions = extensions
+        self.origin = origin
+        self.message = head + b"\r\n" + content
+        self._head = head
+        self._content = content
+
+    @property
+    def headers(self) -> httpx.Headers:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The headers, as they are sent."""
+        return httpx.Headers(header_list(self._head))
+
+    @property
+    def stream(self) -> httpx.ByteStream:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The body."""
+        return httpx.ByteStream(self._content)
+
+
+class OutgoingMessage(NamedTuple):
+    """A request as it is sent.
+
+    Attributes:
+        method: the method.
+        origin: where to.
+        start: the whole message, or, where the body is a stream, its head.
+        body: the body, where it is a stream.
+        length: the length of that stream; None where it is sent in chunks.
+    """
+
+    method: str
+    origin: Origin
+    start: bytes
+    body: AsyncIterator[bytes] | None
+    length: int | None = None
+
+
+def outgoing(request: httpx.Request) -> OutgoingMessage:
+    """Return any request of httpx as it is sent.
+
+    Raises:
+        httpx.LocalProtocolError: its framing is not clear, or a part would change the meaning of the rest.
+        httpx.UnsupportedProtocol: its URL is not http or https.
+    """
+    origin = origin_of(request.url)
+    head = request_head(request.method, request.url.raw_path, request.headers.raw) + b"\r\n"
+    lengths = request.headers.get_list("content-length")
+    codings = request.headers.get_list("transfer-encoding")
+    if len(lengths) > 1 or (lengths and codings) or (codings and codings != ["chunked"]):
+        raise httpx.LocalProtocolError(
+            "the request's Content-Length and Transfer-Encoding headers contradict"
+        )
+    if lengths and not (lengths[0].isascii() and lengths[0].isdigit()):
+        raise httpx.LocalProtocolError(f"the request's Content-Length {lengths[0]!r} is not a number")
+    length = int(lengths[0]) if lengths else None
+    if isinstance(request.stream, httpx.ByteStream):
+        content = b"".join(request.stream)
+        if codings and content:
+            content = b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
+        elif codings:
+            content = b"0\r\n\r\n"
+        elif (length or 0) != len(content):
+            raise httpx.LocalProtocolError("the request's body is not as long as its Content-Length")
+        return OutgoingMessage(request.method, origin, head + content, None)
+    if not lengths and not codings:
+        raise httpx.LocalProtocolError(
+            "a request with a streamed body needs Content-Length or Transfer-Encoding"
+        )
+    if not isinstance(request.stream, AsyncIterable):
+        raise RuntimeError("a sync request body cannot be sent by an async transport")
+    return OutgoingMessage(request.method, origin, head, aiter(request.stream), length)
+
+
+def origin_of(url: httpx.URL) -> Origin:
+    """Return the origin of a URL.
+
+    Raises:
+        httpx.UnsupportedProtocol: neither http nor https.
+    """
+    scheme = url.scheme
+    if scheme not in ("http", "https"):
+        raise httpx.UnsupportedProtocol(f"the URL's scheme {scheme!r} is not allowed: http or https")
+    return scheme, url.host, url.port or (443 if scheme == "https" else 80)
+
+
+class RawResponse(httpx.Response):
+    """A response whose header block is bytes still; its `headers` are made when somebody asks for them."""
+
+    # The attributes are those of httpx.Response, whose constructor takes all headers apart.
+    def __init__(self, status_code: int, head: bytes, stream: httpx.AsyncByteStream) -> None:
+        self.status_code = status_code
+        self.head = head
+        self.stream = stream
+        self._request = None
+        self.next_request = None
+        self.history = []
+        self.is_closed = False
+        self.is_stream_consumed = False
+        self.default_encoding = "utf-8"
+        self._num_bytes_downloaded = 0
+        self._headers: httpx.Headers | None = None
+        self._extensions: dict[str, Any] | None = None
+
+    @property
+    def headers(self) -> httpx.Headers:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The headers."""
+        if self._headers is None:
+            self._headers = httpx.Headers(header_list(self.head))
+        return self._headers
+
+    @headers.setter
+    def headers(self, value: httpx.Headers) -> None:
+        self._headers = value
+
+    @property
+    def extensions(self) -> dict[str, Any]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The extensions of httpx: "http_version" and "reason_phrase"."""
+        if self._extensions is None:
+            version, _, rest = self.head.partition(b"\r\n")[0].partition(b" ")
+            self._extensions = {"http_version": version, "reason_phrase": rest.partition(b" ")[2]}
+        return self._extensions
+
+    @extensions.setter
+    def extensions(self, value: dict[str, Any]) -> None:
+        self._extensions = value
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the body may have a content encoding; cheaper than to read the headers."""
+        return b"content-encoding" in self.head.lower()
+
+
+def header_list(head: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a head, without its first line."""
+    lines = head.split(b"\r\n")
+    pairs = (line.partition(b":") for line in lines[1:] if line)
+    return [(name, value.strip(b" \t")) for name, _, value in pairs]
+
+
+class ResponseReader:
+    """Takes the bytes of one response apart.
+
+    Attributes:
+        head: the status line and the header block, once they are complete.
+        complete: whether the response has ended.
+        reusable: whether another request may follow on its connection; known once it is complete.
+        started: whether any byte of it has come.
+    """
+
+    __slots__ = (
+        "_body", "_buffer", "_forbidden", "_framing", "_head_bytes", "_interim", "_is_head", "_parser", "_progress",
+        "complete", "head", "reusable", "started", "status_code",
+    )  # fmt: skip
+
+    def __init__(self, method: str) -> None:
+        """Begin the response to a request with this method."""
+        self.head: bytes | None = None
+        self.status_code = 0
+        self.complete = False
+        self.reusable = False
+        self.started = False
+        self._is_head = method == "HEAD"
+        self._forbidden = False
+        self._buffer = b""  # the head as far as it has come
+        self._head_bytes = 0
+        self._body: list[bytes] = []
+        self._interim = 0
+        self._framing = 0
+        self._progress = False
+        self._parser = httptools.HttpResponseParser(self)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes in.
+
+        Raises:
+            httpx.RemoteProtocolError: they are not HTTP, or exceed a limit.
+        """
+        self.started = True
+        if self.complete:
+            self.reusable = False
+            return
+        self._progress = False
+        if self.head is None:
+            self._buffer = self._buffer + data if self._buffer else data
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            raise httpx.RemoteProtocolError(
+                "the server switched to a protocol that was not asked for"
+            ) from None
+        except httptools.HttpParserError as error:
+            cause = error.__context__  # what a callback raised
+            if isinstance(cause, httpx.RemoteProtocolError):
+                raise cause from None
+            if not self.complete:
+                raise httpx.RemoteProtocolError(f"the response is not HTTP/1.1: {error}") from error
+            self.reusable = False  # what followed the response is not HTTP
+        if self.head is None:
+            if self._head_bytes > MAX_HEAD_BYTES:
+                raise httpx.RemoteProtocolError(
+                    f"the response's headers are longer than {MAX_HEAD_BYTES:,} bytes"
+                )
+        elif not self.complete:
+            if self._progress:
+                self._framing = 0
+            else:
+                self._framing += len(data)
+                if self._framing > MAX_FRAMING_BYTES:
+                    raise httpx.RemoteProtocolError(
+                        f"a chunk's size line or the trailers are longer than {MAX_FRAMING_BYTES:,} bytes"
+                    )
+
+    def end(self) -> None:
+        """Take in that the connection has ended.
+
+        Raises:
+            httpx.RemoteProtocolError: the response was not complete.
+        """
+        self.reusable = False
+        if self.complete:
+            return
+        if self.head is None:
+            if self.started:
+                raise httpx.RemoteProtocolError("the server closed the connection in the response's headers")
+            raise httpx.RemoteProtocolError("the server closed the connection without sending a response")
+        names = {name.lower(): value for name, value in header_list(self.head)}
+        chunked = names.get(b"transfer-encoding", b"").lower().endswith(b"chunked")
+        if chunked or b"content-length" in names:
+            raise httpx.RemoteProtocolError(
+                "the server closed the connection before the end of the response's body"
+            )
+        self.complete = True  # RFC 9112, section 6.3: such a body ends with the connection
+
+    def forbid_reuse(self) -> None:
+        """Let the connection not be used again, whatever the response says."""
+        self._forbidden = True
+        self.reusable = False
+
+    def take_body(self) -> bytes:
+        """Return the part of the body that has come and was not taken."""
+        body = self._body
+        if not body:
+            return b""
+        self._body = []
+        return body[0] if len(body) == 1 else b"".join(body)
+
+    # Callbacks of the parser
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self.reusable = False  # a response without a request
+
+    def on_headers_complete(self) -> None:
+        if self.complete:
+            return
+        status = self._parser.get_status_code()
+        head, _, rest = self._buffer.partition(b"\r\n\r\n")
+        if head.count(b"\r\n") > MAX_HEADERS:
+            raise httpx.RemoteProtocolError(f"the response has more than {MAX_HEADERS} headers")
+        if b"\r\n " in head or b"\r\n\t" in head:
+            raise httpx.RemoteProtocolError("the response has a folded header line")
+        self.status_code = status
+        if 100 <= status < 200:
+            self._interim += 1
+            if self._interim > MAX_INTERIM_RESPONSES:
+                raise httpx.RemoteProtocolError(
+                    f"more than {MAX_INTERIM_RESPONSES} interim responses in a row"
+                )
+            self._buffer = rest
+            return
+        self._buffer = b""
+        self.head = head
+        self._progress = True
+        if self._is_head:
+            self.complete = True
+            self.reusable = not rest and self._may_be_reused()
+
+    def on_body(self, body: bytes) -> None:
+        self._progress = True
+        if not self.complete:
+            self._body.append(body)
+
+    def on_chunk_header(self) -> None:
+        self._progress = True
+
+    def on_message_complete(self) -> None:
+        if self.head is not None and not self.complete:
+            self.complete = True
+            self.reusable = self._may_be_reused()
+
+    def _may_be_reused(self) -> bool:
+        return not self._forbidden and self._parser.should_keep_alive()
