@@ -71,7 +71,13 @@ class BaseSyncStream(Generic[T, S]):
         return self._pieces.popleft()
 
     def __enter__(self) -> Self:
-        self._portal.call(self._stream.__aenter__)
+        try:
+            self._portal.call(self._stream.__aenter__)
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C just when the head had come: there will be no `__exit__`
+            self.close()
+            raise
         return self
 
     def __exit__(

@@ -377,6 +377,25 @@ def test_ctrl_c_cancels_the_call_in_flight_and_waits_for_its_end(backend: Any, s
         assert client.chat(**HELLO).content == "hello"
 
 
+def test_ctrl_c_just_when_a_streams_head_has_come_leaves_nothing(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = ChunkStream([b"Hel", b"lo"])
+    with sync_client(httpx.Response(200, stream=body), backend=backend) as client:
+        stream = client.chat_stream(**HELLO)
+        call = client._portal.call
+
+        def late(func: Any) -> Any:
+            monkeypatch.undo()
+            call(func)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(client._portal, "call", late)
+        with pytest.raises(KeyboardInterrupt), stream:
+            pytest.fail("entered")
+        assert body.closed
+
+
 # fork
 
 

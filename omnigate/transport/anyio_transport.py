@@ -1,4 +1,4 @@
-"""`AnyIOTransport`: an HTTP/1.1 transport of httpx on anyio streams, whose cost does not grow with concurrency.
+"""`AnyIOTransport`: an HTTP/1.1 transport of httpx on anyio streams. Its cost does not grow with concurrency.
 
 What an await leaves behind when it is cancelled there, on trio or on asyncio, by a scope or natively:
 
@@ -116,7 +116,7 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
         await anyio.lowlevel.checkpoint()
 
     def stats(self) -> dict[str, Any]:
-        """Return "idle", "in_use", "opening" and "waiting" counts, and those of each origin under "origins"."""
+        """Return the counts "idle", "in_use", "opening" and "waiting", and by origin those of "origins"."""
         total: dict[str, Any] = {"idle": 0, "in_use": 0, "opening": 0, "waiting": 0, "origins": {}}
         for pool in list(self._pools.values()):
             stats = pool.stats()

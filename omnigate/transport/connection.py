@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import select
 import ssl
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, Literal, TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Literal, TypeAlias, cast
 
 import anyio
 import httpx
@@ -36,7 +36,7 @@ class Connection:
         used: whether it has carried a response to its end.
     """
 
-    __slots__ = ("_poll", "idle_since", "origin", "state", "stream", "used")
+    __slots__ = ("_poll", "_queue", "_tls", "idle_since", "origin", "state", "stream", "used")
 
     def __init__(self, stream: ByteStream, origin: Origin) -> None:
         self.stream = stream
@@ -44,22 +44,21 @@ class Connection:
         self.state: Literal["idle", "in use", "closed"] = "in use"
         self.idle_since = 0.0
         self.used = False
-        descriptor = stream.extra(SocketAttribute.raw_socket, None)
-        self._poll: select.poll | None = None
-        if descriptor is not None:
-            self._poll = select.poll()
-            self._poll.register(descriptor.fileno(), select.POLLIN)
+        raw_socket = stream.extra(SocketAttribute.raw_socket, None)
+        self._tls: ssl.SSLObject | None = stream.extra(TLSAttribute.ssl_object, None)
+        # What anyio has read from an asyncio transport already, which only uvloop lets happen unasked.
+        self._queue: Any = getattr(getattr(stream, "_protocol", None), "read_queue", None)
+        self._poll: Callable[[int], list[Any]] | None = None
+        if raw_socket is not None:
+            poll = select.poll()
+            poll.register(raw_socket.fileno(), select.POLLIN)
+            self._poll = poll.poll
 
     def is_quiet(self) -> bool:
         """Return whether nothing has come since the last response, not even the end of the connection."""
-        if self._poll is not None and self._poll.poll(0):
+        if (self._poll is not None and self._poll(0)) or self._queue:
             return False
-        # What anyio has read from the socket already, which only uvloop lets happen.
-        queue = getattr(getattr(self.stream, "_protocol", None), "read_queue", None)
-        if queue:
-            return False
-        tls: ssl.SSLObject | None = self.stream.extra(TLSAttribute.ssl_object, None) if self._poll else None
-        return tls is None or not tls.pending()
+        return self._tls is None or not self._tls.pending()
 
     def close(self) -> None:
         """Close it, at once."""
@@ -152,9 +151,10 @@ class Connector:
 
 def _reason(error: BaseException) -> str:
     """Return why connecting failed: anyio says only that all attempts did, and chains why."""
-    causes: list[BaseException] = [error]
-    if isinstance(error.__cause__, BaseExceptionGroup):
-        causes = list(error.__cause__.exceptions)
-    elif isinstance(error.__cause__, OSError):
-        causes = [error.__cause__]
+    cause = error.__cause__
+    causes: Sequence[BaseException] = (error,)
+    if isinstance(cause, BaseExceptionGroup):
+        causes = cast("BaseExceptionGroup[BaseException]", cause).exceptions
+    elif isinstance(cause, OSError):
+        causes = (cause,)
     return "; ".join(str(cause) or type(cause).__name__ for cause in causes)

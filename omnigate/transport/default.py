@@ -15,7 +15,7 @@ LIMITS = httpx.Limits(max_connections=1_024, max_keepalive_connections=1_024, ke
 
 
 def default_transport(base_url: httpx.URL, verify: bool | ssl.SSLContext) -> httpx.AsyncBaseTransport:
-    """Return our own transport or, where the environment names a proxy for the gateway, httpx's through it."""
+    """Return our own transport or, where the environment names a proxy for it, httpx's through that."""
     proxy = environment_proxy(base_url)
     if proxy is None:
         return AnyIOTransport(verify=verify)

@@ -23,7 +23,7 @@ _BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError,
 
 
 class Exchange:
-    """Sends a request and reads until the head of its response has come. Owns nothing: the caller discards."""
+    """Sends a request and reads until its response's head has come. Owns nothing: the caller discards."""
 
     __slots__ = (
         "_connection",

@@ -170,7 +170,7 @@ class RawResponse(httpx.Response):
         self._extensions: dict[str, Any] | None = None
 
     @property
-    def headers(self) -> httpx.Headers:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+    def headers(self) -> httpx.Headers:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The headers."""
         if self._headers is None:
             self._headers = httpx.Headers(header_list(self.head))
@@ -181,7 +181,7 @@ class RawResponse(httpx.Response):
         self._headers = value
 
     @property
-    def extensions(self) -> dict[str, Any]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+    def extensions(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The extensions of httpx: "http_version" and "reason_phrase"."""
         if self._extensions is None:
             version, _, rest = self.head.partition(b"\r\n")[0].partition(b" ")
@@ -216,8 +216,8 @@ class ResponseReader:
     """
 
     __slots__ = (
-        "_body", "_buffer", "_forbidden", "_framing", "_head_bytes", "_interim", "_is_head", "_parser", "_progress",
-        "complete", "head", "reusable", "started", "status_code",
+        "_body", "_buffer", "_forbidden", "_framing", "_head_bytes", "_interim", "_is_head", "_parser",
+        "_progress", "complete", "head", "reusable", "started", "status_code",
     )  # fmt: skip
 
     def __init__(self, method: str) -> None:
@@ -316,10 +316,12 @@ class ResponseReader:
     # Callbacks of the parser
 
     def on_message_begin(self) -> None:
+        """Take in that a message begins."""
         if self.complete:
             self.reusable = False  # a response without a request
 
     def on_headers_complete(self) -> None:
+        """Take in that a header block is complete."""
         if self.complete:
             return
         status = self._parser.get_status_code()
@@ -345,14 +347,17 @@ class ResponseReader:
             self.reusable = not rest and self._may_be_reused()
 
     def on_body(self, body: bytes) -> None:
+        """Take in a part of the body."""
         self._progress = True
         if not self.complete:
             self._body.append(body)
 
     def on_chunk_header(self) -> None:
+        """Take in that a chunk begins."""
         self._progress = True
 
     def on_message_complete(self) -> None:
+        """Take in that the message has ended."""
         if self.head is not None and not self.complete:
             self.complete = True
             self.reusable = self._may_be_reused()

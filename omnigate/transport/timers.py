@@ -11,7 +11,7 @@ import asyncio
 import math
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 import httpx
 
@@ -20,7 +20,7 @@ from omnigate.transport.connection import Connection
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
-_WORDS = {
+_WORDS: Final[dict[type[httpx.TimeoutException], str]] = {
     httpx.WriteTimeout: "the request could not be written",
     httpx.ReadTimeout: "nothing came",
 }
