@@ -385,8 +385,9 @@ class AsyncClient(BaseAsyncClient):
     async def models(self, **options: Unpack[CallOptions]) -> ListResult[ModelInfo]:
         """Return the models that the gateway knows (`GET /v1/models`)."""
         call = self._session.prepare(endpoints.MODELS, options=options)
-        page, meta = await self._session.fetch(ModelPage | list[ModelInfo], call)
-        return list_with_meta(page.data if isinstance(page, ModelPage) else page, meta)
+        response, body, attempts = await self._session.exchange(call)
+        page = self._session.decode(ModelPage | list[ModelInfo], response, body, call)
+        return list_with_meta(page.data if isinstance(page, ModelPage) else page, attempts.meta(response))
 
     async def model(self, id: str, **options: Unpack[CallOptions]) -> ModelInfo:
         """Return one model's card (`GET /v1/models/{id}`).

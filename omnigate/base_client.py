@@ -59,18 +59,20 @@ class BaseAsyncClient:
         return f"{type(self).__name__}({self._session!r})"
 
     async def _fetch(self, kind: type[R], call: Call) -> R:
-        result: R
-        result, meta = await self._session.fetch(kind, call)
-        result._meta = meta
+        response, body, attempts = await self._session.exchange(call)
+        result: R = self._session.decode(kind, response, body, call)
+        result._meta = attempts.meta(response)
         return result
 
     async def _fetch_list(self, kind: type[R], call: Call) -> ListResult[R]:
-        items, meta = await self._session.fetch(list[kind], call)  # type: ignore[valid-type]
-        return list_with_meta(items, meta)
+        response, body, attempts = await self._session.exchange(call)
+        items = self._session.decode(list[kind], response, body, call)  # type: ignore[valid-type]
+        return list_with_meta(items, attempts.meta(response))
 
     async def _fetch_dict(self, call: Call, *, accept: int | None = None) -> DictResult[Any]:
-        fields, meta = await self._session.fetch(dict[str, Any], call, accept=accept)
-        return DictResult(fields, meta=meta)
+        response, body, attempts = await self._session.exchange(call, accept=accept)
+        fields = self._session.decode(dict[str, Any], response, body, call)
+        return DictResult(fields, meta=attempts.meta(response))
 
 
 def environment_base_url(base_url: str | None) -> str:

@@ -42,7 +42,6 @@ from omnigate.exceptions import (
     InvalidArgumentTypeError,
 )
 from omnigate.failures import connection_error, invalid_response, response_error
-from omnigate.meta import Meta
 from omnigate.redaction import mask
 from omnigate.retry import RetryConfig
 from omnigate.structs import decoder_for
@@ -229,31 +228,22 @@ class Session:
         """Return the attempts of a call that begins now."""
         return Attempts(call, self.retry_config, self.base_url)
 
-    async def fetch(self, kind: Any, call: Call, *, accept: int | None = None) -> tuple[Any, Meta]:
-        """Return the answer to `call` as the promised type, and its metadata.
-
-        Args:
-            kind: the promised type.
-            call: the request.
-            accept: a status outside of 200 to 299 that is an answer, too.
+    def decode(self, kind: Any, response: httpx.Response, body: bytes, call: Call) -> Any:
+        """Return the body of an answer to `call` as the promised type.
 
         Raises:
-            GatewayError: any; see `exchange`.
-            InvalidResponseError: the answer is not of that type.
+            InvalidResponseError: it is not of that type.
         """
-        response, body, attempts = await self.exchange(call, accept=accept)
         try:
-            result = decoder_for(kind).decode(body)
+            return decoder_for(kind).decode(body)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             problem = str(error)
-        else:
-            return result, attempts.meta(response)
         # outside of the except clause, because some of those errors carry the whole body
         raise invalid_response(response, body, problem, self.secrets, show_body=not call.endpoint.mints_key)
 
-    async def exchange(
+    def exchange(
         self, call: Call, *, accept: int | None = None
-    ) -> tuple[httpx.Response, bytes, Attempts]:
+    ) -> Awaitable[tuple[httpx.Response, bytes, Attempts]]:
         """Send `call`, as often as the policy says, and return the head and the body of its answer.
 
         Args:
@@ -268,20 +258,24 @@ class Session:
         """
         attempts = self.attempts(call)
         if attempts.deadline == math.inf:
-            response, body = await self._exchange(call, attempts, accept)
-            return response, body, attempts
+            return self._exchange(call, attempts, accept)
+        return self._exchange_in_time(call, attempts, accept)
+
+    async def _exchange_in_time(
+        self, call: Call, attempts: Attempts, accept: int | None
+    ) -> tuple[httpx.Response, bytes, Attempts]:
         with anyio.CancelScope(deadline=attempts.deadline):
-            response, body = await self._exchange(call, attempts, accept)
-            return response, body, attempts
+            return await self._exchange(call, attempts, accept)
         raise attempts.overdue()
 
     async def _exchange(
         self, call: Call, attempts: Attempts, accept: int | None
-    ) -> tuple[httpx.Response, bytes]:
+    ) -> tuple[httpx.Response, bytes, Attempts]:
         while True:
             attempts.count += 1
             try:
-                return await self.run(self._attempt, call, accept)
+                response, body = await self.run(self._attempt, call, accept)
+                return response, body, attempts
             except httpx.TransportError as error:
                 failure: GatewayError = connection_error(error, self.base_url, attempts.count)
                 failure.__cause__ = error
@@ -315,20 +309,18 @@ class Session:
         await close_stream(response.stream, chunks)
         return response, body
 
-    async def open(self, call: Call) -> httpx.Response:
+    def open(self, call: Call) -> Awaitable[httpx.Response]:
         """Send `call` once and return its answer unread; whoever called closes it.
 
         Raises:
             httpx.TransportError: as the transport raises it.
 
         """
-        return await self._transport.handle_async_request(call.request())
+        return self._transport.handle_async_request(call.request())
 
-    async def run(self, func: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
-        """Await `func(*args)`, which uses the transport, in the way the transport needs."""
-        if self._is_own:
-            return await func(*args)
-        return await isolated(func, *args)
+    def run(self, func: Callable[[*Args], Awaitable[T]], *args: *Args) -> Awaitable[T]:
+        """Call `func(*args)`, which uses the transport, in the way the transport needs; to be awaited."""
+        return func(*args) if self._is_own else isolated(func, *args)
 
     async def discard(self, response: httpx.Response, chunks: AsyncIterator[bytes] | None) -> None:
         """Give up a response: its connection is closed, at once or within a second."""

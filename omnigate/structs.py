@@ -39,7 +39,13 @@ class _ConvertingMeta(msgspec.StructMeta):
         def __call__(self, /, *positional, **arguments):
             if positional:
                 raise TypeError(f"{self.__name__} takes keyword arguments only")
-            return construct(self, arguments)
+            result = construct(self, arguments)
+            if self._refuse_unknown and (unknown := arguments.keys() - set(self.__struct_fields__)):
+                raise InvalidArgumentTypeError(
+                    f"{self.__name__} has no argument {', '.join(map(repr, sorted(unknown)))}; "
+                    f"allowed are {', '.join(self.__struct_fields__)}"
+                )
+            return result
 
 
 class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMeta):
@@ -69,7 +75,7 @@ class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMe
             raise InvalidArgumentTypeError(
                 f"{cls.__name__}.model_validate: obj={shown(obj)} is not allowed: a mapping of its fields"
             )
-        return construct(cls, cast("Mapping[str, Any]", obj), refuse_unknown=False)
+        return construct(cls, cast("Mapping[str, Any]", obj))
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray) -> Self:
@@ -184,30 +190,22 @@ def decoder_for(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind, strict=False)
 
 
-def construct(kind: type[S], arguments: Mapping[str, Any], *, refuse_unknown: bool | None = None) -> S:
-    """Return `kind` made of `arguments`, converted and validated.
+def construct(kind: type[S], arguments: Mapping[str, Any]) -> S:
+    """Return `kind` made of `arguments`, converted and validated; unknown ones are ignored.
 
     Raises:
-        InvalidArgumentError: an argument is missing, unknown or not allowed.
+        InvalidArgumentError: an argument is missing or not allowed.
 
     """
     arguments = kind._prepare(arguments)
     try:
-        result = msgspec.convert(arguments, kind, strict=False)
+        return msgspec.convert(arguments, kind, strict=False)
     except (msgspec.ValidationError, UnicodeError, RecursionError):
         # Subclasses of str (enums) and numbers of other libraries are as good: made plain, once more.
         try:
-            result = msgspec.convert(_plain(arguments), kind, strict=False)
+            return msgspec.convert(_plain(arguments), kind, strict=False)
         except (msgspec.ValidationError, UnicodeError, RecursionError) as error:
             raise _argument_error(kind, arguments, str(error)) from None
-    if kind._refuse_unknown if refuse_unknown is None else refuse_unknown:
-        unknown = arguments.keys() - set(kind.__struct_fields__)
-        if unknown:
-            raise InvalidArgumentTypeError(
-                f"{kind.__name__} has no argument {', '.join(map(repr, sorted(unknown)))}; "
-                f"allowed are {', '.join(kind.__struct_fields__)}"
-            )
-    return result
 
 
 def shown(value: object) -> str:

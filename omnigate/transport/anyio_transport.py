@@ -93,7 +93,7 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
         is_last = False
         while True:
             connection = await self._connection(pool, message.origin, timeouts)
-            exchange = Exchange(message, connection, loop, timeouts)
+            exchange = Exchange(message, connection, timeouts)
             try:
                 await exchange.run()
             except BaseException as error:
@@ -161,8 +161,7 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
         except BaseException:
             pool.free_slot()
             raise
-        connection = Connection(stream, origin)
-        pool.add(connection)
+        connection = pool.add(stream, origin)
         if self._closed:
             pool.discard(connection)
             raise RuntimeError("the transport was closed")
@@ -174,7 +173,7 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
         with self._lock:
             for other in [known for known in self._pools if has_ended(known)]:
                 self._pools.pop(other).close()
-            pool = self._pools[loop] = Pool(*self._pool_arguments)
+            pool = self._pools[loop] = Pool(*self._pool_arguments, loop)
         return pool
 
 

@@ -18,6 +18,7 @@ from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSAttribute
 
 from omnigate.transport.http11 import Origin
+from omnigate.transport.timers import Limit
 
 MAX_RECEIVE_BYTES: Final = 262_144
 """As much as asyncio reads at once, so that nothing stays in anyio's own buffer."""
@@ -34,13 +35,15 @@ class Connection:
         state: "idle", "in use" or "closed".
         idle_since: by the pool's clock, while idle.
         used: whether it has carried a response to its end.
+        limit: the time limit of what is awaited on it.
     """
 
-    __slots__ = ("_poll", "_queue", "_tls", "idle_since", "origin", "state", "stream", "used")
+    __slots__ = ("_poll", "_queue", "_tls", "idle_since", "limit", "origin", "state", "stream", "used")
 
-    def __init__(self, stream: ByteStream, origin: Origin) -> None:
+    def __init__(self, stream: ByteStream, origin: Origin, limit: Limit) -> None:
         self.stream = stream
         self.origin = origin
+        self.limit = limit
         self.state: Literal["idle", "in use", "closed"] = "in use"
         self.idle_since = 0.0
         self.used = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, Final, TypeAlias
 
 import anyio
@@ -13,7 +13,6 @@ from omnigate.transport.connection import MAX_RECEIVE_BYTES, Connection
 from omnigate.transport.event_loop import close_soon
 from omnigate.transport.http11 import OutgoingMessage, RawResponse, ResponseReader
 from omnigate.transport.pool import Pool
-from omnigate.transport.timers import Limit
 
 Timeouts: TypeAlias = dict[str, float | None]
 
@@ -25,51 +24,25 @@ _BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError,
 class Exchange:
     """Sends a request and reads until its response's head has come. Owns nothing: the caller discards."""
 
-    __slots__ = (
-        "_connection",
-        "_is_cut_short",
-        "_limit",
-        "_loop",
-        "_message",
-        "_reader",
-        "_sent",
-        "_timeouts",
-    )
+    __slots__ = ("_connection", "_is_cut_short", "_message", "_reader", "_sent", "_timeouts")
 
-    def __init__(
-        self, message: OutgoingMessage, connection: Connection, loop: Any, timeouts: Timeouts
-    ) -> None:
+    def __init__(self, message: OutgoingMessage, connection: Connection, timeouts: Timeouts) -> None:
         self._message = message
         self._connection = connection
-        self._loop = loop
         self._timeouts = timeouts
-        self._limit = Limit(loop, connection, httpx.WriteTimeout)
         self._reader = ResponseReader(message.method)
         self._sent = False  # bytes of the request may have been written
         self._is_cut_short = False  # the response came before the whole request was written
 
-    async def run(self) -> None:
-        """Exchange the request for the head of its response.
+    def run(self) -> Awaitable[None]:
+        """Exchange the request for the head of its response; to be awaited.
 
         Raises:
             httpx.TransportError: as httpx's own transports raise it.
         """
-        if self._message.body is None:
-            await self._limit.run(self._timeouts.get("write"), self._send_and_receive)
-            return
-        try:
-            await self._send_stream(self._message.body)
-        except httpx.WriteError:
-            # The server may have answered and closed without reading all of the request.
-            self._is_cut_short = True
-            try:
-                await self._receive_head()
-            except (httpx.NetworkError, httpx.RemoteProtocolError):
-                self._reader.started = True
-            if self._reader.head is None:
-                raise
-        else:
-            await self._receive_head()
+        if self._message.body is not None:
+            return self._stream(self._message.body)
+        return self._connection.limit.run(httpx.WriteTimeout, self._timeouts.get("write"), self._whole)
 
     def may_repeat(self, error: BaseException) -> bool:
         """Return whether the request can go out once more on another connection, doing nothing twice."""
@@ -85,37 +58,61 @@ class Exchange:
         assert reader.head is not None
         if self._is_cut_short:
             reader.forbid_reuse()
-        stream = ResponseStream(
-            pool, self._connection, reader, self._limit, self._timeouts.get("read"), self._loop
-        )
+        stream = ResponseStream(pool, self._connection, reader, self._timeouts.get("read"))
         return RawResponse(reader.status_code, reader.head, stream)
 
-    async def _send_and_receive(self) -> None:
-        """Do all of it under one limit, which is moved between the two."""
-        await self._send(self._message.start)
-        read, write = self._timeouts.get("read"), self._timeouts.get("write")
-        if read == write:
-            self._limit.kind = httpx.ReadTimeout  # writing took next to nothing of it
+    async def _whole(self) -> None:
+        """Send the request at once and read the head, under one limit, which is moved between the two."""
+        stream, reader, timeouts = self._connection.stream, self._reader, self._timeouts
+        try:
+            await stream.send(self._message.start)
+            self._sent = True
+            read = timeouts.get("read")
+            if read == timeouts.get("write"):
+                self._connection.limit.kind = httpx.ReadTimeout  # writing took next to nothing of it
+            else:
+                self._connection.limit.move(httpx.ReadTimeout, read)
+            while reader.head is None:
+                reader.feed(await stream.receive(MAX_RECEIVE_BYTES))
+        except anyio.EndOfStream:
+            reader.end()
+        except _BROKEN as error:
+            raise self._broken(error, len(self._message.start)) from error
+
+    def _broken(self, error: BaseException, length: int) -> httpx.NetworkError:
+        if self._sent:
+            return httpx.ReadError(_words(error))
+        self._sent = length > _SMALL_BYTES  # of a small request the kernel takes all or nothing
+        return httpx.WriteError(_words(error))
+
+    async def _stream(self, body: AsyncIterator[bytes]) -> None:
+        """Send the request as its body comes, and read the head."""
+        try:
+            await self._send_stream(body)
+        except httpx.WriteError:
+            # The server may have answered and closed without reading all of the request.
+            self._is_cut_short = True
+            try:
+                await self._receive_head()
+            except (httpx.NetworkError, httpx.RemoteProtocolError):
+                self._reader.started = True
+            if self._reader.head is None:
+                raise
         else:
-            self._limit.move(read, httpx.ReadTimeout)
-        stream, reader = self._connection.stream, self._reader
-        while reader.head is None:
-            await receive(stream, reader)
+            await self._receive_head()
 
     async def _send(self, data: bytes) -> None:
         try:
             await self._connection.stream.send(data)
         except _BROKEN as error:
-            # Of a small request the kernel takes all or nothing.
-            self._sent = self._sent or len(data) > _SMALL_BYTES
             raise httpx.WriteError(_words(error)) from error
-        self._sent = True
 
     async def _send_stream(self, body: AsyncIterator[bytes]) -> None:
         """Send a body as it comes; waiting for it is nobody's limit."""
         message = self._message
         pending = message.start
         left = message.length
+        write = self._timeouts.get("write")
         async for chunk in body:
             if not chunk:
                 continue
@@ -126,19 +123,20 @@ class Exchange:
                 if left < 0:
                     raise httpx.LocalProtocolError("the request's body is longer than its Content-Length")
                 pending += chunk
-            await self._limit.run(self._timeouts.get("write"), self._send, pending)
+            await self._connection.limit.run(httpx.WriteTimeout, write, self._send, pending)
             pending = b""
         if left:
             raise httpx.LocalProtocolError("the request's body is shorter than its Content-Length")
         if left is None:
             pending += b"0\r\n\r\n"
         if pending:
-            await self._limit.run(self._timeouts.get("write"), self._send, pending)
+            await self._connection.limit.run(httpx.WriteTimeout, write, self._send, pending)
 
     async def _receive_head(self) -> None:
-        self._limit.kind = httpx.ReadTimeout
-        while self._reader.head is None:
-            await self._limit.run(self._timeouts.get("read"), receive, self._connection.stream, self._reader)
+        connection, reader = self._connection, self._reader
+        while reader.head is None:
+            read = self._timeouts.get("read")
+            await connection.limit.run(httpx.ReadTimeout, read, receive, connection.stream, reader)
 
 
 class ResponseStream(httpx.AsyncByteStream):
@@ -149,20 +147,12 @@ class ResponseStream(httpx.AsyncByteStream):
     """
 
     def __init__(
-        self,
-        pool: Pool,
-        connection: Connection,
-        reader: ResponseReader,
-        limit: Limit,
-        read_timeout: float | None,
-        loop: Any,
+        self, pool: Pool, connection: Connection, reader: ResponseReader, read_timeout: float | None
     ) -> None:
         self._pool = pool
         self._connection: Connection | None = connection
         self._reader = reader
-        self._limit = limit
         self._read_timeout = read_timeout
-        self._loop = loop
         self._is_aborted = False
         if reader.complete:
             self._finish(connection)
@@ -181,8 +171,9 @@ class ResponseStream(httpx.AsyncByteStream):
                     raise httpx.StreamClosed
                 raise StopAsyncIteration
             try:
-                self._limit.kind = httpx.ReadTimeout
-                await self._limit.run(self._read_timeout, receive, connection.stream, self._reader)
+                await connection.limit.run(
+                    httpx.ReadTimeout, self._read_timeout, receive, connection.stream, self._reader
+                )
             except BaseException:
                 self.abort()
                 raise
@@ -222,7 +213,7 @@ class ResponseStream(httpx.AsyncByteStream):
                 if connection is not None:
                     pool.discard(connection)
 
-            close_soon(self._loop, close)
+            close_soon(pool.loop, close)
 
 
 async def receive(stream: Any, reader: ResponseReader) -> None:

@@ -25,6 +25,9 @@ MAX_HEADERS: Final = 256
 MAX_FRAMING_BYTES: Final = 16_384
 MAX_INTERIM_RESPONSES: Final = 16
 
+_SHORTEST_EXCESS: Final = 4 * MAX_HEADERS
+"""Bytes of a head that could have too many headers: a name, a colon and the line's end each."""
+
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _UNSAFE_VALUE: Final = re.compile(rb"[\x00\r\n]")
 _TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+\Z")
@@ -154,20 +157,22 @@ def origin_of(url: httpx.URL) -> Origin:
 class RawResponse(httpx.Response):
     """A response whose header block is bytes still; its `headers` are made when somebody asks for them."""
 
-    # The attributes are those of httpx.Response, whose constructor takes all headers apart.
+    # The attributes are those of httpx.Response, whose constructor takes all headers apart; those that hardly
+    # ever change begin in the class.
+    _request = None
+    next_request = None
+    is_closed = False
+    is_stream_consumed = False
+    default_encoding = "utf-8"
+    _num_bytes_downloaded = 0
+    _headers: httpx.Headers | None = None
+    _extensions: dict[str, Any] | None = None
+    _history: list[httpx.Response] | None = None
+
     def __init__(self, status_code: int, head: bytes, stream: httpx.AsyncByteStream) -> None:
         self.status_code = status_code
         self.head = head
         self.stream = stream
-        self._request = None
-        self.next_request = None
-        self.history = []
-        self.is_closed = False
-        self.is_stream_consumed = False
-        self.default_encoding = "utf-8"
-        self._num_bytes_downloaded = 0
-        self._headers: httpx.Headers | None = None
-        self._extensions: dict[str, Any] | None = None
 
     @property
     def headers(self) -> httpx.Headers:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -193,6 +198,17 @@ class RawResponse(httpx.Response):
         self._extensions = value
 
     @property
+    def history(self) -> list[httpx.Response]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The redirects that led here, which httpx's client fills in."""
+        if self._history is None:
+            self._history = []
+        return self._history
+
+    @history.setter
+    def history(self, value: list[httpx.Response]) -> None:
+        self._history = value
+
+    @property
     def is_encoded(self) -> bool:
         """Whether the body may have a content encoding; cheaper than to read the headers."""
         return b"content-encoding" in self.head.lower()
@@ -203,6 +219,10 @@ def header_list(head: bytes) -> list[tuple[bytes, bytes]]:
     lines = head.split(b"\r\n")
     pairs = (line.partition(b":") for line in lines[1:] if line)
     return [(name, value.strip(b" \t")) for name, _, value in pairs]
+
+
+def _head_too_long() -> httpx.RemoteProtocolError:
+    return httpx.RemoteProtocolError(f"the response's headers are longer than {MAX_HEAD_BYTES:,} bytes")
 
 
 class ResponseReader:
@@ -266,9 +286,7 @@ class ResponseReader:
             self.reusable = False  # what followed the response is not HTTP
         if self.head is None:
             if self._head_bytes > MAX_HEAD_BYTES:
-                raise httpx.RemoteProtocolError(
-                    f"the response's headers are longer than {MAX_HEAD_BYTES:,} bytes"
-                )
+                raise _head_too_long()
         elif not self.complete:
             if self._progress:
                 self._framing = 0
@@ -325,26 +343,29 @@ class ResponseReader:
         if self.complete:
             return
         status = self._parser.get_status_code()
-        head, _, rest = self._buffer.partition(b"\r\n\r\n")
-        if head.count(b"\r\n") > MAX_HEADERS:
-            raise httpx.RemoteProtocolError(f"the response has more than {MAX_HEADERS} headers")
-        if b"\r\n " in head or b"\r\n\t" in head:
-            raise httpx.RemoteProtocolError("the response has a folded header line")
+        buffer = self._buffer.lstrip(b"\r\n")  # as the parser does
+        end = buffer.find(b"\r\n\r\n")
+        head = buffer[:end]
+        if end > _SHORTEST_EXCESS:
+            if end > MAX_HEAD_BYTES:
+                raise _head_too_long()
+            if head.count(b"\r\n") > MAX_HEADERS:
+                raise httpx.RemoteProtocolError(f"the response has more than {MAX_HEADERS} headers")
         self.status_code = status
-        if 100 <= status < 200:
+        if status < 200:
             self._interim += 1
             if self._interim > MAX_INTERIM_RESPONSES:
                 raise httpx.RemoteProtocolError(
                     f"more than {MAX_INTERIM_RESPONSES} interim responses in a row"
                 )
-            self._buffer = rest
+            self._buffer = buffer[end + 4 :]
             return
         self._buffer = b""
         self.head = head
         self._progress = True
         if self._is_head:
             self.complete = True
-            self.reusable = not rest and self._may_be_reused()
+            self.reusable = end + 4 == len(buffer) and self._may_be_reused()
 
     def on_body(self, body: bytes) -> None:
         """Take in a part of the body."""

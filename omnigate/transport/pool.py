@@ -10,14 +10,17 @@ cancelled before it runs again, it passes it on. There is no task: what is too o
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
 import anyio
+from anyio.abc import ByteStream
 
 from omnigate.transport.connection import Connection
 from omnigate.transport.http11 import Origin
+from omnigate.transport.timers import Limit, Watch
 
 _MANY: Final = 64
 
@@ -44,6 +47,7 @@ class Pool:
         max_idle_connections: int | None,
         idle_timeout_seconds: float,
         clock: Callable[[], float],
+        loop: Any,
     ) -> None:
         self._max_connections = max_connections
         self._max_idle = max_idle_connections
@@ -52,6 +56,8 @@ class Pool:
         self._idle: dict[Origin, deque[Connection]] = {}
         self._idle_count = 0
         self._in_use: set[Connection] = set()
+        self.loop = loop
+        self._watch = Watch(loop, self._in_use) if isinstance(loop, asyncio.AbstractEventLoop) else None
         self._slots = 0
         self._waiters: deque[Waiter] = deque()
         self._waiting = 0
@@ -98,15 +104,18 @@ class Pool:
             raise
         return waiter.connection
 
-    def add(self, connection: Connection) -> None:
-        """Take in a connection that was opened with a slot."""
+    def add(self, stream: ByteStream, origin: Origin) -> Connection:
+        """Take in a connection that was opened with a slot, and return it, in use."""
+        connection = Connection(stream, origin, Limit(self._watch))
         self._in_use.add(connection)
+        return connection
 
     def give_back(self, connection: Connection) -> None:
         """Take back a connection that can be used again."""
-        self._in_use.discard(connection)
         if connection.state != "in use":
+            self.discard(connection)
             return
+        self._in_use.discard(connection)
         connection.used = True
         if self._waiting:
             self._pass_on(connection)
@@ -145,6 +154,8 @@ class Pool:
 
     def close(self) -> None:
         """Close all connections; whoever waits is served, and will find the transport closed."""
+        if self._watch is not None:
+            self._watch.stop()
         for origin in self._idle:
             self.drop_idle(origin)
         for connection in list(self._in_use):
