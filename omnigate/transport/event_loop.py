@@ -85,6 +85,18 @@ async def bounded(clean_up: Callable[[], Awaitable[None]]) -> None:
         await isolated(clean_up)
 
 
+def call_soon(loop: Any, func: Callable[[], object]) -> None:
+    """Have `func` called in `loop`, from any thread.
+
+    Raises:
+        RuntimeError: the loop has ended (trio.RunFinishedError is a RuntimeError, too).
+    """
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        loop.call_soon_threadsafe(func)
+    else:
+        loop.run_sync_soon(func)
+
+
 def close_soon(loop: Any, clean_up: Callable[[], Awaitable[None]]) -> None:
     """Have `clean_up` awaited in `loop`, from any thread and from a finalizer.
 
