@@ -8,8 +8,10 @@ waiting, and anyio's socket streams close their socket on that way.
 from __future__ import annotations
 
 import select
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, Literal, TypeAlias, cast
 
 import anyio
@@ -72,7 +74,7 @@ class Connection:
 
 
 def close_now(stream: Any) -> None:
-    """Close an anyio stream without waiting for anything."""
+    """Close an anyio stream without waiting for anything, even if its event loop has ended."""
     closing = stream.aclose()
     try:
         for _ in range(_STEPS):
@@ -80,8 +82,13 @@ def close_now(stream: Any) -> None:
                 break
     except StopIteration:
         pass
-    except (OSError, RuntimeError, ssl.SSLError, anyio.BrokenResourceError, anyio.ClosedResourceError):
-        pass  # it was broken, or its event loop has ended: either way it is closed
+    except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        pass  # it was broken: either way it is closed
+    except RuntimeError:
+        # Its event loop has ended. Its descriptor is asyncio's to close, when it is collected; for the
+        # server the connection ends now.
+        with suppress(OSError):
+            stream.extra(SocketAttribute.raw_socket).shutdown(socket.SHUT_RDWR)
     finally:
         closing.close()
 

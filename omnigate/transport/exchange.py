@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, Final, TypeAlias
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from typing import Any, Final, TypeAlias, cast
 
 import anyio
 import httpx
 
 from omnigate.transport.connection import MAX_RECEIVE_BYTES, Connection
-from omnigate.transport.event_loop import close_soon
+from omnigate.transport.event_loop import bounded, close_soon
 from omnigate.transport.http11 import OutgoingMessage, RawResponse, ResponseReader
 from omnigate.transport.pool import Pool
 
@@ -88,7 +88,11 @@ class Exchange:
     async def _stream(self, body: AsyncIterator[bytes]) -> None:
         """Send the request as its body comes, and read the head."""
         try:
-            await self._send_stream(body)
+            try:
+                await self._send_stream(body)
+            finally:
+                if isinstance(body, AsyncGenerator):  # which may have been left in the middle
+                    await bounded(cast("AsyncGenerator[bytes, None]", body).aclose)
         except httpx.WriteError:
             # The server may have answered and closed without reading all of the request.
             self._is_cut_short = True

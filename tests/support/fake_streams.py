@@ -1,0 +1,105 @@
+"""A network in memory: byte streams whose every operation has several checkpoints."""
+
+from collections.abc import Callable
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import ByteStream
+
+from omnigate.transport.http11 import Origin
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+Answer = Callable[[bytes], list[bytes] | None]
+"""What is received for the bytes of a request so far: None, nothing yet; b"" is the connection's end."""
+
+
+def whole_requests(*pieces: bytes) -> Answer:
+    """Return an answer to each request whose head is complete: the same pieces each time."""
+    return lambda request: list(pieces) if b"\r\n\r\n" in request else None
+
+
+class FakeStream(ByteStream):
+    """The client's end of a connection in memory."""
+
+    def __init__(self, network: "FakeNetwork") -> None:
+        self.network = network
+        self.sends: list[bytes] = []
+        self.request = b""
+        self.incoming: list[bytes] = []
+        self.arrived = anyio.Event()
+        self.closed = False
+
+    async def send(self, item: bytes) -> None:
+        await self._checkpoints()
+        self._check_open()
+        if self.network.refuse_sends:
+            raise anyio.BrokenResourceError
+        self.sends.append(item)
+        self.request += item
+        answer = self.network.answer(self.request)
+        if answer is not None:
+            self.request = b""
+            self.incoming += answer
+            self.arrived.set()
+        await self._checkpoints()
+
+    async def receive(self, max_bytes: int = 65_536) -> bytes:
+        await self._checkpoints()
+        self._check_open()
+        if self.network.refuse_sends:
+            raise anyio.BrokenResourceError
+        while not self.incoming:
+            self.arrived = anyio.Event()
+            await self.arrived.wait()
+            self._check_open()
+        piece = self.incoming[0]
+        if not piece:
+            raise anyio.EndOfStream
+        piece, rest = piece[:max_bytes], piece[max_bytes:]
+        self.incoming[:1] = [rest] if rest else []
+        return piece
+
+    async def send_eof(self) -> None:
+        await self._checkpoints()
+
+    async def aclose(self) -> None:
+        self.closed = True
+        self.arrived.set()
+        await self._checkpoints()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise anyio.ClosedResourceError
+
+    async def _checkpoints(self) -> None:
+        for _ in range(self.network.checkpoints):
+            await anyio.lowlevel.checkpoint()
+
+
+class FakeNetwork:
+    """Opens fake streams in place of the transport's connector."""
+
+    def __init__(self, *pieces: bytes, answer: Answer | None = None, checkpoints: int = 2) -> None:
+        self.answer = answer or whole_requests(*(pieces or (OK,)))
+        self.checkpoints = checkpoints
+        self.refuse_sends = False
+        self.streams: list[FakeStream] = []
+        self.error: Exception | None = None
+        self.may_connect = anyio.Event()
+        self.may_connect.set()
+
+    async def __call__(self, origin: Origin, timeout: float | None) -> ByteStream:
+        for _ in range(self.checkpoints):
+            await anyio.lowlevel.checkpoint()
+        await self.may_connect.wait()
+        if self.error is not None:
+            raise self.error
+        stream = FakeStream(self)
+        self.streams.append(stream)
+        return stream
+
+    @property
+    def open(self) -> int:
+        """How many streams are open."""
+        return sum(not stream.closed for stream in self.streams)

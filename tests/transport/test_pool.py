@@ -1,0 +1,430 @@
+"""The pool: who gets which connection, who waits, and when a connection is too old."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from omnigate.transport.anyio_transport import AnyIOTransport
+
+from ..support.fake_streams import OK, FakeNetwork
+from ..support.servers import Peer, serving, until
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def over(network: FakeNetwork, **arguments: Any) -> AnyIOTransport:
+    transport = AnyIOTransport(**arguments)
+    transport._connect = network  # type: ignore[assignment]
+    return transport
+
+
+async def get(transport: AnyIOTransport, url: str = "http://a.test/", **timeouts: float) -> bytes:
+    request = httpx.Request("GET", url, extensions={"timeout": timeouts})
+    return await (await transport.handle_async_request(request)).aread()
+
+
+@asynccontextmanager
+async def held(transport: AnyIOTransport, url: str = "http://a.test/") -> AsyncIterator[None]:
+    """Keep a connection in use."""
+    head = await transport.handle_async_request(httpx.Request("GET", url))
+    yield
+    await head.aclose()
+
+
+HALF = (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no",)
+
+
+def numbers(transport: AnyIOTransport) -> tuple[int, int, int, int]:
+    stats = transport.stats()
+    return stats["idle"], stats["in_use"], stats["opening"], stats["waiting"]
+
+
+async def test_a_connection_is_kept_and_used_again() -> None:
+    network = FakeNetwork()
+    transport = over(network)
+    for _ in range(5):
+        assert await get(transport) == b"ok"
+    assert len(network.streams) == 1
+    assert numbers(transport) == (1, 0, 0, 0)
+    await transport.aclose()
+    assert network.open == 0
+    assert numbers(transport) == (0, 0, 0, 0)
+
+
+async def test_an_origin_is_scheme_host_and_port() -> None:
+    network = FakeNetwork()
+    transport = over(network)
+    for url in ("http://a.test/", "http://a.test:80/x", "http://b.test/", "http://a.test:81/", "https://a.test/"):
+        await get(transport, url)
+    assert len(network.streams) == 4
+    assert set(transport.stats()["origins"]) == {
+        "http://a.test:80",
+        "http://b.test:80",
+        "http://a.test:81",
+        "https://a.test:443",
+    }
+
+
+async def test_the_most_recently_used_connection_is_taken_first() -> None:
+    network = FakeNetwork()
+    transport = over(network)
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(get, transport)
+    sends = [len(stream.sends) for stream in network.streams]
+    assert sends == [1, 1, 1]
+    for _ in range(4):
+        await get(transport)
+    assert sorted(len(stream.sends) for stream in network.streams) == [1, 1, 5]
+
+
+async def test_no_more_connections_than_allowed() -> None:
+    network = FakeNetwork()
+    transport = over(network, max_connections=2)
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(get, transport)
+    assert len(network.streams) == 2
+    assert numbers(transport) == (2, 0, 0, 0)
+
+
+async def test_those_who_wait_are_served_in_the_order_in_which_they_came() -> None:
+    network = FakeNetwork(*HALF)
+    transport = over(network, max_connections=1)
+    order: list[int] = []
+
+    async def one(index: int) -> None:
+        async with held(transport):
+            order.append(index)
+
+    async with anyio.create_task_group() as group:
+        async with held(transport):
+            for index in range(20):
+                group.start_soon(one, index)
+                await until(lambda index=index: numbers(transport)[3] == index + 1)  # type: ignore[misc]
+    assert order == list(range(20))
+
+
+async def test_no_limit() -> None:
+    network = FakeNetwork()
+    transport = over(network, max_connections=None)
+    async with anyio.create_task_group() as group:
+        for _ in range(1_500):
+            group.start_soon(get, transport)
+    assert len(network.streams) == 1_500
+    assert numbers(transport) == (1_500, 0, 0, 0)
+
+
+async def test_a_newcomer_does_not_overtake_who_waits() -> None:
+    network = FakeNetwork(*HALF)
+    transport = over(network, max_connections=1)
+    order: list[str] = []
+
+    async def one(name: str) -> None:
+        async with held(transport):
+            order.append(name)
+
+    async with anyio.create_task_group() as group:
+        async with held(transport):
+            group.start_soon(one, "first")
+            await until(lambda: numbers(transport)[3] == 1)
+        group.start_soon(one, "second")
+    assert order == ["first", "second"]
+
+
+async def test_a_waiter_that_is_cancelled_leaves_the_line_and_others_are_served() -> None:
+    network = FakeNetwork(*HALF)
+    transport = over(network, max_connections=1)
+    served: list[int] = []
+
+    async def one(index: int, scope: anyio.CancelScope) -> None:
+        with scope:
+            async with held(transport):
+                served.append(index)
+
+    scopes = [anyio.CancelScope() for _ in range(300)]
+    async with anyio.create_task_group() as group:
+        async with held(transport):
+            for index, scope in enumerate(scopes):
+                group.start_soon(one, index, scope)
+            await until(lambda: numbers(transport)[3] == 300)
+            for index in range(300):
+                if index % 3:
+                    scopes[index].cancel()
+            await until(lambda: numbers(transport)[3] == 100)
+            assert transport.stats()["origins"]["http://a.test:80"]["waiting"] == 100
+    assert sorted(served) == list(range(0, 300, 3))
+    assert numbers(transport) == (0, 0, 0, 0)
+
+
+async def test_what_a_cancelled_waiter_had_been_given_goes_to_the_next() -> None:
+    """It is served and cancelled in the same turn of the loop: the wake-up must not be lost."""
+    network = FakeNetwork()
+    transport = over(network, max_connections=1)
+    scope = anyio.CancelScope()
+    done = anyio.Event()
+
+    async def cancelled() -> None:
+        with scope:
+            await get(transport)
+
+    async def next_in_line() -> None:
+        await get(transport)
+        done.set()
+
+    async with anyio.create_task_group() as group:
+        response = await transport.handle_async_request(httpx.Request("GET", "http://a.test/"))
+        network.answer = lambda request: [OK] if b"\r\n\r\n" in request else None
+        pool = next(iter(transport._pools.values()))
+        connection = pool.take(("http", "a.test", 80))
+        assert not isinstance(connection, bool)
+        group.start_soon(cancelled)
+        await until(lambda: numbers(transport)[3] == 1)
+        group.start_soon(next_in_line)
+        await until(lambda: numbers(transport)[3] == 2)
+        pool.give_back(connection)
+        scope.cancel()
+        with anyio.fail_after(5):
+            await done.wait()
+    assert await response.aread() == b"ok"
+    assert numbers(transport) == (1, 0, 0, 0)
+
+
+async def test_a_slot_that_is_freed_by_a_failed_connect_goes_to_the_next() -> None:
+    network = FakeNetwork()
+    network.may_connect = anyio.Event()
+    network.error = httpx.ConnectError("refused")
+    transport = over(network, max_connections=1)
+    errors: list[Exception] = []
+
+    async def one() -> None:
+        try:
+            await get(transport)
+        except httpx.ConnectError as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(10):
+            group.start_soon(one)
+        await until(lambda: numbers(transport) == (0, 0, 1, 9))
+        network.may_connect.set()
+    assert len(errors) == 10
+    assert numbers(transport) == (0, 0, 0, 0)
+
+
+async def test_connecting_to_one_does_not_hold_up_others() -> None:
+    network = FakeNetwork()
+    transport = over(network)
+    await get(transport)
+    network.may_connect = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(get, transport, "http://slow.test/")
+        await until(lambda: numbers(transport) == (1, 0, 1, 0))
+        for _ in range(3):
+            assert await get(transport) == b"ok"
+        network.may_connect.set()
+
+
+async def test_when_all_connections_are_idle_elsewhere_the_oldest_makes_room() -> None:
+    clock = Clock()
+    network = FakeNetwork()
+    transport = over(network, max_connections=2, clock=clock)
+    for clock.now, url in enumerate(("http://a.test/", "http://b.test/", "http://c.test/")):
+        await get(transport, url)
+    assert set(transport.stats()["origins"]) == {"http://b.test:80", "http://c.test:80"}
+    assert [stream.closed for stream in network.streams] == [True, False, False]
+
+
+async def test_a_waiter_of_another_origin_gets_the_slot() -> None:
+    network = FakeNetwork(*HALF)
+    transport = over(network, max_connections=1)
+    async with anyio.create_task_group() as group:
+
+        async def other() -> None:
+            async with held(transport, "http://b.test/"):
+                assert set(transport.stats()["origins"]) == {"http://b.test:80"}
+
+        async with held(transport):
+            group.start_soon(other)
+            await until(lambda: numbers(transport)[3] == 1)
+    network.answer = FakeNetwork().answer
+    async with anyio.create_task_group() as group:
+        response = await transport.handle_async_request(httpx.Request("GET", "http://a.test/"))
+        group.start_soon(get, transport, "http://b.test/")
+        await response.aread()
+    assert transport.stats()["origins"] == {"http://b.test:80": {"idle": 1, "in_use": 0, "waiting": 0}}
+
+
+async def test_no_more_idle_connections_than_allowed() -> None:
+    network = FakeNetwork()
+    transport = over(network, max_idle_connections=2)
+    async with anyio.create_task_group() as group:
+        for _ in range(10):
+            group.start_soon(get, transport)
+    assert numbers(transport) == (2, 0, 0, 0)
+    assert network.open == 2
+    none_kept = over(FakeNetwork(), max_idle_connections=0)
+    await get(none_kept)
+    assert numbers(none_kept) == (0, 0, 0, 0)
+
+
+async def test_idle_connections_expire_on_use_of_their_origin() -> None:
+    clock = Clock()
+    network = FakeNetwork()
+    transport = over(network, clock=clock)
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(get, transport)
+    clock.now = 3.9
+    await get(transport)  # one of them is young again
+    assert len(network.streams) == 5
+    clock.now = 4.1
+    await get(transport)
+    assert (len(network.streams), network.open) == (5, 1)
+    clock.now = 9.0
+    await get(transport)
+    assert (len(network.streams), network.open) == (6, 1)
+    assert numbers(transport) == (1, 0, 0, 0)
+
+
+async def test_a_connection_that_the_server_has_closed_is_not_used_again() -> None:
+    async def once(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+
+    async with serving(once) as server:
+        transport = AnyIOTransport()
+        for count in range(1, 6):
+            assert await get(transport, server.url) == b"ok"
+            await until(lambda: server.open == 0)
+            assert server.accepted == count
+        await transport.aclose()
+
+
+async def test_a_connection_on_which_something_came_unasked_is_not_used_again() -> None:
+    asked = anyio.Event()
+
+    async def talkative(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        await asked.wait()
+        await peer.send(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n")
+        await peer.closed()
+
+    async with serving(talkative) as server:
+        transport = AnyIOTransport()
+        assert await get(transport, server.url) == b"ok"
+        asked.set()
+        pool = next(iter(transport._pools.values()))
+        connection = pool._idle["http", "127.0.0.1", server.port][0]
+        await until(lambda: not connection.is_quiet())
+        assert await get(transport, server.url) == b"ok"
+        assert server.accepted == 2
+        await transport.aclose()
+
+
+async def test_the_representation_shows_the_counts() -> None:
+    network = FakeNetwork(*HALF)
+    transport = over(network, max_connections=2)
+    assert repr(transport) == "<AnyIOTransport without connections>"
+    async with anyio.create_task_group() as group:
+
+        async def other() -> None:
+            async with held(transport, "http://b.test/"):
+                pass
+
+        async with held(transport), held(transport):
+            group.start_soon(other)
+            await until(lambda: numbers(transport)[3] == 1)
+            assert repr(transport) == (
+                "<AnyIOTransport http://a.test:80: 0 idle, 2 in use, 0 waiting; "
+                "http://b.test:80: 0 idle, 0 in use, 1 waiting>"
+            )
+            assert transport.stats() == {
+                "idle": 0,
+                "in_use": 2,
+                "opening": 0,
+                "waiting": 1,
+                "origins": {
+                    "http://a.test:80": {"idle": 0, "in_use": 2, "waiting": 0},
+                    "http://b.test:80": {"idle": 0, "in_use": 0, "waiting": 1},
+                },
+            }
+    await transport.aclose()
+    assert repr(transport) == "<AnyIOTransport closed>"
+
+
+async def test_closing_fails_what_is_in_flight_and_what_waits_and_refuses_what_comes() -> None:
+    network = FakeNetwork(answer=lambda _: None)
+    transport = over(network, max_connections=1)
+    errors: list[Exception] = []
+
+    async def one() -> None:
+        try:
+            await get(transport)
+        except (httpx.TransportError, RuntimeError) as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(one)
+        await until(lambda: numbers(transport) == (0, 1, 0, 0) and bool(network.streams[0].sends))
+        group.start_soon(one)
+        group.start_soon(one)
+        await until(lambda: numbers(transport)[3] == 2)
+        await transport.aclose()
+    assert len(errors) == 3
+    assert sum("the transport was closed" in str(error) for error in errors) == 2
+    with pytest.raises(RuntimeError, match="the transport is closed"):
+        await get(transport)
+    await transport.aclose()
+    assert network.open == 0
+    assert numbers(transport) == (0, 0, 0, 0)
+
+
+async def test_closing_while_a_connection_is_opened_leaves_it_closed() -> None:
+    network = FakeNetwork()
+    network.may_connect = anyio.Event()
+    transport = over(network)
+    async with anyio.create_task_group() as group:
+
+        async def one() -> None:
+            with pytest.raises(RuntimeError, match="closed"):
+                await get(transport)
+
+        group.start_soon(one)
+        await until(lambda: numbers(transport)[2] == 1)
+        await transport.aclose()
+        network.may_connect.set()
+    assert network.open == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"max_connections": 0},
+        {"max_connections": -1},
+        {"max_connections": True},
+        {"max_connections": 1.5},
+        {"max_connections": "2"},
+        {"max_idle_connections": -1},
+        {"idle_timeout_seconds": -1.0},
+        {"idle_timeout_seconds": float("nan")},
+        {"idle_timeout_seconds": float("inf")},
+    ],
+)
+async def test_an_argument_out_of_its_limits_is_named(arguments: dict[str, Any]) -> None:
+    (name,) = arguments
+    with pytest.raises(ValueError, match=re.escape(f"{name}={arguments[name]!r} is not allowed")):
+        AnyIOTransport(**arguments)

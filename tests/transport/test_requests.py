@@ -1,0 +1,327 @@
+"""Requests of every shape over real sockets, and what becomes of the connection after each response."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import anyio
+import httpx
+import pytest
+
+from omnigate.transport.anyio_transport import AnyIOTransport
+
+from ..support.fake_streams import FakeNetwork
+from ..support.servers import OK, Peer, Received, serving, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def chunks(*parts: bytes) -> AsyncGenerator[bytes, None]:
+    for part in parts:
+        yield part
+
+
+async def exchange(transport: AnyIOTransport, request: httpx.Request) -> httpx.Response:
+    response = await transport.handle_async_request(request)
+    await response.aread()
+    return response
+
+
+@pytest.mark.parametrize(
+    ("headers", "parts", "framing"),
+    [
+        ({}, [b"one", b"", b"two" * 10_000], ("transfer-encoding", "chunked")),
+        ({}, [], ("transfer-encoding", "chunked")),
+        ({"content-length": "6"}, [b"one", b"", b"two"], ("content-length", "6")),
+        ({"content-length": "0"}, [], ("content-length", "0")),
+    ],
+)
+async def test_streamed_bodies_arrive_whole(
+    headers: dict[str, str], parts: list[bytes], framing: tuple[str, str]
+) -> None:
+    async with serving() as server:
+        transport = AnyIOTransport()
+        for _ in range(2):
+            request = httpx.Request("POST", server.url, headers=headers, content=chunks(*parts))
+            assert (await exchange(transport, request)).content == b"ok"
+        await transport.aclose()
+    assert [received.body for received in server.received] == [b"".join(parts)] * 2
+    assert server.received[0].header(framing[0]) == framing[1]
+    assert server.accepted == 1
+
+
+async def test_a_body_in_bytes_arrives_whole_however_large() -> None:
+    content = bytes(range(256)) * 20_000
+    async with serving() as server:
+        transport = AnyIOTransport()
+        request = httpx.Request("PUT", f"{server.url}/a%20b?c=d", content=content)
+        assert (await exchange(transport, request)).status_code == 200
+        await transport.aclose()
+    (received,) = server.received
+    assert (received.method, received.target, received.body) == ("PUT", "/a%20b?c=d", content)
+
+
+async def test_head_and_small_body_leave_in_one_send() -> None:
+    network = FakeNetwork()
+    transport = AnyIOTransport()
+    transport._connect = network  # type: ignore[assignment]
+    await exchange(transport, httpx.Request("POST", "http://a.test/", content=b"hello"))
+    (stream,) = network.streams
+    assert len(stream.sends) == 1
+    await exchange(transport, httpx.Request("POST", "http://a.test/", content=chunks(b"hello")))
+    assert stream.sends[1].endswith(b"\r\n\r\n5\r\nhello\r\n")
+    assert stream.sends[2] == b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(("length", "words"), [("3", "longer"), ("30", "shorter")])
+async def test_a_stream_that_is_not_as_long_as_it_said_is_the_callers_error(length: str, words: str) -> None:
+    async with serving() as server:
+        transport = AnyIOTransport()
+        body = chunks(b"hello", b"world")
+        request = httpx.Request("POST", server.url, headers={"content-length": length}, content=body)
+        with pytest.raises(httpx.LocalProtocolError, match=words):
+            await exchange(transport, request)
+        await body.aclose()
+        assert transport.stats()["in_use"] == 0
+        await until(lambda: server.open == 0)
+        assert (await exchange(transport, httpx.Request("GET", server.url))).content == b"ok"
+        await transport.aclose()
+
+
+async def test_an_error_of_the_body_is_raised_as_it_is() -> None:
+    async def failing() -> AsyncIterator[bytes]:
+        yield b"one"
+        raise ZeroDivisionError
+
+    async with serving() as server:
+        transport = AnyIOTransport()
+        with pytest.raises(ZeroDivisionError):
+            await exchange(transport, httpx.Request("POST", server.url, content=failing()))
+        await until(lambda: server.open == 0)
+        assert transport.stats()["in_use"] == 0
+        await transport.aclose()
+
+
+async def test_an_answer_that_comes_before_the_whole_request_was_sent_is_read() -> None:
+    """As of a server that refuses a large body and closes."""
+    answered = anyio.Event()
+
+    async def refuses(peer: Peer) -> None:
+        while b"\r\n\r\n" not in peer.pending:
+            peer.pending += await peer.stream.receive()
+        await peer.send(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 3\r\n\r\nbig")
+        answered.set()
+        await peer.stream.send_eof()
+        for _ in range(20):
+            await peer.stream.receive()
+
+    class Endless:
+        first = True
+
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            return self
+
+        async def __anext__(self) -> bytes:
+            if not self.first:
+                await answered.wait()
+            self.first = False
+            return b"a" * 65_536
+
+    async with serving(refuses) as server:
+        transport = AnyIOTransport()
+        request = httpx.Request("POST", server.url, content=Endless())
+        try:
+            response = await exchange(transport, request)
+            assert (response.status_code, response.content) == (413, b"big")
+        except httpx.WriteError:
+            pass  # the reset was faster than the answer, which the kernel then throws away
+        assert transport.stats()["in_use"] == transport.stats()["idle"] == 0
+        await transport.aclose()
+
+
+KEPT = {
+    "length": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+    "chunked with trailers": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx: y\r\n\r\n",
+    "204": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "304": b"HTTP/1.1 304 Not Modified\r\ncontent-length: 99\r\n\r\n",
+    "after 1xx": b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+}
+NOT_KEPT = {
+    "connection: close": b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok",
+    "HTTP/1.0": b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok",
+    "leftover": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok-and-more",
+    "an unasked response": KEPT["length"] * 2,
+}
+
+
+@pytest.mark.parametrize("name", [*KEPT, *NOT_KEPT])
+async def test_a_connection_is_kept_only_where_its_response_allows_it(name: str) -> None:
+    async with serving((KEPT | NOT_KEPT)[name]) as server:
+        transport = AnyIOTransport()
+        for _ in range(3):
+            response = await exchange(transport, httpx.Request("GET", server.url))
+            assert response.content in (b"ok", b"")
+        assert server.accepted == (1 if name in KEPT else 3)
+        assert transport.stats()["idle"] == (name in KEPT)
+        await transport.aclose()
+
+
+async def test_head_has_no_body() -> None:
+    async with serving(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n") as server:
+        transport = AnyIOTransport()
+        for _ in range(3):
+            response = await exchange(transport, httpx.Request("HEAD", server.url))
+            assert (response.content, response.headers["content-length"]) == (b"", "1000")
+        assert server.accepted == 1
+        await transport.aclose()
+
+
+async def test_a_body_until_the_connection_ends() -> None:
+    async def old(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.0 200 OK\r\n\r\nhello ")
+        await peer.send(b"world")
+
+    async with serving(old) as server:
+        transport = AnyIOTransport()
+        assert (await exchange(transport, httpx.Request("GET", server.url))).content == b"hello world"
+        assert transport.stats()["idle"] == transport.stats()["in_use"] == 0
+        await transport.aclose()
+
+
+async def test_a_stream_is_read_as_it_comes_and_given_back_at_its_end() -> None:
+    more = anyio.Event()
+
+    async def slow(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n")
+            await more.wait()
+            await peer.send(b"3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n")
+
+    async with serving(slow) as server:
+        transport = AnyIOTransport()
+        response = await transport.handle_async_request(httpx.Request("GET", server.url))
+        stream = aiter(response.stream)  # type: ignore[arg-type]
+        assert await anext(stream) == b"one"
+        assert transport.stats()["in_use"] == 1
+        more.set()
+        assert b"".join([piece async for piece in stream]) == b"twothree"
+        assert transport.stats()["idle"] == 1
+        await response.aclose()
+        assert transport.stats()["idle"] == 1
+        await transport.aclose()
+
+
+async def test_a_stream_that_is_closed_or_dropped_half_read_closes_its_connection() -> None:
+    async def half(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
+        await peer.closed()
+
+    async with serving(half) as server:
+        transport = AnyIOTransport()
+        response = await transport.handle_async_request(httpx.Request("GET", server.url))
+        stream = aiter(response.stream)  # type: ignore[arg-type]
+        assert await anext(stream) == b"half"
+        await response.aclose()
+        with pytest.raises(httpx.StreamClosed):
+            await anext(stream)
+        await until(lambda: server.open == 0)
+        response = await transport.handle_async_request(httpx.Request("GET", server.url))
+        del response
+        await until(lambda: server.accepted == 2 and server.open == 0)
+        assert transport.stats()["in_use"] == 0
+        await transport.aclose()
+
+
+class Dying:
+    """Answers one request on each connection, and is gone when the next one comes."""
+
+    def __init__(self, kill: str) -> None:
+        self.kill = kill
+        self.received: list[Received] = []
+        self.connections = 0
+
+    async def __call__(self, peer: Peer) -> None:
+        self.connections += 1
+        self.received.append(await peer.request())
+        await peer.send(OK)
+        if self.connections > 1:
+            self.received.append(await peer.request())
+            await peer.send(OK)
+            await peer.closed()
+            return
+        if self.kill == "after the request":
+            self.received.append(await peer.request())
+        elif self.kill == "in the response":
+            self.received.append(await peer.request())
+            await peer.send(OK[:9])
+
+
+@pytest.mark.parametrize(
+    ("method", "kill", "is_repeated"),
+    [
+        ("GET", "after the request", True),
+        ("PUT", "after the request", True),
+        ("DELETE", "after the request", True),
+        ("POST", "after the request", False),
+        ("PATCH", "after the request", False),
+        ("GET", "in the response", False),
+        ("POST", "in the response", False),
+    ],
+)
+async def test_what_is_sent_again_when_a_kept_connection_dies(method: str, kill: str, is_repeated: bool) -> None:
+    dying = Dying(kill)
+    async with serving(dying) as server:
+        transport = AnyIOTransport()
+        await exchange(transport, httpx.Request(method, server.url, content=b"1"))
+        request = httpx.Request(method, server.url, content=b"2")
+        if is_repeated:
+            assert (await exchange(transport, request)).content == b"ok"
+            assert [received.body for received in dying.received] == [b"1", b"2", b"2"]
+        else:
+            with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+                await exchange(transport, request)
+            assert [received.body for received in dying.received] == [b"1", b"2"]
+        assert transport.stats()["in_use"] == 0
+        await transport.aclose()
+
+
+async def test_a_kept_connection_whose_write_fails_is_replaced_for_any_method() -> None:
+    network = FakeNetwork()
+    transport = AnyIOTransport()
+    transport._connect = network  # type: ignore[assignment]
+    await exchange(transport, httpx.Request("POST", "http://a.test/", content=b"1"))
+    network.streams[0].closed = True  # the peer's close was not to be seen before the write
+    assert (await exchange(transport, httpx.Request("POST", "http://a.test/", content=b"2"))).content == b"ok"
+    assert len(network.streams) == 2
+    assert network.streams[1].sends[0].endswith(b"\r\n\r\n2")
+
+
+async def test_a_new_connection_that_fails_is_not_replaced_and_neither_is_a_second_one() -> None:
+    network = FakeNetwork()
+    transport = AnyIOTransport()
+    transport._connect = network  # type: ignore[assignment]
+    network.refuse_sends = True
+    with pytest.raises(httpx.WriteError):
+        await exchange(transport, httpx.Request("GET", "http://a.test/"))
+    assert len(network.streams) == 1
+    network.refuse_sends = False
+    await exchange(transport, httpx.Request("GET", "http://a.test/"))
+    network.refuse_sends = True
+    with pytest.raises(httpx.WriteError):
+        await exchange(transport, httpx.Request("GET", "http://a.test/"))
+    assert len(network.streams) == 3
+    assert network.open == 0
+
+
+async def test_a_streamed_body_is_not_sent_again() -> None:
+    network = FakeNetwork()
+    transport = AnyIOTransport()
+    transport._connect = network  # type: ignore[assignment]
+    await exchange(transport, httpx.Request("PUT", "http://a.test/"))
+    network.refuse_sends = True
+    body = chunks(b"1")
+    with pytest.raises(httpx.WriteError):
+        await exchange(transport, httpx.Request("PUT", "http://a.test/", content=body))
+    await body.aclose()
+    assert len(network.streams) == 1

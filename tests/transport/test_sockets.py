@@ -1,0 +1,223 @@
+"""Unix domain sockets, IPv6, several addresses of one name, proxies, and one event loop after another."""
+
+import asyncio
+import gc
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import httpx
+import pytest
+import trustme
+
+from omnigate import AsyncClient
+from omnigate.transport.anyio_transport import AnyIOTransport
+
+from ..support.raw_server import chat_bytes
+from ..support.servers import Peer, Received, serving, until
+
+pytestmark = pytest.mark.anyio
+
+HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
+
+
+async def get(transport: AnyIOTransport, url: str) -> bytes:
+    response = await transport.handle_async_request(httpx.Request("GET", url))
+    return await response.aread()
+
+
+async def test_a_unix_domain_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "gateway.sock")
+    async with serving(uds=path) as server:
+        transport = AnyIOTransport(uds=path)
+        for _ in range(3):
+            assert await get(transport, "http://gateway.test/v1/models") == b"ok"
+        assert server.accepted == 1
+        assert server.received[0].header("host") == "gateway.test"
+        await transport.aclose()
+        await until(lambda: server.open == 0)
+    with pytest.raises(httpx.ConnectError, match=r"nowhere\.sock: "):
+        await get(AnyIOTransport(uds=str(tmp_path / "nowhere.sock")), "http://gateway.test/")
+
+
+async def test_ipv6() -> None:
+    async with serving(host="::1") as server:
+        transport = AnyIOTransport()
+        assert await get(transport, server.url) == b"ok"
+        assert server.received[0].header("host") == f"[::1]:{server.port}"
+        await transport.aclose()
+
+
+async def test_a_name_with_several_addresses_of_which_one_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as server:
+
+        async def two_addresses(*_: object, **__: object) -> list[Any]:
+            addresses = (("::1", socket.AF_INET6), ("127.0.0.1", socket.AF_INET))
+            return [(family, socket.SOCK_STREAM, 6, "", (host, server.port)) for host, family in addresses]
+
+        # anyio's own binding of the name
+        monkeypatch.setattr("anyio._core._sockets.getaddrinfo", two_addresses)
+        transport = AnyIOTransport()
+        with anyio.fail_after(5):
+            assert await get(transport, f"http://gateway.test:{server.port}/") == b"ok"
+        await transport.aclose()
+
+
+class Proxy:
+    """A small proxy: requests with a whole URL are forwarded, CONNECT is tunnelled."""
+
+    def __init__(self) -> None:
+        self.received: list[Received] = []
+
+    async def __call__(self, peer: Peer) -> None:
+        received = await peer.request()
+        self.received.append(received)
+        if received.method == "CONNECT":
+            host, _, port = received.target.rpartition(":")
+            async with await anyio.connect_tcp(host, int(port)) as remote:
+                await peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self.copy, peer.stream, remote, group.cancel_scope)
+                    group.start_soon(self.copy, remote, peer.stream, group.cancel_scope)
+            return
+        url = httpx.URL(received.target)
+        async with await anyio.connect_tcp(url.host, url.port or 80) as remote:
+            head = [f"{received.method} {url.raw_path.decode()} HTTP/1.1"]
+            head += [f"{name}: {value}" for name, value in received.headers]
+            await remote.send("\r\n".join([*head, "connection: close", "", ""]).encode() + received.body)
+            try:
+                await peer.send(await remote.receive())
+            except anyio.EndOfStream:
+                pass
+
+    @staticmethod
+    async def copy(source: Any, sink: Any, scope: anyio.CancelScope) -> None:
+        try:
+            while True:
+                await sink.send(await source.receive())
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            scope.cancel()
+
+
+async def test_the_environments_proxy_is_used_for_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = Proxy()
+    async with serving(chat_bytes()) as server, serving(proxy) as proxy_server:
+        monkeypatch.setenv("HTTP_PROXY", proxy_server.url)
+        async with AsyncClient("k", base_url=server.url) as client:
+            assert (await client.chat(**HELLO)).content == "hello"
+        assert proxy.received[0].target == f"{server.url}/v1/chat"
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        async with AsyncClient("k", base_url=server.url) as client:
+            assert (await client.chat(**HELLO)).content == "hello"
+        assert len(proxy.received) == 1
+
+
+async def test_the_environments_proxy_tunnels_https(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ssl
+
+    authority = trustme.CA()
+    server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(server_context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    proxy = Proxy()
+    async with serving(chat_bytes(), tls=server_context) as server, serving(proxy) as proxy_server:
+        monkeypatch.setenv("HTTPS_PROXY", proxy_server.url)
+        async with AsyncClient("k", base_url=server.url, verify=trusting) as client:
+            for _ in range(3):
+                assert (await client.chat(**HELLO)).content == "hello"
+        assert [received.method for received in proxy.received] == ["CONNECT"]
+        assert proxy.received[0].target == f"localhost:{server.port}"
+        assert not any(name.lower() == "authorization" for name, _ in proxy.received[0].headers)
+
+
+async def test_behind_a_proxy_more_than_httpxs_hundred_calls_are_in_flight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waiting = 0
+    all_there = anyio.Event()
+
+    async def gather(peer: Peer) -> None:
+        nonlocal waiting
+        await peer.request()
+        waiting += 1
+        if waiting == 150:
+            all_there.set()
+        await all_there.wait()
+        await peer.send(chat_bytes())
+
+    async with serving(gather) as proxy_server:
+        monkeypatch.setenv("ALL_PROXY", proxy_server.url)
+        async with AsyncClient("k", base_url="http://gateway.test") as client:
+            with anyio.fail_after(20):
+                async with anyio.create_task_group() as group:
+                    for _ in range(150):
+                        group.start_soon(lambda: client.chat(**HELLO))
+
+
+def in_new_loop(backend: str, func: Callable[..., Any], *arguments: Any) -> Any:
+    return anyio.run(func, *arguments, backend=backend)
+
+
+# asyncio says it of sockets whose loop was closed over them
+ABANDONED = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+@ABANDONED
+@pytest.mark.parametrize("first", ["asyncio", "trio"])
+@pytest.mark.parametrize("second", ["asyncio", "trio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_one_event_loop_after_another(first: str, second: str) -> None:
+    async with serving() as server:
+        transport = AnyIOTransport()
+        for backend in (first, second):
+            for _ in range(2):
+                result = await anyio.to_thread.run_sync(in_new_loop, backend, get, transport, server.url)
+                assert result == b"ok"
+        assert len(transport._pools) == 1
+        assert await get(transport, server.url) == b"ok"
+        assert len(transport._pools) == 1
+        await until(lambda: server.open == 1)
+        await transport.aclose()
+        gc.collect()
+
+
+@ABANDONED
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_response_of_a_loop_that_ended_can_be_dropped_and_closed() -> None:
+    async with serving(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf") as server:
+        transport = AnyIOTransport()
+
+        async def begin() -> httpx.Response:
+            return await transport.handle_async_request(httpx.Request("GET", server.url))
+
+        for backend in ("asyncio", "trio"):
+            await (await anyio.to_thread.run_sync(in_new_loop, backend, begin)).aclose()
+            response = await anyio.to_thread.run_sync(in_new_loop, backend, begin)
+            del response
+            gc.collect()
+        await transport.aclose()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_on_uvloop() -> None:
+    uvloop = pytest.importorskip("uvloop") if sys.platform == "win32" else __import__("uvloop")
+
+    async def many(url: str) -> list[bytes]:
+        transport = AnyIOTransport(max_connections=5)
+        results = await asyncio.gather(*(get(transport, url) for _ in range(50)))
+        results += [await get(transport, url) for _ in range(3)]
+        await transport.aclose()
+        return results
+
+    def run(url: str) -> list[bytes]:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(many(url))
+
+    async with serving() as server:
+        assert await anyio.to_thread.run_sync(run, server.url) == [b"ok"] * 53
+        assert server.accepted == 5

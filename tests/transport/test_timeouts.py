@@ -1,0 +1,228 @@
+"""The four timeouts of httpx, and every error as httpx's own transports raise it."""
+
+from collections.abc import AsyncIterator
+
+import anyio
+import httpx
+import pytest
+
+from omnigate.transport.anyio_transport import AnyIOTransport
+
+from ..support.fake_streams import FakeNetwork, FakeStream
+from ..support.servers import OK, Peer, serving
+
+pytestmark = pytest.mark.anyio
+
+URL = "http://a.test/"
+
+
+def over(network: FakeNetwork, **arguments: int) -> AnyIOTransport:
+    transport = AnyIOTransport(**arguments)  # type: ignore[arg-type]
+    transport._connect = network  # type: ignore[assignment]
+    return transport
+
+
+async def send(transport: AnyIOTransport, url: str = URL, **timeouts: float | None) -> httpx.Response:
+    request = httpx.Request("POST", url, content=b"x", extensions={"timeout": timeouts})
+    response = await transport.handle_async_request(request)
+    await response.aread()
+    return response
+
+
+@pytest.mark.virtual_time
+async def test_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: object, **__: object) -> None:
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(anyio, "connect_tcp", never)
+    transport = AnyIOTransport()
+    start = anyio.current_time()
+    with pytest.raises(httpx.ConnectTimeout, match=r"connecting to a\.test:80 took longer than 3\.0 s"):
+        await send(transport, connect=3.0)
+    assert anyio.current_time() == pytest.approx(start + 3)
+    assert transport.stats()["opening"] == 0
+
+
+@pytest.mark.virtual_time
+async def test_read_of_the_head() -> None:
+    network = FakeNetwork(answer=lambda _: None)
+    transport = over(network)
+    start = anyio.current_time()
+    with pytest.raises(httpx.ReadTimeout, match="nothing came within 3 s"):
+        await send(transport, read=3.0, write=9.0)
+    assert anyio.current_time() == pytest.approx(start + 3)
+    assert network.open == 0
+    with pytest.raises(httpx.ReadTimeout, match="nothing came within 3 s"):
+        await send(transport, read=3.0, write=3.0)
+    with pytest.raises(httpx.ReadTimeout, match="nothing came within 3 s"):
+        await send(transport, read=3.0, write=None)
+    assert network.open == transport.stats()["in_use"] == 0
+
+
+@pytest.mark.virtual_time
+async def test_read_of_the_body_is_for_each_piece_not_for_all() -> None:
+    network = FakeNetwork(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n")
+    transport = over(network)
+
+    async def drip() -> None:
+        for _ in range(10):
+            await anyio.sleep(2)
+            stream = network.streams[0]
+            stream.incoming.append(b".")
+            stream.arrived.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(drip)
+        start = anyio.current_time()
+        with pytest.raises(httpx.ReadTimeout, match="nothing came within 3 s"):
+            await send(transport, read=3.0)
+        assert anyio.current_time() == pytest.approx(start + 23)
+    assert network.open == transport.stats()["in_use"] == 0
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_write(monkeypatch: pytest.MonkeyPatch, is_streamed: bool) -> None:
+    async def stuck(self: FakeStream, item: bytes) -> None:
+        event = self.arrived = anyio.Event()
+        await event.wait()
+        if self.closed:
+            raise anyio.ClosedResourceError
+
+    monkeypatch.setattr(FakeStream, "send", stuck)
+    network = FakeNetwork()
+    transport = over(network)
+
+    class Body:
+        sent = False
+
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            return self
+
+        async def __anext__(self) -> bytes:
+            return b"x"
+
+    content = Body() if is_streamed else b"x"
+    request = httpx.Request("PUT", URL, content=content, extensions={"timeout": {"write": 3.0, "read": 9.0}})
+    start = anyio.current_time()
+    with pytest.raises(httpx.WriteTimeout, match="could not be written within 3 s"):
+        await transport.handle_async_request(request)
+    assert anyio.current_time() == pytest.approx(start + 3)
+    assert network.open == transport.stats()["in_use"] == 0
+
+
+@pytest.mark.virtual_time
+async def test_a_body_that_takes_its_time_is_not_a_write_timeout() -> None:
+    network = FakeNetwork(answer=lambda request: [OK] if request.endswith(b"0\r\n\r\n") else None)
+    transport = over(network)
+
+    async def slow() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            await anyio.sleep(60)
+            yield b"x"
+
+    request = httpx.Request("PUT", URL, content=slow(), extensions={"timeout": {"write": 3.0, "read": 3.0}})
+    assert (await transport.handle_async_request(request)).status_code == 200
+
+
+@pytest.mark.virtual_time
+async def test_pool() -> None:
+    network = FakeNetwork(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n")
+    transport = over(network, max_connections=1)
+    response = await transport.handle_async_request(httpx.Request("GET", URL))
+    start = anyio.current_time()
+    with pytest.raises(httpx.PoolTimeout, match="no connection became free within 3 s"):
+        await send(transport, pool=3.0)
+    assert anyio.current_time() == pytest.approx(start + 3)
+    assert transport.stats()["waiting"] == 0
+    await response.aclose()
+    assert transport.stats() == {"idle": 0, "in_use": 0, "opening": 0, "waiting": 0, "origins": {}}
+
+
+@pytest.mark.virtual_time
+async def test_no_timeout_waits() -> None:
+    network = FakeNetwork(answer=lambda _: None)
+    transport = over(network)
+    with anyio.move_on_after(1_000_000) as scope:
+        await send(transport, connect=None, read=None, write=None, pool=None)
+    assert scope.cancelled_caught
+    assert network.open == transport.stats()["in_use"] == 0
+
+
+@pytest.mark.virtual_time
+async def test_each_of_many_calls_has_its_own_deadline() -> None:
+    network = FakeNetwork(answer=lambda _: None)
+    transport = over(network)
+    ends: dict[int, float] = {}
+    start = anyio.current_time()
+
+    async def one(seconds: int) -> None:
+        with pytest.raises(httpx.ReadTimeout, match=f"within {seconds} s"):
+            await send(transport, read=float(seconds))
+        ends[seconds] = round(anyio.current_time() - start, 3)
+
+    async with anyio.create_task_group() as group:
+        for seconds in (7, 3, 50, 1, 20, 2):
+            group.start_soon(one, seconds)
+    assert ends == {seconds: seconds for seconds in (1, 2, 3, 7, 20, 50)}
+    assert network.open == 0
+
+
+async def test_a_port_where_nobody_listens() -> None:
+    async with serving() as server:
+        pass
+    with pytest.raises(httpx.ConnectError, match=f"127.0.0.1:{server.port}: .*[Rr]efused|Connect call failed"):
+        await send(AnyIOTransport(), server.url)
+
+
+async def test_a_name_that_nobody_has() -> None:
+    with pytest.raises(httpx.ConnectError, match=r"nobody\.invalid:80: "):
+        await send(AnyIOTransport(), "http://nobody.invalid/")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (b"", httpx.RemoteProtocolError, "without sending a response"),
+        (b"HTTP/1.1 200 OK\r\ncontent-le", httpx.RemoteProtocolError, "in the response's headers"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel", httpx.RemoteProtocolError, "before the end"),
+        (b"garbage\r\n\r\n", httpx.RemoteProtocolError, "not HTTP/1.1"),
+    ],
+)
+async def test_what_a_server_does_wrong(answer: bytes, error: type[Exception], words: str) -> None:
+    async def wrong(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(answer)
+
+    async with serving(wrong) as server:
+        transport = AnyIOTransport()
+        with pytest.raises(error, match=words):
+            await send(transport, server.url)
+        assert transport.stats()["in_use"] == transport.stats()["idle"] == 0
+        await transport.aclose()
+
+
+async def test_errors_are_those_of_httpxs_own_transport() -> None:
+    """The same misbehaviour through both gives the same class."""
+    behaviours = [
+        b"",
+        b"HTTP/1.1 200 OK\r\ncontent-le",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhel",
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n",
+    ]
+    for behaviour in behaviours:
+
+        async def wrong(peer: Peer, behaviour: bytes = behaviour) -> None:
+            await peer.request()
+            await peer.send(behaviour)
+
+        async with serving(wrong) as server:
+            seen = []
+            for transport in (AnyIOTransport(), httpx.AsyncHTTPTransport()):
+                async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
+                    with pytest.raises(httpx.TransportError) as caught:
+                        await client.get(server.url)
+                    seen.append(caught.type)
+            assert seen[0] is seen[1], behaviour

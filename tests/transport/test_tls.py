@@ -1,0 +1,221 @@
+"""TLS against a real server whose certificate was made here, by an authority made here."""
+
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+import trustme
+
+from omnigate import AsyncClient, Client, ConnectionError, RetryConfig
+from omnigate.transport.anyio_transport import AnyIOTransport
+
+from ..support.raw_server import chat_bytes
+from ..support.servers import OK, Peer, open_sockets, secure_stream, serving, until
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Identity:
+    server: ssl.SSLContext
+    trusting: ssl.SSLContext
+    authority: trustme.CA
+
+
+@pytest.fixture(scope="module")
+def identity() -> Iterator[Identity]:
+    authority = trustme.CA()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.set_alpn_protocols(["h2", "http/1.1"])
+    authority.issue_cert("localhost", "127.0.0.1", "gateway.test").configure_cert(server)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    yield Identity(server, trusting, authority)
+
+
+async def get(transport: AnyIOTransport, url: str) -> bytes:
+    response = await transport.handle_async_request(httpx.Request("GET", url))
+    return await response.aread()
+
+
+async def test_a_trusted_server_and_its_connection_kept(identity: Identity) -> None:
+    async with serving(tls=identity.server) as server:
+        transport = AnyIOTransport(verify=identity.trusting)
+        for _ in range(3):
+            assert await get(transport, server.url) == b"ok"
+        assert await get(transport, server.url.replace("localhost", "127.0.0.1")) == b"ok"
+        assert server.accepted == 2
+        await transport.aclose()
+        await until(lambda: server.open == 0)
+
+
+async def test_both_clients_take_a_context(identity: Identity) -> None:
+    def sync(url: str) -> str:
+        with Client("k", base_url=url, verify=identity.trusting) as client:
+            return client.chat(model="gpt-4o-mini", messages="hello").content
+
+    async with serving(chat_bytes(), tls=identity.server) as server:
+        async with AsyncClient("k", base_url=server.url, verify=identity.trusting) as client:
+            response = await client.chat(model="gpt-4o-mini", messages="hello")
+            assert response.content == "hello"
+        assert await anyio.to_thread.run_sync(sync, server.url) == "hello"
+
+
+async def test_alpn_and_sni_are_sent(identity: Identity) -> None:
+    names: list[str | None] = []
+    protocols: list[str | None] = []
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    identity.authority.issue_cert("localhost").configure_cert(context)
+    context.sni_callback = lambda _, name, __: names.append(name)
+
+    async def handle(peer: Peer) -> None:
+        stream = await secure_stream(peer.stream, context)
+        protocols.append(stream.extra(anyio.streams.tls.TLSAttribute.alpn_protocol))
+        secure = Peer(stream)
+        await secure.request()
+        await secure.send(OK)
+        await secure.closed()
+
+    async with serving(handle) as server:
+        transport = AnyIOTransport(verify=identity.trusting)
+        assert await get(transport, f"https://localhost:{server.port}/") == b"ok"
+        await transport.aclose()
+    assert (names, protocols) == (["localhost"], ["http/1.1"])
+
+
+async def test_an_untrusted_certificate_is_refused_with_the_reason(identity: Identity) -> None:
+    before = open_sockets()
+    async with serving(tls=identity.server) as server:
+        transport = AnyIOTransport()
+        with pytest.raises(httpx.ConnectError, match=r"localhost:\d+: the certificate cannot be trusted: .+"):
+            await get(transport, server.url)
+        assert not server.received
+        assert transport.stats()["opening"] == 0
+        await transport.aclose()
+        async with AsyncClient("k", base_url=server.url, retry_config=RetryConfig(max_retries=0)) as client:
+            with pytest.raises(ConnectionError, match="the certificate cannot be trusted"):
+                await client.health()
+        await until(lambda: server.open == 0)
+    await until(lambda: open_sockets() == before)
+
+
+async def test_a_certificate_for_another_name_is_refused(identity: Identity) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    identity.authority.issue_cert("elsewhere.test").configure_cert(context)
+    async with serving(tls=context) as server:
+        transport = AnyIOTransport(verify=identity.trusting)
+        with pytest.raises(httpx.ConnectError, match="certificate cannot be trusted: .*localhost"):
+            await get(transport, server.url)
+        await transport.aclose()
+
+
+async def test_verify_false_takes_any_certificate(identity: Identity) -> None:
+    async with serving(tls=identity.server) as server:
+        transport = AnyIOTransport(verify=False)
+        assert await get(transport, server.url) == b"ok"
+        await transport.aclose()
+
+
+async def test_a_server_that_does_not_speak_tls_is_a_connect_error() -> None:
+    async with serving(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n") as server:
+
+        async def plain(peer: Peer) -> None:
+            await peer.stream.receive()
+            await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        async with serving(plain) as server:
+            with pytest.raises(httpx.ConnectError, match=f"localhost:{server.port}: "):
+                await get(AnyIOTransport(), f"https://localhost:{server.port}/")
+
+
+async def test_a_server_that_hangs_up_in_the_handshake_is_a_connect_error() -> None:
+    async def hang_up(peer: Peer) -> None:
+        await peer.stream.receive()
+
+    async with serving(hang_up) as server:
+        with pytest.raises(httpx.ConnectError, match=f"localhost:{server.port}: "):
+            await get(AnyIOTransport(), f"https://localhost:{server.port}/")
+
+
+async def test_a_handshake_that_stalls_is_a_connect_timeout() -> None:
+    async def stall(peer: Peer) -> None:
+        await peer.closed()
+
+    async with serving(stall) as server:
+        transport = AnyIOTransport()
+        request = httpx.Request(
+            "GET", f"https://localhost:{server.port}/", extensions={"timeout": {"connect": 0.05}}
+        )
+        with pytest.raises(httpx.ConnectTimeout):
+            await transport.handle_async_request(request)
+        await until(lambda: server.open == 0)
+
+
+async def test_a_body_until_the_end_needs_no_close_notify_and_a_length_is_held_against_it(
+    identity: Identity,
+) -> None:
+    """Neither side waits for the other's farewell; what is cut short is still an error."""
+
+    def cutting(answer: bytes) -> "object":
+        async def handle(peer: Peer) -> None:
+            stream = await secure_stream(peer.stream, identity.server)
+            secure = Peer(stream)
+            await secure.request()
+            await secure.send(answer)
+            await peer.stream.aclose()  # the socket beneath, without a farewell
+
+        return handle
+
+    async with serving(cutting(b"HTTP/1.1 200 OK\r\n\r\nhello")) as server:  # type: ignore[arg-type]
+        transport = AnyIOTransport(verify=identity.trusting)
+        assert await get(transport, f"https://localhost:{server.port}/") == b"hello"
+    async with serving(cutting(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhello")) as server:  # type: ignore[arg-type]
+        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+            await get(transport, f"https://localhost:{server.port}/")
+        await transport.aclose()
+
+
+async def test_closing_does_not_wait_for_the_peers_farewell(identity: Identity) -> None:
+    release = anyio.Event()
+
+    async def silent(peer: Peer) -> None:
+        stream = await secure_stream(peer.stream, identity.server)
+        secure = Peer(stream)
+        await secure.request()
+        await secure.send(OK)
+        await release.wait()  # reads nothing more, answers no farewell
+
+    async with serving(silent) as server:
+        transport = AnyIOTransport(verify=identity.trusting)
+        assert await get(transport, f"https://localhost:{server.port}/") == b"ok"
+        with anyio.fail_after(5):
+            await transport.aclose()
+        assert transport.stats()["idle"] == 0
+        release.set()
+
+
+async def test_a_large_answer_in_many_records(identity: Identity) -> None:
+    body = bytes(range(256)) * 4_000
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    async with serving(answer, tls=identity.server) as server:
+        transport = AnyIOTransport(verify=identity.trusting)
+        for _ in range(3):
+            assert await get(transport, server.url) == body
+        assert server.accepted == 1
+        await transport.aclose()
+
+
+async def test_tls_over_a_unix_domain_socket(identity: Identity, tmp_path: Path) -> None:
+    path = str(tmp_path / "gateway.sock")
+    async with serving(tls=identity.server, uds=path) as server:
+        transport = AnyIOTransport(verify=identity.trusting, uds=path)
+        assert await get(transport, "https://gateway.test/") == b"ok"
+        with pytest.raises(httpx.ConnectError, match="certificate cannot be trusted"):
+            await get(transport, "https://elsewhere.test/")
+        await transport.aclose()
+        await until(lambda: server.open == 0)
