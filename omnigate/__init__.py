@@ -53,10 +53,12 @@ from omnigate.models import (
 )
 from omnigate.retry import RetryConfig
 from omnigate.streaming import ChatStream, CompletionStream
+from omnigate.transport.anyio_transport import AnyIOTransport
 
 __all__ = [
     "APIError",
     "AdminClient",
+    "AnyIOTransport",
     "ApiKeyCreated",
     "ApiKeyInfo",
     "AsyncAdminClient",

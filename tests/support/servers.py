@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 from anyio.streams.tls import TLSListener, TLSStream
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -143,7 +144,7 @@ async def until(condition: Callable[[], bool]) -> None:
     """Let the event loop run until something is so; at most five seconds."""
     with anyio.fail_after(5):
         while not condition():
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
 
 
 def open_sockets() -> set[str]:

@@ -91,7 +91,9 @@ def test_a_response_is_read_as_it_was_meant(name: str) -> None:
     case = CASES[name]
     status, headers, body, reusable = read(case, case.data)
     assert (status, body, reusable) == (case.status, case.body, case.reusable)
-    assert len(headers) == case.data.rpartition(HEAD)[2].split(b"\r\n\r\n")[0].count(b":") or case.status != 200
+    assert (
+        len(headers) == case.data.rpartition(HEAD)[2].split(b"\r\n\r\n")[0].count(b":") or case.status != 200
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -288,7 +290,11 @@ def test_a_response_answers_for_what_httpx_asks_of_it() -> None:
     assert response.headers["retry-after"] == "3"
     assert response.headers.get_list("set-cookie") == ["a=1", "b=2"]
     assert response.extensions == {"http_version": b"HTTP/1.1", "reason_phrase": b"Too Many Requests"}
-    assert (response.reason_phrase, response.http_version, response.is_error) == ("Too Many Requests", "HTTP/1.1", True)
+    assert (response.reason_phrase, response.http_version, response.is_error) == (
+        "Too Many Requests",
+        "HTTP/1.1",
+        True,
+    )
     assert response.history == []
     assert not response.is_encoded
     assert RawResponse(200, b"HTTP/1.1 200 OK\r\nContent-ENCODING: gzip", httpx.ByteStream(b"")).is_encoded

@@ -66,7 +66,13 @@ async def test_a_connection_is_kept_and_used_again() -> None:
 async def test_an_origin_is_scheme_host_and_port() -> None:
     network = FakeNetwork()
     transport = over(network)
-    for url in ("http://a.test/", "http://a.test:80/x", "http://b.test/", "http://a.test:81/", "https://a.test/"):
+    for url in (
+        "http://a.test/",
+        "http://a.test:80/x",
+        "http://b.test/",
+        "http://a.test:81/",
+        "https://a.test/",
+    ):
         await get(transport, url)
     assert len(network.streams) == 4
     assert set(transport.stats()["origins"]) == {

@@ -269,7 +269,9 @@ class Dying:
         ("POST", "in the response", False),
     ],
 )
-async def test_what_is_sent_again_when_a_kept_connection_dies(method: str, kill: str, is_repeated: bool) -> None:
+async def test_what_is_sent_again_when_a_kept_connection_dies(
+    method: str, kill: str, is_repeated: bool
+) -> None:
     dying = Dying(kill)
     async with serving(dying) as server:
         transport = AnyIOTransport()

@@ -1,9 +1,7 @@
 """Unix domain sockets, IPv6, several addresses of one name, proxies, and one event loop after another."""
 
-import asyncio
 import gc
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,23 +199,3 @@ async def test_a_response_of_a_loop_that_ended_can_be_dropped_and_closed() -> No
             del response
             gc.collect()
         await transport.aclose()
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_on_uvloop() -> None:
-    uvloop = pytest.importorskip("uvloop") if sys.platform == "win32" else __import__("uvloop")
-
-    async def many(url: str) -> list[bytes]:
-        transport = AnyIOTransport(max_connections=5)
-        results = await asyncio.gather(*(get(transport, url) for _ in range(50)))
-        results += [await get(transport, url) for _ in range(3)]
-        await transport.aclose()
-        return results
-
-    def run(url: str) -> list[bytes]:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(many(url))
-
-    async with serving() as server:
-        assert await anyio.to_thread.run_sync(run, server.url) == [b"ok"] * 53
-        assert server.accepted == 5

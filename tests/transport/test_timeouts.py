@@ -171,7 +171,9 @@ async def test_each_of_many_calls_has_its_own_deadline() -> None:
 async def test_a_port_where_nobody_listens() -> None:
     async with serving() as server:
         pass
-    with pytest.raises(httpx.ConnectError, match=f"127.0.0.1:{server.port}: .*[Rr]efused|Connect call failed"):
+    with pytest.raises(
+        httpx.ConnectError, match=f"127.0.0.1:{server.port}: .*[Rr]efused|Connect call failed"
+    ):
         await send(AnyIOTransport(), server.url)
 
 

@@ -1,7 +1,6 @@
 """TLS against a real server whose certificate was made here, by an authority made here."""
 
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +26,14 @@ class Identity:
 
 
 @pytest.fixture(scope="module")
-def identity() -> Iterator[Identity]:
+def identity() -> Identity:
     authority = trustme.CA()
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server.set_alpn_protocols(["h2", "http/1.1"])
     authority.issue_cert("localhost", "127.0.0.1", "gateway.test").configure_cert(server)
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
-    yield Identity(server, trusting, authority)
+    return Identity(server, trusting, authority)
 
 
 async def get(transport: AnyIOTransport, url: str) -> bytes:

@@ -1,0 +1,50 @@
+"""The transport on uvloop: its calls, and cancelling them at every await."""
+
+import asyncio
+from typing import Any
+
+import anyio
+import pytest
+import uvloop
+
+from omnigate.transport.anyio_transport import AnyIOTransport
+
+from ..support.cancellation import ASYNCIO_WAYS
+from ..support.servers import serving
+from .test_cancellation import CHUNKED, check_real, half_read, streamed_request, whole
+
+
+def run(main: Any, *arguments: Any) -> None:
+    async def bounded() -> None:
+        with anyio.fail_after(30):
+            await main(*arguments)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(bounded())
+
+
+def test_connections_are_kept_and_shared() -> None:
+    async def main() -> None:
+        async with serving() as server:
+            transport = AnyIOTransport(max_connections=5)
+            async with anyio.create_task_group() as group:
+                for _ in range(50):
+                    group.start_soon(whole, transport, server.url)
+            for _ in range(3):
+                await whole(transport, server.url)
+            assert server.accepted == 5
+            await transport.aclose()
+
+    run(main)
+
+
+@pytest.mark.parametrize("way", dict.fromkeys(ASYNCIO_WAYS))
+@pytest.mark.parametrize("use", [whole, streamed_request, half_read])
+@pytest.mark.parametrize("is_kept", [False, True], ids=["new", "kept"])
+def test_cancelled_everywhere(way: str, use: Any, is_kept: bool) -> None:
+    async def main() -> None:
+        async with serving(b"".join(CHUNKED)) as server:
+            transport = AnyIOTransport(max_connections=2)
+            assert await check_real(server, transport, use, way, is_kept=is_kept) >= 2
+
+    run(main)
