@@ -3,17 +3,15 @@
 import os
 import subprocess
 import sys
-import venv
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import benchmarks.harness
 from omnigate.testing import LocalGateway, ProviderFailure, RecordedRequest, StreamFailure
 
 HERE = Path(__file__).parent
-CACHE = HERE.parent.parent / ".cache"
-REQUIREMENTS = ("omnigate==0.1.0",)
 FAILURES = {
     "FAIL401": ProviderFailure(401, '{"error":{"message":"Incorrect API key provided."}}'),
     "FAIL429": ProviderFailure(429, "slow down"),
@@ -25,15 +23,8 @@ FAILURES = {
 
 @pytest.fixture(scope="session")
 def published_python() -> Path:
-    """Return the interpreter of an environment of its own that has 0.1.0, by name from the registry."""
-    home = CACHE / f"omnigate-0.1.0-py{sys.version_info.major}.{sys.version_info.minor}"
-    python = home / "bin" / "python"
-    complete = home / "complete"
-    if not complete.exists():
-        venv.create(home, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True, timeout=300)
-        complete.touch()
-    return python
+    """Return the interpreter of an environment of its own that has 0.1.0."""
+    return benchmarks.harness.published_python()
 
 
 def run_program(python: Path | str) -> str:

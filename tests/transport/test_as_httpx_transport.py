@@ -25,7 +25,7 @@ async def test_against_the_local_gateway() -> None:
             answer = await client.post("/v1/chat", json=HELLO)
             assert (answer.status_code, answer.json()["usage"]["completion_tokens"] > 0) == (200, True)
             assert (await client.post("/v1/chat", json={})).status_code == 422
-            async with client.stream("POST", "/v1/chat/stream", json=HELLO) as response:
+            async with client.stream("POST", "/v1/chat", json=HELLO | {"stream": True}) as response:
                 text = "".join([piece async for piece in response.aiter_text()])
             assert answer.json()["content"] in text
             async with client.stream(

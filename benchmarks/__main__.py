@@ -1,0 +1,22 @@
+"""All benchmarks, one after another: python -m benchmarks [--quick] [--json FILE]."""
+
+from __future__ import annotations
+
+from benchmarks import calls, streams, sync_calls
+from benchmarks.harness import Check, Result, main, report
+
+
+def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
+    """Run all; the last one's report is left to the caller."""
+    results: list[Result] = []
+    checks: list[Check] = []
+    title = ""
+    for module in (calls, streams, sync_calls):
+        if checks:
+            report(title, checks)
+        title, more, checks = module.benchmark(quick)
+        results += more
+    return title, results, checks
+
+
+main(benchmark)

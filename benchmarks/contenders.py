@@ -1,0 +1,274 @@
+"""The clients that are compared, each run in a fresh process of its own.
+
+    python benchmarks/contenders.py CONTENDER '{"url": …}'
+
+Prints a JSON object of what was measured. Each contender is a function that opens what it needs and hands a
+`call` to the measurement; all send the same request with the same key and decode the answer into their own
+type. Nothing of this package is imported here unless it is the contender: 0.1.0 has the same import name and runs
+with an interpreter of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import ssl
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+Call = Callable[[], Awaitable[object]]
+Case = dict[str, Any]
+
+KEY = "llmg_benchmark"
+MODEL = "gpt-4o-mini"
+MESSAGES = [{"role": "user", "content": "Say hi in French"}]
+
+
+# One chat
+
+
+@asynccontextmanager
+async def bare(case: Case) -> AsyncIterator[Call]:
+    """The floor: send and receive on an anyio stream, httptools, msgspec; a connection for each worker."""
+    import anyio
+    import httptools
+    import msgspec
+
+    from omnigate import ChatResponse
+
+    encode = msgspec.json.Encoder().encode
+    decode = msgspec.json.Decoder(ChatResponse).decode
+    host, _, port = case["url"].removeprefix("http://").partition(":")
+    head = (
+        f"POST /v1/chat HTTP/1.1\r\nhost: {host}:{port}\r\nuser-agent: bare\r\naccept: */*\r\n"
+        f"x-api-key: {KEY}\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    ).encode()
+    free: list[Any] = []
+
+    class Response:
+        def __init__(self) -> None:
+            self.headers: list[tuple[bytes, bytes]] = []
+            self.body: list[bytes] = []
+            self.done = False
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self.headers.append((name, value))
+
+        def on_body(self, body: bytes) -> None:
+            self.body.append(body)
+
+        def on_message_complete(self) -> None:
+            self.done = True
+
+    async def call() -> object:
+        stream = free.pop() if free else await anyio.connect_tcp(host, int(port))
+        body = encode({"model": MODEL, "messages": MESSAGES})
+        await stream.send(head % len(body) + body)
+        response = Response()
+        parser = httptools.HttpResponseParser(response)
+        while not response.done:
+            parser.feed_data(await stream.receive(65_536))
+        free.append(stream)
+        return decode(b"".join(response.body))
+
+    yield call
+    for stream in free:
+        await stream.aclose()
+
+
+@asynccontextmanager
+async def ours(case: Case) -> AsyncIterator[Call]:
+    """`AsyncClient.chat`, whole."""
+    from omnigate import AnyIOTransport, AsyncClient
+
+    verify: Any = _trusting(case) or True
+    transport = AnyIOTransport(max_connections=None, verify=verify)
+    async with AsyncClient(KEY, base_url=case["url"], transport=transport) as client:
+        yield lambda: client.chat(model=MODEL, messages=MESSAGES)
+
+
+@asynccontextmanager
+async def published(case: Case) -> AsyncIterator[Call]:
+    """The same program with 0.1.0."""
+    from omnigate import AsyncClient
+
+    async with AsyncClient(KEY, base_url=case["url"]) as client:
+        yield lambda: client.chat(model=MODEL, messages=MESSAGES)
+
+
+@asynccontextmanager
+async def openai(case: Case) -> AsyncIterator[Call]:
+    """The OpenAI SDK against the gateway's OpenAI-compatible endpoint."""
+    from openai import AsyncOpenAI
+
+    async with AsyncOpenAI(api_key=KEY, base_url=f"{case['url']}/v1") as client:
+        yield lambda: client.chat.completions.create(model=MODEL, messages=MESSAGES)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def aiohttp(case: Case) -> AsyncIterator[Call]:
+    """`ClientSession.post` and msgspec, with as many connections as are needed."""
+    import aiohttp as library
+    import msgspec
+
+    from omnigate import ChatResponse
+
+    encode = msgspec.json.Encoder().encode
+    decode = msgspec.json.Decoder(ChatResponse).decode
+    url = f"{case['url']}/v1/chat"
+    headers = {"x-api-key": KEY, "content-type": "application/json"}
+    connector = library.TCPConnector(limit=0, ssl=_trusting(case) or True)
+    async with library.ClientSession(connector=connector, headers=headers) as session:
+
+        async def call() -> object:
+            body = encode({"model": MODEL, "messages": MESSAGES})
+            async with session.post(url, data=body) as response:
+                return decode(await response.read())
+
+        yield call
+
+
+def _trusting(case: Case) -> ssl.SSLContext | None:
+    return ssl.create_default_context(cafile=case["authority"]) if case.get("authority") else None
+
+
+ASYNC = {"bare": bare, "ours": ours, "published": published, "openai": openai, "aiohttp": aiohttp}
+
+
+async def _workers(call: Call, calls: int, concurrency: int) -> int:
+    """Make `calls` calls, `concurrency` at a time."""
+
+    async def worker() -> None:
+        for _ in range(calls // concurrency):
+            await call()
+
+    if "anyio" not in sys.modules and "trio" not in sys.modules:
+        await asyncio.gather(*(worker() for _ in range(concurrency)))
+    else:
+        import anyio
+
+        async with anyio.create_task_group() as group:
+            for _ in range(concurrency):
+                group.start_soon(worker)
+    return calls // concurrency * concurrency
+
+
+async def measure_calls(contender: str, case: Case) -> dict[str, float]:
+    """Return the microseconds of CPU time that a chat takes its client."""
+    async with ASYNC[contender](case) as call:
+        await _workers(call, case["concurrency"], case["concurrency"])  # opens the connections
+        await _workers(call, min(case["calls"], 512), min(case["concurrency"], 512))
+        gc.collect()
+        start = time.process_time()
+        made = await _workers(call, case["calls"], case["concurrency"])
+        return {"microseconds": (time.process_time() - start) / made * 1e6}
+
+
+# Streams
+
+
+async def measure_stream(contender: str, case: Case) -> dict[str, float]:
+    """Return the microseconds of CPU time that a chunk of a text stream takes its client."""
+    from omnigate import AsyncClient
+
+    async with AsyncClient(KEY, base_url=case["url"]) as client:
+
+        async def streams(count: int) -> int:
+            length = 0
+            for _ in range(count):
+                async for piece in client.chat_stream(model=MODEL, messages=MESSAGES):
+                    length += len(piece)
+            return length
+
+        await streams(1)
+        start = time.process_time()
+        length = await streams(case["streams"])
+        spent = time.process_time() - start
+    return _per_chunk(length, spent, case)
+
+
+def measure_sync_stream(contender: str, case: Case) -> dict[str, float]:
+    """The same with the sync client."""
+    with _sync_client(contender, case) as client:
+
+        def streams(count: int) -> int:
+            length = 0
+            for _ in range(count):
+                for piece in client.chat_stream(model=MODEL, messages=MESSAGES):
+                    length += len(piece)
+            return length
+
+        streams(1)
+        start = time.process_time()
+        length = streams(case["streams"])
+        spent = time.process_time() - start
+    return _per_chunk(length, spent, case)
+
+
+def _per_chunk(length: int, spent: float, case: Case) -> dict[str, float]:
+    chunks = length / len(" words ")
+    assert chunks == case["streams"] * case["chunks"], (chunks, case)
+    return {"microseconds": spent / chunks * 1e6}
+
+
+# Sync calls
+
+
+@contextmanager
+def _sync_client(contender: str, case: Case) -> Iterator[Any]:
+    from omnigate import Client
+
+    options = {"backend": case["backend"]} if contender == "ours" else {}
+    with Client(KEY, base_url=case["url"], **options) as client:
+        yield client
+
+
+def measure_sync_calls(contender: str, case: Case) -> dict[str, float]:
+    """Return how many chats a second a sync client makes from so many threads."""
+    with _sync_client(contender, case) as client:
+
+        def run(calls: int) -> None:
+            def work() -> None:
+                for _ in range(calls // case["threads"]):
+                    client.chat(model=MODEL, messages=MESSAGES)
+
+            threads = [threading.Thread(target=work) for _ in range(case["threads"])]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+        run(4 * case["threads"])
+        start, cpu = time.perf_counter(), time.process_time()
+        run(case["calls"])
+        made = case["calls"] // case["threads"] * case["threads"]
+        return {
+            "calls_per_second": made / (time.perf_counter() - start),
+            "microseconds": (time.process_time() - cpu) / made * 1e6,
+        }
+
+
+def main() -> None:
+    contender, case = sys.argv[1], json.loads(sys.argv[2])
+    if case["what"] in ("calls", "stream"):
+        measure = measure_calls if case["what"] == "calls" else measure_stream
+        if contender in ("published", "openai", "aiohttp"):
+            result = asyncio.run(measure(contender, case))
+        else:
+            import anyio
+
+            result = anyio.run(measure, contender, case, backend=case["backend"])
+    else:
+        result = {"sync_calls": measure_sync_calls, "sync_stream": measure_sync_stream}[case["what"]](
+            contender, case
+        )
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

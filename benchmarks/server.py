@@ -1,0 +1,163 @@
+"""A server of canned answers, in a process of its own, so that its CPU time is not on the client's bill.
+
+    python benchmarks/server.py [--tls CERTIFICATE] [--delay SECONDS] [--spacing SECONDS]
+
+Prints its port. It answers every request with the gateway's headers and a chat, one whose body has
+`"stream": true` with 2,000 small chunks of text, and under `/v1/chat/completions` with a chat completion. It
+never sleeps: it polls its sockets without a pause, so that a client pays for sending to it, but not for
+waking it up. Ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import heapq
+import json
+import ssl
+import sys
+import threading
+import time
+from collections import deque
+
+CHUNKS = 2_000
+HEADERS = (
+    b"date: Mon, 23 Nov 2026 09:14:39 GMT\r\nserver: uvicorn\r\n"
+    b"x-ratelimit-limit: 100000000\r\nx-ratelimit-remaining: 99999999\r\nx-ratelimit-reset: 20\r\n"
+    b"x-budget-project-daily-spend: 0.000000\r\nx-budget-project-daily-limit: 0.0000\r\n"
+    b"x-budget-org-daily-spend: 0.000000\r\nx-budget-org-daily-limit: 0.0000\r\n"
+    b"x-request-id: 4e46c95c-a1b4-45fc-9487-05cc64aad720\r\nx-llmgw-provider: openai\r\n"
+    b"x-llmgw-model: gpt-4o-mini\r\nx-llmgw-cached: false\r\nx-llmgw-fallback: false\r\n"
+)
+USAGE = {"prompt_tokens": 4, "completion_tokens": 5, "total_tokens": 9}
+TEXT = "echo[gpt-4o-mini]: Say hi in French"
+CHAT = {
+    "id": "chatcmpl-1",
+    "provider": "openai",
+    "model": "gpt-4o-mini",
+    "content": TEXT,
+    "usage": USAGE,
+    "cost_usd": 4e-06,
+    "finish_reason": "stop",
+    "cached": False,
+    "fallback_used": False,
+    "latency_ms": 40,
+}
+COMPLETION = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1_790_000_000,
+    "model": "gpt-4o-mini",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": TEXT}, "finish_reason": "stop"}],
+    "usage": USAGE,
+}
+
+
+def answer(value: object) -> bytes:
+    """Return a whole response with a JSON body."""
+    body = json.dumps(value).encode()
+    head = b"HTTP/1.1 200 OK\r\n%bcontent-length: %d\r\ncontent-type: application/json\r\n\r\n"
+    return head % (HEADERS, len(body)) + body
+
+
+CHAT_ANSWER = answer(CHAT)
+COMPLETION_ANSWER = answer(COMPLETION)
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\n" + HEADERS + b"content-type: text/plain; charset=utf-8\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
+STREAM_CHUNK = b"7\r\n words \r\n"
+
+
+class Answering(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.pending = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        pending = self.pending + data if self.pending else data
+        while (end := pending.find(b"\r\n\r\n")) >= 0:
+            head = pending[:end].lower()
+            start = head.find(b"content-length:")
+            length = int(head[start + 15 :].split(b"\r\n", 1)[0]) if start >= 0 else 0
+            if len(pending) < end + 4 + length:
+                break
+            body = pending[end + 4 : end + 4 + length]
+            pending = pending[end + 4 + length :]
+            if b'"stream":true' in body.replace(b" ", b""):
+                self.server.stream(self.transport)
+            elif b"/completions" in head[:40]:
+                self.server.send(self.transport, COMPLETION_ANSWER)
+            else:
+                self.server.send(self.transport, CHAT_ANSWER)
+        self.pending = pending
+
+
+class Server:
+    """Sends what is due: at once, or after its delay."""
+
+    def __init__(self, delay: float, spacing: float) -> None:
+        self.delay = delay
+        self.spacing = spacing
+        self.due: deque[tuple[float, asyncio.Transport, bytes]] = deque()  # all delays are equal: in order
+        self.streams: list[tuple[float, int, asyncio.Transport, int]] = []
+
+    def send(self, transport: asyncio.Transport, data: bytes) -> None:
+        if self.delay:
+            self.due.append((time.perf_counter() + self.delay, transport, data))
+        else:
+            transport.write(data)
+
+    def stream(self, transport: asyncio.Transport) -> None:
+        transport.write(STREAM_HEAD)
+        heapq.heappush(self.streams, (time.perf_counter(), id(transport), transport, CHUNKS))
+
+    async def run(self) -> None:
+        while True:
+            now = time.perf_counter()
+            while self.due and self.due[0][0] <= now:
+                _, transport, data = self.due.popleft()
+                if not transport.is_closing():
+                    transport.write(data)
+            while self.streams and self.streams[0][0] <= now:
+                at, key, transport, left = heapq.heappop(self.streams)
+                if transport.is_closing():
+                    continue
+                transport.write(STREAM_CHUNK if left else b"0\r\n\r\n")
+                if left:
+                    heapq.heappush(self.streams, (max(at + self.spacing, now), key, transport, left - 1))
+            await asyncio.sleep(0)
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tls", help="a PEM file with a private key and its certificate")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds before an answer")
+    parser.add_argument("--spacing", type=float, default=0.0, help="seconds between the chunks of a stream")
+    arguments = parser.parse_args()
+    context = None
+    if arguments.tls:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(arguments.tls)
+    server = Server(arguments.delay, arguments.spacing)
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(lambda: Answering(server), "127.0.0.1", 0, backlog=4_096, ssl=context)
+    print(listener.sockets[0].getsockname()[1], flush=True)
+    running = asyncio.ensure_future(server.run())
+    threading.Thread(
+        target=lambda: (sys.stdin.read(), loop.call_soon_threadsafe(running.cancel)), daemon=True
+    ).start()
+    try:
+        await running
+    except asyncio.CancelledError:
+        pass
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,44 @@
+"""What one small chunk of a text stream costs its client: python -m benchmarks.streams [--quick] [--json FILE]."""
+
+from __future__ import annotations
+
+from benchmarks.harness import Check, Result, main, run, server
+from benchmarks.server import CHUNKS
+
+SPACINGS = {"as fast as they come": 0.0, "one by one": 0.0003}
+
+
+def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
+    """Measure all contenders and compare."""
+    results: dict[tuple[str, str, str, str], Result] = {}
+    rounds, streams = (1, 1) if quick else (5, 3)
+    with server() as fast, server("--spacing", str(SPACINGS["one by one"])) as slow:
+        ports = dict(zip(SPACINGS, (fast, slow), strict=True))
+        for spacing, port in ports.items():
+            for what in ("stream", "sync_stream"):
+                for contender, backend in (("ours", "asyncio"), ("ours", "trio"), ("published", "asyncio")):
+                    case = {
+                        "what": what,
+                        "url": f"http://127.0.0.1:{port}",
+                        "backend": backend,
+                        "streams": streams,
+                        "chunks": CHUNKS,
+                    }
+                    results[contender, backend, what, spacing] = Result(contender, case, rounds)
+        run(list(results.values()))
+    checks = [
+        Check(
+            f"{'sync' if what == 'sync_stream' else 'async'} on {backend}, {spacing}, beside 0.1.0",
+            results["ours", backend, what, spacing].figures["microseconds"],
+            results["published", "asyncio", what, spacing].figures["microseconds"],
+            0.25,
+        )
+        for what in ("stream", "sync_stream")
+        for spacing in SPACINGS
+        for backend in ("asyncio", "trio")
+    ]
+    return f"CPU time of the client for one of {CHUNKS:,} small chunks", list(results.values()), checks
+
+
+if __name__ == "__main__":
+    main(benchmark)

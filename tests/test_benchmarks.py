@@ -1,0 +1,47 @@
+"""The benchmarks run: each contender that needs nothing beyond the tests' own dependencies, for a few calls."""
+
+import math
+from typing import Any
+
+import pytest
+
+from benchmarks.harness import Check, Result, measure, report, run, server
+from benchmarks.server import CHUNKS
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("contender", ["bare", "ours", "openai"])
+def test_a_contender_makes_its_calls(contender: str, backend: str) -> None:
+    with server() as port:
+        case = {"what": "calls", "url": f"http://127.0.0.1:{port}", "concurrency": 4, "calls": 16}
+        assert measure(contender, case | {"backend": backend})["microseconds"] > 0
+
+
+@pytest.mark.parametrize("what", ["stream", "sync_stream"])
+def test_a_stream_is_read_whole(what: str) -> None:
+    with server("--delay", "0.001") as port:
+        case = {"what": what, "url": f"http://127.0.0.1:{port}", "backend": "asyncio"}
+        assert measure("ours", case | {"streams": 1, "chunks": CHUNKS})["microseconds"] > 0
+
+
+def test_the_best_of_all_rounds_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    with server() as port:
+        case: dict[str, Any] = {
+            "what": "sync_calls",
+            "url": f"http://127.0.0.1:{port}",
+            "backend": "trio",
+            "threads": 2,
+            "calls": 8,
+        }
+        result = Result("ours", case, rounds=2)
+        run([result])
+    assert math.isfinite(result.figures["calls_per_second"])
+    result.add({"calls_per_second": 1e9, "microseconds": 1e9})
+    assert result.figures["calls_per_second"] == 1e9
+    assert result.figures["microseconds"] < 1e9
+    report(
+        "A title",
+        [Check("met", 1.0, 2.0, 0.5), Check("missed", 1.0, 2.0, 0.4), Check("more", 4.0, 2.0, 2.0, True)],
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-2] for line in lines[-3:]] == ["yes", "NO", "yes"]
