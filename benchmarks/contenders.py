@@ -4,8 +4,8 @@
 
 Prints a JSON object of what was measured. Each contender is a function that opens what it needs and hands a
 `call` to the measurement; all send the same request with the same key and decode the answer into their own
-type. Nothing of this package is imported here unless it is the contender: 0.1.0 has the same import name and runs
-with an interpreter of its own.
+type. Nothing of this package is imported here unless it is the contender: 0.1.0 has the same import name and
+runs with an interpreter of its own.
 """
 
 from __future__ import annotations

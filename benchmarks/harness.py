@@ -34,7 +34,7 @@ def published_python() -> Path:
 @contextmanager
 def server(*options: str) -> Iterator[str]:
     """Run the server of canned answers and yield its port."""
-    command = [sys.executable, HERE / "server.py", *options]
+    command = [sys.executable, str(HERE / "server.py"), *options]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import heapq
 import json
 import ssl
@@ -153,10 +154,8 @@ async def main() -> None:
     threading.Thread(
         target=lambda: (sys.stdin.read(), loop.call_soon_threadsafe(running.cancel)), daemon=True
     ).start()
-    try:
+    with contextlib.suppress(asyncio.CancelledError):
         await running
-    except asyncio.CancelledError:
-        pass
 
 
 if __name__ == "__main__":

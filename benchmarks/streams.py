@@ -1,4 +1,4 @@
-"""What one small chunk of a text stream costs its client: python -m benchmarks.streams [--quick] [--json FILE]."""
+"""What a chunk of a text stream costs its client: python -m benchmarks.streams [--quick] [--json FILE]."""
 
 from __future__ import annotations
 

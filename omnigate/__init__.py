@@ -23,8 +23,11 @@ from omnigate.exceptions import (
     InvalidArgumentError,
     InvalidArgumentTypeError,
     InvalidResponseError,
+    JournalError,
+    NotStartedError,
     ProviderError,
     ProviderRateLimitError,
+    RaceError,
     RateLimitError,
     StreamClosedError,
     TimeoutError,
@@ -51,6 +54,7 @@ from omnigate.models import (
     StreamChunk,
     Usage,
 )
+from omnigate.outcome import BatchStats, Outcome
 from omnigate.retry import RetryConfig
 from omnigate.streaming import ChatStream, CompletionStream
 from omnigate.transport.anyio_transport import AnyIOTransport
@@ -64,6 +68,7 @@ __all__ = [
     "AsyncAdminClient",
     "AsyncClient",
     "AuthError",
+    "BatchStats",
     "Budget",
     "BudgetExceededError",
     "CallOptions",
@@ -81,6 +86,7 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidArgumentTypeError",
     "InvalidResponseError",
+    "JournalError",
     "ListResult",
     "MeResponse",
     "Message",
@@ -91,11 +97,14 @@ __all__ = [
     "MetricsTotals",
     "ModelInfo",
     "ModelPricing",
+    "NotStartedError",
     "OrgInfo",
+    "Outcome",
     "ProjectCreated",
     "ProjectInfo",
     "ProviderError",
     "ProviderRateLimitError",
+    "RaceError",
     "RateLimit",
     "RateLimitError",
     "RetryConfig",

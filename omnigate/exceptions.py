@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import builtins
 import re
+from collections.abc import Sequence
 from typing import Any, cast
 
 __all__ = [
@@ -25,8 +26,11 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidArgumentTypeError",
     "InvalidResponseError",
+    "JournalError",
+    "NotStartedError",
     "ProviderError",
     "ProviderRateLimitError",
+    "RaceError",
     "RateLimitError",
     "StreamClosedError",
     "TimeoutError",
@@ -160,6 +164,22 @@ class ClientClosedError(GatewayError, RuntimeError):
 
 class StreamClosedError(GatewayError, RuntimeError):
     """A stream was read after it had been closed or cancelled before its end, or by two tasks at once."""
+
+
+class NotStartedError(GatewayError, RuntimeError):
+    """Something that lives in a `with` or `async with` block was used outside of it."""
+
+
+class JournalError(GatewayError):
+    """The journal of a batch cannot be used or written, or what it holds contradicts the batch's items."""
+
+
+class RaceError(ExceptionGroup[GatewayError], GatewayError):
+    """All calls of a race failed; `exceptions` are their errors, in the order of the models."""
+
+    def derive(self, excs: Sequence[GatewayError], /) -> RaceError:  # type: ignore[override]
+        """Return a group of some of these errors, as `split` and `except*` need it."""
+        return RaceError(self.message, excs)
 
 
 class ForkedClientError(GatewayError, RuntimeError):
