@@ -51,19 +51,26 @@ class Connection:
         self.used = False
         raw_socket = stream.extra(SocketAttribute.raw_socket, None)
         self._tls: ssl.SSLObject | None = stream.extra(TLSAttribute.ssl_object, None)
-        # What anyio has read from an asyncio transport already, which only uvloop lets happen unasked.
-        self._queue: Any = getattr(getattr(stream, "_protocol", None), "read_queue", None)
-        self._poll: Callable[[int], list[Any]] | None = None
-        if raw_socket is not None:
-            poll = select.poll()
-            poll.register(raw_socket.fileno(), select.POLLIN)
-            self._poll = poll.poll
+        # What anyio has read from an asyncio transport already: uvloop lets it happen unasked, and of what
+        # came at once TLS takes a part.
+        beneath = getattr(stream, "transport_stream", stream)
+        self._queue: Any = getattr(getattr(beneath, "_protocol", None), "read_queue", None)
+        self._poll = None if raw_socket is None else _poll_of(raw_socket)
 
     def is_quiet(self) -> bool:
         """Return whether nothing has come since the last response, not even the end of the connection."""
         if (self._poll is not None and self._poll(0)) or self._queue:
             return False
-        return self._tls is None or not self._tls.pending()
+        if self._tls is None:
+            return True
+        try:
+            # What came in the last packet after the response's last record is not at the socket any more.
+            self._tls.read(1)
+        except ssl.SSLWantReadError:
+            return True
+        except ssl.SSLError:
+            pass
+        return False
 
     def close(self) -> None:
         """Close it, at once."""
@@ -71,6 +78,15 @@ class Connection:
             self.state = "closed"
             self._poll = None
             close_now(self.stream)
+
+
+def _poll_of(raw_socket: socket.socket) -> Callable[[int], list[Any]]:
+    """Return what tells whether a socket has something to be read, or has ended; its argument is 0."""
+    if not hasattr(select, "poll"):  # Windows
+        return lambda timeout: select.select([raw_socket], [], [], timeout)[0]
+    poll = select.poll()
+    poll.register(raw_socket.fileno(), select.POLLIN)
+    return poll.poll
 
 
 def close_now(stream: Any) -> None:

@@ -1,6 +1,8 @@
 """TLS against a real server whose certificate was made here, by an authority made here."""
 
 import ssl
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,6 +198,63 @@ async def test_closing_does_not_wait_for_the_peers_farewell(identity: Identity) 
             await transport.aclose()
         assert transport.stats()["idle"] == 0
         release.set()
+
+
+class Records:
+    """The server's side of TLS, record by record: what is sent in one packet is the test's own."""
+
+    def __init__(self, peer: Peer, context: ssl.SSLContext) -> None:
+        self.peer = peer
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+
+    async def call(self, func: Callable[[], object]) -> object:
+        while True:
+            try:
+                return func()
+            except ssl.SSLWantReadError:
+                await self.flush()
+                self.incoming.write(await self.peer.stream.receive())
+
+    async def flush(self) -> None:
+        if self.outgoing.pending:
+            await self.peer.send(self.outgoing.read())
+
+
+UNASKED = b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nunasked"
+
+
+@pytest.mark.parametrize(
+    "unasked", [UNASKED, UNASKED + b"x" * 200_000, None], ids=["one", "many", "farewell"]
+)
+async def test_a_connection_on_which_a_record_came_unasked_is_not_used_again(
+    identity: Identity, unasked: bytes | None
+) -> None:
+    """It may have arrived in the response's own packet: there is nothing to be seen at the socket, then."""
+
+    async def handle(peer: Peer) -> None:
+        records = Records(peer, identity.server)
+        await records.call(records.tls.do_handshake)
+        while True:
+            await records.call(lambda: records.tls.read(65_536))
+            records.tls.write(OK)
+            if unasked is not None:
+                records.tls.write(unasked)
+            else:
+                with suppress(ssl.SSLWantReadError):
+                    records.tls.unwrap()
+            await records.flush()
+            if unasked is None:
+                await peer.closed()
+                return
+
+    async with serving(handle) as server:
+        transport = AnyIOTransport(verify=identity.trusting)
+        for count in range(1, 4):
+            request = httpx.Request("POST", f"https://localhost:{server.port}/")  # never sent again once sent
+            assert await (await transport.handle_async_request(request)).aread() == b"ok"
+            assert server.accepted == count
+        await transport.aclose()
 
 
 async def test_a_large_answer_in_many_records(identity: Identity) -> None:
