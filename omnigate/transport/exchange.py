@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import suppress
 from typing import Any, Final, TypeAlias, cast
 
 import anyio
@@ -32,7 +33,7 @@ class Exchange:
         self._timeouts = timeouts
         self._reader = ResponseReader(message.method)
         self._sent = False  # bytes of the request may have been written
-        self._is_cut_short = False  # the response came before the whole request was written
+        self._is_cut_short = False  # not all of the request was written
 
     def run(self) -> Awaitable[None]:
         """Exchange the request for the head of its response; to be awaited.
@@ -40,9 +41,10 @@ class Exchange:
         Raises:
             httpx.TransportError: as httpx's own transports raise it.
         """
-        if self._message.body is not None:
-            return self._stream(self._message.body)
-        return self._connection.limit.run(httpx.WriteTimeout, self._timeouts.get("write"), self._whole)
+        message = self._message
+        if message.body is not None or len(message.start) > _SMALL_BYTES:
+            return self._large()
+        return self._connection.limit.run(httpx.WriteTimeout, self._timeouts.get("write"), self._small)
 
     def may_repeat(self, error: BaseException) -> bool:
         """Return whether the request can go out once more on another connection, doing nothing twice."""
@@ -56,12 +58,12 @@ class Exchange:
         """Return the response, which from now on owns the connection."""
         reader = self._reader
         assert reader.head is not None
-        if self._is_cut_short:
+        if self._is_cut_short or self._message.closes:
             reader.forbid_reuse()
         stream = ResponseStream(pool, self._connection, reader, self._timeouts.get("read"))
         return RawResponse(reader.status_code, reader.head, stream)
 
-    async def _whole(self) -> None:
+    async def _small(self) -> None:
         """Send the request at once and read the head, under one limit, which is moved between the two."""
         stream, reader, timeouts = self._connection.stream, self._reader, self._timeouts
         try:
@@ -72,51 +74,58 @@ class Exchange:
                 self._connection.limit.kind = httpx.ReadTimeout  # writing took next to nothing of it
             else:
                 self._connection.limit.move(httpx.ReadTimeout, read)
+            reader.feed(await stream.receive(MAX_RECEIVE_BYTES))
             while reader.head is None:
+                self._connection.limit.move(httpx.ReadTimeout, read)
                 reader.feed(await stream.receive(MAX_RECEIVE_BYTES))
         except anyio.EndOfStream:
             reader.end()
         except _BROKEN as error:
-            raise self._broken(error, len(self._message.start)) from error
+            # of a small request the kernel takes all or nothing
+            raise (httpx.ReadError if self._sent else httpx.WriteError)(_words(error)) from error
 
-    def _broken(self, error: BaseException, length: int) -> httpx.NetworkError:
-        if self._sent:
-            return httpx.ReadError(_words(error))
-        self._sent = length > _SMALL_BYTES  # of a small request the kernel takes all or nothing
-        return httpx.WriteError(_words(error))
-
-    async def _stream(self, body: AsyncIterator[bytes]) -> None:
-        """Send the request as its body comes, and read the head."""
+    async def _large(self) -> None:
+        """Send the request, at once or as its body comes, and read the head, each under its own limit."""
+        body = self._message.body
+        self._sent = True  # if it breaks off, nobody knows where
         try:
-            try:
+            if body is None:
+                await self._send(self._message.start)
+            else:
                 await self._send_stream(body)
-            finally:
-                if isinstance(body, AsyncGenerator):  # which may have been left in the middle
-                    await bounded(cast("AsyncGenerator[bytes, None]", body).aclose)
         except httpx.WriteError:
+            if not self._is_cut_short:  # it is an error of the body
+                raise
             # The server may have answered and closed without reading all of the request.
-            self._is_cut_short = True
-            try:
+            with suppress(httpx.NetworkError, httpx.RemoteProtocolError):
                 await self._receive_head()
-            except (httpx.NetworkError, httpx.RemoteProtocolError):
-                self._reader.started = True
             if self._reader.head is None:
                 raise
         else:
             await self._receive_head()
 
     async def _send(self, data: bytes) -> None:
+        write = self._timeouts.get("write")
+        await self._connection.limit.run(httpx.WriteTimeout, write, self._send_now, data)
+
+    async def _send_now(self, data: bytes) -> None:
         try:
             await self._connection.stream.send(data)
         except _BROKEN as error:
+            self._is_cut_short = True
             raise httpx.WriteError(_words(error)) from error
 
     async def _send_stream(self, body: AsyncIterator[bytes]) -> None:
         """Send a body as it comes; waiting for it is nobody's limit."""
-        message = self._message
-        pending = message.start
-        left = message.length
-        write = self._timeouts.get("write")
+        try:
+            await self._send_pieces(body)
+        finally:
+            if isinstance(body, AsyncGenerator):  # which may have been left in the middle
+                await bounded(cast("AsyncGenerator[bytes, None]", body).aclose)
+
+    async def _send_pieces(self, body: AsyncIterator[bytes]) -> None:
+        pending = self._message.start
+        left = self._message.length
         async for chunk in body:
             if not chunk:
                 continue
@@ -127,14 +136,14 @@ class Exchange:
                 if left < 0:
                     raise httpx.LocalProtocolError("the request's body is longer than its Content-Length")
                 pending += chunk
-            await self._connection.limit.run(httpx.WriteTimeout, write, self._send, pending)
+            await self._send(pending)
             pending = b""
         if left:
             raise httpx.LocalProtocolError("the request's body is shorter than its Content-Length")
         if left is None:
             pending += b"0\r\n\r\n"
         if pending:
-            await self._connection.limit.run(httpx.WriteTimeout, write, self._send, pending)
+            await self._send(pending)
 
     async def _receive_head(self) -> None:
         connection, reader = self._connection, self._reader

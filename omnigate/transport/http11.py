@@ -30,6 +30,7 @@ _SHORTEST_EXCESS: Final = 4 * MAX_HEADERS
 
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _UNSAFE_VALUE: Final = re.compile(rb"[\x00\r\n]")
+_CLOSE: Final = re.compile(rb"\r\nconnection:(?:[^\r]*,)?[ \t]*close[ \t]*[,\r]", re.IGNORECASE)
 _TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+\Z")
 
 
@@ -97,6 +98,7 @@ class OutgoingMessage(NamedTuple):
         start: the whole message, or, where the body is a stream, its head.
         body: the body, where it is a stream.
         length: the length of that stream; None where it is sent in chunks.
+        closes: whether it says that no other request follows on its connection.
     """
 
     method: str
@@ -104,6 +106,7 @@ class OutgoingMessage(NamedTuple):
     start: bytes
     body: AsyncIterator[bytes] | None
     length: int | None = None
+    closes: bool = False
 
 
 def outgoing(request: httpx.Request) -> OutgoingMessage:
@@ -115,6 +118,7 @@ def outgoing(request: httpx.Request) -> OutgoingMessage:
     """
     origin = origin_of(request.url)
     head = request_head(request.method, request.url.raw_path, request.headers.raw) + b"\r\n"
+    closes = _CLOSE.search(head) is not None
     lengths = request.headers.get_list("content-length")
     codings = request.headers.get_list("transfer-encoding")
     if len(lengths) > 1 or (lengths and codings) or (codings and codings != ["chunked"]):
@@ -132,14 +136,14 @@ def outgoing(request: httpx.Request) -> OutgoingMessage:
             content = b"0\r\n\r\n"
         elif (length or 0) != len(content):
             raise httpx.LocalProtocolError("the request's body is not as long as its Content-Length")
-        return OutgoingMessage(request.method, origin, head + content, None)
+        return OutgoingMessage(request.method, origin, head + content, None, None, closes)
     if not lengths and not codings:
         raise httpx.LocalProtocolError(
             "a request with a streamed body needs Content-Length or Transfer-Encoding"
         )
     if not isinstance(request.stream, AsyncIterable):
         raise RuntimeError("a sync request body cannot be sent by an async transport")
-    return OutgoingMessage(request.method, origin, head, aiter(request.stream), length)
+    return OutgoingMessage(request.method, origin, head, aiter(request.stream), length, closes)
 
 
 def origin_of(url: httpx.URL) -> Origin:

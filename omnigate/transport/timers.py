@@ -139,6 +139,8 @@ class Limit:
 
     def move(self, kind: type[httpx.TimeoutException], seconds: float | None) -> None:
         """Let the limit be `seconds` from now on, while `run` runs."""
+        if self._is_reached:
+            return
         self.kind = kind
         self._seconds = seconds
         if self._watch is not None:

@@ -42,6 +42,22 @@ CASES = {
     "until the connection ends": Case(HEAD + b"Content-Type: text/plain\r\n\r\nhello", b"hello", False, ends=True),
     "nothing until the connection ends": Case(HEAD + b"\r\n", b"", False, ends=True),
     "connection: close": Case(HEAD + b"Connection: close\r\nContent-Length: 2\r\n\r\nok", b"ok", False),
+    "connection: a list": Case(
+        HEAD + b"connection: Keep-Alive, CLOSE\r\nContent-Length: 2\r\n\r\nok", b"ok", False
+    ),
+    "connection: two lines": Case(
+        HEAD + b"Connection: keep-alive\r\nConnection: x,close\r\nContent-Length: 2\r\n\r\nok", b"ok", False
+    ),
+    "connection: closed": Case(HEAD + b"Connection: closed\r\nContent-Length: 2\r\n\r\nok", b"ok", True),
+    "an upgrade that is only offered": Case(
+        HEAD + b"Upgrade: h2\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\nok", b"ok", True
+    ),
+    "chunked, closed": Case(
+        HEAD + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n!\r\n0\r\n\r\n", b"!", False
+    ),
+    "HTTP/1.0 chunked": Case(
+        b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n!\r\n0\r\n\r\n", b"!", False
+    ),
     "HTTP/1.0": Case(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", b"ok", False),
     "HTTP/1.0 kept alive": Case(
         b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok", b"ok", True

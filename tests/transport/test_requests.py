@@ -3,12 +3,13 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
 from omnigate.transport.anyio_transport import AnyIOTransport
 
-from ..support.fake_streams import FakeNetwork
+from ..support.fake_streams import FakeNetwork, FakeStream
 from ..support.servers import OK, Peer, Received, serving, until
 
 pytestmark = pytest.mark.anyio
@@ -17,6 +18,25 @@ pytestmark = pytest.mark.anyio
 async def chunks(*parts: bytes) -> AsyncGenerator[bytes, None]:
     for part in parts:
         yield part
+
+
+class Parts:
+    """A body of these parts, or an error in place of one."""
+
+    def __init__(self, *parts: bytes | Exception) -> None:
+        self.parts = list(parts)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await anyio.lowlevel.checkpoint()
+        if not self.parts:
+            raise StopAsyncIteration
+        part = self.parts.pop(0)
+        if isinstance(part, Exception):
+            raise part
+        return part
 
 
 async def exchange(transport: AnyIOTransport, request: httpx.Request) -> httpx.Response:
@@ -134,6 +154,61 @@ async def test_an_answer_that_comes_before_the_whole_request_was_sent_is_read() 
         except httpx.WriteError:
             pass  # the reset was faster than the answer, which the kernel then throws away
         assert transport.stats()["in_use"] == transport.stats()["idle"] == 0
+        await transport.aclose()
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig", b"", b"nonsense\r\n\r\n"]
+)
+async def test_what_a_server_says_before_it_breaks_off_a_large_request_is_read(
+    answer: bytes, is_streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaking(self: FakeStream, item: bytes) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.incoming.append(answer)
+        raise anyio.BrokenResourceError
+
+    network = FakeNetwork()
+    transport = AnyIOTransport()
+    transport._connect = network  # type: ignore[assignment]
+    await exchange(transport, httpx.Request("GET", "http://a.test/"))
+    monkeypatch.setattr(FakeStream, "send", breaking)
+    large = b"a" * 100_000
+    request = httpx.Request("POST", "http://a.test/", content=Parts(large) if is_streamed else large)
+    if b"413" in answer:
+        response = await exchange(transport, request)
+        assert (response.status_code, response.content) == (413, b"big")
+    else:
+        with pytest.raises(httpx.WriteError):
+            await exchange(transport, request)
+    assert len(network.streams) == 1
+    assert network.open == transport.stats()["in_use"] == transport.stats()["idle"] == 0
+
+
+async def test_an_error_of_the_body_is_not_taken_for_one_of_the_connection() -> None:
+    """As of a body that comes from another request of httpx."""
+
+    network = FakeNetwork(answer=lambda _: None)
+    transport = AnyIOTransport()
+    transport._connect = network  # type: ignore[assignment]
+    with anyio.fail_after(2), pytest.raises(httpx.WriteError, match="elsewhere"):
+        await exchange(
+            transport,
+            httpx.Request("POST", "http://a.test/", content=Parts(b"one", httpx.WriteError("elsewhere"))),
+        )
+    assert network.open == transport.stats()["in_use"] == 0
+
+
+@pytest.mark.parametrize("value", ["close", "Close", "keep-alive, close"])
+async def test_after_a_request_that_says_close_its_connection_is_closed(value: str) -> None:
+    """RFC 9112, section 9.6: no further request may follow, whatever the response says."""
+    async with serving(OK) as server:
+        transport = AnyIOTransport()
+        for _ in range(2):
+            await exchange(transport, httpx.Request("GET", server.url, headers={"Connection": value}))
+            assert transport.stats()["idle"] == 0
+        assert server.accepted == 2
         await transport.aclose()
 
 

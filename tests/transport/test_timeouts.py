@@ -81,6 +81,36 @@ async def test_read_of_the_body_is_for_each_piece_not_for_all() -> None:
 
 
 @pytest.mark.virtual_time
+@pytest.mark.parametrize("seconds", [3, 3.0])
+async def test_read_of_the_head_is_for_each_piece_and_begins_when_the_request_is_written(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    send_now = FakeStream.send
+
+    async def slowly(self: FakeStream, item: bytes) -> None:
+        await anyio.sleep(2)
+        await send_now(self, item)
+
+    monkeypatch.setattr(FakeStream, "send", slowly)
+    network = FakeNetwork(answer=lambda _: None)
+    transport = over(network)
+
+    async def answer() -> None:
+        await anyio.sleep(2)
+        for piece in [b"HTTP/1.1 102 Processing\r\n\r\n"] * 5 + [b"HTTP/1.1 200 OK\r\n", OK[17:]]:
+            await anyio.sleep(2)
+            network.streams[0].incoming.append(piece)
+            network.streams[0].arrived.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(answer)
+        timeouts = {"write": seconds, "read": seconds}
+        request = httpx.Request("POST", URL, content=b"x" * 100_000, extensions={"timeout": timeouts})
+        response = await transport.handle_async_request(request)
+        assert await response.aread() == b"ok"
+
+
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("is_streamed", [False, True])
 async def test_write(monkeypatch: pytest.MonkeyPatch, is_streamed: bool) -> None:
     async def stuck(self: FakeStream, item: bytes) -> None:
