@@ -30,7 +30,7 @@ from omnigate.outcome import Outcome
 from omnigate.redaction import redact
 
 _BEGINNING = b'{"id":"omnigate-'
-_BLOCK_BYTES = 256 * 1024
+_BLOCK_BYTES = 64 * 1024
 _REQUEST_ID = re.compile(rb"\r\nx-request-id:([^\r\n]*)", re.IGNORECASE)
 
 
@@ -238,7 +238,7 @@ def split_lines(read_at: Callable[[int, int], bytes]) -> Iterator[tuple[int, byt
     """Yield the lines of a file with their offsets, without their newlines, in bounded memory.
 
     What comes after the last newline is a line too, unless it is empty. Memory is bounded by a block of
-    256 KiB and a few times the longest line.
+    64 KiB and a few times the longest line.
 
     Args:
         read_at: called with an offset and a number of bytes; returns at most that many, b"" at the end.

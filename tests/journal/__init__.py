@@ -1,0 +1,54 @@
+"""The journal of a batch. Here: what its tests share."""
+
+from typing import Any
+
+from omnigate import GatewayError
+from omnigate.journal import Journal
+from omnigate.journal_lines import digest_of
+from omnigate.meta import Meta
+from omnigate.models import ChatRequest, ChatResponse, Usage
+from omnigate.outcome import Outcome
+
+
+def ask(text: str = "hello") -> ChatRequest:
+    return ChatRequest(model="m", messages=text)
+
+
+def answer(text: str = "hi", *, request_id: str | None = "req-1", **fields: Any) -> ChatResponse:
+    response = ChatResponse(
+        **{"id": "chatcmpl-1", "provider": "openai", "model": "m-2026", "content": text, **fields},
+        usage=Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3),
+    )
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 5"
+    if request_id is not None:
+        head += b"\r\nX-Request-Id: " + request_id.encode()
+    response._meta = Meta(200, head, attempts=1, elapsed=0.5)
+    return response
+
+
+def success(id: str = "a", index: int = 0, text: str = "hi", **fields: Any) -> Outcome:
+    response = answer(text, **fields)
+    return Outcome(index=index, id=id, request=ask(), response=response, attempts=2, elapsed=1.5)
+
+
+def failure(id: str = "a", index: int = 0, error: GatewayError | None = None) -> Outcome:
+    error = GatewayError("broken") if error is None else error
+    return Outcome(index=index, id=id, request=ask(), error=error, attempts=3, elapsed=2.5)
+
+
+DIGEST = digest_of(ask())
+
+
+def opened(path: Any) -> Journal:
+    journal = Journal(path)
+    journal.open()
+    return journal
+
+
+def fill(path: Any, *outcomes: Outcome, finished: bool = False) -> None:
+    """Write outcomes as a run does: each claimed before, each id once."""
+    journal = opened(path)
+    for outcome in outcomes:
+        journal.claim(outcome.id, DIGEST, outcome.index)
+        journal.write(outcome, DIGEST)
+    journal.close(finished=finished)
