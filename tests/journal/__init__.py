@@ -1,10 +1,14 @@
 """The journal of a batch. Here: what its tests share."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 from omnigate import GatewayError
 from omnigate.journal import Journal
-from omnigate.journal_lines import digest_of
+from omnigate.journal_lines import digest_of, encode_line
 from omnigate.meta import Meta
 from omnigate.models import ChatRequest, ChatResponse, Usage
 from omnigate.outcome import Outcome
@@ -52,3 +56,21 @@ def fill(path: Any, *outcomes: Outcome, finished: bool = False) -> None:
         journal.claim(outcome.id, DIGEST, outcome.index)
         journal.write(outcome, DIGEST)
     journal.close(finished=finished)
+
+
+def text(outcome: Outcome) -> bytes:
+    return encode_line(outcome, DIGEST, created=0)
+
+
+def ids_in(path: Path) -> list[str]:
+    """Return the ids of the lines; every one of them must be whole."""
+    data = path.read_bytes()
+    assert data == b"" or data.endswith(b"\n")
+    return [json.loads(line)["custom_id"] for line in data.splitlines()]
+
+
+def start(source: str, *arguments: Any) -> "subprocess.Popen[str]":
+    """Start a program in a process of its own, where it finds the tests."""
+    command = [sys.executable, "-c", source, *map(str, arguments)]
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)

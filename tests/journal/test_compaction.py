@@ -1,0 +1,215 @@
+"""One line for each id at the end of a finished run, whatever happens on the way."""
+
+import errno
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omnigate import JournalError
+
+from . import DIGEST, failure, fill, ids_in, opened, start, success, text
+
+
+def test_a_finished_run_leaves_one_line_an_id_in_the_order_they_ended(path: Path) -> None:
+    path.write_bytes(
+        b"".join(map(text, [failure("a"), success("b"), failure("c"), failure("a"), success("d")]))
+    )
+    journal = opened(path)
+    for index, id in enumerate("abcd"):
+        if journal.claim(id, DIGEST, index) is None:
+            journal.write(success(id, index) if id == "a" else failure(id, index), DIGEST)
+    journal.close(finished=True)
+    assert ids_in(path) == ["b", "d", "a", "c"]
+    journal = opened(path)
+    assert (len(journal), journal.replayable) == (4, 3)
+    journal.close(finished=False)
+
+
+def test_ids_of_earlier_runs_that_this_one_did_not_have_are_kept(path: Path) -> None:
+    fill(path, failure("a"), success("other"))
+    fill(path, success("a"), finished=True)
+    assert ids_in(path) == ["other", "a"]
+
+
+def test_a_run_that_is_left_early_keeps_all_lines(path: Path) -> None:
+    fill(path, failure("a"))
+    fill(path, success("a"), finished=False)
+    assert ids_in(path) == ["a", "a"]
+
+
+def test_a_journal_with_one_line_an_id_is_not_written_again(path: Path) -> None:
+    fill(path, success("a"), success("b", 1))
+    inode = path.stat().st_ino
+    opened(path).close(finished=True)
+    assert path.stat().st_ino == inode
+
+
+def test_lines_are_kept_byte_by_byte_whoever_wrote_them(path: Path) -> None:
+    spaced = json.dumps({"more": 1, **json.loads(text(success("b")))}).encode() + b"\r\n"
+    path.write_bytes(text(failure("a")) + spaced + text(success("a")))
+    opened(path).close(finished=True)
+    assert path.read_bytes() == spaced + text(success("a"))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("function", ["open", "fsync", "replace", "fchmod", "unlink"])
+@pytest.mark.parametrize(
+    "raised", [OSError(errno.ENOSPC, "No space left on device"), Killed()], ids=["OSError", "Killed"]
+)
+def test_a_compaction_that_fails_leaves_the_journal_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch, function: str, raised: BaseException
+) -> None:
+    fill(path, failure("a"), success("b", 1))
+    journal = opened(path)
+    journal.claim("a", DIGEST, 0)
+    journal.write(success("a"), DIGEST)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+
+        def fail(*_: Any, **__: Any) -> Any:
+            patch.undo()  # once
+            raise raised
+
+        patch.setattr(os, function, fail)
+        expected = JournalError if isinstance(raised, OSError) else Killed
+        with pytest.raises(expected) as caught:
+            journal.close(finished=True)
+    if isinstance(caught.value, JournalError):
+        assert "Cannot compact the journal" in str(caught.value)
+        assert "No space left on device" in str(caught.value)
+        assert "Nothing is lost" in caught.value.__notes__[0]
+        assert caught.value.__cause__ is raised
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    opened(path).close(finished=True)  # closed and unlocked; now it works
+    assert ids_in(path) == ["b", "a"]
+
+
+KILLED_COMPACTION = """
+import os, signal, sys
+from tests.journal import DIGEST, opened, success
+
+path, function, when = sys.argv[1:]
+journal = opened(path)
+journal.claim("a", DIGEST, 0)
+journal.write(success("a"), DIGEST)
+real = getattr(os, function)
+
+def die(*arguments, **keywords):
+    if when == "after":
+        real(*arguments, **keywords)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(os, function, die)
+journal.close(finished=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("function", ["open", "fsync", "replace"])
+def test_a_compaction_that_is_killed_leaves_one_journal_or_the_other(
+    path: Path, function: str, when: str
+) -> None:
+    fill(path, failure("a"), success("b", 1))
+    with start(KILLED_COMPACTION, path, function, when) as process:
+        assert process.wait() == -signal.SIGKILL
+    whole = ids_in(path)
+    assert whole == (["b", "a"] if (function, when) == ("replace", "after") else ["a", "b", "a"])
+    journal = opened(path)  # which removes what was left
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert (len(journal), journal.replayable) == (2, 2)
+    journal.close(finished=True)
+    assert ids_in(path) == ["b", "a"]
+
+
+def test_whoever_opens_during_a_compaction_finds_the_journal_in_use(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(path, failure("a"))
+    journal = opened(path)
+    journal.claim("a", DIGEST, 0)
+    journal.write(success("a"), DIGEST)
+    real, tried = os.replace, []
+
+    def replace(source: str, target: str) -> None:
+        for step in ("before", "after"):
+            with pytest.raises(JournalError, match="is in use"):
+                opened(path)
+            tried.append(step)
+            if step == "before":
+                real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    journal.close(finished=True)
+    assert tried == ["before", "after"]
+    assert ids_in(path) == ["a"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="replaces no open file")
+def test_a_file_that_is_replaced_between_its_opening_and_its_lock_is_opened_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    fill(path, success("old"))
+    real = fcntl.flock
+
+    def flock(fd: int, operation: int) -> None:
+        monkeypatch.undo()
+        other = path.with_suffix(".other")
+        fill(other, success("new"))
+        other.replace(path)
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    journal = opened(path)
+    assert journal.claim("new", DIGEST, 0) is not None
+    assert journal.claim("old", DIGEST, 1) is None
+    journal.close(finished=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="moves no open file")
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_journal_that_was_moved_away_is_not_compacted_over_another(path: Path, replaced: bool) -> None:
+    fill(path, failure("a"))
+    journal = opened(path)
+    journal.claim("a", DIGEST, 0)
+    journal.write(success("a"), DIGEST)
+    moved = path.rename(path.with_suffix(".moved"))
+    if replaced:
+        path.write_bytes(b"somebody else's")
+    with pytest.raises(JournalError, match="moved or deleted"):
+        journal.close(finished=True)
+    assert ids_in(moved) == ["a", "a"]
+    assert path.read_bytes() == b"somebody else's" if replaced else not path.exists()
+
+
+def test_a_journal_that_another_program_wrote_to_is_not_compacted(path: Path) -> None:
+    fill(path, failure("a"), success("b", 1))
+    journal = opened(path)
+    journal.claim("a", DIGEST, 0)
+    journal.write(success("a"), DIGEST)
+    data = path.read_bytes()
+    changed = data.replace(b'"b"', b'"x"')
+    path.write_bytes(changed)
+    with pytest.raises(JournalError, match="was changed by another program"):
+        journal.close(finished=True)
+    assert path.read_bytes() == changed
+
+
+def test_a_line_that_is_gone_when_it_is_needed_is_an_error(path: Path) -> None:
+    fill(path, success("a"), success("b", 1))
+    journal = opened(path)
+    os.truncate(path, 10)
+    with pytest.raises(JournalError, match="was changed by another program"):
+        journal.claim("a", DIGEST, 0)
+    journal.close(finished=False)

@@ -1,0 +1,313 @@
+"""The file under a journal: who may open it, what is no journal, and disks that do not take it."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from omnigate import JournalError
+from omnigate.journal import Journal
+from omnigate.journal_lines import encode_line
+
+from . import DIGEST, failure, fill, ids_in, opened, start, success
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such modes")
+def test_only_the_owner_can_read_it(path: Path) -> None:
+    fill(path, failure("a"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    fill(path, success("a"), finished=True)
+    assert ids_in(path) == ["a"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such modes")
+def test_compaction_keeps_the_mode_its_owner_gave_it(path: Path) -> None:
+    fill(path, failure("a"))
+    path.chmod(0o640)
+    fill(path, success("a"), finished=True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_line_is_in_the_file_when_write_returns(path: Path) -> None:
+    journal = opened(path)
+    for index in range(3):
+        journal.claim(str(index), DIGEST, index)
+        journal.write(success(str(index), index), DIGEST)
+        assert ids_in(path) == [str(number) for number in range(index + 1)]
+    journal.close(finished=False)
+
+
+def test_a_line_is_one_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = opened(path)
+    writes: list[int] = []
+    real = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        writes.append(len(data))
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    journal.claim("a", DIGEST, 0)
+    journal.write(success("a", 0, "x" * 100_000), DIGEST)
+    assert writes == [path.stat().st_size]
+    journal.close(finished=False)
+
+
+def test_a_symbolic_link_is_followed_and_stays_one(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.jsonl"
+    try:
+        link.symlink_to(path)
+    except OSError:
+        pytest.skip("no symbolic links here")
+    fill(link, failure("a"))
+    fill(link, success("a"), finished=True)
+    assert link.is_symlink()
+    assert ids_in(path) == ["a"]
+
+
+def test_a_change_of_directory_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill("journal.jsonl", failure("a"))
+    journal = opened("journal.jsonl")
+    journal.claim("a", DIGEST, 0)
+    journal.write(success("a"), DIGEST)
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    journal.close(finished=True)
+    assert ids_in(tmp_path / "journal.jsonl") == ["a"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["below", "journal.jsonl"]
+
+
+def test_closing_twice_is_closing_once_and_a_repr_tells_the_state(path: Path) -> None:
+    journal = Journal(path)
+    assert repr(journal) == f"<Journal {str(path)!r}: closed>"
+    journal.close(finished=True)
+    assert not path.exists()
+    journal.open()
+    journal.claim("a", DIGEST, 0)
+    journal.write(success("a"), DIGEST)
+    journal.claim("b", DIGEST, 1)
+    assert repr(journal) == f"<Journal {str(path)!r}: open, 1 ids, 1 claimed>"
+    journal.close(finished=False)
+    journal.close(finished=True)
+    assert repr(journal) == f"<Journal {str(path)!r}: closed>"
+
+
+# Paths that do not lead to a journal. Modes are no use here: they do not hold for root.
+
+
+def test_a_directory_is_no_journal(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="is a directory"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("below", "code"), [("file/journal.jsonl", errno.ENOTDIR), ("missing/journal.jsonl", errno.ENOENT)]
+)
+def test_a_path_that_cannot_be_opened_is_an_error_with_the_systems_reason(
+    tmp_path: Path, below: str, code: int
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(JournalError, match=rf"Cannot open the journal '.*': {os.strerror(code)}\.") as caught:
+        opened(tmp_path / below)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_a_path_with_a_nul_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="cannot be the path of a journal"):
+        opened(f"{tmp_path}/a\0b")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's")
+def test_a_device_is_no_journal() -> None:
+    with pytest.raises(JournalError, match="is not a regular file"):
+        opened("/dev/full")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no such files")
+def test_a_pipe_is_no_journal_and_is_not_waited_for(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(JournalError, match="is not a regular file"):
+        opened(path)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/version"), reason="Linux's")
+def test_a_path_that_nobody_can_write_is_an_error() -> None:
+    with pytest.raises(JournalError, match="/proc/version"):
+        opened("/proc/version")
+
+
+# Disks that do not take it.
+
+# A limit on the size of files stops a write where a full disk does: part of it is taken first.
+FULL_DISK = """
+import resource, sys
+from omnigate import JournalError
+from tests.journal import DIGEST, failure, opened, success
+
+path, limit = sys.argv[1], int(sys.argv[2])
+journal = opened(path)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+index = 0
+while True:
+    id = str(index)
+    journal.claim(id, DIGEST, index)
+    try:
+        journal.write(success(id, index, "x" * 300), DIGEST)
+    except JournalError as error:
+        print(index, error, type(error.__cause__).__name__)
+        break
+    index += 1
+try:  # the item has not ended: a shorter line may still find room
+    journal.write(failure(id, index), DIGEST)
+except JournalError:
+    print("no room")
+else:
+    print("room")
+journal.close(finished=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+@pytest.mark.parametrize(
+    ("lines", "spare", "fits"), [(5, 350, True), (5, 50, False), (5, 0, False), (0, 1, False)]
+)
+def test_a_full_disk_is_an_error_and_loses_nothing_that_was_done(
+    path: Path, lines: int, spare: int, fits: bool
+) -> None:
+    a_line = encode_line(success("0", 0, "x" * 300), DIGEST, created=1_795_000_000)
+    limit = lines * len(a_line) + spare
+    ran = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, path, str(limit)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert ran.returncode == 0, ran.stderr
+    first, second = ran.stdout.splitlines()
+    done = int(first.split()[0])
+    assert f"Cannot write to the journal {str(path)!r}: File too large." in first
+    assert first.endswith("OSError")
+    assert second == ("room" if fits else "no room")
+    assert ids_in(path) == [str(number) for number in range(done + fits)]
+    journal = opened(path)
+    assert journal.replayable == done == lines
+    journal.close(finished=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+def test_a_write_that_the_system_splits_is_completed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = opened(path)
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:100]))
+    journal.claim("a", DIGEST, 0)
+    journal.write(success("a"), DIGEST)
+    journal.close(finished=False)
+    assert ids_in(path) == ["a"]
+
+
+def test_a_file_that_has_become_unwritable_gets_no_half_lines(path: Path) -> None:
+    journal = opened(path)
+    journal.claim("a", DIGEST, 0)
+    journal.write(success("a"), DIGEST)
+    assert journal._file is not None
+    read_only = os.open(path, os.O_RDONLY)
+    os.dup2(read_only, journal._file._fd)  # as if the file system had been remounted read-only
+    os.close(read_only)
+    journal.claim("b", DIGEST, 1)
+    with pytest.raises(JournalError, match=rf"Cannot write to the journal .*: {os.strerror(errno.EBADF)}"):
+        journal.write(success("b", 1), DIGEST)
+    # It could not even be shortened, so nothing may be put behind what may be half a line.
+    with pytest.raises(JournalError, match="takes no more lines: half a line is at its end"):
+        journal.write(success("b", 1), DIGEST)
+    journal.close(finished=False)
+    assert ids_in(path) == ["a"]
+
+
+def test_after_an_interrupted_write_nothing_is_written_any_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = opened(path)
+    real = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        real(fd, data)
+        raise KeyboardInterrupt  # as Python does, once the system call has returned
+
+    journal.claim("a", DIGEST, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            journal.write(success("a"), DIGEST)
+    journal.claim("b", DIGEST, 1)
+    with pytest.raises(JournalError, match="writing was interrupted"):
+        journal.write(success("b", 1), DIGEST)
+    journal.close(finished=False)
+    assert ids_in(path) == ["a"]
+
+
+# Processes.
+
+HOLDER = """
+import os, sys, time
+from tests.journal import DIGEST, opened, success
+
+journal = opened(sys.argv[1])
+index = 0
+while True:
+    journal.claim(str(index), DIGEST, index)
+    journal.write(success(str(index), index), DIGEST)
+    if index == 0:
+        print("ready", flush=True)
+    index += 1
+    if sys.argv[2] == "one":
+        sys.stdin.read()
+"""
+
+
+def test_a_journal_in_use_by_another_process_is_refused_until_that_dies(path: Path) -> None:
+    with start(HOLDER, path, "one") as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "ready\n"
+            with pytest.raises(JournalError, match="is in use by another process"):
+                opened(path)
+            assert ids_in(path) == ["0"]
+        finally:
+            holder.kill()
+            holder.wait()
+        journal = opened(path)
+        assert journal.claim("0", DIGEST, 0) is not None
+        journal.close(finished=False)
+
+
+def test_a_journal_in_use_by_this_process_is_refused(path: Path) -> None:
+    first = opened(path)
+    with pytest.raises(JournalError, match="or by another batch of this one"):
+        opened(path)
+    first.close(finished=False)
+    opened(path).close(finished=False)
+
+
+def test_processes_killed_while_they_write_leave_whole_lines(path: Path) -> None:
+    known = 0
+    for _ in range(5):
+        path.unlink(missing_ok=True)
+        with start(HOLDER, path, "many") as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "ready\n"
+            while path.stat().st_size < 100_000:
+                pass
+            holder.kill()
+            holder.wait()
+        journal = opened(path)
+        known = len(journal)
+        assert known == journal.replayable >= 100
+        assert ids_in(path) == [str(number) for number in range(known)]
+        journal.close(finished=False)
