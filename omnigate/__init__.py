@@ -10,6 +10,7 @@ from omnigate._version import __version__
 from omnigate.arguments import CallOptions
 from omnigate.async_admin import AsyncAdminClient
 from omnigate.async_client import AsyncClient
+from omnigate.batch import Batch
 from omnigate.client import AdminClient, Client, SyncChatStream, SyncCompletionStream
 from omnigate.exceptions import (
     APIError,
@@ -57,6 +58,7 @@ from omnigate.models import (
 from omnigate.outcome import BatchStats, Outcome
 from omnigate.retry import RetryConfig
 from omnigate.streaming import ChatStream, CompletionStream
+from omnigate.sync_batch import SyncBatch
 from omnigate.transport.anyio_transport import AnyIOTransport
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "AsyncAdminClient",
     "AsyncClient",
     "AuthError",
+    "Batch",
     "BatchStats",
     "Budget",
     "BudgetExceededError",
@@ -111,6 +114,7 @@ __all__ = [
     "SignupResponse",
     "StreamChunk",
     "StreamClosedError",
+    "SyncBatch",
     "SyncChatStream",
     "SyncCompletionStream",
     "TimeoutError",

@@ -41,6 +41,7 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110, section 5.6.2
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")  # RFC 9110, section 5.5
 _FRAMING: Final = frozenset({"connection", "content-length", "te", "transfer-encoding", "upgrade"})
 _USER_ID_LENGTH: Final = 255
+_OPTION_NAMES: Final = CallOptions.__annotations__.keys()
 _OFFSET = re.compile(r"(Z|[+-]\d\d:?\d\d)\Z", re.IGNORECASE)
 
 
@@ -130,6 +131,22 @@ def check_timeout(value: Any) -> dict[str, float | None]:
     if value is not None:
         check_number(value, "timeout", "seconds above 0, an httpx.Timeout, or None", above=0)
     return httpx.Timeout(value).as_dict()
+
+
+def check_options(
+    options: CallOptions,
+) -> tuple[dict[bytes, bytes], dict[str, float | None] | None, float | None]:
+    """Return a call's extra headers, its timeout for the transport (None: the client's), and its deadline."""
+    if unknown := options.keys() - _OPTION_NAMES:
+        raise InvalidArgumentTypeError(
+            f"unknown argument {', '.join(map(repr, sorted(unknown)))}; "
+            f"every call takes {', '.join(_OPTION_NAMES)}"
+        )
+    timeout = check_timeout(options["timeout"]) if "timeout" in options else None
+    deadline_seconds = options.get("deadline_seconds")
+    if deadline_seconds is not None:
+        check_number(deadline_seconds, "deadline_seconds", "seconds above 0, or None", above=0)
+    return check_headers(options.get("extra_headers"), "extra_headers"), timeout, deadline_seconds
 
 
 def check_number(value: Any, argument: str, allowed: str, *, above: float) -> float:

@@ -15,9 +15,10 @@ from uuid import UUID
 import httpx
 
 from omnigate import endpoints
-from omnigate.arguments import CallOptions, Timeout, check_choice, check_segment, check_text
-from omnigate.base_client import BaseAsyncClient, environment_base_url, list_with_meta, metrics_query
+from omnigate.arguments import CallOptions, Timeout, check_choice, check_number, check_segment, check_text
+from omnigate.base_client import environment_base_url, list_with_meta, metrics_query
 from omnigate.exceptions import InvalidArgumentTypeError
+from omnigate.fan_out import AsyncFanOut
 from omnigate.meta import DictResult, ListResult
 from omnigate.models import (
     ApiKeyCreated,
@@ -33,6 +34,7 @@ from omnigate.models import (
     SignupResponse,
     StreamChunk,
 )
+from omnigate.racing import hedged
 from omnigate.retry import RetryConfig
 from omnigate.session import MAX_RESPONSE_BYTES, Session
 from omnigate.streaming import ChatStream, CompletionStream
@@ -43,7 +45,7 @@ Transport: TypeAlias = httpx.AsyncBaseTransport | httpx.BaseTransport
 _PROVIDERS: Final = ("openai", "anthropic", "gemini", "azure")
 
 
-class AsyncClient(BaseAsyncClient):
+class AsyncClient(AsyncFanOut):
     """A client of an OmniGate gateway for trio and asyncio.
 
     Use it with `async with`, or call `aclose()` at the end. It may be used by any number of tasks at once,
@@ -129,6 +131,7 @@ class AsyncClient(BaseAsyncClient):
         seed: int | None = None,
         fallback_models: list[str] | None = None,
         cache: bool | None = None,
+        hedge_after: float | None = None,
         **options: Unpack[CallOptions],
     ) -> ChatResponse:
         """Return a model's whole answer (`POST /v1/chat`).
@@ -146,6 +149,10 @@ class AsyncClient(BaseAsyncClient):
             seed: an integer of 64 bits.
             fallback_models: at most five models to try when the first fails.
             cache: opt in or out of the gateway's cache; has an effect only with `temperature=0`.
+            hedge_after: seconds after which a second copy of the request is sent if there is no answer yet;
+                the first answer wins, and the other call is cancelled. Against the slow tail of latencies
+                (Dean and Barroso, "The Tail at Scale", CACM 56 (2), 2013); a good value is the 95th
+                percentile. Off by default, because the gateway bills both.
             options: `timeout`, `deadline_seconds`, `extra_headers`; see `CallOptions`.
 
         Raises:
@@ -172,7 +179,10 @@ class AsyncClient(BaseAsyncClient):
             },
         )
         call = self._session.prepare(endpoints.CHAT, body=request, user_id=user_id, options=options)
-        return await self._fetch(ChatResponse, call)
+        if hedge_after is None:
+            return await self._fetch(ChatResponse, call)
+        check_number(hedge_after, "hedge_after", "seconds above 0, or None", above=0)
+        return await hedged(lambda: self._fetch(ChatResponse, call), hedge_after)
 
     @overload
     def chat_stream(

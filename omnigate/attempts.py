@@ -90,28 +90,39 @@ class Attempts:
 
         """
         error.attempts = self.count
+        delay = self.delay(error, attempts=self.count, status=status)
+        if delay is None:
+            raise error
+        if self.deadline - anyio.current_time() <= delay:
+            raise self.overdue() from error
+        logger.debug("attempt %d failed (%s); the next one in %.2f s", self.count, error, delay)
+        await anyio.sleep(delay)
+
+    def delay(self, error: GatewayError, *, attempts: int, status: int | None = None) -> float | None:
+        """Return the seconds to wait before the next attempt, or None if there is none.
+
+        Args:
+            error: why the last attempt failed.
+            attempts: how many of those made count.
+            status: the HTTP status to judge by, where it is not the error's own.
+
+        """
         if isinstance(error, ConnectionError):
             retry_after, was_sent = None, error.was_sent
         elif isinstance(error, APIError):
             status = status or error.status_code
             retry_after, was_sent = error.retry_after, True
         else:
-            raise error
-        config = self._config
-        if not should_retry(
-            config,
-            attempts=self.count,
+            return None
+        may_retry = should_retry(
+            self._config,
+            attempts=attempts,
             status=status,
             was_sent=was_sent,
             resend=self._call.endpoint.resend,
             retry_after=retry_after,
-        ):
-            raise error
-        delay = compute_delay(self.count, config, retry_after)
-        if self.deadline - anyio.current_time() <= delay:
-            raise self.overdue() from error
-        logger.debug("attempt %d failed (%s); the next one in %.2f s", self.count, error, delay)
-        await anyio.sleep(delay)
+        )
+        return compute_delay(attempts, self._config, retry_after) if may_retry else None
 
     def overdue(self) -> TimeoutError:
         """Return the error that says that the deadline has passed, or would before the next attempt."""

@@ -5,10 +5,12 @@ Each method is the async client's own, run in the portal's event loop, so that t
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping
 from functools import partial, wraps
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
@@ -16,12 +18,18 @@ from omnigate.arguments import CallOptions, Timeout
 from omnigate.async_admin import AsyncAdminClient
 from omnigate.async_client import AsyncClient, Transport
 from omnigate.base_client import BaseAsyncClient
+from omnigate.batch import Batch
+from omnigate.batch_items import BatchItem, check_source
+from omnigate.batch_options import MAX_WAIT_SECONDS, STOP_ON, ProgressArgument, StopOn
+from omnigate.exceptions import GatewayError
+from omnigate.fan_out import Answers
 from omnigate.meta import Meta
-from omnigate.models import MessagesInput, StreamChunk, Usage
+from omnigate.models import ChatResponse, MessagesInput, StreamChunk, Usage
 from omnigate.portal import Backend, Portal
 from omnigate.retry import RetryConfig
 from omnigate.session import MAX_RESPONSE_BYTES
 from omnigate.streaming import BaseStream, ChatStream, CompletionStream
+from omnigate.sync_batch import SyncBatch
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -243,6 +251,7 @@ class Client(BaseClient[AsyncClient]):
         self._async.user_id = value
 
     chat = _method(AsyncClient.chat)
+    race = _method(AsyncClient.race)
     completions = _method(AsyncClient.completions)
     models = _method(AsyncClient.models)
     model = _method(AsyncClient.model)
@@ -306,6 +315,81 @@ class Client(BaseClient[AsyncClient]):
         return SyncChatStream(self._portal, cast("Any", self._async.chat_stream(**arguments)))
 
     completions_stream = _stream_method(AsyncClient.completions_stream)
+
+    def batch(
+        self,
+        requests: Iterable[BatchItem] | Path,
+        *,
+        model: str | None = None,
+        max_concurrency: int | Literal["auto"] = "auto",
+        ordered: bool = False,
+        stop_on: StopOn = STOP_ON,
+        journal: str | os.PathLike[str] | None = None,
+        replay: bool = True,
+        progress: ProgressArgument = False,
+        max_wait_seconds: float = MAX_WAIT_SECONDS,
+        user_id: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> SyncBatch:
+        """Return a batch; see `AsyncClient.batch`. The source is iterated in the caller's thread."""
+        check_source(requests, is_sync=True)
+
+        def make(feed: AsyncIterable[Any]) -> Batch:
+            return self._async.batch(
+                feed,
+                model=model,
+                max_concurrency=max_concurrency,
+                ordered=ordered,
+                stop_on=stop_on,
+                journal=journal,
+                replay=replay,
+                progress=progress,
+                max_wait_seconds=max_wait_seconds,
+                user_id=user_id,
+                **options,
+            )
+
+        return SyncBatch(self._portal, requests, make)
+
+    @overload
+    def chat_many(
+        self,
+        requests: Iterable[BatchItem] | Path,
+        *,
+        model: str | None = None,
+        max_concurrency: int | Literal["auto"] = "auto",
+        return_exceptions: Literal[False] = False,
+        journal: str | os.PathLike[str] | None = None,
+        progress: ProgressArgument = False,
+        max_wait_seconds: float = MAX_WAIT_SECONDS,
+        user_id: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> list[ChatResponse]: ...
+
+    @overload
+    def chat_many(
+        self,
+        requests: Iterable[BatchItem] | Path,
+        *,
+        model: str | None = None,
+        max_concurrency: int | Literal["auto"] = "auto",
+        return_exceptions: Literal[True],
+        journal: str | os.PathLike[str] | None = None,
+        progress: ProgressArgument = False,
+        max_wait_seconds: float = MAX_WAIT_SECONDS,
+        user_id: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> list[ChatResponse | GatewayError]: ...
+
+    @wraps(AsyncClient.chat_many)
+    def chat_many(  # noqa: D102 - the words are the async client's
+        self, requests: Iterable[BatchItem] | Path, *, return_exceptions: bool = False, **arguments: Any
+    ) -> list[ChatResponse] | list[ChatResponse | GatewayError]:
+        answers = Answers(return_exceptions)
+        with self.batch(requests, stop_on=(), **arguments) as batch:
+            for outcome in batch:
+                answers.add(outcome)
+        return answers.in_order()
 
 
 class AdminClient(BaseClient[AsyncAdminClient]):

@@ -12,7 +12,10 @@ from __future__ import annotations
 import builtins
 import re
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from omnigate.meta import RateLimit
 
 __all__ = [
     "APIError",
@@ -60,10 +63,12 @@ class APIError(GatewayError):
         status_code: the HTTP status; of an error inside a stream 502, the status it would have had.
         detail: the parsed `detail` of the body (text, list, dict or None), with keys blacked out.
         retry_after: seconds until another request makes sense, where the response said so.
+        rate_limit: the gateway's limit, where the response told it.
 
     """
 
     retry_after: float | None = None
+    rate_limit: RateLimit | None = None
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from omnigate.exceptions import (
     normalise_detail,
     provider_of,
 )
+from omnigate.meta import rate_limit_of
 from omnigate.redaction import redact
 from omnigate.retry import parse_http_date, parse_retry_after
 
@@ -71,6 +72,7 @@ def response_error(
     )
     error.retry_after = parse_retry_after(headers.get("retry-after"), now=now)
     error.detail = detail
+    error.rate_limit = rate_limit_of(headers)
     if isinstance(detail, str) and _HTML.match(detail):
         error.message = f"{_status_text(response)}: {_text_of_html(detail)}"
         error.args = (error.message,)

@@ -6,6 +6,7 @@ or malformed reads as None: a proxy's nonsense must never make a good answer fai
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from typing import Generic, NamedTuple, TypeVar
@@ -77,8 +78,7 @@ class Meta:
     @property
     def rate_limit(self) -> RateLimit | None:
         """The rate limit's state, or None if the response had none of its headers."""
-        values = [self._integer(f"x-ratelimit-{name}") for name in ("limit", "remaining", "reset")]
-        return None if all(value is None for value in values) else RateLimit(*values)
+        return rate_limit_of(self._headers)
 
     @property
     def budget(self) -> Budget | None:
@@ -111,10 +111,6 @@ class Meta:
         value: str | None = self.headers.get(name)
         return value
 
-    def _integer(self, name: str) -> int | None:
-        value = self.headers.get(name, "").strip()
-        return int(value) if value.isascii() and value.isdigit() and len(value) <= 18 else None
-
     def _decimal(self, name: str) -> Decimal | None:
         try:
             value = Decimal(self.headers.get(name, ""))
@@ -129,6 +125,20 @@ class Meta:
 
 
 _BOOLEANS = {"true": True, "false": False}
+_RATE_LIMIT = re.compile(rb"\r\nx-ratelimit-(limit|remaining|reset):[ \t]*(\d{1,18})[ \t]*(?![^\r])")
+
+
+def rate_limit_of(headers: httpx.Headers | bytes) -> RateLimit | None:
+    """Return what headers, or a head as it came, say of the rate limit; None if nothing."""
+    if not isinstance(headers, bytes):
+        headers = b"".join(b"\r\n%b: %b" % pair for pair in headers.raw)
+    headers = headers.lower()
+    start = headers.find(b"\r\nx-ratelimit-")
+    found = dict(_RATE_LIMIT.findall(headers, start)) if start >= 0 else None
+    if not found:
+        return None
+    limit, remaining, reset = found.get(b"limit"), found.get(b"remaining"), found.get(b"reset")
+    return RateLimit(limit and int(limit), remaining and int(remaining), reset and int(reset))
 
 
 class ListResult(list[T], Generic[T]):

@@ -276,6 +276,21 @@ class Portal:
         finally:
             del call  # breaks the cycle of the error, its traceback and this frame
 
+    def start(self, func: Callable[[], Awaitable[None]]) -> None:
+        """Have `func()` awaited in the loop, without waiting for it. The portal's end cancels it.
+
+        To be called in the loop or in another thread, while a call runs or has been made.
+        """
+        self._running_loop().inbox.put(_Call(func))
+
+    def post(self, func: Callable[[], None]) -> None:
+        """Have `func()` called in the loop, without waiting for it."""
+
+        async def run() -> None:
+            func()
+
+        self.start(run)
+
     def close(self) -> None:
         """Clean up and end the thread; a second time, or in a child process, does nothing."""
         with self._usable_lock():

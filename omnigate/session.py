@@ -26,7 +26,7 @@ from omnigate.arguments import (
     check_headers,
     check_integer,
     check_key,
-    check_number,
+    check_options,
     check_timeout,
     check_user_id,
 )
@@ -42,6 +42,7 @@ from omnigate.exceptions import (
     InvalidArgumentTypeError,
 )
 from omnigate.failures import connection_error, invalid_response, response_error
+from omnigate.gate import Gates
 from omnigate.redaction import mask
 from omnigate.retry import RetryConfig
 from omnigate.structs import decoder_for
@@ -57,7 +58,6 @@ Args = TypeVarTuple("Args")
 MAX_RESPONSE_BYTES: Final = 64 << 20
 MAX_ERROR_BYTES: Final = 1 << 20
 
-_OPTION_NAMES: Final = CallOptions.__annotations__.keys()
 _NO_OPTIONS: Final = CallOptions()
 
 
@@ -107,6 +107,7 @@ class Session:
         self._closed = False
         self._transport = default_transport(self._base_url, verify) if transport is None else adapt(transport)
         self._is_own = isinstance(self._transport, AnyIOTransport)  # needs no isolation
+        self.gates = Gates()
 
     # The configuration may be changed between calls, as with 0.1.0.
 
@@ -139,6 +140,11 @@ class Session:
     def user_id(self, value: str | None) -> None:
         self._user_id = check_user_id(value)
         self._configure()
+
+    @property
+    def max_connections(self) -> int | None:
+        """How many calls our own transport makes at once; None for no limit, or none that is known."""
+        return self._transport.max_connections if isinstance(self._transport, AnyIOTransport) else None
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -179,7 +185,9 @@ class Session:
         if suffix or query:
             url = httpx.URL(f"{self._address}{endpoint.path}{suffix}", params=query)
         if options or user_id:
-            extra_headers, extensions, deadline_seconds = self._check_options(options)
+            extra_headers, timeout, deadline_seconds = check_options(options)
+            if timeout is not None:
+                extensions = {"timeout": timeout}
             if user_id or extra_headers:
                 headers = headers.copy()
                 if user_id:
@@ -201,21 +209,6 @@ class Session:
             deadline_seconds,
             secrets,
         )
-
-    def _check_options(self, options: CallOptions) -> tuple[dict[bytes, bytes], dict[str, Any], float | None]:
-        """Return what a call's options are for the transport."""
-        if unknown := options.keys() - _OPTION_NAMES:
-            raise InvalidArgumentTypeError(
-                f"unknown argument {', '.join(map(repr, sorted(unknown)))}; "
-                f"every call takes {', '.join(_OPTION_NAMES)}"
-            )
-        extensions = self._extensions
-        if "timeout" in options:
-            extensions = {"timeout": check_timeout(options["timeout"])}
-        deadline_seconds = options.get("deadline_seconds")
-        if deadline_seconds is not None:
-            check_number(deadline_seconds, "deadline_seconds", "seconds above 0, or None", above=0)
-        return check_headers(options.get("extra_headers"), "extra_headers"), extensions, deadline_seconds
 
     def _template(self, endpoint: Endpoint, *, has_body: bool) -> _Template:
         headers = self._headers
@@ -274,7 +267,7 @@ class Session:
         while True:
             attempts.count += 1
             try:
-                response, body = await self.run(self._attempt, call, accept)
+                response, body = await self.run(self.attempt, call, accept)
                 return response, body, attempts
             except httpx.TransportError as error:
                 failure: GatewayError = connection_error(error, self.base_url, attempts.count)
@@ -286,7 +279,13 @@ class Session:
             finally:
                 del failure  # breaks the cycle of the error, its traceback and this frame
 
-    async def _attempt(self, call: Call, accept: int | None) -> tuple[httpx.Response, bytes]:
+    async def attempt(self, call: Call, accept: int | None) -> tuple[httpx.Response, bytes]:
+        """Send `call` once and return the head and the body of its answer; to be awaited through `run`.
+
+        Raises:
+            APIError: an answer that is an error.
+            httpx.TransportError: as the transport raises it.
+        """
         response = await self._transport.handle_async_request(call.request())
         status = response.status_code
         is_answer = 200 <= status < 300 or status == accept

@@ -65,6 +65,7 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
             raise ValueError(
                 f"idle_timeout_seconds={idle_timeout_seconds!r} is not allowed: seconds, at least 0"
             )
+        self.max_connections = max_connections
         self._pool_arguments = (max_connections, max_idle_connections, idle_timeout_seconds, clock)
         self._connect = Connector(verify, uds)
         self._pools: dict[Any, Pool] = {}

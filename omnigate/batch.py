@@ -1,0 +1,586 @@
+"""Fan-out: any number of requests through one client, each of which ends in exactly one outcome.
+
+Structure. `async with` owns one task group; the workers in it are all that ever runs. A worker takes the
+turn, gets an item ready to be sent, hands the turn on by starting another worker if there is room for one,
+makes the call, and begins again. There is one turn, so at most one item is read that is not being called; a
+worker that finds it taken ends. So while nothing has to be waited for, an item costs no task, no lock and no
+hand-over.
+
+The turn's holder waits for room (only a bounded number of items are read and not handed out), for the source,
+and for the gate (the gateway's limit). A worker with a call waits for its answer, for the time between two
+attempts, and for the gate again.
+
+What an await leaves behind when it is cancelled there: the group is the block's, so a cancellation reaches
+every worker; an item whose call is cancelled has no outcome. Outcomes are handed over and journalled without
+an await.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeGuard, TypeVar, TypeVarTuple, cast
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import httpx
+
+from omnigate import endpoints
+from omnigate.attempts import Attempts, Call
+from omnigate.batch_items import Item, open_source, read_item
+from omnigate.batch_options import BatchOptions
+from omnigate.exceptions import (
+    APIError,
+    ConnectionError,
+    GatewayError,
+    InvalidArgumentError,
+    InvalidResponseError,
+    JournalError,
+    NotStartedError,
+    ProviderRateLimitError,
+    RateLimitError,
+    TimeoutError,
+)
+from omnigate.failures import connection_error
+from omnigate.gate import Gate
+from omnigate.journal import Journal
+from omnigate.journal_lines import digest_of
+from omnigate.meta import rate_limit_of
+from omnigate.models import ChatResponse
+from omnigate.outcome import BatchStats, Outcome, Tally
+from omnigate.pacing import Send
+from omnigate.progress import Progress
+from omnigate.transport.event_loop import bounded
+from omnigate.transport.http11 import RawResponse
+
+if TYPE_CHECKING:
+    from omnigate.session import Session
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+_SPARE: Final = 64
+"""Items that may wait to be handed out, beside one for each call that may be in flight."""
+_CHECKPOINT_EVERY: Final = 32
+_MOST: Final = 1 << 30
+_OVERLOADED: Final = frozenset({500, 502, 503, 504})
+_END: Final = object()
+
+
+class _Ready(NamedTuple):
+    """An item that may be sent now."""
+
+    item: Item
+    call: Call
+    digest: str
+    send: Send
+    read_at: float
+
+
+class Batch:
+    """A batch, to be used as `async with client.batch(…) as batch: async for outcome in batch: …`.
+
+    Each item of the source ends in exactly one `Outcome`, in the order in which they end, or with
+    `ordered=True` in that of the source; unless the batch ends before the item was sent. Leaving the block
+    early cancels what is in flight, and returns only when nothing runs any more.
+
+    Iterating raises, once all outcomes there are have been handed out: the error that `stop_on` was given
+    for; what the source raised, as itself; `JournalError`.
+    """
+
+    def __init__(self, session: Session, options: BatchOptions) -> None:
+        self._session = session
+        self._options = options
+        self._is_auto = options.max_concurrency == "auto"
+        limits = (options.max_concurrency, session.max_connections)
+        self._most = min((limit for limit in limits if isinstance(limit, int)), default=_MOST)
+        self._outcomes: deque[Outcome] = deque()
+        self._out_of_order: dict[int, Outcome | None] = {}  # with `ordered`: ended before one in front of it
+        self._next_index = 0  # with `ordered`: of the next outcome
+        self._read = 0
+        self._handed_out = 0
+        self._in_flight = 0
+        self._is_dispatching = False
+        self._is_exhausted = False
+        self._is_stopping = False
+        self._is_abandoning = False
+        self._error: BaseException | None = None
+        self._state = "new"  # "open", "closed"
+        self._pauses: set[anyio.CancelScope] = set()
+        self._changed: anyio.Event | None = None  # for who waits for outcomes, or their end
+        self._has_room: anyio.Event | None = None  # for the turn's holder
+        self._taken_at_once = 0
+        self._journal: Journal | None = None
+        self._source: Any = None
+        self._gate: Gate
+        self._tally: Tally
+        self._group: anyio.abc.TaskGroup
+        self._progress: Progress | None = None
+
+    @property
+    def stats(self) -> BatchStats:
+        """Where the batch stands; at any time once it has started, also after its end."""
+        if self._state == "new":
+            return BatchStats()
+        seconds = self._gate.waiting_seconds() if self._state == "open" else None
+        until = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+        return self._tally.stats(in_flight=self._in_flight, waiting_until=until)
+
+    async def __aenter__(self) -> Self:
+        if self._state != "new":
+            raise NotStartedError("a batch can be entered only once; make a new one")
+        options = self._options
+        self._gate = self._session.gates.current()
+        self._tally = Tally(self._gate.clock)
+        if options.journal is not None:
+            await self._open_journal(Journal(options.journal))
+        try:
+            self._source = open_source(options.requests)
+            self._group = anyio.create_task_group()
+            await self._group.__aenter__()
+        except BaseException:
+            self._close_journal()
+            raise
+        self._state = "open"
+        if options.progress is not False:
+            self._progress = Progress(options.progress, lambda: self.stats)
+            self._group.start_soon(self._guarded, self._progress.run)
+        self._group.start_soon(self._work)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        is_finished = self._is_exhausted and not self._is_stopping and self._has_ended
+        self._state = "closed"
+        try:
+            self._group.cancel_scope.cancel()
+            try:
+                # The group is not told of the block's exception, which it would wrap, unless that is a
+                # cancellation.
+                if isinstance(error, anyio.get_cancelled_exc_class()):
+                    await self._group.__aexit__(kind, error, traceback)
+                else:
+                    await self._group.__aexit__(None, None, None)
+            finally:
+                self.notify()
+                if self._progress is not None:
+                    self._progress.close()
+            source = self._source
+            if isinstance(source, AsyncGenerator):  # which may have been left in the middle
+                await bounded(cast("AsyncGenerator[Any, None]", source).aclose)
+        except BaseException:
+            self._close_journal()
+            raise
+        try:
+            if is_finished and self._journal is not None:
+                await anyio.to_thread.run_sync(self._close_journal, True)
+            else:
+                self._close_journal()
+        except JournalError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))
+        if error is None and self._error is not None and not isinstance(self._error, Exception):
+            raise self._error  # a KeyboardInterrupt in a worker, say, that nobody was there to be handed
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Outcome:
+        if self._outcomes:
+            self._taken_at_once += 1
+            if self._taken_at_once < max(self._in_flight, _CHECKPOINT_EVERY):
+                await anyio.lowlevel.checkpoint_if_cancelled()
+            else:  # let others run, but not so often that this falls behind them
+                self._taken_at_once = 0
+                await anyio.lowlevel.checkpoint()
+        while not self._outcomes:
+            self._taken_at_once = 0
+            if not await self.wait():
+                raise StopAsyncIteration
+        return self.take(1)[0]
+
+    async def wait(self) -> bool:
+        """Wait until something has changed; return whether there may still be outcomes.
+
+        Raises:
+            BaseException: what ended the batch, once its outcomes are all taken.
+        """
+        if self._state != "open":
+            raise NotStartedError("a batch is iterated inside of its `async with` block")
+        if self._has_ended and not self._outcomes:
+            await anyio.lowlevel.checkpoint()
+            if self._error is not None:
+                raise self._error
+            return False
+        if self._changed is None:
+            self._changed = anyio.Event()
+        await self._changed.wait()
+        return True
+
+    def take(self, most: int) -> list[Outcome]:
+        """Return outcomes that are there, at most so many."""
+        outcomes = self._outcomes
+        taken = [outcomes.popleft() for _ in range(min(most, len(outcomes)))]
+        self._handed_out += len(taken)
+        if self._has_room is not None:
+            self._has_room.set()
+        return taken
+
+    def room(self) -> int:
+        """Return how many items could be started at once, were they there."""
+        free = self._limit() - (self._gate.in_flight if self._is_auto else self._in_flight)
+        return min(free, self._bound() - (self._read - self._handed_out), self._gate.room())
+
+    # Dispatch
+
+    @property
+    def _has_ended(self) -> bool:
+        return (self._is_exhausted or self._is_stopping) and self._in_flight == 0 and not self._is_dispatching
+
+    def _limit(self) -> int:
+        """Return how many calls there may be: of this batch, or, with "auto", of all such batches."""
+        return min(self._gate.concurrency.limit, self._most) if self._is_auto else self._most
+
+    def _is_full(self) -> bool:
+        in_flight = self._gate.in_flight if self._is_auto else self._in_flight
+        return self._in_flight > 0 and in_flight >= self._limit()
+
+    def _bound(self) -> int:
+        return 2 * self._limit() + _SPARE
+
+    async def _work(self) -> None:
+        await self._guarded(self._take_turns)
+
+    async def _guarded(self, func: Callable[[], Awaitable[None]]) -> None:
+        """Await `func()`; what it raises ends the batch, as itself and not in a group."""
+        try:
+            await func()
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised where the batch is iterated
+            self._stop(error)
+        finally:
+            self.notify()
+
+    async def _take_turns(self) -> None:
+        while not (self._is_dispatching or self._is_stopping or self._is_exhausted):
+            self._is_dispatching = True
+            try:
+                ready = await self._dispatch()
+            finally:
+                self._is_dispatching = False
+            if ready is None:
+                return
+            self._in_flight += 1
+            self._gate.in_flight += self._is_auto
+            try:
+                if not self._is_full():
+                    self._group.start_soon(self._work)
+                outcome = await self._call(ready)
+            finally:
+                self._in_flight -= 1
+                self._gate.in_flight -= self._is_auto
+            if outcome is not None:
+                self._end(outcome, ready.digest)
+
+    async def _dispatch(self) -> _Ready | None:
+        """Return the next item to send, when it may be; None if there is none, or no room for one."""
+        for round in itertools.count(1):
+            while self._read - self._handed_out >= self._bound():
+                self._has_room = anyio.Event()
+                if await self._pause(_true, self._has_room.wait) is None:
+                    return None
+            if self._is_full():
+                return None
+            if round % _CHECKPOINT_EVERY == 0:  # so many items had nothing to be sent
+                await anyio.lowlevel.checkpoint()
+            raw = _END if self._is_stopping else await self._next()
+            if raw is _END:
+                return None
+            item = read_item(raw, self._read, self._options.model)
+            self._read += 1
+            read_at = self._gate.clock()
+            prepared = self._prepare(item)
+            if prepared is None:
+                continue
+            send = self._gate.try_pass() or await self._pause(self._pass, False)
+            return None if send is None else _Ready(item, *prepared, send, read_at)
+        raise AssertionError("unreachable")
+
+    async def _next(self) -> Any:
+        """Return the source's next item, or `_END`."""
+        try:
+            if isinstance(self._source, AsyncIterator):
+                found = await self._pause(_anext, cast("AsyncIterator[Any]", self._source))
+                raw = _END if found is None else found[0]
+            else:
+                raw = next(self._source, _END)
+        except Exception as error:  # noqa: BLE001 - the source's own, raised where the batch is iterated
+            self._stop(error, abandon=False)
+            return _END
+        if raw is _END:
+            self._is_exhausted = True
+        return raw
+
+    def _prepare(self, item: Item) -> tuple[Call, str] | None:
+        """Return an item's call and its digest; None if there is nothing to call, and it has ended."""
+        request, error = item.request, item.error
+        if request is not None:
+            options = self._options
+            try:
+                call = self._session.prepare(
+                    endpoints.CHAT, body=request, user_id=options.user_id, options=options.call_options
+                )
+            except InvalidArgumentError as refused:
+                error = refused
+            else:
+                if self._journal is None:
+                    return call, ""
+                digest = digest_of(request)
+                found = self._journal.claim(item.id, digest, item.index, want_response=options.replay)
+                if found is None:
+                    return call, digest
+                self._tally.replayed += 1
+                if not options.replay:
+                    self._skip(item.index)
+                    return None
+                self._hand_over(
+                    Outcome(
+                        index=item.index,
+                        id=item.id,
+                        request=request,
+                        response=found.response,
+                        attempts=found.attempts,
+                        elapsed=found.elapsed,
+                        replayed=True,
+                    )
+                )
+                return None
+        elif self._journal is not None:
+            self._journal.claim(item.id, "", item.index, want_response=False)
+        self._end(Outcome(index=item.index, id=item.id, request=None, error=error), "")
+        return None
+
+    # Calls
+
+    async def _call(self, ready: _Ready) -> Outcome | None:
+        """Make the call of an item, with its deadline; None if it was given up before it was sent again."""
+        attempts = self._session.attempts(ready.call)
+        if attempts.deadline == math.inf:
+            return await self._attempt(ready, attempts)
+        with anyio.CancelScope(deadline=attempts.deadline):
+            return await self._attempt(ready, attempts)
+        return self._outcome(ready, attempts, error=attempts.overdue())
+
+    async def _attempt(self, ready: _Ready, attempts: Attempts) -> Outcome | None:
+        session, gate, call, send = self._session, self._gate, ready.call, ready.send
+        rejections = 0
+        while True:
+            attempts.count += 1
+            sent_at = gate.clock()
+            in_flight = gate.in_flight
+            failure: GatewayError
+            try:
+                response, body = await session.run(session.attempt, call, None)
+            except httpx.TransportError as error:
+                gate.ended(send)
+                failure = connection_error(error, session.base_url, attempts.count)
+                failure.__cause__ = error
+            except (APIError, ConnectionError) as error:
+                failure = error
+                if _is_rejection(error):
+                    rejections += 1
+                    gate.rejected(send, error.retry_after or 0.0, error.rate_limit)
+                else:
+                    gate.answered(send, None)
+            except BaseException:
+                gate.ended(send)
+                raise
+            else:
+                head = response.head if isinstance(response, RawResponse) else response.headers
+                gate.answered(send, rate_limit_of(head))
+                now = gate.clock()
+                if self._is_auto:
+                    gate.concurrency.succeeded(now, now - sent_at, in_flight)
+                try:
+                    result: ChatResponse = session.decode(ChatResponse, response, body, call)
+                except InvalidResponseError as error:
+                    return self._outcome(ready, attempts, error=error)
+                result._meta = attempts.meta(response)
+                return self._outcome(ready, attempts, response=result)
+            try:
+                failure.attempts = attempts.count
+                if self._is_auto and _is_overload(failure):
+                    gate.concurrency.overloaded(gate.clock(), sent_at)
+                if _is_rejection(failure):
+                    if (failure.retry_after or 0.0) > self._options.max_wait_seconds:
+                        self._stop(failure)
+                        return self._outcome(ready, attempts, error=failure)
+                else:
+                    delay = attempts.delay(failure, attempts=attempts.count - rejections)
+                    if delay is None:
+                        return self._outcome(ready, attempts, error=failure)
+                    if await self._pause(_true, anyio.sleep, delay) is None:
+                        return None
+                again = gate.try_pass() or await self._pause(self._pass, True)
+                if again is None:
+                    return None
+                send = again
+            finally:
+                del failure  # breaks the cycle of the error, its traceback and this frame
+
+    def _outcome(
+        self,
+        ready: _Ready,
+        attempts: Attempts,
+        *,
+        response: ChatResponse | None = None,
+        error: GatewayError | None = None,
+    ) -> Outcome:
+        item = ready.item
+        return Outcome(
+            index=item.index,
+            id=item.id,
+            request=item.request,
+            response=response,
+            error=error,
+            attempts=attempts.count,
+            elapsed=self._gate.clock() - ready.read_at,
+        )
+
+    async def _pass(self, is_again: bool) -> Send:
+        return await self._gate.wait(is_again=is_again)
+
+    async def _pause(self, func: Callable[[*Args], Awaitable[T]], *args: *Args) -> T | None:
+        """Await what may be given up when the batch stops; None if it was."""
+        if self._is_abandoning:
+            return None
+        result: T | None = None
+        with anyio.CancelScope() as scope:
+            self._pauses.add(scope)
+            try:
+                result = await func(*args)
+            finally:
+                self._pauses.discard(scope)
+        return result
+
+    # Outcomes
+
+    def _end(self, outcome: Outcome, digest: str) -> None:
+        """Take in how an item of this run ended."""
+        self._tally.add(outcome)
+        error = outcome.error
+        is_cause = error is not None and (error is self._error or self._options.stops(error))
+        if is_cause:
+            self._stop(error)
+        elif self._journal is not None:
+            try:
+                self._journal.write(outcome, digest)
+            except JournalError as failure:
+                self._close_journal()
+                self._stop(failure)
+        self._hand_over(outcome)
+
+    def _hand_over(self, outcome: Outcome) -> None:
+        if self._options.ordered:
+            self._out_of_order[outcome.index] = outcome
+            self._put_in_order()
+        else:
+            self._outcomes.append(outcome)
+        self.notify()
+
+    def _skip(self, index: int) -> None:
+        """Take in that an item has no outcome."""
+        self._handed_out += 1
+        if self._options.ordered:
+            self._out_of_order[index] = None
+            self._put_in_order()
+
+    def _put_in_order(self) -> None:
+        while self._next_index in self._out_of_order:
+            outcome = self._out_of_order.pop(self._next_index)
+            self._next_index += 1
+            if outcome is not None:
+                self._outcomes.append(outcome)
+
+    def notify(self) -> None:
+        """Wake who waits for outcomes; at the end let out those that wait for one that will not come."""
+        if self._out_of_order and self._has_ended:
+            rest = [self._out_of_order.pop(index) for index in sorted(self._out_of_order)]
+            self._outcomes.extend(outcome for outcome in rest if outcome is not None)
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    def _stop(self, error: BaseException | None, *, abandon: bool = True) -> None:
+        """Start nothing more, and raise `error` in the end. `abandon`: give up what waits to be sent, too."""
+        if self._error is None:
+            self._error = error
+        self._is_stopping = True
+        if abandon:
+            self._is_abandoning = True
+            for scope in self._pauses:
+                scope.cancel()
+
+    # The journal
+
+    async def _open_journal(self, journal: Journal) -> None:
+        """Open it in a thread: there may be much to read."""
+        decided = (
+            threading.Lock()
+        )  # taken once: by the caller when it leaves, or by the thread when it is done
+
+        def work() -> None:
+            journal.open()
+            if not decided.acquire(blocking=False):
+                journal.close(finished=False)  # nobody waits for it any more
+
+        try:
+            await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+        except BaseException:
+            if not decided.acquire(blocking=False):
+                journal.close(finished=False)
+            raise
+        self._journal = journal
+
+    def _close_journal(self, finished: bool = False) -> None:
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.close(finished=finished)
+
+
+def _is_rejection(error: GatewayError) -> TypeGuard[RateLimitError]:
+    """Return whether an error is the gateway's own limit, not a provider's (protocol, "Errors")."""
+    return (
+        isinstance(error, RateLimitError)
+        and not isinstance(error, ProviderRateLimitError)
+        and error.detail == "Rate limit exceeded"
+        and error.retry_after is not None
+    )
+
+
+def _is_overload(error: GatewayError) -> bool:
+    """Return whether an error says that there are too many calls at once."""
+    if isinstance(error, TimeoutError | ProviderRateLimitError):
+        return True
+    return isinstance(error, APIError) and error.status_code in _OVERLOADED
+
+
+async def _true(func: Callable[[*Args], Awaitable[object]], *args: *Args) -> bool:
+    await func(*args)
+    return True
+
+
+async def _anext(source: AsyncIterator[Any]) -> tuple[Any]:
+    try:
+        return (await anext(source),)
+    except StopAsyncIteration:
+        return (_END,)

@@ -1,0 +1,142 @@
+"""How a batch shows where it stands: a bar in a terminal or notebook, lines in a log, or a callable's choice.
+
+The bar is rich's, from the extra `cli`. Where the output is neither a terminal nor a notebook, a line is
+written now and then, so that a log file can be read. All of it goes to stderr: stdout is the program's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import anyio
+
+from omnigate.exceptions import GatewayError, InvalidArgumentTypeError
+from omnigate.outcome import BatchStats
+from omnigate.structs import shown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+
+Show: TypeAlias = Callable[[BatchStats], object]
+
+_SECONDS: Final = 0.25
+_LOG_SECONDS: Final = 30.0
+
+
+def check_progress(progress: Any) -> None:
+    """Check a batch's argument `progress`.
+
+    Raises:
+        InvalidArgumentTypeError: it is neither a bool nor a callable.
+        GatewayError: it is True and rich is not installed.
+    """
+    if not isinstance(progress, bool) and not callable(progress):
+        raise InvalidArgumentTypeError(
+            f"progress={shown(progress)} is not allowed: True, False, or a callable that takes BatchStats"
+        )
+    if progress is True:
+        try:
+            import rich.progress  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        except ModuleNotFoundError as error:
+            raise GatewayError("progress=True needs rich: pip install 'omnigate[cli]'") from error
+
+
+class Progress:
+    """Shows the stats of a batch while it runs, and once more at its end."""
+
+    def __init__(self, progress: bool | Show, stats: Callable[[], BatchStats]) -> None:
+        self._stats = stats
+        self._bar = None if callable(progress) else _Bar()
+        self._show: Show = progress if callable(progress) else _shown_by(self._bar)
+
+    async def run(self) -> None:
+        """Show the stats again and again, until cancelled."""
+        while True:
+            self._show(self._stats())
+            await anyio.sleep(_SECONDS)
+
+    def close(self) -> None:
+        """Show the stats a last time."""
+        try:
+            self._show(self._stats())
+        finally:
+            if self._bar is not None:
+                self._bar.close()
+
+
+def _shown_by(bar: _Bar | None) -> Show:
+    assert bar is not None
+    return bar.show
+
+
+class _Bar:
+    """rich's live display, or lines where it can not be."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        from rich.console import Console
+
+        self._console = console or Console(stderr=True)
+        self._is_live = self._console.is_terminal or self._console.is_jupyter
+        self._live: RichProgress | None = None
+        self._task: Any = None
+        self._last_line: tuple[float, BatchStats] | None = None
+
+    def show(self, stats: BatchStats) -> None:
+        """Show the stats."""
+        if self._is_live:
+            self._show_live(stats)
+            return
+        now = self._console.get_time()
+        if self._last_line is None or now - self._last_line[0] >= _LOG_SECONDS:
+            self._last_line = (now, stats)
+            self._print(stats)
+
+    def close(self) -> None:
+        """Let the last stats stand."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        elif self._last_line is not None and not self._is_live:
+            self._last_line = None
+
+    def _show_live(self, stats: BatchStats) -> None:
+        if self._live is None:
+            from rich.progress import Progress as RichProgress
+            from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            self._live = RichProgress(
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                TimeElapsedColumn(),
+                console=self._console,
+                refresh_per_second=4,
+                auto_refresh=False,
+            )
+            self._task = self._live.add_task("", total=None)
+            self._live.start()
+        self._live.update(self._task, description=words(stats), refresh=True)
+
+    def _print(self, stats: BatchStats) -> None:
+        self._console.print(words(stats), highlight=False, soft_wrap=True, markup=False)
+
+
+def words(stats: BatchStats, *, timezone: Any = None) -> str:
+    """Return the stats as a line of text; times are local, or in `timezone`."""
+    parts = [f"{stats.succeeded:,} done"]
+    if stats.failed:
+        parts.append(f"{stats.failed:,} failed")
+    if stats.replayed:
+        parts.append(f"{stats.replayed:,} from the journal")
+    parts += [
+        f"{stats.in_flight:,} in flight",
+        f"{stats.calls_per_second:,.1f}/s",
+        f"{stats.total_tokens:,} tokens",
+        f"{stats.cost_usd:,.4f} USD",
+    ]
+    if stats.waiting_until is not None:
+        moment: datetime = stats.waiting_until.astimezone(timezone)
+        parts.append(f"rate limit: waiting until {moment:%H:%M:%S}")
+    return ", ".join(parts)
