@@ -1,0 +1,164 @@
+"""A model of the gateway and its clients in virtual time: events on a heap, seeded dice, no waiting.
+
+The gateway counts calls when they *arrive*, in fixed windows that begin at a moment no client knows; rejected
+ones count, too. An answer takes the way to the gateway, the provider's latency, and the way back; a rejection
+only the ways.
+"""
+
+import heapq
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+from omnigate.pacing import Pacer
+
+
+class Events:
+    """What happens when, in order."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+
+    def at(self, time: float, action: Callable[[], None]) -> None:
+        self._number += 1
+        heapq.heappush(self._heap, (max(time, self.now), self._number, action))
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        self.at(self.now + seconds, action)
+
+    def run_until(self, end: float) -> None:
+        while self._heap and self._heap[0][0] <= end:
+            self.now, _, action = heapq.heappop(self._heap)
+            action()
+        self.now = end
+
+
+class Verdict(NamedTuple):
+    is_admitted: bool
+    limit: int
+    remaining: int
+    reset: int
+
+
+class Gateway:
+    """Counts arrivals in fixed windows, and who got how much of each."""
+
+    def __init__(self, events: Events, limit: int, *, phase: float, period: int = 60) -> None:
+        self.events = events
+        self.limit = limit
+        self.period = period
+        self.phase = phase
+        self.has_headers = True
+        self.admitted: Counter[tuple[str, int]] = Counter()  # (client, window) -> calls
+        self.rejected: Counter[tuple[str, int]] = Counter()
+        self._counts: Counter[int] = Counter()
+
+    def window(self) -> int:
+        return math.floor((self.events.now - self.phase) / self.period)
+
+    def begin(self, window: int) -> float:
+        return self.phase + window * self.period
+
+    def arrive(self, client: str) -> Verdict:
+        window = self.window()
+        self._counts[window] += 1
+        count = self._counts[window]
+        into = math.floor(self.events.now - self.begin(window))
+        is_admitted = count <= self.limit
+        (self.admitted if is_admitted else self.rejected)[client, window] += 1
+        return Verdict(is_admitted, self.limit, max(0, self.limit - count), max(1, self.period - into))
+
+
+class PacedClient:
+    """A batch that always has more to send: as many in flight as allowed, as fast as the pacer allows."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        dice: random.Random,
+        latency: Callable[[], float],
+        *,
+        concurrency: int,
+        way: Callable[[], float],
+        name: str = "paced",
+        lost: float = 0.0,
+    ) -> None:
+        self.pacer = Pacer(uniform=dice.uniform)
+        self.in_flight = 0
+        self.is_on = True
+        self._gateway, self._events, self._dice = gateway, gateway.events, dice
+        self._latency, self._way, self._lost = latency, way, lost
+        self._concurrency, self._name = concurrency, name
+        self._wake_at = math.inf
+
+    def pump(self) -> None:
+        """Send all that may be sent, and come back when more may be."""
+        now = self._events.now
+        if self._wake_at <= now:
+            self._wake_at = math.inf
+        while self.is_on and self.in_flight < self._concurrency:
+            time = self.pacer.ask(now)
+            assert (time <= now) == (self.pacer.room(now) > 0)
+            if time > now:
+                if time < self._wake_at:
+                    self._wake_at = time
+                    self._events.at(time, self.pump)
+                return
+            self._send()
+
+    def _send(self) -> None:
+        send = self.pacer.sent(self._events.now)
+        self.in_flight += 1
+
+        def arrive() -> None:
+            verdict = self._gateway.arrive(self._name)
+            latency = self._latency() if verdict.is_admitted else 0.0
+            self._events.after(latency + self._way(), lambda: receive(verdict))
+
+        def receive(verdict: Verdict) -> None:
+            self.in_flight -= 1
+            now = self._events.now
+            limit, remaining, reset = verdict[1:]
+            if not verdict.is_admitted:
+                self.pacer.rejected(send, now, float(reset), limit, remaining, reset)
+            elif self._gateway.has_headers:
+                self.pacer.answered(send, now, limit, remaining, reset)
+            else:
+                self.pacer.answered(send, now, None, None, None)
+            self.pump()
+
+        def lose() -> None:
+            self.in_flight -= 1
+            self.pacer.ended(send, self._events.now)
+            self.pump()
+
+        if self._lost and self._dice.random() < self._lost:
+            self._events.after(1.0, lose)
+        else:
+            self._events.after(self._way(), arrive)
+
+
+class HeedlessClient:
+    """Sends at the times it is given, knows of no limit, and tries again what was rejected when told to."""
+
+    def __init__(self, gateway: Gateway, name: str, times: Callable[[float], float]) -> None:
+        self.wanted: Counter[int] = Counter()  # window -> new calls
+        self.is_on = True
+        self._gateway, self._events, self._name, self._times = gateway, gateway.events, name, times
+        self._events.at(self._times(self._events.now), self._next)
+
+    def _next(self) -> None:
+        if not self.is_on:
+            return
+        self.wanted[self._gateway.window()] += 1
+        self._try()
+        self._events.at(self._times(self._events.now), self._next)
+
+    def _try(self) -> None:
+        verdict = self._gateway.arrive(self._name)
+        if not verdict.is_admitted and self.is_on:
+            self._events.after(verdict.reset + 0.02, self._try)
