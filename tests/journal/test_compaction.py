@@ -49,6 +49,28 @@ def test_a_journal_with_one_line_an_id_is_not_written_again(path: Path) -> None:
     assert path.stat().st_ino == inode
 
 
+@pytest.mark.parametrize(("finished", "synced"), [(True, 1), (False, 0)])
+def test_a_finished_run_waits_for_the_disk(
+    path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool, synced: int
+) -> None:
+    synchronised: list[int] = []
+    monkeypatch.setattr(os, "fsync", synchronised.append)
+    fill(path, success("a"), finished=finished)
+    assert len(synchronised) == synced
+
+
+def test_a_disk_that_fails_at_the_end_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    journal = opened(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(JournalError, match=f"Cannot write to the journal .*: {os.strerror(errno.EIO)}"):
+            journal.close(finished=True)
+    opened(path).close(finished=True)  # closed and unlocked all the same
+
+
 def test_lines_are_kept_byte_by_byte_whoever_wrote_them(path: Path) -> None:
     spaced = json.dumps({"more": 1, **json.loads(text(success("b")))}).encode() + b"\r\n"
     path.write_bytes(text(failure("a")) + spaced + text(success("a")))
