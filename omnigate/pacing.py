@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 import random
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -52,8 +52,10 @@ _DRIFT: Final = 1e-4  # of the clocks against each other
 _TICK_SECONDS: Final = 0.02  # resolution of the record of sends
 _PAST_WINDOWS: Final = 3  # kept for answers that come late
 _FAIR_SHARE: Final = 1 / 3  # of the limit, never left to others
-_SPREAD_ALONE: Final = 1 / 60  # part of a window over which it is released
-_SPREAD_SHARED: Final = 0.9
+_BURST_SECONDS: Final = 0.1  # about the time until a rejection is known
+_BURST_ALONE: Final = 1 / 60  # the part of a window in which its whole limit may be sent
+_BURST_SHARED: Final = 1 / 10
+_SPREAD_SHARED: Final = 0.9  # the part of a window over which our share of it is released
 _SPREAD_SHARED_MIN: Final = 0.05
 _SHIFT_SECONDS: Final = 5.0  # what is less out of step was a clock that was set
 
@@ -136,10 +138,13 @@ class Pacer:
         if self.room(now) >= 1:
             return now
         own = self._count - self._first
-        if now >= self._end_low or own + 1 > self._share:
+        if own + 1 > self._share or (now >= self._end_low and self._room_in_next() < 1):
             return self._end_high
-        begin = self._end_high - self._period
-        return max(begin + own / (self._share - 1) * self._release_seconds(), now + 1e-6)
+        time = now
+        if now < self._end_low and self._is_shared():
+            time = self._end_high - self._period + own / (self._share - 1) * self._spread * self._period
+        earlier = self._ticks[bisect_left(self._totals, self._count - self._burst() + 1)]
+        return max(time, earlier + _BURST_SECONDS, now + 1e-6)
 
     def room(self, now: float) -> int:
         """Return how many requests may be sent at once, with no answer in between.
@@ -160,10 +165,15 @@ class Pacer:
         own = self._count - self._first
         room = math.floor(self._share) - own
         if now >= self._end_low:
-            return max(0, min(room, self._room_in_next()))
-        begin = self._end_high - self._period
-        part = max(0.0, now - begin + 1e-9) / self._release_seconds()
-        return max(0, min(room, math.floor(1 + (self._share - 1) * part) - own))
+            room = min(room, self._room_in_next())
+        elif self._is_shared():
+            begin = self._end_high - self._period
+            part = max(0.0, now - begin + 1e-9) / (self._spread * self._period)
+            room = min(room, math.floor(1 + (self._share - 1) * part) - own)
+        if room > 0:
+            recent = self._count - self._sent_by(now - _BURST_SECONDS + 1e-9)
+            room = min(room, self._burst() - recent)
+        return max(0, room)
 
     def waiting_until(self, now: float) -> float | None:
         """Return until when no request may be sent, or None if one may or none can say.
@@ -279,8 +289,10 @@ class Pacer:
     def _is_shared(self) -> bool:
         return max(self._demand, self._window.others) >= max(2.0, 0.01 * self._limit)
 
-    def _release_seconds(self) -> float:
-        return self._period * (self._spread if self._is_shared() else _SPREAD_ALONE)
+    def _burst(self) -> int:
+        """Return how many may be sent within `_BURST_SECONDS`."""
+        part = _BURST_SHARED if self._is_shared() else _BURST_ALONE
+        return max(1, math.floor(self._limit * _BURST_SECONDS / (part * self._period)))
 
     def _share_of(self, window: _Window) -> float:
         """Return how many calls of a window we may use: what others leave, but at least a fair share."""

@@ -143,22 +143,32 @@ class PacedClient:
 
 
 class HeedlessClient:
-    """Sends at the times it is given, knows of no limit, and tries again what was rejected when told to."""
+    """Sends at the times it is given, knows of no limit, and tries again what was rejected when told to.
 
-    def __init__(self, gateway: Gateway, name: str, times: Callable[[float], float]) -> None:
-        self.wanted: Counter[int] = Counter()  # window -> new calls
+    It has a bounded number of calls that wait to be tried again; with more of them it makes no new ones.
+    """
+
+    def __init__(
+        self, gateway: Gateway, name: str, times: Callable[[float], float], *, waiting_max: int
+    ) -> None:
+        self.name = name
         self.is_on = True
-        self._gateway, self._events, self._name, self._times = gateway, gateway.events, name, times
+        self._gateway, self._events, self._times = gateway, gateway.events, times
+        self._waiting, self._waiting_max = 0, waiting_max
         self._events.at(self._times(self._events.now), self._next)
 
     def _next(self) -> None:
-        if not self.is_on:
-            return
-        self.wanted[self._gateway.window()] += 1
-        self._try()
-        self._events.at(self._times(self._events.now), self._next)
+        if self.is_on:
+            if self._waiting < self._waiting_max:
+                self._try()
+            self._events.at(self._times(self._events.now), self._next)
 
     def _try(self) -> None:
-        verdict = self._gateway.arrive(self._name)
-        if not verdict.is_admitted and self.is_on:
-            self._events.after(verdict.reset + 0.02, self._try)
+        verdict = self._gateway.arrive(self.name)
+        if not verdict.is_admitted:
+            self._waiting += 1
+            self._events.after(verdict.reset + 0.02, self._again)
+
+    def _again(self) -> None:
+        self._waiting -= 1
+        self._try()
