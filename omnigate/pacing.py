@@ -57,7 +57,7 @@ _BURST_ALONE: Final = 1 / 60  # the part of a window in which its whole limit ma
 _BURST_SHARED: Final = 1 / 10
 _SPREAD_SHARED: Final = 0.9  # the part of a window over which our share of it is released
 _SPREAD_SHARED_MIN: Final = 0.05
-_SHIFT_SECONDS: Final = 5.0  # what is less out of step was a clock that was set
+_SHIFT: Final = 1 / 12  # an end less out of step than this part of a window: a clock that was set
 
 
 class Send:
@@ -104,10 +104,11 @@ class Pacer:
         self._in_probe = False  # ... and one is on its way
         self._limit = 0  # 0: unknown
         self._limit_seen_at = -math.inf
-        self._period = float(RATE_WINDOW_SECONDS)
+        self._period: float = RATE_WINDOW_SECONDS
         # The present window's end: after `_low`, not after `_strict`. With a margin it lies, in send time,
         # between `_end_low` and `_end_high`.
         self._low = self._strict = self._end_low = self._end_high = math.nan
+        self._dated = math.nan  # `_low` of the window that the last answer told of
         self._window = _Window()
         self._past: deque[_Window] = deque()  # the last one first
         self._demand_before = 0.0  # of the others in one window, by what is older than `_past`
@@ -141,7 +142,7 @@ class Pacer:
         if own + 1 > self._share or (now >= self._end_low and self._room_in_next() < 1):
             return self._end_high
         time = now
-        if now < self._end_low and self._is_shared():
+        if own and now < self._end_low and self._is_shared():
             time = self._end_high - self._period + own / (self._share - 1) * self._spread * self._period
         earlier = self._ticks[bisect_left(self._totals, self._count - self._burst() + 1)]
         return max(time, earlier + _BURST_SECONDS, now + 1e-6)
@@ -311,7 +312,7 @@ class Pacer:
         """Take in what an answer says: that many were counted when a request sent at that time arrived."""
         if limit < 1 or reset > _RESET_MAX_SECONDS:
             return
-        self._date(at + reset - 1, now + reset, reset)
+        end = self._date(at, at + reset - 1, now + reset, reset)
         if now >= self._end_high:
             self._roll(now)
         if at >= self._limit_seen_at:
@@ -319,7 +320,7 @@ class Pacer:
             if limit != self._limit:
                 self._limit = limit
                 self._share = self._share_of(self._window)
-        age = round((self._low - (at + reset - 1)) / self._period)
+        age = round((self._low - end) / self._period)
         if 0 <= age <= len(self._past):
             self._count_others(age, at, now, counted, is_exact=counted <= limit)
 
@@ -357,39 +358,39 @@ class Pacer:
         seen = min(self._limit, max(0, window.others) + demand * (1 - window.seen))
         return seen if seen > demand else (seen + demand) / 2
 
-    def _date(self, low: float, high: float, reset: int) -> None:
-        """Take in that a window ends after `low` and not after `high`."""
+    def _date(self, at: float, low: float, high: float, reset: int) -> float:
+        """Take in that the window of what was sent at a time ends between two times; return the end."""
         if math.isnan(self._low):
-            self._restart(low, high, reset)
-            return
-        behind = round((self._low - low) / self._period) * self._period
-        if (
-            low + behind <= self._end_high + 1e-6
-            and self._low <= high + behind + 1e-6
-            and reset <= self._period
-        ):
+            self._restart(low, high, max(RATE_WINDOW_SECONDS, reset))
+            return low
+        period = self._period
+        latest = math.floor((self._end_high - low) / period + 1e-9)  # how many windows ago it may have been
+        earliest = math.ceil((self._low - high) / period - 1e-9)
+        windows = round((self._low - low) / period)
+        if earliest <= latest and reset <= period:
+            behind = min(max(windows, earliest), latest) * period
             if low + behind > self._low or high + behind < self._strict:
                 self._low = max(self._low, low + behind)
                 self._strict = max(min(self._strict, high + behind), self._low)
                 self._set_end()
-            return
-        # Another clock or windows of another length than was thought.
-        gap = abs(low - self._low)
-        shift = abs(low + behind - self._low)
-        period = math.floor(gap + max(1.0, high - low if low > self._low else self._strict - self._low))
-        if reset <= self._period and shift < min(_SHIFT_SECONDS, self._period / 4):
-            self._low, self._strict = low + behind, high + behind
+            self._dated = self._low - behind
+            return self._dated
+        # Windows of another length than was thought, or a clock that was set.
+        gap = abs(low - self._dated)
+        expected = max(1 if at >= self._dated and gap > 1.5 else 0, round(gap / period)) * period
+        shorter = min(period - 1, math.floor(gap + 1))
+        if reset <= period and abs(gap - expected) < period * _SHIFT:
+            self._low, self._strict, self._dated = low + windows * period, high + windows * period, low
             self._set_end()
-        elif max(1, reset) <= period < self._period:
-            self._restart(max(low, self._low), high if low > self._low else self._strict, period)
-            self._period = float(period)
-            self._set_end()
+        elif max(1, reset) <= shorter and gap < shorter + 1.5:
+            self._restart(low, high, shorter)
         else:
-            self._restart(low, high, reset)
+            self._restart(low, high, max(RATE_WINDOW_SECONDS, reset))
+        return low
 
-    def _restart(self, low: float, high: float, reset: int) -> None:
-        self._period = float(max(RATE_WINDOW_SECONDS, reset))
-        self._low, self._strict = low, high
+    def _restart(self, low: float, high: float, period: float) -> None:
+        self._period = period
+        self._low, self._strict, self._dated = low, high, low
         self._window = _Window()
         self._past.clear()
         self._set_end()
