@@ -13,12 +13,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import resource
 import ssl
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 Call = Callable[[], Awaitable[object]]
@@ -253,6 +256,73 @@ def measure_sync_calls(contender: str, case: Case) -> dict[str, float]:
         }
 
 
+# Fan-out
+
+
+async def batch_of_ours(case: Case) -> int:
+    """`client.batch`, iterated to its end; return how many items succeeded."""
+    from omnigate import AnyIOTransport, AsyncClient
+
+    prompts = (f"number {index}" for index in range(case["items"]))
+    transport = AnyIOTransport(max_connections=None)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Path(folder, "journal.jsonl") if case["journal"] else None
+        async with (
+            AsyncClient(KEY, base_url=case["url"], transport=transport) as client,
+            client.batch(prompts, model=MODEL, max_concurrency=case["concurrency"], journal=journal) as batch,
+        ):
+            return sum([outcome.error is None async for outcome in batch])
+
+
+def sync_batch_of_ours(case: Case) -> int:
+    """The same with the sync client."""
+    prompts = (f"number {index}" for index in range(case["items"]))
+    with (
+        _sync_client("ours", case) as client,
+        client.batch(prompts, model=MODEL, max_concurrency=case["concurrency"]) as batch,
+    ):
+        return sum(outcome.error is None for outcome in batch)
+
+
+async def batch_by_hand(contender: str, case: Case) -> int:
+    """The bare loop in workers; the others with `asyncio.gather` and a semaphore, as people write it."""
+    async with ASYNC[contender](case) as call:
+        if contender == "bare":
+            return await _workers(call, case["items"], case["concurrency"])
+        semaphore = asyncio.Semaphore(case["concurrency"])
+
+        async def one() -> bool:
+            async with semaphore:
+                return await call() is not None
+
+        return sum(await asyncio.gather(*(one() for _ in range(case["items"]))))
+
+
+def measure_batch(contender: str, case: Case) -> dict[str, float]:
+    """Return what an item costs, how many are done a second, and the peak of memory."""
+    __import__("openai" if contender == "openai" else "omnigate")  # what importing costs is not an item's
+    start, cpu = time.perf_counter(), time.process_time()
+    if contender == "ours" and case["what"] == "sync_batch":
+        succeeded = sync_batch_of_ours(case)
+    elif contender == "ours":
+        import anyio
+
+        succeeded = anyio.run(batch_of_ours, case, backend=case["backend"])
+    elif contender == "bare":
+        import anyio
+
+        succeeded = anyio.run(batch_by_hand, contender, case, backend=case["backend"])
+    else:
+        succeeded = asyncio.run(batch_by_hand(contender, case))
+    spent, took = time.process_time() - cpu, time.perf_counter() - start
+    assert succeeded >= case["items"] // case["concurrency"] * case["concurrency"], (succeeded, case)
+    return {
+        "microseconds": spent / succeeded * 1e6,
+        "items_per_second": succeeded / took,
+        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
 def main() -> None:
     contender, case = sys.argv[1], json.loads(sys.argv[2])
     if case["what"] in ("calls", "stream"):
@@ -264,9 +334,13 @@ def main() -> None:
 
             result = anyio.run(measure, contender, case, backend=case["backend"])
     else:
-        result = {"sync_calls": measure_sync_calls, "sync_stream": measure_sync_stream}[case["what"]](
-            contender, case
-        )
+        measures = {
+            "sync_calls": measure_sync_calls,
+            "sync_stream": measure_sync_stream,
+            "batch": measure_batch,
+            "sync_batch": measure_batch,
+        }
+        result = measures[case["what"]](contender, case)
     print(json.dumps(result))
 
 

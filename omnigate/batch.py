@@ -112,6 +112,7 @@ class Batch:
         self._is_abandoning = False
         self._error: BaseException | None = None
         self._state = "new"  # "open", "closed"
+        self._last_stats: BatchStats | None = BatchStats()  # while it is not open
         self._pauses: set[anyio.CancelScope] = set()
         self._changed: anyio.Event | None = None  # for who waits for outcomes, or their end
         self._has_room: anyio.Event | None = None  # for the turn's holder
@@ -126,9 +127,9 @@ class Batch:
     @property
     def stats(self) -> BatchStats:
         """Where the batch stands; at any time once it has started, also after its end."""
-        if self._state == "new":
-            return BatchStats()
-        seconds = self._gate.waiting_seconds() if self._state == "open" else None
+        if self._last_stats is not None:
+            return self._last_stats
+        seconds = self._gate.waiting_seconds()
         until = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
         return self._tally.stats(in_flight=self._in_flight, waiting_until=until)
 
@@ -148,6 +149,7 @@ class Batch:
             self._close_journal()
             raise
         self._state = "open"
+        self._last_stats = None
         if options.progress is not False:
             self._progress = Progress(options.progress, lambda: self.stats)
             self._group.start_soon(self._guarded, self._progress.run)
@@ -160,21 +162,12 @@ class Batch:
         is_finished = self._is_exhausted and not self._is_stopping and self._has_ended
         self._state = "closed"
         try:
-            self._group.cancel_scope.cancel()
             try:
-                # The group is not told of the block's exception, which it would wrap, unless that is a
-                # cancellation.
-                if isinstance(error, anyio.get_cancelled_exc_class()):
-                    await self._group.__aexit__(kind, error, traceback)
-                else:
-                    await self._group.__aexit__(None, None, None)
+                await self._leave_group(error)
             finally:
-                self.notify()
-                if self._progress is not None:
-                    self._progress.close()
-            source = self._source
-            if isinstance(source, AsyncGenerator):  # which may have been left in the middle
-                await bounded(cast("AsyncGenerator[Any, None]", source).aclose)
+                source = self._source
+                if isinstance(source, AsyncGenerator):  # which may have been left in the middle
+                    await bounded(cast("AsyncGenerator[Any, None]", source).aclose)
         except BaseException:
             self._close_journal()
             raise
@@ -189,6 +182,21 @@ class Batch:
             error.add_note(str(failure))
         if error is None and self._error is not None and not isinstance(self._error, Exception):
             raise self._error  # a KeyboardInterrupt in a worker, say, that nobody was there to be handed
+
+    async def _leave_group(self, error: BaseException | None) -> None:
+        """Cancel what runs, and wait for its end."""
+        self._group.cancel_scope.cancel()
+        try:
+            # It is not told of the block's exception, which it would wrap, unless that is a cancellation.
+            if isinstance(error, anyio.get_cancelled_exc_class()):
+                await self._group.__aexit__(type(error), error, error.__traceback__)
+            else:
+                await self._group.__aexit__(None, None, None)
+        finally:
+            self._last_stats = self._tally.stats(in_flight=0, waiting_until=None)
+            self.notify()
+            if self._progress is not None:
+                self._progress.close()
 
     def __aiter__(self) -> Self:
         return self

@@ -60,7 +60,8 @@ def check_source(requests: Any, *, is_sync: bool) -> None:
     """
     if isinstance(requests, str | bytes | bytearray | Mapping | Message | ChatRequest):
         raise InvalidArgumentTypeError(
-            f"requests={shown(requests)} is not allowed: an iterable of items, or a pathlib.Path of a file; "
+            f"requests={shown(cast('object', requests))} is not allowed: an iterable of items, or a "
+            f"pathlib.Path of a file; "
             f"for one item, write [item]"
         )
     if isinstance(requests, (Path, Iterable)):
@@ -171,7 +172,7 @@ def _id(mapping: Mapping[str, Any], index: int) -> str:
         return str(value)
     if not isinstance(value, str) or not value or not _is_text(value):
         raise InvalidArgumentTypeError(f"item {index}: id={shown(value)} is not allowed: text, or an integer")
-    return value
+    return "".join(value)  # plain text, also of a subclass
 
 
 def _is_text(value: str) -> bool:

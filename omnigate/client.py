@@ -33,7 +33,7 @@ from omnigate.sync_batch import SyncBatch
 
 T = TypeVar("T")
 P = ParamSpec("P")
-C = TypeVar("C", bound=BaseAsyncClient)
+C = TypeVar("C", bound=BaseAsyncClient, covariant=True)
 S = TypeVar("S", bound=BaseStream[Any])
 ChatPiece = TypeVar("ChatPiece", str, StreamChunk)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import anyio
 
@@ -49,8 +49,8 @@ class Progress:
 
     def __init__(self, progress: bool | Show, stats: Callable[[], BatchStats]) -> None:
         self._stats = stats
-        self._bar = None if callable(progress) else _Bar()
-        self._show: Show = progress if callable(progress) else _shown_by(self._bar)
+        self._bar = None if callable(progress) else Bar()
+        self._show: Show = progress if callable(progress) else cast("Bar", self._bar).show
 
     async def run(self) -> None:
         """Show the stats again and again, until cancelled."""
@@ -60,29 +60,23 @@ class Progress:
 
     def close(self) -> None:
         """Show the stats a last time."""
-        try:
+        if self._bar is None:
             self._show(self._stats())
-        finally:
-            if self._bar is not None:
-                self._bar.close()
+        else:
+            self._bar.close(self._stats())
 
 
-def _shown_by(bar: _Bar | None) -> Show:
-    assert bar is not None
-    return bar.show
-
-
-class _Bar:
+class Bar:
     """rich's live display, or lines where it can not be."""
 
     def __init__(self, console: Console | None = None) -> None:
+        """Begin; `console` is rich's, stderr if left out."""
         from rich.console import Console
 
         self._console = console or Console(stderr=True)
         self._is_live = self._console.is_terminal or self._console.is_jupyter
         self._live: RichProgress | None = None
-        self._task: Any = None
-        self._last_line: tuple[float, BatchStats] | None = None
+        self._printed_at: float | None = None
 
     def show(self, stats: BatchStats) -> None:
         """Show the stats."""
@@ -90,17 +84,17 @@ class _Bar:
             self._show_live(stats)
             return
         now = self._console.get_time()
-        if self._last_line is None or now - self._last_line[0] >= _LOG_SECONDS:
-            self._last_line = (now, stats)
+        if self._printed_at is None or now - self._printed_at >= _LOG_SECONDS:
+            self._printed_at = now
             self._print(stats)
 
-    def close(self) -> None:
-        """Let the last stats stand."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-        elif self._last_line is not None and not self._is_live:
-            self._last_line = None
+    def close(self, stats: BatchStats) -> None:
+        """Show the last stats, and let them stand."""
+        if self._is_live:
+            self._show_live(stats)
+            cast("RichProgress", self._live).stop()
+        else:
+            self._print(stats)
 
     def _show_live(self, stats: BatchStats) -> None:
         if self._live is None:
@@ -112,12 +106,11 @@ class _Bar:
                 TextColumn("{task.description}", markup=False),
                 TimeElapsedColumn(),
                 console=self._console,
-                refresh_per_second=4,
-                auto_refresh=False,
+                auto_refresh=False,  # which would be a thread
             )
-            self._task = self._live.add_task("", total=None)
+            self._live.add_task("")
             self._live.start()
-        self._live.update(self._task, description=words(stats), refresh=True)
+        self._live.update(self._live.task_ids[0], description=words(stats), refresh=True)
 
     def _print(self, stats: BatchStats) -> None:
         self._console.print(words(stats), highlight=False, soft_wrap=True, markup=False)

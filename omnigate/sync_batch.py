@@ -108,7 +108,7 @@ class SyncBatch:
     @property
     def stats(self) -> BatchStats:
         """Where the batch stands; at any time once it has started, also after its end."""
-        return self._batch.stats
+        return self._portal.call(self._stats) if self._is_open else self._batch.stats
 
     def __enter__(self) -> Self:
         self._source = cast("Iterator[Any]", open_source(self._requests))
@@ -201,6 +201,9 @@ class SyncBatch:
         finally:
             self._entered.set()
             left.set()
+
+    async def _stats(self) -> BatchStats:
+        return self._batch.stats
 
     async def _leave(self) -> None:
         if self._left is None:

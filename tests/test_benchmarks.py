@@ -24,6 +24,16 @@ def test_a_stream_is_read_whole(what: str) -> None:
         assert measure("ours", case | {"streams": 1, "chunks": CHUNKS})["microseconds"] > 0
 
 
+@pytest.mark.parametrize(
+    ("contender", "what"), [("bare", "batch"), ("ours", "batch"), ("ours", "sync_batch")]
+)
+def test_a_batch_is_done_whole(contender: str, what: str) -> None:
+    with server() as port:
+        case = {"what": what, "url": f"http://127.0.0.1:{port}", "backend": "trio", "journal": True}
+        figures = measure(contender, case | {"items": 64, "concurrency": 8})
+    assert min(figures.values()) > 0
+
+
 def test_the_best_of_all_rounds_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with server() as port:
         case: dict[str, Any] = {

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from omnigate import AdminClient, AuthError, ChatResponse, Client, ProviderError
+from omnigate import AdminClient, AuthError, Client, ProviderError
 from omnigate.redaction import mask
 from omnigate.testing import LocalGateway
 
 _MODEL = "gpt-4o-mini"
 _WINDOW_SECONDS = 3
 _CALLS_A_WINDOW = 4
-_CALLS = 6
+_ITEMS = 10
 
 
 def run_demo() -> None:
@@ -33,7 +32,7 @@ def run_demo() -> None:
             _chat(console, client)
             _stream(console, client)
             _errors(console, client, gateway)
-            _rate_limit(console, gateway)
+            _batch(console, gateway)
             _metrics(console, client)
     console.print("\nDone.")
 
@@ -77,26 +76,27 @@ def _errors(console: Console, client: Client, gateway: LocalGateway) -> None:
             console.print(escape(f"  AuthError: {error}"), f"\n    [dim]{' '.join(error.__notes__)}[/]")
 
 
-def _rate_limit(console: Console, gateway: LocalGateway) -> None:
+def _batch(console: Console, gateway: LocalGateway) -> None:
     _step(
         console,
-        "A rate limit is honoured",
-        f"{_CALLS} calls at once, {_CALLS_A_WINDOW} allowed in {_WINDOW_SECONDS} s (really: a minute)",
+        "A batch keeps the rate limit",
+        f"{_ITEMS} prompts, {_CALLS_A_WINDOW} calls allowed in {_WINDOW_SECONDS} s (really: a minute)",
     )
     with AdminClient(gateway.admin_key, base_url=gateway.url) as admin:
         org = admin.create_org(name="Acme")
         project = admin.create_project(org_id=org.id, name="slow", rate_limit_per_min=_CALLS_A_WINDOW)
     started = time.monotonic()
-    with Client(project.api_key, base_url=gateway.url) as client, ThreadPoolExecutor(_CALLS) as threads:
+    with Client(project.api_key, base_url=gateway.url) as client:
         client.set_provider_key(provider="openai", api_key="sk-any-key-will-do-here")
-
-        def call(number: int) -> ChatResponse:
-            return client.chat(model=_MODEL, messages=f"number {number}")
-
-        for answer in threads.map(call, range(1, _CALLS + 1)):
-            waited = " after a 429 and the wait it asked for" if answer.meta.attempts > 1 else ""
-            console.print(f"  {escape(answer.content)}  [dim]{answer.meta.elapsed:.1f} s{waited}[/]")
-    console.print(f"  all {_CALLS} answered in {time.monotonic() - started:.1f} s, none lost")
+        with client.batch((f"number {n}" for n in range(1, _ITEMS + 1)), model=_MODEL, ordered=True) as batch:
+            for outcome in batch:
+                after = time.monotonic() - started
+                console.print(f"  {escape(outcome.unwrap().content)}  [dim]after {after:.1f} s[/]")
+        stats = batch.stats
+    console.print(
+        f"  {stats.succeeded} answered, {stats.failed} failed, none lost; "
+        f"{stats.total_tokens} tokens, {stats.cost_usd:.6f} USD"
+    )
 
 
 def _metrics(console: Console, client: Client) -> None:

@@ -347,7 +347,9 @@ async def test_the_gateways_429_uses_up_no_retries_and_holds_all_back() -> None:
 
 async def test_a_providers_429_is_retried_like_any_failure() -> None:
     provider = Provider()
-    async with client_of(provider, retries=0, retry_config=None).batch(["a", "once=499 b"], model=MODEL) as batch:
+    async with client_of(provider, retries=0, retry_config=None).batch(
+        ["a", "once=499 b"], model=MODEL
+    ) as batch:
         outcomes = await outcomes_of(batch)
     assert isinstance(outcomes[1].error, omnigate.ProviderRateLimitError)
     assert outcomes[1].attempts == 1
@@ -446,7 +448,13 @@ async def test_a_single_request_in_place_of_many_is_a_type_error() -> None:
 
 async def test_an_invalid_item_is_a_failed_outcome_with_its_index() -> None:
     provider = Provider()
-    items: list[Any] = ["fine", 7, {"messages": []}, {"id": "x", "messages": "hi", "colour": "red"}, "fine, too"]
+    items: list[Any] = [
+        "fine",
+        7,
+        {"messages": []},
+        {"id": "x", "messages": "hi", "colour": "red"},
+        "fine, too",
+    ]
     async with client_of(provider).batch(items, model=MODEL, ordered=True) as batch:
         outcomes = await outcomes_of(batch)
     assert [outcome.error is None for outcome in outcomes] == [True, False, False, False, True]

@@ -1,0 +1,63 @@
+"""A batch three ways: from a list, from a file with a journal, and resumed after it was stopped.
+
+python examples/batch.py      (with OMNIGATE_BASE_URL and OMNIGATE_API_KEY set: see `omnigate gateway`)
+"""
+
+import asyncio
+import json
+import tempfile
+from pathlib import Path
+
+from omnigate import AsyncClient, Client
+
+CITIES = ["Oslo", "Lima", "Accra", "Hanoi", "Quito", "Turin"]
+
+
+def from_a_list() -> None:
+    """All answers at once, in the order of the prompts; the first error is raised."""
+    with Client() as client:
+        for answer in client.chat_many([f"One fact about {city}" for city in CITIES], model="gpt-4o-mini"):
+            print(answer.content)
+
+
+def from_a_file(folder: Path) -> None:
+    """Outcomes as they come, each written to a journal; the program stops in the middle."""
+    lines = [{"id": city, "messages": f"The river of {city}?", "max_tokens": 50} for city in CITIES]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    with (
+        Client() as client,
+        client.batch(
+            folder / "questions.jsonl",
+            model="gpt-4o-mini",
+            max_concurrency=2,
+            journal=folder / "answers.jsonl",
+        ) as batch,
+    ):
+        for outcome in batch:
+            if outcome.error is None:
+                print(outcome.id, "→", outcome.unwrap().content)
+            else:
+                print(outcome.id, "failed:", outcome.error)
+            if batch.stats.succeeded >= 3:
+                break  # or a crash, a power cut, Ctrl-C: the next run goes on from here
+
+
+async def resumed(folder: Path) -> None:
+    """Go on with the same file and journal: what is done is not asked again, nor paid again."""
+    async with (
+        AsyncClient() as client,
+        client.batch(
+            folder / "questions.jsonl", model="gpt-4o-mini", journal=folder / "answers.jsonl", ordered=True
+        ) as batch,
+    ):
+        async for outcome in batch:
+            source = "from the journal" if outcome.replayed else "asked now"
+            print(f"{outcome.id}, {source}: {outcome.unwrap().content}")
+        stats = batch.stats
+    print(f"{stats.replayed} replayed, {stats.succeeded} asked, {stats.cost_usd:.6f} USD")
+
+
+from_a_list()
+with tempfile.TemporaryDirectory() as name:
+    from_a_file(Path(name))
+    asyncio.run(resumed(Path(name)))

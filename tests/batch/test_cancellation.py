@@ -1,0 +1,149 @@
+"""A batch is cancelled at its every await, in every way: nothing runs on, nothing is held, nothing is lost twice."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from omnigate import AnyIOTransport, AsyncClient, RetryConfig
+from omnigate.testing import LocalGateway
+
+from ..support.cancellation import ASYNCIO_WAYS, cancelled_everywhere
+from ..support.provider import Provider
+
+MODEL = "gpt-4o-mini"
+WAYS = [("asyncio", way) for way in dict.fromkeys(ASYNCIO_WAYS)] + [("trio", "scope")]
+
+
+def tasks_of_asyncio() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # trio
+        return 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("anyio_backend", "way"), WAYS, ids=[f"{backend}-{way}" for backend, way in WAYS])
+@pytest.mark.parametrize("kind", ["plain", "ordered", "journal", "slow source", "chat_many"])
+async def test_over_a_transport_in_memory(kind: str, way: str, tmp_path: Path, anyio_backend: str) -> None:
+    provider = Provider()
+    client = AsyncClient("llmg_x", base_url="http://gateway.test", transport=provider)
+    journal = tmp_path / "journal.jsonl"
+    closed = 0
+
+    async def source() -> Any:
+        nonlocal closed
+        try:
+            for n in range(5):
+                await anyio.lowlevel.checkpoint()
+                yield f"{n}"
+        finally:
+            closed += 1
+
+    async def run() -> None:
+        if kind == "chat_many":
+            await client.chat_many([f"{n}" for n in range(5)], model=MODEL, max_concurrency=2)
+            return
+        async with client.batch(
+            source() if kind == "slow source" else [f"{n}" for n in range(5)],
+            model=MODEL,
+            max_concurrency=2,
+            ordered=kind == "ordered",
+            journal=journal if kind == "journal" else None,
+        ) as batch:
+            async for outcome in batch:
+                outcome.unwrap()
+
+    before = tasks_of_asyncio()
+    points = 0
+    async for _ in cancelled_everywhere(run, way):
+        points += 1
+        assert provider.in_flight == 0
+        await anyio.lowlevel.checkpoint()  # the task that was cancelled is done, but asyncio forgets it now
+        assert tasks_of_asyncio() == before
+        if journal.exists():
+            ids = [json.loads(line)["custom_id"] for line in journal.read_bytes().splitlines()]
+            assert len(ids) == len(set(ids))
+            journal.unlink()
+        assert (await client.chat_many(["next"], model=MODEL))[0].content == "next"
+    assert points >= 6
+    assert closed <= points
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("is_journalled", [False, True])
+async def test_after_any_number_of_turns_of_the_loop(is_journalled: bool, tmp_path: Path) -> None:
+    """Wherever the workers are just then, which have awaits of their own."""
+    provider = Provider()
+    client = AsyncClient(
+        "llmg_x", base_url="http://gateway.test", transport=provider, retry_config=RetryConfig(backoff_base=0)
+    )
+    called: list[int] = []
+
+    async def run(scope: anyio.CancelScope, journal: Path | None) -> None:
+        with scope:
+            async with client.batch(
+                ["a", "once=500 b", "c", 7, "status=400", "d"],
+                model=MODEL,
+                max_concurrency=3,
+                journal=journal,
+            ) as batch:
+                async for outcome in batch:
+                    called.append(outcome.index)
+
+    for turns in range(10_000):
+        called.clear()
+        provider.prompts.clear()
+        scope = anyio.CancelScope()
+        journal = tmp_path / f"{turns}.jsonl" if is_journalled else None
+        async with anyio.create_task_group() as group:
+            group.start_soon(run, scope, journal)
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            is_done = not scope.cancelled_caught and len(called) == 6 and provider.in_flight == 0
+            scope.cancel()
+        assert provider.in_flight == 0
+        assert len(called) == len(set(called))
+        if is_done:
+            break
+    assert turns >= 8
+    assert sorted(called) == list(range(6))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("anyio_backend", "way"), WAYS, ids=[f"{backend}-{way}" for backend, way in WAYS])
+async def test_over_real_sockets(way: str, anyio_backend: str) -> None:
+    async with LocalGateway() as gateway:
+        transport = AnyIOTransport(max_connections=3)
+        async with AsyncClient(gateway.api_key, base_url=gateway.url, transport=transport) as client:
+
+            async def run() -> None:
+                async with client.batch([f"{n}" for n in range(6)], model=MODEL, max_concurrency=3) as batch:
+                    async for outcome in batch:
+                        outcome.unwrap()
+
+            async for _ in cancelled_everywhere(run, way):
+                stats = transport.stats()
+                assert (stats["in_use"], stats["waiting"], stats["opening"]) == (0, 0, 0)
+                assert stats["idle"] <= 3
+
+
+@pytest.mark.anyio
+async def test_over_httpx_s_own_transport_no_slot_is_lost() -> None:
+    async with LocalGateway() as gateway:
+        transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=2))
+        async with AsyncClient(gateway.api_key, base_url=gateway.url, transport=transport) as client:
+
+            async def run() -> None:
+                async with client.batch([f"{n}" for n in range(3)], model=MODEL, max_concurrency=2) as batch:
+                    async for outcome in batch:
+                        outcome.unwrap()
+
+            async for _ in cancelled_everywhere(run, "scope"):
+                pass
+            with anyio.fail_after(10):
+                assert len(await client.chat_many(["a", "b", "c"], model=MODEL)) == 3

@@ -1,0 +1,144 @@
+"""What an item may look like, in Python and as a line of a file, and what becomes of it."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omnigate import ChatRequest, InvalidArgumentError, InvalidArgumentTypeError, Message
+from omnigate.batch_items import check_source, open_source, read_item
+
+MODEL = "gpt-4o-mini"
+HELLO = [{"role": "user", "content": "hello"}]
+OPENAI = {"custom_id": "q1", "method": "POST", "url": "/v1/chat/completions"}
+
+
+def request(**fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": HELLO, **fields}
+
+
+@pytest.mark.parametrize(
+    ("raw", "id", "fields"),
+    [
+        ("hello", "7", request()),
+        (HELLO, "7", request()),
+        (tuple(HELLO), "7", request()),
+        (HELLO[0], "7", request()),
+        (Message(role="user", content="hello"), "7", request()),
+        ([Message(role="user", content="hello")], "7", request()),
+        (ChatRequest(model="gpt-4o", messages="hello"), "7", request(model="gpt-4o")),
+        ({"messages": "hello"}, "7", request()),
+        ({"messages": HELLO, "model": "gpt-4o"}, "7", request(model="gpt-4o")),
+        ({"messages": HELLO, "model": None}, "7", request()),
+        ({"id": "a", "messages": HELLO, "max_tokens": 5}, "a", request(max_tokens=5)),
+        ({"id": 42, "messages": HELLO}, "42", request()),
+        ({"custom_id": "c", "messages": HELLO}, "c", request()),
+        ({"prompt": "hello", "temperature": 0}, "7", request(temperature=0)),
+        ({**OPENAI, "body": {"model": "gpt-4o", "messages": HELLO}}, "q1", request(model="gpt-4o")),
+        ({**OPENAI, "url": "/v1/chat", "body": {"messages": HELLO}}, "q1", request()),
+        (
+            {**OPENAI, "body": {"messages": HELLO, "max_completion_tokens": 9, "n": 1, "stream": False}},
+            "q1",
+            request(max_tokens=9),
+        ),
+        (
+            {
+                **OPENAI,
+                "body": {"messages": HELLO, "max_tokens": 3, "max_completion_tokens": 9, "tools": None},
+            },
+            "q1",
+            request(max_tokens=3),
+        ),
+        (
+            {**OPENAI, "body": {"messages": [{"role": "developer", "content": "be brief"}, *HELLO]}},
+            "q1",
+            request(messages=[{"role": "system", "content": "be brief"}, *HELLO]),
+        ),
+    ],
+)
+def test_an_item_becomes_a_request(raw: object, id: str, fields: dict[str, Any]) -> None:
+    item = read_item(raw, 7, MODEL)
+    assert item.error is None
+    assert (item.index, item.id) == (7, id)
+    assert item.request is not None
+    assert item.request.model_dump(exclude_defaults=True) == fields
+
+
+@pytest.mark.parametrize(
+    ("raw", "id", "message"),
+    [
+        (None, "7", "item 7: None is not allowed: a ChatRequest, a dict"),
+        (3.5, "7", "item 7: 3.5 is not allowed"),
+        ([], "7", r"item 7 \(id '7'\): messages=\[\] is not allowed"),
+        ({}, "7", "messages is missing"),
+        ({"id": "x"}, "x", r"item 7 \(id 'x'\): messages is missing"),
+        ({"id": "", "messages": HELLO}, "7", "item 7: id='' is not allowed: text"),
+        ({"id": True, "messages": HELLO}, "7", "id=True"),
+        ({"id": "\ud800", "messages": HELLO}, "7", "id="),
+        ({"id": "x", "messages": HELLO, "colour": 1}, "x", "item 7: 'colour' cannot be sent"),
+        ({"messages": HELLO, "prompt": "x"}, "7", "prompt is not allowed together with messages"),
+        ({"messages": HELLO, "temperature": 3}, "7", "temperature=3 is not allowed: a number from 0 to 2"),
+        ({"messages": HELLO, "stream": True}, "7", "stream=True is not allowed in a batch"),
+        (ChatRequest(model=MODEL, messages="x", stream=True), "7", "stream=True is not allowed"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "7", "role='robot'"),
+        ({**OPENAI, "body": {"messages": HELLO, "tools": []}}, "q1", "'tools' cannot be sent to /v1/chat"),
+        ({**OPENAI, "body": {"messages": HELLO, "n": 2}}, "q1", "'n' cannot be sent"),
+        ({**OPENAI, "body": {"messages": HELLO, "stream": True}}, "q1", "stream=True"),
+        (
+            {**OPENAI, "url": "/v1/embeddings", "body": {}},
+            "q1",
+            "url='/v1/embeddings' is not allowed: /v1/chat",
+        ),
+        ({**OPENAI, "method": "GET", "body": {}}, "q1", "method='GET' is not allowed: 'POST'"),
+        ({**OPENAI, "body": "x"}, "q1", "body='x' is not allowed: a JSON object"),
+    ],
+)
+def test_an_item_that_is_not_valid_carries_its_error(raw: object, id: str, message: str) -> None:
+    item = read_item(raw, 7, MODEL)
+    assert item.request is None
+    assert item.id == id
+    with pytest.raises(InvalidArgumentError, match=message):
+        raise item.error  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("raw", ["hello", HELLO, {"messages": HELLO}, {"prompt": "hello"}])
+def test_without_a_model_the_error_says_where_to_name_one(raw: object) -> None:
+    error = read_item(raw, 0, None).error
+    assert "model is missing: name one in the item, or give the batch model=" in str(error)
+
+
+def test_a_file_is_read_line_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "batch.jsonl"
+    lines = [
+        json.dumps({**OPENAI, "body": {"messages": HELLO}}),
+        "",
+        json.dumps({"prompt": "grüße"}, ensure_ascii=False),
+        "{not json",
+        '"a string"',
+        json.dumps({"id": "last", "messages": "x"}),
+    ]
+    path.write_bytes("\r\n".join(lines).encode() + b"\n\xff\xfe\n")
+    source = open_source(path)
+    assert not isinstance(source, AsyncIterator)
+    items = [read_item(raw, index, MODEL) for index, raw in enumerate(source)]
+    assert [item.id for item in items] == ["q1", "1", "2", "3", "last", "5"]
+    assert [item.error is None for item in items] == [True, True, False, False, True, False]
+    assert items[1].request is not None
+    assert items[1].request.messages[0].content == "grüße"
+    assert str(items[2].error).startswith("batch.jsonl, line 4, is not a JSON object")
+
+
+def test_a_file_that_is_not_there_is_the_system_s_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        next(open_source(tmp_path / "none.jsonl"))  # type: ignore[call-overload]
+
+
+def test_an_async_iterable_is_refused_by_the_sync_client() -> None:
+    async def source() -> AsyncIterator[str]:
+        yield "x"
+
+    check_source(source(), is_sync=False)
+    with pytest.raises(InvalidArgumentTypeError, match="use AsyncClient"):
+        check_source(source(), is_sync=True)

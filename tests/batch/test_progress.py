@@ -1,0 +1,115 @@
+"""How a batch shows where it stands: to a callable, in a terminal, in a notebook, in a log."""
+
+import contextlib
+import io
+import sys
+import types
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import omnigate
+from omnigate import AsyncClient, BatchStats
+from omnigate.progress import Bar, words
+
+from ..support.provider import Provider
+
+virtual = [pytest.mark.anyio, pytest.mark.virtual_time]
+
+STATS = BatchStats(
+    succeeded=1_234,
+    failed=5,
+    replayed=70,
+    in_flight=64,
+    calls_per_second=31.25,
+    total_tokens=98_765,
+    cost_usd=1.25,
+    waiting_until=datetime(2026, 11, 24, 12, 30, tzinfo=UTC),
+)
+
+
+def client() -> AsyncClient:
+    return AsyncClient("llmg_x", base_url="http://gateway.test", transport=Provider())
+
+
+class TestCallable:
+    pytestmark = virtual
+
+    async def test_it_is_given_the_stats_while_the_batch_runs_and_at_its_end(self) -> None:
+        seen: list[BatchStats] = []
+        items = [f"sleep=1 {n}" for n in range(5)]
+        async with client().batch(items, model="gpt-4o", max_concurrency=1, progress=seen.append) as batch:
+            assert len([outcome async for outcome in batch]) == 5
+        assert [stats.succeeded for stats in seen[:-1]] == sorted(stats.succeeded for stats in seen[:-1])
+        assert {stats.succeeded for stats in seen} >= {0, 1, 2, 3, 4, 5}
+        assert len(seen) >= 20
+        assert (seen[-1].succeeded, seen[-1].in_flight) == (5, 0)
+
+    async def test_what_it_raises_ends_the_batch_as_itself(self) -> None:
+        def broken(stats: BatchStats) -> None:
+            if stats.succeeded >= 2:
+                raise LookupError("broken progress")
+
+        items = [f"sleep=1 {n}" for n in range(50)]
+        with pytest.raises(LookupError, match="broken progress"):
+            async with client().batch(items, model="gpt-4o", max_concurrency=1, progress=broken) as batch:
+                assert len([outcome async for outcome in batch]) < 10
+
+    async def test_without_rich_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "rich.progress", None)
+        with pytest.raises(omnigate.GatewayError, match=r"pip install 'omnigate\[cli\]'"):
+            client().batch(["a"], model="gpt-4o", progress=True)
+
+    async def test_true_writes_to_stderr(self, capsys: pytest.CaptureFixture[str]) -> None:
+        async with client().batch(["a", "b"], model="gpt-4o", progress=True) as batch:
+            assert len([outcome async for outcome in batch]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.splitlines()[-1].startswith("2 done, 0 in flight")
+
+
+def test_the_stats_in_words() -> None:
+    assert words(STATS, timezone=UTC) == (
+        "1,234 done, 5 failed, 70 from the journal, 64 in flight, 31.2/s, 98,765 tokens, 1.2500 USD, "
+        "rate limit: waiting until 12:30:00"
+    )
+    assert words(BatchStats(succeeded=1)) == "1 done, 0 in flight, 0.0/s, 0 tokens, 0.0000 USD"
+
+
+def test_in_a_log_a_line_comes_now_and_then_and_at_the_end() -> None:
+    now = 0.0
+    output = io.StringIO()
+    bar = Bar(Console(file=output, get_time=lambda: now))
+    for second in range(100):
+        now = float(second)
+        bar.show(BatchStats(succeeded=second))
+    bar.close(BatchStats(succeeded=100))
+    counts = [line.split(" ")[0] for line in output.getvalue().splitlines()]
+    assert counts == ["0", "30", "60", "90", "100"]
+    assert "\x1b" not in output.getvalue()
+
+
+@pytest.mark.parametrize("options", [{"force_terminal": True}, {"force_jupyter": True}])
+def test_in_a_terminal_or_notebook_it_is_live(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = io.StringIO()
+    shown: list[object] = []
+    ipython: Any = types.ModuleType("IPython.display")  # as a notebook has it
+    ipython.display = lambda *values, **_: shown.extend(values)
+    widgets: Any = types.ModuleType("ipywidgets")
+    widgets.Output = type("Output", (contextlib.nullcontext,), {"clear_output": lambda self, wait: None})
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython)
+    monkeypatch.setitem(sys.modules, "ipywidgets", widgets)
+    bar = Bar(Console(file=output, width=140, **options))
+    bar.show(STATS)
+    bar.show(STATS)
+    bar.close(STATS)
+    if "force_terminal" in options:
+        assert "\x1b" in output.getvalue()  # moves the cursor
+        assert "1,234 done" in output.getvalue()
+        assert "\x1b[?25h" in output.getvalue()  # shows the cursor again
+    else:
+        assert shown

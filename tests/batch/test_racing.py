@@ -1,0 +1,154 @@
+"""Races between models, and hedged calls."""
+
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from omnigate import AsyncClient, AuthError, GatewayError, InvalidArgumentError, ProviderError, RaceError
+
+from ..support.cancellation import cancelled_everywhere
+from ..support.scripted import chat_answer, error_answer
+
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
+
+
+class Models(httpx.AsyncBaseTransport):
+    """Answers each model after its own seconds; a negative number fails after so many."""
+
+    def __init__(self, *seconds: float, **models: float) -> None:
+        self.by_model = models
+        self.by_call = list(seconds)
+        self.begun: list[float] = []
+        self.in_flight = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        content = (await request.aread()).decode()
+        named = [seconds for model, seconds in self.by_model.items() if f'"model":"{model}"' in content]
+        seconds = named[0] if named else self.by_call[len(self.begun)]
+        self.begun.append(anyio.current_time())
+        self.in_flight += 1
+        try:
+            await anyio.sleep(abs(seconds))
+            if seconds < 0:
+                return error_answer(400, f"OpenAI error 400: after {-seconds:g} s")(request)
+            return chat_answer(content=f"{seconds:g}")
+        finally:
+            self.in_flight -= 1
+
+
+def client_of(models: httpx.AsyncBaseTransport) -> AsyncClient:
+    return AsyncClient("llmg_x", base_url="http://gateway.test", transport=models)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "winner"),
+    [
+        ({"a": 3, "b": 1, "c": 2}, "1"),
+        ({"a": -1, "b": 2}, "2"),
+        ({"a": 2, "b": -1, "c": -1}, "2"),
+        ({"a": 5}, "5"),
+    ],
+)
+async def test_the_first_success_wins_and_the_others_are_cancelled(
+    seconds: dict[str, float], winner: str
+) -> None:
+    models = Models(**seconds)
+    start = anyio.current_time()
+    answer = await client_of(models).race(models=list(seconds), messages="hi")
+    assert answer.content == winner
+    assert anyio.current_time() - start == float(winner)
+    assert models.in_flight == 0
+
+
+async def test_if_all_fail_their_errors_come_in_the_order_of_the_models() -> None:
+    with pytest.raises(RaceError, match="all 3 calls failed") as raised:
+        await client_of(Models(a=-3, b=-1, c=-2)).race(models=["a", "b", "c"], messages="hi")
+    assert isinstance(raised.value, GatewayError)
+    assert [str(error) for error in raised.value.exceptions] == [
+        f"[400] OpenAI error 400: after {n} s" for n in (3, 1, 2)
+    ]
+    with pytest.raises(ExceptionGroup):
+        raise raised.value
+    matched, rest = raised.value.split(AuthError)
+    assert matched is None
+    assert isinstance(rest, RaceError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"models": []}, "models=.. is not allowed: at least one"),
+        ({"models": "gpt-4o"}, "models='gpt-4o' is not allowed: a list"),
+        ({"models": ["gpt-4o", ""]}, "model=''"),
+        ({"messages": []}, "messages="),
+        ({"temperature": 9}, "temperature=9"),
+    ],
+)
+async def test_bad_arguments_of_a_race_are_refused_before_anything_is_sent(
+    arguments: dict[str, Any], message: str
+) -> None:
+    models = Models(1)
+    with pytest.raises(InvalidArgumentError, match=message):
+        await client_of(models).race(**{"models": ["a"], "messages": "hi", **arguments})
+    assert models.begun == []
+
+
+async def test_a_quick_answer_is_not_hedged() -> None:
+    models = Models(1)
+    answer = await client_of(models).chat(model="gpt-4o", messages="hi", hedge_after=2)
+    assert (answer.content, len(models.begun)) == ("1", 1)
+
+
+async def test_a_slow_answer_is_hedged_and_the_first_wins() -> None:
+    models = Models(10, 1)
+    start = anyio.current_time()
+    answer = await client_of(models).chat(model="gpt-4o", messages="hi", hedge_after=2)
+    assert answer.content == "1"
+    assert anyio.current_time() - start == 3.0
+    assert (len(models.begun), models.in_flight) == (2, 0)
+    assert models.begun[1] - models.begun[0] == 2.0
+    models = Models(3, 10)
+    assert (await client_of(models).chat(model="gpt-4o", messages="hi", hedge_after=2)).content == "3"
+    assert models.in_flight == 0
+
+
+async def test_a_failure_before_the_hedge_is_final_and_after_it_the_other_counts() -> None:
+    models = Models(-1)
+    with pytest.raises(ProviderError, match="after 1 s"):
+        await client_of(models).chat(model="gpt-4o", messages="hi", hedge_after=2)
+    assert len(models.begun) == 1
+    assert (await client_of(Models(-3, 2)).chat(model="gpt-4o", messages="hi", hedge_after=2)).content == "2"
+    with pytest.raises(ProviderError, match="after 4 s"):
+        await client_of(Models(-4, -1)).chat(model="gpt-4o", messages="hi", hedge_after=2)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "1", True])
+async def test_bad_hedge_after_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="hedge_after="):
+        await client_of(Models(1)).chat(model="gpt-4o", messages="hi", hedge_after=value)
+
+
+async def test_what_is_no_gateway_error_is_raised_as_itself() -> None:
+    class Broken(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            raise LookupError("a bug")
+
+    with pytest.raises(LookupError, match="a bug"):
+        await client_of(Broken()).race(models=["a", "b"], messages="hi")
+
+
+@pytest.mark.parametrize("kind", ["race", "hedge"])
+async def test_cancelled_everywhere_nothing_is_left(kind: str) -> None:
+    models = Models(*[1] * 10_000, **({"a": 1, "b": 2} if kind == "race" else {}))
+    client = client_of(models)
+
+    async def run() -> None:
+        if kind == "race":
+            await client.race(models=["a", "b"], messages="hi")
+        else:
+            await client.chat(model="gpt-4o", messages="hi", hedge_after=0.5)
+
+    async for _ in cancelled_everywhere(run):
+        assert models.in_flight == 0

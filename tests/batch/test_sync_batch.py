@@ -1,0 +1,224 @@
+"""Batches of the sync client: the source is read in the caller's thread, the rest is the async batch."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import omnigate
+from omnigate import Client, ClientClosedError, InvalidArgumentError, NotStartedError, RetryConfig
+from omnigate.testing import LocalGateway
+
+from ..support.provider import Provider
+
+MODEL = "gpt-4o-mini"
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def backend(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def client_of(provider: httpx.AsyncBaseTransport, backend: Any, **arguments: Any) -> Client:
+    retries = RetryConfig(backoff_base=0, jitter=0)
+    return Client(
+        "llmg_x",
+        base_url="http://gateway.test",
+        transport=provider,
+        backend=backend,
+        retry_config=retries,
+        **arguments,
+    )
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_every_item_ends_in_exactly_one_outcome(backend: Any, ordered: bool) -> None:
+    provider = Provider()
+    with client_of(provider, backend) as client:
+        with client.batch((f"{n}" for n in range(2_000)), model=MODEL, ordered=ordered) as batch:
+            outcomes = list(batch)
+        assert batch.stats.succeeded == 2_000
+    indexes = [outcome.index for outcome in outcomes]
+    assert (indexes if ordered else sorted(indexes)) == list(range(2_000))
+    assert all(outcome.unwrap().content == str(outcome.index) for outcome in outcomes)
+
+
+def test_the_source_is_iterated_in_the_callers_thread(backend: Any) -> None:
+    threads: set[threading.Thread] = set()
+
+    def source() -> Iterator[str]:
+        for n in range(300):
+            threads.add(threading.current_thread())
+            yield f"{n}"
+        threads.add(threading.current_thread())
+
+    with client_of(Provider(), backend) as client:
+        assert len(client.chat_many(source(), model=MODEL)) == 300
+    assert threads == {threading.current_thread()}
+
+
+def test_the_source_is_read_no_faster_than_it_is_sent(backend: Any) -> None:
+    read: list[int] = []
+
+    def source() -> Iterator[str]:
+        for n in range(10_000):
+            read.append(n)
+            yield f"{n}"
+
+    provider = Provider()
+    with (
+        client_of(provider, backend) as client,
+        client.batch(source(), model=MODEL, max_concurrency=4) as batch,
+    ):
+        for count, _ in enumerate(batch):
+            assert len(read) <= count + 100
+            if count == 500:
+                break
+    assert provider.in_flight == 0
+
+
+def test_over_real_sockets_with_a_file_and_a_journal(backend: Any, tmp_path: Path) -> None:
+    path = tmp_path / "batch.jsonl"
+    path.write_text(
+        "".join(
+            f'{{"custom_id": "q{n}", "body": {{"messages": [{{"role": "user", "content": "{n}"}}]}}}}\n'
+            for n in range(300)
+        )
+    )
+    with LocalGateway() as gateway, Client(gateway.api_key, base_url=gateway.url, backend=backend) as client:
+        for run in range(2):
+            with client.batch(
+                path, model=MODEL, journal=tmp_path / "journal.jsonl", max_concurrency=16
+            ) as batch:
+                outcomes = {outcome.id: outcome for outcome in batch}
+            assert set(outcomes) == {f"q{n}" for n in range(300)}
+            assert all(outcome.replayed == bool(run) for outcome in outcomes.values())
+            assert outcomes["q7"].unwrap().content == "echo[gpt-4o-mini]: 7"
+        assert len([r for r in gateway.requests if r.path == "/v1/chat"]) == 300
+
+
+def test_what_the_source_or_the_consumer_raises_is_raised_as_itself(backend: Any) -> None:
+    def source() -> Iterator[str]:
+        yield "a"
+        yield "sleep=0.05 b"
+        raise LookupError("of the source")
+
+    provider = Provider()
+    seen: list[int] = []
+    with client_of(provider, backend) as client:
+        with pytest.raises(LookupError, match="of the source"):
+            with client.batch(source(), model=MODEL) as batch:
+                for outcome in batch:
+                    seen.append(outcome.index)
+        assert seen == [0, 1]
+        with pytest.raises(LookupError, match="of the consumer"):
+            with client.batch((f"{n}" for n in range(1_000)), model=MODEL) as batch:
+                for _ in batch:
+                    raise LookupError("of the consumer")
+        assert provider.in_flight == 0
+        with pytest.raises(omnigate.AuthError):
+            with client.batch(["a", "status=401"], model=MODEL) as batch:
+                assert [outcome.index for outcome in batch] == [0, 1]
+        assert client.chat(model=MODEL, messages="still works").content == "still works"
+
+
+def test_a_batch_outside_of_its_block_says_so(backend: Any) -> None:
+    with client_of(Provider(), backend) as client:
+        batch = client.batch(["a"], model=MODEL)
+        with pytest.raises(NotStartedError, match="`with`"):
+            next(batch)
+        with batch:
+            assert len(list(batch)) == 1
+        with pytest.raises(NotStartedError):
+            next(batch)
+        with pytest.raises(NotStartedError, match="once"):
+            with batch:
+                pass
+    with pytest.raises(ClientClosedError):
+        with client.batch(["a"], model=MODEL):
+            pass
+
+
+def test_bad_arguments_are_refused(backend: Any) -> None:
+    async def source() -> Any:
+        yield "a"
+
+    with client_of(Provider(), backend) as client:
+        with pytest.raises(InvalidArgumentError, match="requests='abc'"):
+            client.batch("abc", model=MODEL)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgumentError, match="use AsyncClient"):
+            client.batch(source(), model=MODEL)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgumentError, match="max_concurrency=0"):
+            client.batch([], max_concurrency=0)
+        with pytest.raises(FileNotFoundError):
+            with client.batch(Path("/nowhere/batch.jsonl")) as batch:
+                list(batch)
+
+
+def test_chat_many_in_order_and_with_errors(backend: Any) -> None:
+    with client_of(Provider(), backend) as client:
+        assert [a.content for a in client.chat_many(["sleep=0.02 a", "b"], model=MODEL)] == [
+            "sleep=0.02 a",
+            "b",
+        ]
+        with pytest.raises(omnigate.APIError):
+            client.chat_many(["a", "status=400"], model=MODEL)
+        answers = client.chat_many(["a", "status=400"], model=MODEL, return_exceptions=True)
+        assert isinstance(answers[1], omnigate.APIError)
+
+
+def test_several_batches_in_threads_of_one_client(backend: Any) -> None:
+    results: list[int] = []
+    with client_of(Provider(), backend) as client:
+
+        def run() -> None:
+            results.append(len(client.chat_many((f"{n}" for n in range(300)), model=MODEL)))
+
+        threads = [threading.Thread(target=run) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert results == [300] * 8
+
+
+def test_closing_the_client_ends_a_batch_in_another_thread(backend: Any) -> None:
+    provider = Provider()
+    client = client_of(provider, backend)
+    raised: list[BaseException] = []
+    begun = threading.Event()
+
+    def run() -> None:
+        try:
+            with client.batch(["a", "sleep=1000 b"], model=MODEL) as batch:
+                for _ in batch:
+                    begun.set()
+        except BaseException as error:  # noqa: BLE001
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert begun.wait(10)
+    client.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert [type(error) for error in raised] == [ClientClosedError]
+
+
+def test_ctrl_c_ends_a_batch_and_the_client_goes_on(backend: Any) -> None:
+    provider = Provider()
+    with client_of(provider, backend) as client:
+        with pytest.raises(KeyboardInterrupt):
+            with client.batch(["a", "sleep=1000 b"], model=MODEL) as batch:
+                for outcome in batch:
+                    assert outcome.index == 0
+                    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+                    timer.start()
+        timer.join()
+        assert provider.in_flight == 0
+        assert client.chat(model=MODEL, messages="still works").content == "still works"
