@@ -1,13 +1,252 @@
-"""Placeholder until the adaptive limit lands."""
+"""How many calls at a time: what a provider bears, found out from how long its answers take.
+
+Sans-I/O: no clock, no waiting; outcomes go in, a limit comes out. The rules:
+
+1. By Little's law the throughput at a limit is the limit over the mean latency. So growth by a factor brings
+   throughput as long as the latencies grow by less than that factor. A level is worth it if it brings at
+   least half of what it could: if the latencies' logarithm grows by less than half of the limit's.
+2. Latencies differ from call to call by a factor of ten. Like is compared with like: the mean logarithm of
+   the latencies at one limit with that at another, measured one after the other, until the difference is
+   clear from the noise (or both have been looked at long enough). The first round after a change does not
+   count, because what ends early in it is what is short.
+3. Only calls that were sent with the limit used up tell anything about it. If something else holds the
+   sends back, the limit stays.
+4. From a low start the limit doubles until a level is not worth it. Then the space between the highest that
+   was and the lowest that was not is halved until they are close.
+5. After that the limit is held, and a step up and a step down are tried in turn, the more rarely the more
+   often they led nowhere. Latencies that climb while it is held make the step down come at once, and larger.
+6. Overload is cut at once, by twice the calls that failed, at most by half in one episode: failures of what
+   was sent before the cut belong to it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Literal
+
+__all__ = ["AdaptiveConcurrency"]
+
+_INITIAL: Final = 4
+_MAXIMUM: Final = 1_024
+_WORTH: Final = 0.5  # the part of the throughput it could bring that a level must bring
+_CONFIDENCE: Final = 1.65  # standard errors: one wrong verdict in twenty
+_BLOCK: Final = 24  # the least number of latencies that are looked at together
+_SAMPLES_MAX: Final = 1_500  # after so many the likelier verdict is taken
+_NOISE_MIN: Final = 0.01  # of a latency's mean logarithm: clocks, rounding
+_USED: Final = 0.8  # a call sent with so much of the limit in flight tells about it
+_STEP: Final = 1.07  # the ratio of levels that are close enough, if the noise allows to tell them apart
+_STEP_MAX: Final = 1.13
+_LARGER_STEP_MAX: Final = 4  # steps at once, after steps down that helped
+_CLIMB: Final = 0.25  # of the latencies' logarithm, while a level is held
+_CLIMB_STEP: Final = 1.4
+_HOLD_MAX: Final = 16  # how much longer a level is held than another is tried
+
+
+class _Samples:
+    """Mean and variance of latencies' logarithms (Welford's recurrence)."""
+
+    __slots__ = ("count", "mean", "squares")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = 0.0
+        self.squares = 0.0
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        difference = value - self.mean
+        self.mean += difference / self.count
+        self.squares += difference * (value - self.mean)
+
+    def merge(self, other: _Samples) -> None:
+        """Take in what others have collected (Chan, Golub and LeVeque, 1979)."""
+        if not other.count:
+            return
+        count = self.count + other.count
+        difference = other.mean - self.mean
+        self.mean += difference * other.count / count
+        self.squares += other.squares + difference**2 * self.count * other.count / count
+        self.count = count
+
+    def variance(self) -> float:
+        return self.squares / (self.count - 1) if self.count > 1 else math.inf
+
+    def variance_of_mean(self) -> float:
+        return self.variance() / max(1, self.count) + _NOISE_MIN**2
 
 
 class AdaptiveConcurrency:
-    """A fixed limit."""
+    """Finds the number of calls in flight beyond which more of them bring no more throughput.
 
-    limit: int = 64
+    The signal is the climb of latency, as in TCP Vegas (Brakmo and Peterson, 1994); the search is that of
+    BIC-TCP (Xu, Harfoush and Rhee, 2004): growth, then halving between the highest level known to be good and
+    the lowest known not to be, then careful steps; the level sought is the knee that maximizes Kleinrock's
+    power (1979); overload is answered by a multiplicative decrease (Chiu and Jain, 1989).
+
+    Times are seconds of any monotonic clock.
+
+    Attributes:
+        limit: how many calls may be in flight.
+
+    Args:
+        initial: the limit to begin with.
+        minimum: what the limit never falls below, at least 1.
+        maximum: what it never exceeds.
+
+    """
+
+    def __init__(self, *, initial: int = _INITIAL, minimum: int = 1, maximum: int = _MAXIMUM) -> None:
+        self._minimum = max(1, minimum)
+        self._maximum = max(self._minimum, maximum)
+        self.limit = min(max(initial, self._minimum), self._maximum)
+        self._good = self.limit  # the highest level that was worth it
+        self._bad: int | None = None  # the lowest that was not
+        self._base = _Samples()  # at `_good`
+        self._recent = _Samples()  # at `limit`
+        self._try: Literal["hold", "up", "down"] = "hold"
+        self._next: Literal["up", "down"] = "up"
+        self._steps_down = 1  # at once
+        self._skip = self.limit  # samples still to come from before the last change
+        self._hold = 1  # see `_HOLD_MAX`
+        self._cut_at = -math.inf
+        self._cut_from = 0
+        self._failures = 0  # in the present episode
 
     def succeeded(self, now: float, latency: float, in_flight: int) -> None:
-        """Do nothing."""
+        """Register a call that was answered.
+
+        Args:
+            now: the present time in seconds.
+            latency: seconds from when it was sent to its answer.
+            in_flight: how many calls were in flight when it was sent, itself included.
+
+        """
+        if in_flight < self.limit * _USED:
+            return
+        if self._skip > 0:
+            self._skip -= 1
+            return
+        self._recent.add(math.log(max(latency, 1e-6)))
+        if self._try == "hold":
+            if self._recent.count >= self._block():
+                self._leave_or_stay()
+        elif self._recent.count >= self._block():
+            self._judge()
 
     def overloaded(self, now: float, sent_at: float) -> None:
-        """Do nothing."""
+        """Register a call that failed from overload: 500, 502, 503, a timeout, a provider's 429.
+
+        Args:
+            now: the present time in seconds.
+            sent_at: when it was sent.
+
+        """
+        if sent_at > self._cut_at:
+            self._cut_at, self._cut_from, self._failures = now, self.limit, 0
+        self._failures += 1
+        cut = max(1, min(2 * self._failures, self._cut_from // 2))
+        limit = max(self._minimum, self._cut_from - cut)
+        if limit < self.limit:
+            self._bad = self._cut_from if self._bad is None else min(self._bad, self._cut_from)
+            self._good = min(self._good, limit)
+            self._hold = 1
+            self._start_hold(limit)
+
+    def __repr__(self) -> str:
+        return f"<AdaptiveConcurrency limit={self.limit} good={self._good} bad={self._bad} {self._try}>"
+
+    def _block(self) -> int:
+        return max(_BLOCK, self.limit)
+
+    def _move(self, limit: int) -> None:
+        self._skip = max(self.limit, limit)
+        self.limit = limit
+        self._recent = _Samples()
+
+    def _start_hold(self, level: int) -> None:
+        self._try = "hold"
+        self._good = level
+        self._base = _Samples()
+        self._move(level)
+
+    def _start_try(self, step: Literal["up", "down"], level: int) -> None:
+        self._try = step
+        self._move(level)
+
+    def _leave_or_stay(self) -> None:
+        """Look at another block of latencies at the level that is held."""
+        recent, base, level = self._recent, self._base, self.limit
+        self._recent = _Samples()
+        if base.count and level > self._minimum:
+            noise = math.sqrt(base.variance_of_mean() + recent.variance_of_mean())
+            if recent.mean - base.mean > _CLIMB + 2 * noise:
+                self._base, self._bad, self._hold = recent, None, 1
+                self._start_try("down", max(self._minimum, math.floor(level / _CLIMB_STEP)))
+                return
+        base.merge(recent)
+        step = self._step()
+        is_settled = self._bad is not None and self._bad <= max(level + 1, level * step)
+        above = self._above(step, is_settled)
+        below = max(self._minimum, min(level - 1, round(level / step**self._steps_down)))
+        if not is_settled and above > level:
+            if base.count >= self._samples_for(above / level):
+                self._start_try("up", above)
+        elif base.count >= self._hold * max(self._block(), self._samples_for(step)):
+            if above > level and (self._next == "up" or below == level):
+                self._start_try("up", above)
+            elif below < level:
+                self._start_try("down", below)
+
+    def _step(self) -> float:
+        """Return the ratio of two levels that can be told apart within `_SAMPLES_MAX` latencies."""
+        step = math.exp(_CONFIDENCE / _WORTH * math.sqrt(2 * self._base.variance() / _SAMPLES_MAX))
+        return min(_STEP_MAX, max(_STEP, step))
+
+    def _samples_for(self, ratio: float) -> float:
+        """Return how many latencies it takes to tell a level from one that ratio above it."""
+        samples = 2 * self._base.variance() * (_CONFIDENCE / (_WORTH * math.log(ratio))) ** 2
+        return min(_SAMPLES_MAX, samples)
+
+    def _above(self, step: float, is_settled: bool) -> int:
+        """Return the level to try above the one held, or that one itself."""
+        level, bad = self._good, self._bad
+        if bad is None:
+            above = level * 2
+        elif is_settled:
+            above = max(level + 1, round(level * step))  # known to be bad, but that may change
+        else:
+            above = max(level + 1, min(round(math.sqrt(level * bad)), bad - 1))
+        return min(above, self._maximum)
+
+    def _judge(self) -> None:
+        """Compare the level that is tried with the good one, once the difference is clear."""
+        recent, base, tried, good = self._recent, self._base, self.limit, self._good
+        if recent.count % max(1, _BLOCK // 2):
+            return  # the more often one looks the more often one errs
+        lower, higher = (base, recent) if tried > good else (recent, base)
+        excess = higher.mean - lower.mean - _WORTH * abs(math.log(tried / good))
+        noise = math.sqrt(base.variance_of_mean() + recent.variance_of_mean())
+        if abs(excess) < _CONFIDENCE * noise and recent.count < max(_SAMPLES_MAX, tried):
+            return
+        is_higher_worth = excess < 0
+        was_known = self._bad is not None and max(tried, good) >= self._bad
+        if tried > good:
+            self._next = "down"
+            if not is_higher_worth:
+                self._bad = tried
+            elif was_known:
+                self._bad = None
+        elif is_higher_worth:
+            self._next = "up" if self._steps_down == 1 else "down"
+            self._steps_down = 1
+            was_known = True
+        else:
+            self._bad = good
+            self._steps_down = min(_LARGER_STEP_MAX, self._steps_down * 2)
+        if (tried > good) == is_higher_worth:
+            self._hold = 1
+            self._start_hold(tried)
+        else:
+            if was_known:
+                self._hold = min(_HOLD_MAX, self._hold * 2)
+            self._start_hold(good)

@@ -8,10 +8,11 @@ only the ways.
 import heapq
 import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from omnigate.concurrency import AdaptiveConcurrency
 from omnigate.pacing import Pacer
 
 
@@ -172,3 +173,140 @@ class HeedlessClient:
     def _again(self) -> None:
         self._waiting -= 1
         self._try()
+
+
+class Provider:
+    """Works on all calls at once; past its capacity each of them slows down by more than their number.
+
+    With `n` calls in flight each goes at the speed `min(1, (capacity / n) ** exponent)`: at an exponent of 1 the
+    throughput stays the same beyond the capacity, above 1 it falls.
+    """
+
+    def __init__(self, events: Events, capacity: int, exponent: float) -> None:
+        self.capacity = capacity
+        self._exponent = exponent
+        self._events = events
+        self._work_done = 0.0  # by each call that was there all the time
+        self._since = events.now
+        self._calls: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+        self._turn = 0
+
+    def call(self, seconds: float, done: Callable[[], None]) -> None:
+        """Work on a call that takes so many seconds at full speed."""
+        self._advance()
+        self._number += 1
+        heapq.heappush(self._calls, (self._work_done + seconds, self._number, done))
+        self._schedule()
+
+    def _speed(self) -> float:
+        return min(1.0, (self.capacity / max(1, len(self._calls))) ** self._exponent)
+
+    def _advance(self) -> None:
+        self._work_done += (self._events.now - self._since) * self._speed()
+        self._since = self._events.now
+
+    def _schedule(self) -> None:
+        self._turn += 1
+        if self._calls:
+            turn = self._turn
+            seconds = max(0.0, self._calls[0][0] - self._work_done) / self._speed()
+            self._events.after(seconds, lambda: self._finish(turn))
+
+    def _finish(self, turn: int) -> None:
+        if turn != self._turn:
+            return  # something came in between
+        self._advance()
+        self._work_done = max(self._work_done, self._calls[0][0])
+        _, _, done = heapq.heappop(self._calls)
+        self._schedule()
+        done()
+
+
+class Connections:
+    """A gateway's database pool: a call holds a connection all the time, waits for one at most 30 s, else fails."""
+
+    def __init__(self, events: Events, size: int, *, patience_seconds: float = 30.0) -> None:
+        self.free = size
+        self._events = events
+        self._patience = patience_seconds
+        self._waiting: deque[list[Callable[[], None]]] = deque()
+
+    def call(self, seconds: float, done: Callable[[], None], failed: Callable[[], None]) -> None:
+        if self.free:
+            self._run(seconds, done)
+            return
+        entry: list[Callable[[], None]] = [lambda: self._run(seconds, done)]
+        self._waiting.append(entry)
+
+        def give_up() -> None:
+            if entry:
+                entry.clear()
+                failed()
+
+        self._events.after(self._patience, give_up)
+
+    def _run(self, seconds: float, done: Callable[[], None]) -> None:
+        self.free -= 1
+
+        def finish() -> None:
+            self.free += 1
+            while self._waiting:
+                entry = self._waiting.popleft()
+                if entry:
+                    entry.pop()()
+                    break
+            done()
+
+        self._events.after(seconds, finish)
+
+
+class AdaptiveClient:
+    """A batch with as many calls in flight as `AdaptiveConcurrency` allows, but for a bound of its own."""
+
+    def __init__(
+        self,
+        events: Events,
+        call: Callable[[Callable[[], None], Callable[[], None]], None],
+        concurrency: AdaptiveConcurrency,
+        *,
+        bound: int = 1 << 30,
+    ) -> None:
+        self.concurrency = concurrency
+        self.bound = bound
+        self.in_flight = self.succeeded = self.failed = 0
+        self.levels: list[tuple[float, int]] = [(events.now, concurrency.limit)]  # (since, limit)
+        self._events, self._call = events, call
+
+    def pump(self) -> None:
+        if self.concurrency.limit != self.levels[-1][1]:
+            self.levels.append((self._events.now, self.concurrency.limit))
+        while self.in_flight < min(self.bound, self.concurrency.limit):
+            self._send()
+
+    def shares(self, since: float) -> Counter[int]:
+        """Return for how many seconds each limit was in force since a time."""
+        shares: Counter[int] = Counter()
+        ends = [start for start, _ in self.levels[1:]] + [self._events.now]
+        for (start, limit), end in zip(self.levels, ends, strict=True):
+            shares[limit] += max(0.0, end - max(start, since))  # type: ignore[assignment]
+        return shares
+
+    def _send(self) -> None:
+        self.in_flight += 1
+        sent_at, in_flight = self._events.now, self.in_flight
+
+        def done() -> None:
+            self.in_flight -= 1
+            self.succeeded += 1
+            now = self._events.now
+            self.concurrency.succeeded(now, now - sent_at, in_flight)
+            self.pump()
+
+        def failed() -> None:
+            self.in_flight -= 1
+            self.failed += 1
+            self.concurrency.overloaded(self._events.now, sent_at)
+            self.pump()
+
+        self._call(done, failed)
