@@ -18,14 +18,15 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import httpx
 
-from omnigate.transport.connection import Connection, Connector
-from omnigate.transport.event_loop import current_loop, has_ended
+from omnigate.transport.connection import Connection, Connector, close_now
+from omnigate.transport.event_loop import call_soon, current_loop, has_ended
 from omnigate.transport.exchange import Exchange, Timeouts
 from omnigate.transport.http11 import Origin, OutgoingMessage, PreparedRequest, outgoing
 from omnigate.transport.pool import Pool
@@ -108,11 +109,16 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
             return exchange.response(pool)
 
     async def aclose(self) -> None:
-        """Close all connections of the running event loop; what is in flight fails."""
-        self._closed = True
+        """Close all connections, those of other event loops as soon as they run; what is in flight fails."""
+        loop = current_loop()
         with self._lock:
-            pool = self._pools.pop(current_loop(), None)
-        if pool is not None:
+            self._closed = True
+            pools, self._pools = self._pools, {}
+        for other, pool in pools.items():
+            if other is not loop and not has_ended(other):
+                with suppress(RuntimeError):  # it has ended since
+                    call_soon(other, pool.close)
+                    continue
             pool.close()
         await anyio.lowlevel.checkpoint()
 
@@ -153,28 +159,34 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
                 else:
                     pool.discard(waited)
                 raise RuntimeError("the transport was closed")
-            if waited is not None:
+            if waited is not None and waited.is_quiet():
                 return waited
+            if waited is not None:
+                pool.keep_slot(waited)
         elif found is not True:
             return found
+        stream = None
         try:
             stream = await self._connect(origin, timeouts.get("connect"))
+            connection = pool.add(stream, origin)
         except BaseException:
+            if stream is not None:
+                close_now(stream)
             pool.free_slot()
             raise
-        connection = pool.add(stream, origin)
         if self._closed:
             pool.discard(connection)
             raise RuntimeError("the transport was closed")
         return connection
 
     def _new_pool(self, loop: Any) -> Pool:
-        if self._closed:
-            raise RuntimeError("the transport is closed")
         with self._lock:
-            for other in [known for known in self._pools if has_ended(known)]:
-                self._pools.pop(other).close()
+            if self._closed:
+                raise RuntimeError("the transport is closed")
+            ended = [self._pools.pop(other) for other in list(self._pools) if has_ended(other)]
             pool = self._pools[loop] = Pool(*self._pool_arguments, loop)
+        for other_pool in ended:
+            other_pool.close()
         return pool
 
 

@@ -19,6 +19,7 @@ import anyio
 from anyio.abc import ByteStream
 
 from omnigate.transport.connection import Connection
+from omnigate.transport.event_loop import has_ended
 from omnigate.transport.http11 import Origin
 from omnigate.transport.timers import Limit, Watch
 
@@ -141,6 +142,11 @@ class Pool:
             connection.close()
             self.free_slot()
 
+    def keep_slot(self, connection: Connection) -> None:
+        """Close a connection that is in use, and keep its slot, to open another one with."""
+        self._in_use.discard(connection)
+        connection.close()
+
     def drop_idle(self, origin: Origin) -> None:
         """Close an origin's idle connections: one of them was found dead, and the others are no younger."""
         stack = self._idle.get(origin)
@@ -153,9 +159,15 @@ class Pool:
         self._pass_on(None)
 
     def close(self) -> None:
-        """Close all connections; whoever waits is served, and will find the transport closed."""
+        """Close all connections; whoever waits is served, and will find the transport closed.
+
+        In a loop that has ended, nobody waits any more.
+        """
         if self._watch is not None:
             self._watch.stop()
+        if has_ended(self.loop):
+            self._waiters.clear()
+            self._waiting = 0
         for origin in self._idle:
             self.drop_idle(origin)
         for connection in list(self._in_use):
@@ -165,13 +177,16 @@ class Pool:
             self._pass_on(None)
 
     def stats(self) -> dict[str, Any]:
-        """Return the numbers: connections idle, in use and being opened, and requests waiting; by origin."""
+        """Return the numbers: connections idle, in use and being opened, and requests waiting; by origin.
+
+        From any thread: a list is made of a collection at once, while a loop over it would be disturbed.
+        """
         origins: dict[Origin, dict[str, int]] = {}
-        for origin, stack in self._idle.items():
+        for origin, stack in list(self._idle.items()):
             origins.setdefault(origin, {"idle": 0, "in_use": 0, "waiting": 0})["idle"] = len(stack)
-        for connection in self._in_use:
+        for connection in list(self._in_use):
             origins.setdefault(connection.origin, {"idle": 0, "in_use": 0, "waiting": 0})["in_use"] += 1
-        for waiter in self._waiters:
+        for waiter in list(self._waiters):
             if not waiter.abandoned:
                 origins.setdefault(waiter.origin, {"idle": 0, "in_use": 0, "waiting": 0})["waiting"] += 1
         return {

@@ -1,17 +1,22 @@
 """The pool: who gets which connection, who waits, and when a connection is too old."""
 
 import re
+import select
+import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import httpx
 import pytest
 
 from omnigate.transport.anyio_transport import AnyIOTransport
+from omnigate.transport.connection import Connection
 
-from ..support.fake_streams import OK, FakeNetwork
+from ..support.fake_streams import OK, FakeNetwork, FakeStream
 from ..support.servers import Peer, serving, until
 
 pytestmark = pytest.mark.anyio
@@ -316,6 +321,101 @@ async def test_a_connection_that_the_server_has_closed_is_not_used_again() -> No
             assert await get(transport, server.url) == b"ok"
             await until(lambda: server.open == 0)
             assert server.accepted == count
+        await transport.aclose()
+
+
+async def test_a_connection_that_the_server_has_closed_is_not_handed_to_who_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between its response and the moment when the next in line runs, its end may have come."""
+    network = FakeNetwork(*HALF)
+    transport = over(network, max_connections=1)
+    sent: list[int] = []
+
+    async def post() -> None:
+        request = httpx.Request("POST", "http://a.test/")
+        async with anyio.create_task_group():
+            await (await transport.handle_async_request(request)).aread()
+        sent.append(len(network.streams))
+
+    response = await transport.handle_async_request(httpx.Request("GET", "http://a.test/"))
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            group.start_soon(post)
+        await until(lambda: numbers(transport)[3] == 2)
+        network.answer = FakeNetwork().answer
+        monkeypatch.setattr(Connection, "is_quiet", lambda self: self.stream is not network.streams[0])
+        network.streams[0].incoming.append(b"k")
+        network.streams[0].arrived.set()
+        assert await response.aread() == b"ok"
+    assert sent == [2, 2]
+    assert len(network.streams[0].sends) == 1
+    assert network.open == 1
+    assert numbers(transport) == (1, 0, 0, 0)
+
+
+async def test_a_stream_that_cannot_be_taken_in_is_closed_and_its_slot_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one whose socket was closed just after it was opened."""
+    network = FakeNetwork()
+    transport = over(network, max_connections=1)
+
+    def broken(self: FakeStream, attribute: object, default: object = None) -> None:
+        raise ValueError("closed")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="closed"):
+        patch.setattr(FakeStream, "extra", broken)
+        await get(transport)
+    assert (network.open, numbers(transport)) == (0, (0, 0, 0, 0))
+    assert await get(transport) == b"ok"
+
+
+async def test_the_counts_may_be_read_from_another_thread() -> None:
+    """As from the one that uses the sync client."""
+    transport = over(FakeNetwork(), max_connections=20)
+    errors: list[Exception] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            try:
+                repr(transport)
+            except Exception as error:
+                errors.append(error)
+                raise
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, look)
+            for count in range(10):
+                async with anyio.create_task_group() as calls:
+                    for index in range(100):
+                        calls.start_soon(get, transport, f"http://{index % 7 + count}.test/")
+            done.set()
+    finally:
+        done.set()
+        sys.setswitchinterval(interval)
+    assert not errors
+
+
+async def test_without_poll_a_close_is_noticed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(select, "poll")  # as on Windows
+
+    async def once(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+
+    async with serving(once) as server, serving() as lasting:
+        transport = AnyIOTransport()
+        for count in range(1, 4):
+            assert await get(transport, server.url) == b"ok"
+            await until(lambda: server.open == 0)
+            assert server.accepted == count
+            assert await get(transport, lasting.url) == b"ok"
+        assert lasting.accepted == 1
         await transport.aclose()
 
 

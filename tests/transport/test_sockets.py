@@ -1,16 +1,20 @@
 """Unix domain sockets, IPv6, several addresses of one name, proxies, and one event loop after another."""
 
+import asyncio
 import gc
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import httpx
 import pytest
 import trustme
+import uvloop
 
 from omnigate import AsyncClient
 from omnigate.transport.anyio_transport import AnyIOTransport
@@ -182,6 +186,88 @@ async def test_one_event_loop_after_another(first: str, second: str) -> None:
         await until(lambda: server.open == 1)
         await transport.aclose()
         gc.collect()
+
+
+LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
+
+
+def in_abandoned_loop(make_loop: Callable[[], asyncio.AbstractEventLoop], main: Any) -> None:
+    """Run `main` in a loop that is closed over the tasks and connections that it leaves."""
+    loop = make_loop()
+    loop.run_until_complete(main)
+    loop.close()
+
+
+@ABANDONED
+@pytest.mark.parametrize("make_loop", LOOPS)
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_loop_that_was_closed_over_those_who_wait(
+    make_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def mute(peer: Peer) -> None:
+        await peer.closed()
+
+    async with serving(mute) as mute_server, serving() as server:
+        transport = AnyIOTransport(max_connections=1)
+        tasks: list[asyncio.Task[bytes]] = []
+
+        async def begin() -> None:
+            tasks.extend(asyncio.ensure_future(get(transport, mute_server.url)) for _ in range(3))
+            await until(lambda: (transport.stats()["waiting"], transport.stats()["in_use"]) == (2, 1))
+
+        await anyio.to_thread.run_sync(in_abandoned_loop, make_loop, begin())
+        assert await get(transport, server.url) == b"ok"
+        assert len(transport._pools) == 1
+        await until(lambda: mute_server.open == 0)
+        await transport.aclose()
+        for task in tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        del task
+        tasks.clear()
+        gc.collect()
+
+
+@ABANDONED
+@pytest.mark.parametrize("make_loop", LOOPS)
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_closing_closes_what_a_loop_that_has_ended_left(
+    make_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async with serving() as server:
+        transport = AnyIOTransport()
+        await anyio.to_thread.run_sync(in_abandoned_loop, make_loop, get(transport, server.url))
+        assert transport.stats()["idle"] == 1
+        await transport.aclose()
+        assert transport.stats()["idle"] == 0
+        await until(lambda: server.open == 0)
+        gc.collect()
+
+
+@pytest.mark.parametrize("other", ["asyncio", "trio"])
+async def test_closing_closes_what_other_running_loops_have(other: str) -> None:
+    async with serving() as server:
+        transport = AnyIOTransport()
+        used, closed = threading.Event(), threading.Event()
+
+        async def elsewhere() -> None:
+            assert await get(transport, server.url) == b"ok"
+            used.set()
+            while not closed.is_set():
+                await anyio.lowlevel.checkpoint()
+            await until(lambda: server.open == 0)
+            with pytest.raises(RuntimeError, match="the transport is closed"):
+                await get(transport, server.url)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, in_new_loop, other, elsewhere)
+            try:
+                await anyio.to_thread.run_sync(used.wait, 10)
+                assert await get(transport, server.url) == b"ok"
+                await transport.aclose()
+                assert transport.stats()["idle"] == 0
+            finally:
+                closed.set()
+        assert server.accepted == 2
 
 
 @ABANDONED
