@@ -126,15 +126,21 @@ class Meta:
 
 _BOOLEANS = {"true": True, "false": False}
 _RATE_LIMIT = re.compile(rb"\r\nx-ratelimit-(limit|remaining|reset):[ \t]*(\d{1,18})[ \t]*(?![^\r])")
+_USUAL_RATE_LIMIT = re.compile(
+    rb"\r\nx-ratelimit-limit: (\d{1,18})\r\nx-ratelimit-remaining: (\d{1,18})"
+    rb"\r\nx-ratelimit-reset: (\d{1,18})\r"
+)
+"""As the gateway itself sends them: read twice as fast."""
 
 
 def rate_limit_of(headers: httpx.Headers | bytes) -> RateLimit | None:
     """Return what headers, or a head as it came, say of the rate limit; None if nothing."""
     if not isinstance(headers, bytes):
         headers = b"".join(b"\r\n%b: %b" % pair for pair in headers.raw)
-    headers = headers.lower()
-    start = headers.find(b"\r\nx-ratelimit-")
-    found = dict(_RATE_LIMIT.findall(headers, start)) if start >= 0 else None
+    if usual := _USUAL_RATE_LIMIT.search(headers):
+        limit, remaining, reset = usual.groups()
+        return RateLimit(int(limit), int(remaining), int(reset))
+    found = dict(_RATE_LIMIT.findall(headers.lower()))
     if not found:
         return None
     limit, remaining, reset = found.get(b"limit"), found.get(b"remaining"), found.get(b"reset")
