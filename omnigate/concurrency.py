@@ -4,9 +4,9 @@ Sans-I/O: no clock, no waiting; outcomes go in, a limit comes out. The rules:
 
 1. By Little's law the throughput at a limit is the limit over the mean latency. So growth by a factor brings
    throughput as long as the latencies grow by less than that factor. A level is worth it if it brings at
-   least half of what it could: if the latencies' logarithm grows by less than half of the limit's.
-2. Latencies differ from call to call by a factor of ten. Like is compared with like: the mean logarithm of
-   the latencies at one limit with that at another, measured one after the other, until the difference is
+   least half of what it could: if the latency's logarithm grows by less than half of the limit's.
+2. Latencies differ from call to call by a factor of ten. Like is compared with like: the typical latency
+   at one limit with that at another, measured one after the other, until the difference is
    clear from the noise (or both have been looked at long enough). The first round after a change does not
    count, because what ends early in it is what is short.
 3. Only calls that were sent with the limit used up tell anything about it. If something else holds the
@@ -26,24 +26,33 @@ from typing import Final, Literal
 
 __all__ = ["AdaptiveConcurrency"]
 
-_INITIAL: Final = 4
+_INITIAL: Final = 8
 _MAXIMUM: Final = 1_024
 _WORTH: Final = 0.5  # the part of the throughput it could bring that a level must bring
 _CONFIDENCE: Final = 1.65  # standard errors: one wrong verdict in twenty
 _BLOCK: Final = 24  # the least number of latencies that are looked at together
 _SAMPLES_MAX: Final = 1_500  # after so many the likelier verdict is taken
-_NOISE_MIN: Final = 0.01  # of a latency's mean logarithm: clocks, rounding
+_NOISE_MIN: Final = 0.005  # of a mean, as a part of it: clocks, rounding
 _USED: Final = 0.8  # a call sent with so much of the limit in flight tells about it
 _STEP: Final = 1.07  # the ratio of levels that are close enough, if the noise allows to tell them apart
 _STEP_MAX: Final = 1.13
-_LARGER_STEP_MAX: Final = 4  # steps at once, after steps down that helped
-_CLIMB: Final = 0.25  # of the latencies' logarithm, while a level is held
+_STEPS_DOWN_MAX: Final = 4  # steps at once, after steps down that helped
+_GROWTH: Final = 2.0  # the ratio of a level to the next one while none is known to be bad
+_REGROWTH: Final = 1.15  # the same once one was; squared with each success
+_CLIMB: Final = 0.25  # of the latencies, as a logarithm, while a level is held
 _CLIMB_STEP: Final = 1.4
-_HOLD_MAX: Final = 16  # how much longer a level is held than another is tried
+_HOLD_MAX: Final = 8  # how much longer a level is held than another is tried
+_SEVERE: Final = 0.05  # of the calls fail: the level is too high; less may have other reasons
+_FAILURE_WEIGHT: Final = 0.01  # of one call in the average that says so
+_SEVERE_CUT: Final = 0.7
 
 
 class _Samples:
-    """Mean and variance of latencies' logarithms (Welford's recurrence)."""
+    """Mean and variance of the latencies' square roots (Welford's recurrence).
+
+    The mean itself is what Little's law speaks of, but a few very long calls make it worthless; the mean
+    logarithm hardly sees that one call in sixteen waits. The root is between them.
+    """
 
     __slots__ = ("count", "mean", "squares")
 
@@ -52,7 +61,8 @@ class _Samples:
         self.mean = 0.0
         self.squares = 0.0
 
-    def add(self, value: float) -> None:
+    def add(self, latency: float) -> None:
+        value = math.sqrt(latency)
         self.count += 1
         difference = value - self.mean
         self.mean += difference / self.count
@@ -68,8 +78,13 @@ class _Samples:
         self.squares += other.squares + difference**2 * self.count * other.count / count
         self.count = count
 
+    def logarithm(self) -> float:
+        """Return the logarithm of the typical latency."""
+        return 2 * math.log(self.mean)
+
     def variance(self) -> float:
-        return self.squares / (self.count - 1) if self.count > 1 else math.inf
+        """Return the variance of one latency, as a part of the typical one."""
+        return 4 * self.squares / (self.count - 1) / self.mean**2 if self.count > 1 else math.inf
 
     def variance_of_mean(self) -> float:
         return self.variance() / max(1, self.count) + _NOISE_MIN**2
@@ -103,14 +118,20 @@ class AdaptiveConcurrency:
         self._bad: int | None = None  # the lowest that was not
         self._base = _Samples()  # at `_good`
         self._recent = _Samples()  # at `limit`
-        self._try: Literal["hold", "up", "down"] = "hold"
+        self._try: Literal["hold", "up", "down", "recover"] = "hold"
         self._next: Literal["up", "down"] = "up"
         self._steps_down = 1  # at once
+        self._growth = _GROWTH
         self._skip = self.limit  # samples still to come from before the last change
         self._hold = 1  # see `_HOLD_MAX`
-        self._cut_at = -math.inf
-        self._cut_from = 0
-        self._failures = 0  # in the present episode
+        self._failure_rate = 0.0
+        self._failures = 0  # in the present episode of overload ...
+        self._is_severe = False
+        self._level = self.limit  # the limit before the cuts, and what was being done at it
+        self._resume: Literal["hold", "up", "down"] = "hold"
+        self._cut_at = -math.inf  # ... which began then ...
+        self._cut_from = 0  # ... at that limit
+        self._successes = 0  # sent since then, at the present limit
 
     def succeeded(self, now: float, latency: float, in_flight: int) -> None:
         """Register a call that was answered.
@@ -121,12 +142,17 @@ class AdaptiveConcurrency:
             in_flight: how many calls were in flight when it was sent, itself included.
 
         """
-        if in_flight < self.limit * _USED:
+        self._failure_rate *= 1 - _FAILURE_WEIGHT
+        if now - latency > self._cut_at:
+            self._successes += 1
+            if self._try == "recover":
+                self._recover()
+        if self._try == "recover" or in_flight < math.floor(self.limit * _USED):
             return
         if self._skip > 0:
             self._skip -= 1
             return
-        self._recent.add(math.log(max(latency, 1e-6)))
+        self._recent.add(max(latency, 1e-6))
         if self._try == "hold":
             if self._recent.count >= self._block():
                 self._leave_or_stay()
@@ -141,16 +167,42 @@ class AdaptiveConcurrency:
             sent_at: when it was sent.
 
         """
-        if sent_at > self._cut_at:
-            self._cut_at, self._cut_from, self._failures = now, self.limit, 0
+        self._failure_rate += _FAILURE_WEIGHT * (1 - self._failure_rate)
+        if sent_at > self._cut_at and now - self._cut_at >= self._typical_latency():
+            if self._successes or not self._failures:  # else the outage goes on
+                self._is_severe = False
+                if self._try != "recover":
+                    self._level, self._resume = self.limit, self._try
+            self._cut_at, self._cut_from, self._failures, self._successes = now, self.limit, 0, 0
+        elif self._try != "recover":
+            return  # a late one of an episode that is over
         self._failures += 1
+        if self._failure_rate > _SEVERE and not self._is_severe:
+            self._is_severe, self._failure_rate = True, 0.0
+            self._growth, self._hold, self._skip = _REGROWTH, 1, 0
+            self._good = max(self._minimum, min(self._good, math.floor(self._level * _SEVERE_CUT)))
+            self._bad = max(self._level, self._good + 1)
+            self._level, self._resume = self._good, "hold"
+            self._base, self._recent = _Samples(), _Samples()
+        self._try = "recover"
         cut = max(1, min(2 * self._failures, self._cut_from // 2))
-        limit = max(self._minimum, self._cut_from - cut)
-        if limit < self.limit:
-            self._bad = self._cut_from if self._bad is None else min(self._bad, self._cut_from)
-            self._good = min(self._good, limit)
-            self._hold = 1
-            self._start_hold(limit)
+        self.limit = max(self._minimum, min(self.limit, self._cut_from - cut))
+
+    def _typical_latency(self) -> float:
+        samples = self._base if self._base.count else self._recent
+        return samples.mean**2
+
+    def _recover(self) -> None:
+        """Go back up, twice as far with each round that went well, and take up what was interrupted."""
+        level = self._level
+        if self._successes < min(self.limit, 8 * max(1, level - self.limit)):
+            return
+        self._successes = 0
+        if self.limit * 2 < level:
+            self.limit *= 2
+        else:
+            self._skip += abs(level - self.limit)
+            self.limit, self._try = level, self._resume
 
     def __repr__(self) -> str:
         return f"<AdaptiveConcurrency limit={self.limit} good={self._good} bad={self._bad} {self._try}>"
@@ -179,7 +231,7 @@ class AdaptiveConcurrency:
         self._recent = _Samples()
         if base.count and level > self._minimum:
             noise = math.sqrt(base.variance_of_mean() + recent.variance_of_mean())
-            if recent.mean - base.mean > _CLIMB + 2 * noise:
+            if recent.logarithm() - base.logarithm() > _CLIMB + 2 * noise:
                 self._base, self._bad, self._hold = recent, None, 1
                 self._start_try("down", max(self._minimum, math.floor(level / _CLIMB_STEP)))
                 return
@@ -211,7 +263,7 @@ class AdaptiveConcurrency:
         """Return the level to try above the one held, or that one itself."""
         level, bad = self._good, self._bad
         if bad is None:
-            above = level * 2
+            above = max(level + 1, round(level * self._growth))
         elif is_settled:
             above = max(level + 1, round(level * step))  # known to be bad, but that may change
         else:
@@ -224,16 +276,19 @@ class AdaptiveConcurrency:
         if recent.count % max(1, _BLOCK // 2):
             return  # the more often one looks the more often one errs
         lower, higher = (base, recent) if tried > good else (recent, base)
-        excess = higher.mean - lower.mean - _WORTH * abs(math.log(tried / good))
+        excess = higher.logarithm() - lower.logarithm() - _WORTH * abs(math.log(tried / good))
         noise = math.sqrt(base.variance_of_mean() + recent.variance_of_mean())
-        if abs(excess) < _CONFIDENCE * noise and recent.count < max(_SAMPLES_MAX, tried):
-            return
-        is_higher_worth = excess < 0
         was_known = self._bad is not None and max(tried, good) >= self._bad
+        is_higher_worth = excess < 0
+        if abs(excess) < _CONFIDENCE * noise:
+            enough = max(self._block(), base.count // 2) if was_known else max(_SAMPLES_MAX, tried)
+            if recent.count < min(enough, max(_SAMPLES_MAX, tried)):
+                return
+            is_higher_worth = is_higher_worth and not was_known
         if tried > good:
             self._next = "down"
             if not is_higher_worth:
-                self._bad = tried
+                self._bad, self._growth = tried, _REGROWTH
             elif was_known:
                 self._bad = None
         elif is_higher_worth:
@@ -242,10 +297,15 @@ class AdaptiveConcurrency:
             was_known = True
         else:
             self._bad = good
-            self._steps_down = min(_LARGER_STEP_MAX, self._steps_down * 2)
+            self._steps_down = min(_STEPS_DOWN_MAX, self._steps_down * 2)
         if (tried > good) == is_higher_worth:
             self._hold = 1
-            self._start_hold(tried)
+            if tried > good and self._bad is None and tried < self._maximum:  # go on without a break
+                self._good, self._base = tried, recent
+                self._growth = min(_GROWTH, self._growth**2)
+                self._start_try("up", self._above(_STEP, False))
+            else:
+                self._start_hold(tried)
         else:
             if was_known:
                 self._hold = min(_HOLD_MAX, self._hold * 2)
