@@ -94,14 +94,14 @@ class Limit:
         deadline: when it is, by asyncio's clock; infinity while nothing is awaited, and on trio.
     """
 
-    __slots__ = ("_is_reached", "_scope", "_seconds", "_watch", "deadline", "kind")
+    __slots__ = ("_reached", "_scope", "_seconds", "_watch", "deadline", "kind")
 
     def __init__(self, watch: Watch | None) -> None:
         """Begin, on asyncio with the pool's watch."""
         self._watch = watch
         self._scope: Any = None
         self._seconds: float | None = None
-        self._is_reached = False
+        self._reached: tuple[type[httpx.TimeoutException], float | None] | None = None
         self.deadline = math.inf
         self.kind: type[httpx.TimeoutException] = httpx.ReadTimeout
 
@@ -125,21 +125,21 @@ class Limit:
             deadline = math.inf if seconds is None else trio.current_time() + seconds
             with trio.CancelScope(deadline=deadline) as self._scope:
                 return await func(*args)
-            raise self._timeout()
+            raise _timeout(self.kind, self._seconds)
         if seconds is not None:
             self.deadline = watch.deadline(seconds)
         try:
             return await func(*args)
         except Exception as error:
-            if self._is_reached:
-                raise self._timeout() from error
+            if self._reached is not None:  # perhaps just as the await before this one ended
+                raise _timeout(*self._reached) from error
             raise
         finally:
             self.deadline = math.inf
 
     def move(self, kind: type[httpx.TimeoutException], seconds: float | None) -> None:
         """Let the limit be `seconds` from now on, while `run` runs."""
-        if self._is_reached:
+        if self._reached is not None or (self._scope is not None and self._scope.cancel_called):
             return
         self.kind = kind
         self._seconds = seconds
@@ -151,9 +151,10 @@ class Limit:
 
     def expire(self, connection: Connection) -> None:
         """Fail what is awaited on `connection`: its time is up."""
-        self._is_reached = True
+        self._reached = (self.kind, self._seconds)
         self.deadline = math.inf
         connection.close()
 
-    def _timeout(self) -> httpx.TimeoutException:
-        return self.kind(f"{_WORDS[self.kind]} within {self._seconds:g} s")
+
+def _timeout(kind: type[httpx.TimeoutException], seconds: float | None) -> httpx.TimeoutException:
+    return kind(f"{_WORDS[kind]} within {seconds:g} s")

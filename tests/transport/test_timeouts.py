@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from omnigate.transport.anyio_transport import AnyIOTransport
+from omnigate.transport.event_loop import in_trio
 
 from ..support.fake_streams import FakeNetwork, FakeStream
 from ..support.servers import OK, Peer, serving
@@ -196,6 +197,34 @@ async def test_each_of_many_calls_has_its_own_deadline() -> None:
             group.start_soon(one, seconds)
     assert ends == {seconds: seconds for seconds in (1, 2, 3, 7, 20, 50)}
     assert network.open == 0
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("read", [None, 9.0])
+async def test_a_limit_that_is_reached_just_as_its_await_ends_is_what_the_next_one_reports(
+    read: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is closed by then, whatever limit the next await has."""
+    send_now = FakeStream.send
+
+    async def late(self: FakeStream, item: bytes) -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(3.5)
+            self.closed = False  # what was awaited had come already
+            await send_now(self, item)
+            self.closed = True
+
+    monkeypatch.setattr(FakeStream, "send", late)
+    transport = over(FakeNetwork())
+    timeouts = {"write": 3.0, "read": read}
+    request = httpx.Request("POST", URL, content=b"x", extensions={"timeout": timeouts})
+    with pytest.raises(httpx.WriteTimeout, match="could not be written within 3 s"):
+        await transport.handle_async_request(request)
+    if not in_trio():  # where the connection is not closed, and the next await has its own limit
+        request = httpx.Request("POST", URL, content=b"x" * 100_000, extensions={"timeout": timeouts})
+        with pytest.raises(httpx.WriteTimeout, match="could not be written within 3 s"):
+            await transport.handle_async_request(request)
+    assert transport.stats()["in_use"] == 0
 
 
 async def test_a_port_where_nobody_listens() -> None:
