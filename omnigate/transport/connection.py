@@ -145,6 +145,8 @@ class Connector:
 
     async def _connect(self, origin: Origin) -> ByteStream:
         scheme, host, port = origin
+        if not 0 < port < 65_536:
+            raise OSError("no server can have this port")
         context = self._ssl_context() if scheme == "https" else None
         if self._uds is None:
             if context is None:

@@ -155,7 +155,10 @@ def origin_of(url: httpx.URL) -> Origin:
     scheme = url.scheme
     if scheme not in ("http", "https"):
         raise httpx.UnsupportedProtocol(f"the URL's scheme {scheme!r} is not allowed: http or https")
-    return scheme, url.host, url.port or (443 if scheme == "https" else 80)
+    port = url.port
+    if port is None:
+        port = 443 if scheme == "https" else 80
+    return scheme, url.host, port
 
 
 class RawResponse(httpx.Response):

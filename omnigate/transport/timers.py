@@ -139,15 +139,16 @@ class Limit:
 
     def move(self, kind: type[httpx.TimeoutException], seconds: float | None) -> None:
         """Let the limit be `seconds` from now on, while `run` runs."""
-        if self._reached is not None or (self._scope is not None and self._scope.cancel_called):
-            return
-        self.kind = kind
-        self._seconds = seconds
-        if self._watch is not None:
-            self.deadline = math.inf if seconds is None else self._watch.deadline(seconds)
-        else:
+        watch = self._watch
+        if watch is not None and self._reached is None:
+            self.deadline = math.inf if seconds is None else watch.deadline(seconds)
+        elif watch is None and not self._scope.cancel_called:
             trio = sys.modules["trio"]
             self._scope.deadline = math.inf if seconds is None else trio.current_time() + seconds
+        else:
+            return  # it was reached before
+        self.kind = kind
+        self._seconds = seconds
 
     def expire(self, connection: Connection) -> None:
         """Fail what is awaited on `connection`: its time is up."""

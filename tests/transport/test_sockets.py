@@ -137,6 +137,18 @@ async def test_the_environments_proxy_tunnels_https(monkeypatch: pytest.MonkeyPa
         assert not any(name.lower() == "authorization" for name, _ in proxy.received[0].headers)
 
 
+async def test_the_proxys_user_and_password_are_sent_to_the_proxy_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    proxy = Proxy()
+    async with serving(chat_bytes()) as server, serving(proxy) as proxy_server:
+        monkeypatch.setenv("HTTP_PROXY", proxy_server.url.replace("http://", "http://us%65r:p%40ss@"))
+        async with AsyncClient("k", base_url=server.url) as client:
+            assert (await client.chat(**HELLO)).content == "hello"
+    assert proxy.received[0].header("proxy-authorization") == "Basic dXNlcjpwQHNz"
+    assert proxy.received[0].header("authorization") is None
+
+
 async def test_behind_a_proxy_more_than_httpxs_hundred_calls_are_in_flight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

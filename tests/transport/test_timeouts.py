@@ -236,6 +236,12 @@ async def test_a_port_where_nobody_listens() -> None:
         await send(AnyIOTransport(), server.url)
 
 
+@pytest.mark.parametrize("port", [0, 65_536, 99_999])
+async def test_a_port_that_there_is_not(port: int) -> None:
+    with pytest.raises(httpx.ConnectError, match=f"127.0.0.1:{port}: no server can have this port"):
+        await send(AnyIOTransport(), f"http://127.0.0.1:{port}/")
+
+
 async def test_a_name_that_nobody_has() -> None:
     with pytest.raises(httpx.ConnectError, match=r"nobody\.invalid:80: "):
         await send(AnyIOTransport(), "http://nobody.invalid/")
