@@ -1,0 +1,1 @@
+"""The proof that it survives; see `tests/README.md`."""
