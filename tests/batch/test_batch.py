@@ -363,22 +363,27 @@ async def test_a_retry_after_that_is_too_long_stops_the_batch() -> None:
             await outcomes_of(batch)
 
 
+class Limited(Provider):
+    """Ten calls a minute; the gateway's minutes do not begin with the client's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.windows: dict[int, int] = {}
+
+    async def _answer(self, prompt: str) -> httpx.Response:
+        now = anyio.current_time() + 17.3
+        minute = int(now // 60)
+        count = self.windows[minute] = self.windows.get(minute, 0) + 1
+        if count > 10:
+            return self.error(429)
+        answer = await super()._answer(prompt)
+        answer.headers["x-ratelimit-limit"] = "10"
+        answer.headers["x-ratelimit-remaining"] = str(10 - count)
+        answer.headers["x-ratelimit-reset"] = str(60 - int(now % 60))
+        return answer
+
+
 async def test_the_limit_of_the_headers_is_kept_without_a_rejection() -> None:
-    windows: dict[int, int] = {}
-
-    class Limited(Provider):
-        async def _answer(self, prompt: str) -> httpx.Response:
-            now = anyio.current_time() + 17.3  # the gateway's minutes are not the client's
-            minute = int(now // 60)
-            windows[minute] = windows.get(minute, 0) + 1
-            if windows[minute] > 10:
-                return self.error(429)
-            answer = await super()._answer(prompt)
-            answer.headers["x-ratelimit-limit"] = "10"
-            answer.headers["x-ratelimit-remaining"] = str(10 - windows[minute])
-            answer.headers["x-ratelimit-reset"] = str(60 - int(now % 60))
-            return answer
-
     provider = Limited()
     waiting = False
     async with client_of(provider).batch((f"{n}" for n in range(60)), model=MODEL) as batch:
@@ -386,9 +391,26 @@ async def test_the_limit_of_the_headers_is_kept_without_a_rejection() -> None:
             outcome.unwrap()
             waiting = waiting or batch.stats.waiting_until is not None
     assert len(provider.prompts) == 60
-    assert max(windows.values()) == 10
-    assert len(windows) <= 8
+    assert max(provider.windows.values()) == 10
+    assert len(provider.windows) <= 8
     assert waiting
+
+
+async def test_the_batches_of_a_client_share_its_limit() -> None:
+    provider = Limited()
+    client = client_of(provider)
+    ended: list[float] = []
+
+    async def run() -> None:
+        assert len(await client.chat_many([f"{n}" for n in range(20)], model=MODEL)) == 20
+        ended.append(anyio.current_time())
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(run)
+    assert len(provider.prompts) == 60  # not one was rejected
+    assert max(provider.windows.values()) == 10
+    assert max(ended) - min(ended) <= 180  # none had to wait for the others' ends
 
 
 async def test_a_deadline_ends_one_item_and_not_the_batch() -> None:
