@@ -30,12 +30,14 @@ _INITIAL: Final = 8
 _MAXIMUM: Final = 1_024
 _WORTH: Final = 0.5  # the part of the throughput it could bring that a level must bring
 _CONFIDENCE: Final = 1.65  # standard errors: one wrong verdict in twenty
+_CONFIDENCE_FIRST: Final = 3.0  # for the verdict that ends the doubling
 _BLOCK: Final = 24  # the least number of latencies that are looked at together
 _SAMPLES_MAX: Final = 1_500  # after so many the likelier verdict is taken
 _NOISE_MIN: Final = 0.005  # of a mean, as a part of it: clocks, rounding
 _USED: Final = 0.8  # a call sent with so much of the limit in flight tells about it
 _STEP: Final = 1.07  # the ratio of levels that are close enough, if the noise allows to tell them apart
 _STEP_MAX: Final = 1.13
+_STEP_FAR: Final = 1.1  # where noise makes them larger, steps up are doubled, to be judged in time
 _STEPS_DOWN_MAX: Final = 4  # steps at once, after steps down that helped
 _GROWTH: Final = 2.0  # the ratio of a level to the next one while none is known to be bad
 _REGROWTH: Final = 1.15  # the same once one was; squared with each success
@@ -120,6 +122,7 @@ class AdaptiveConcurrency:
         self._recent = _Samples()  # at `limit`
         self._try: Literal["hold", "up", "down", "recover"] = "hold"
         self._next: Literal["up", "down"] = "up"
+        self._has_climbed = False  # the latencies, at the level that is held
         self._steps_down = 1  # at once
         self._growth = _GROWTH
         self._skip = self.limit  # samples still to come from before the last change
@@ -219,6 +222,7 @@ class AdaptiveConcurrency:
         self._try = "hold"
         self._good = level
         self._base = _Samples()
+        self._has_climbed = False
         self._move(level)
 
     def _start_try(self, step: Literal["up", "down"], level: int) -> None:
@@ -229,11 +233,15 @@ class AdaptiveConcurrency:
         """Look at another block of latencies at the level that is held."""
         recent, base, level = self._recent, self._base, self.limit
         self._recent = _Samples()
+        if self._has_climbed:  # what is measured now was not chosen for being slow
+            self._has_climbed = False
+            self._base, self._bad, self._hold = recent, None, 1
+            self._start_try("down", max(self._minimum, math.floor(level / _CLIMB_STEP)))
+            return
         if base.count and level > self._minimum:
             noise = math.sqrt(base.variance_of_mean() + recent.variance_of_mean())
             if recent.logarithm() - base.logarithm() > _CLIMB + 2 * noise:
-                self._base, self._bad, self._hold = recent, None, 1
-                self._start_try("down", max(self._minimum, math.floor(level / _CLIMB_STEP)))
+                self._has_climbed = True
                 return
         base.merge(recent)
         step = self._step()
@@ -265,7 +273,8 @@ class AdaptiveConcurrency:
         if bad is None:
             above = max(level + 1, round(level * self._growth))
         elif is_settled:
-            above = max(level + 1, round(level * step))  # known to be bad, but that may change
+            far = step**2 if step > _STEP_FAR else step
+            above = max(level + 1, round(level * far))  # known to be bad, but that may change
         else:
             above = max(level + 1, min(round(math.sqrt(level * bad)), bad - 1))
         return min(above, self._maximum)
@@ -280,7 +289,8 @@ class AdaptiveConcurrency:
         noise = math.sqrt(base.variance_of_mean() + recent.variance_of_mean())
         was_known = self._bad is not None and max(tried, good) >= self._bad
         is_higher_worth = excess < 0
-        if abs(excess) < _CONFIDENCE * noise:
+        is_first = self._bad is None and excess > 0  # an error would cost much time
+        if abs(excess) < (_CONFIDENCE_FIRST if is_first else _CONFIDENCE) * noise:
             enough = max(self._block(), base.count // 2) if was_known else max(_SAMPLES_MAX, tried)
             if recent.count < min(enough, max(_SAMPLES_MAX, tried)):
                 return
@@ -301,7 +311,8 @@ class AdaptiveConcurrency:
         if (tried > good) == is_higher_worth:
             self._hold = 1
             if tried > good and self._bad is None and tried < self._maximum:  # go on without a break
-                self._good, self._base = tried, recent
+                self._good = tried
+                base.merge(recent)  # alone it would be chosen for being quick
                 self._growth = min(_GROWTH, self._growth**2)
                 self._start_try("up", self._above(_STEP, False))
             else:

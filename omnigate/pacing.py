@@ -54,6 +54,7 @@ _PAST_WINDOWS: Final = 3  # kept for answers that come late
 _FAIR_SHARE: Final = 1 / 3  # of the limit, never left to others
 _BURST_SECONDS: Final = 0.1  # about the time until a rejection is known
 _BURST_ALONE: Final = 1 / 60  # the part of a window in which its whole limit may be sent
+_BURST_ALONE_MIN: Final = 8
 _BURST_SHARED: Final = 1 / 10
 _SPREAD_SHARED: Final = 0.9  # the part of a window over which our share of it is released
 _SPREAD_SHARED_MIN: Final = 0.05
@@ -292,8 +293,8 @@ class Pacer:
 
     def _burst(self) -> int:
         """Return how many may be sent within `_BURST_SECONDS`."""
-        part = _BURST_SHARED if self._is_shared() else _BURST_ALONE
-        return max(1, math.floor(self._limit * _BURST_SECONDS / (part * self._period)))
+        part, least = (_BURST_SHARED, 1) if self._is_shared() else (_BURST_ALONE, _BURST_ALONE_MIN)
+        return max(least, math.floor(self._limit * _BURST_SECONDS / (part * self._period)))
 
     def _share_of(self, window: _Window) -> float:
         """Return how many calls of a window we may use: what others leave, but at least a fair share."""
@@ -332,11 +333,11 @@ class Pacer:
         first = self._sent_before(begin) if age else self._first
         overtaking = min(now - at, _OVERTAKING_SECONDS)
         lowest = counted - (self._sent_by(at + overtaking) - first)
-        highest = counted - max(1, self._sent_before(at - overtaking) - first) if is_exact else lowest
+        highest = counted - 1 - (self._sent_before(at - overtaking) - first) if is_exact else lowest
         others = min(max(window.others, lowest), max(lowest, highest))
         if others < 0:  # what may not have been counted in this window
             uncertain = self._sent_by(self._end_high - self._period * (age + 1)) - first
-            others = max(others, min(0, window.others), -(window.unanswered + uncertain))
+            others = max(others, -(window.unanswered + uncertain))
         window.seen_at = at
         window.seen = min(1.0, max(0.0, (at - begin) / self._period))
         changed = others != window.others

@@ -183,7 +183,7 @@ class Provider:
     """
 
     def __init__(self, events: Events, capacity: int, exponent: float) -> None:
-        self.capacity = capacity
+        self._capacity = capacity
         self._exponent = exponent
         self._events = events
         self._work_done = 0.0  # by each call that was there all the time
@@ -191,6 +191,11 @@ class Provider:
         self._calls: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self._turn = 0
+
+    def set_capacity(self, capacity: int) -> None:
+        self._advance()
+        self._capacity = capacity
+        self._schedule()
 
     def call(self, seconds: float, done: Callable[[], None]) -> None:
         """Work on a call that takes so many seconds at full speed."""
@@ -200,7 +205,7 @@ class Provider:
         self._schedule()
 
     def _speed(self) -> float:
-        return min(1.0, (self.capacity / max(1, len(self._calls))) ** self._exponent)
+        return min(1.0, (self._capacity / max(1, len(self._calls))) ** self._exponent)
 
     def _advance(self) -> None:
         self._work_done += (self._events.now - self._since) * self._speed()
@@ -289,7 +294,8 @@ class AdaptiveClient:
         shares: Counter[int] = Counter()
         ends = [start for start, _ in self.levels[1:]] + [self._events.now]
         for (start, limit), end in zip(self.levels, ends, strict=True):
-            shares[limit] += max(0.0, end - max(start, since))  # type: ignore[assignment]
+            if end > max(start, since):
+                shares[limit] += end - max(start, since)  # type: ignore[assignment]
         return shares
 
     def _send(self) -> None:
