@@ -67,9 +67,9 @@ class Send:
     __slots__ = ("at", "is_open", "is_probe")
 
     def __init__(self, at: float, is_probe: bool) -> None:
-        self.at = at
-        self.is_probe = is_probe
-        self.is_open = True
+        self.at: float = at
+        self.is_probe: bool = is_probe
+        self.is_open: bool = True
 
     def __repr__(self) -> str:
         return f"Send(at={self.at!r}, is_probe={self.is_probe!r}, is_open={self.is_open!r})"
