@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import anyio
 import httpx
@@ -17,7 +17,7 @@ from omnigate.meta import Meta
 from omnigate.retry import RetryConfig, compute_delay, should_retry
 from omnigate.transport.http11 import Origin, PreparedRequest, RawResponse
 
-logger = logging.getLogger("omnigate")
+logger: Final = logging.getLogger("omnigate")
 
 
 class Call(NamedTuple):
@@ -71,9 +71,9 @@ class Attempts:
         self._call = call
         self._config = config
         self._base_url = base_url
-        self.count = 0
-        self.started = time.monotonic()
-        self.deadline = (
+        self.count: int = 0
+        self.started: float = time.monotonic()
+        self.deadline: float = (
             math.inf if call.deadline_seconds is None else anyio.current_time() + call.deadline_seconds
         )
 

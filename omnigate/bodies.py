@@ -93,7 +93,7 @@ class BodyReader:
             InvalidResponseError: the body's encoding is not one we can undo.
 
         """
-        self.received = 0
+        self.received: int = 0
         self._chunks = chunks
         self._limit = limit
         self._head = response

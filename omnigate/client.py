@@ -12,7 +12,7 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mappin
 from functools import partial, wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar, Unpack, cast, overload
+from typing import Any, Concatenate, Final, Generic, Literal, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
 from omnigate.arguments import CallOptions, Timeout
 from omnigate.async_admin import AsyncAdminClient
@@ -250,21 +250,21 @@ class Client(BaseClient[AsyncClient]):
     def user_id(self, value: str | None) -> None:
         self._async.user_id = value
 
-    chat = _method(AsyncClient.chat)
-    race = _method(AsyncClient.race)
-    completions = _method(AsyncClient.completions)
-    models = _method(AsyncClient.models)
-    model = _method(AsyncClient.model)
-    metrics = _method(AsyncClient.metrics)
-    signup = _method(AsyncClient.signup)
-    set_provider_key = _method(AsyncClient.set_provider_key)
-    create_api_key = _method(AsyncClient.create_api_key)
-    list_api_keys = _method(AsyncClient.list_api_keys)
-    revoke_api_key = _method(AsyncClient.revoke_api_key)
-    me = _method(AsyncClient.me)
-    health = _method(AsyncClient.health)
-    ready = _method(AsyncClient.ready)
-    version = _method(AsyncClient.version)
+    chat: Final = _method(AsyncClient.chat)
+    race: Final = _method(AsyncClient.race)
+    completions: Final = _method(AsyncClient.completions)
+    models: Final = _method(AsyncClient.models)
+    model: Final = _method(AsyncClient.model)
+    metrics: Final = _method(AsyncClient.metrics)
+    signup: Final = _method(AsyncClient.signup)
+    set_provider_key: Final = _method(AsyncClient.set_provider_key)
+    create_api_key: Final = _method(AsyncClient.create_api_key)
+    list_api_keys: Final = _method(AsyncClient.list_api_keys)
+    revoke_api_key: Final = _method(AsyncClient.revoke_api_key)
+    me: Final = _method(AsyncClient.me)
+    health: Final = _method(AsyncClient.health)
+    ready: Final = _method(AsyncClient.ready)
+    version: Final = _method(AsyncClient.version)
 
     @overload
     def chat_stream(
@@ -314,7 +314,7 @@ class Client(BaseClient[AsyncClient]):
     ) -> SyncChatStream[str] | SyncChatStream[StreamChunk]:
         return SyncChatStream(self._portal, cast("Any", self._async.chat_stream(**arguments)))
 
-    completions_stream = _stream_method(AsyncClient.completions_stream)
+    completions_stream: Final = _stream_method(AsyncClient.completions_stream)
 
     def batch(
         self,
@@ -445,8 +445,8 @@ class AdminClient(BaseClient[AsyncAdminClient]):
     def admin_key(self, value: str | None) -> None:
         self._async.admin_key = value
 
-    create_org = _method(AsyncAdminClient.create_org)
-    list_orgs = _method(AsyncAdminClient.list_orgs)
-    create_project = _method(AsyncAdminClient.create_project)
-    list_projects = _method(AsyncAdminClient.list_projects)
-    org_metrics = _method(AsyncAdminClient.org_metrics)
+    create_org: Final = _method(AsyncAdminClient.create_org)
+    list_orgs: Final = _method(AsyncAdminClient.list_orgs)
+    create_project: Final = _method(AsyncAdminClient.create_project)
+    list_projects: Final = _method(AsyncAdminClient.list_projects)
+    org_metrics: Final = _method(AsyncAdminClient.org_metrics)

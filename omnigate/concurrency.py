@@ -115,7 +115,7 @@ class AdaptiveConcurrency:
     def __init__(self, *, initial: int = _INITIAL, minimum: int = 1, maximum: int = _MAXIMUM) -> None:
         self._minimum = max(1, minimum)
         self._maximum = max(self._minimum, maximum)
-        self.limit = min(max(initial, self._minimum), self._maximum)
+        self.limit: int = min(max(initial, self._minimum), self._maximum)
         self._good = self.limit  # the highest level that was worth it
         self._bad: int | None = None  # the lowest that was not
         self._base = _Samples()  # at `_good`

@@ -35,7 +35,7 @@ class Gate:
     def __init__(self, loop: Any) -> None:
         is_asyncio = isinstance(loop, asyncio.AbstractEventLoop)
         self.clock: Callable[[], float] = loop.time if is_asyncio else sys.modules["trio"].current_time
-        self.concurrency = AdaptiveConcurrency()
+        self.concurrency: AdaptiveConcurrency = AdaptiveConcurrency()
         self.in_flight = 0
         self._pacer = Pacer()
         self._again: deque[anyio.Event] = deque()

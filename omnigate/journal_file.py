@@ -64,8 +64,8 @@ class JournalFile:
     __slots__ = ("_broken", "_fd", "path", "size")
 
     def __init__(self, path: str, fd: int) -> None:
-        self.path = path
-        self.size = os.fstat(fd).st_size
+        self.path: str = path
+        self.size: int = os.fstat(fd).st_size
         self._fd = fd
         self._broken: str | None = None
 

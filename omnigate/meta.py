@@ -58,9 +58,9 @@ class Meta:
     def __init__(
         self, status_code: int, headers: httpx.Headers | bytes, *, attempts: int, elapsed: float
     ) -> None:
-        self.status_code = status_code
-        self.attempts = attempts
-        self.elapsed = elapsed
+        self.status_code: int = status_code
+        self.attempts: int = attempts
+        self.elapsed: float = elapsed
         self._headers = headers
 
     @property

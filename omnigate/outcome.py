@@ -86,8 +86,8 @@ class Tally:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """Begin; `clock` tells seconds."""
-        self.succeeded = 0
-        self.failed = 0
+        self.succeeded: int = 0
+        self.failed: int = 0
         self.replayed = 0
         self._clock = clock
         self._started = clock()

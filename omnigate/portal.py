@@ -36,7 +36,7 @@ except ModuleNotFoundError:  # newer versions of anyio do not need it
 
 T = TypeVar("T")
 
-logger = logging.getLogger("omnigate")
+logger: Final = logging.getLogger("omnigate")
 
 Backend: TypeAlias = Literal["asyncio", "trio"]
 

@@ -95,8 +95,8 @@ class Session:
             raise InvalidArgumentTypeError(f"retry_config={retry_config!r} is not allowed: a RetryConfig")
         if retry_config is None:
             check_integer(retries, "retries", minimum=0)
-        self.retry_config = retry_config or RetryConfig(max_retries=retries)
-        self.max_response_bytes = check_integer(max_response_bytes, "max_response_bytes", minimum=1)
+        self.retry_config: RetryConfig = retry_config or RetryConfig(max_retries=retries)
+        self.max_response_bytes: int = check_integer(max_response_bytes, "max_response_bytes", minimum=1)
         self._extensions = {"timeout": check_timeout(timeout)}
         self._own_headers = check_headers(headers, "headers")
         self._key_header = key_header
@@ -107,7 +107,7 @@ class Session:
         self._closed = False
         self._transport = default_transport(self._base_url, verify) if transport is None else adapt(transport)
         self._is_own = isinstance(self._transport, AnyIOTransport)  # needs no isolation
-        self.gates = Gates()
+        self.gates: Gates = Gates()
 
     # The configuration may be changed between calls, as with 0.1.0.
 

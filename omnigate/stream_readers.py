@@ -98,7 +98,7 @@ class _EventReader(Generic[T]):
     ends_with_body = False
 
     def __init__(self, *, request_id: str | None, secrets: tuple[str, ...]) -> None:
-        self.done = False
+        self.done: bool = False
         self.error: ProviderError | InvalidResponseError | None = None
         self._request_id = request_id
         self._secrets = secrets

@@ -23,12 +23,12 @@ from omnigate.testing.faults import (
 
 try:
     from omnigate.testing.gateway import LocalGateway, LocalProject
-except ImportError as error:
-    if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "pydantic"):
+except ImportError as _error:
+    if (_error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "pydantic"):
         raise
     raise ImportError(
-        f"the local gateway needs {error.name}: pip install 'omnigate[gateway]'", name=error.name
-    ) from error
+        f"the local gateway needs {_error.name}: pip install 'omnigate[gateway]'", name=_error.name
+    ) from _error
 
 __all__ = [
     "Answer",

@@ -83,7 +83,7 @@ class LocalGateway:
         ):
             if not (0 <= value < math.inf):
                 raise ValueError(f"{name}={value!r} is not allowed: seconds, at least 0")
-        self.admin_key = admin_key or new_key().replace("llmg_", "admin_")
+        self.admin_key: str = admin_key or new_key().replace("llmg_", "admin_")
         """The key for `AdminClient`."""
         self.requests: deque[RecordedRequest] = deque(maxlen=_RECORDED_REQUESTS)
         """The last 10,000 requests that were received."""
@@ -101,7 +101,7 @@ class LocalGateway:
         self._scripts = Scripts()
         self._server: Server | None = None
         self._project: LocalProject | None = None
-        self.app = GatewayApp(self._state, self._scripts, self.requests)
+        self.app: GatewayApp = GatewayApp(self._state, self._scripts, self.requests)
         """The ASGI application."""
 
     @property

@@ -23,7 +23,7 @@ class BadRequestError(Exception):
         super().__init__(status, detail)
         self.status = status
         self.detail = detail
-        self.headers = headers or {}
+        self.headers: dict[str, str] = headers or {}
 
 
 class ChatMessage(pydantic.BaseModel):

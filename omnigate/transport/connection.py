@@ -43,12 +43,12 @@ class Connection:
     __slots__ = ("_poll", "_queue", "_tls", "idle_since", "limit", "origin", "state", "stream", "used")
 
     def __init__(self, stream: ByteStream, origin: Origin, limit: Limit) -> None:
-        self.stream = stream
-        self.origin = origin
-        self.limit = limit
+        self.stream: ByteStream = stream
+        self.origin: Origin = origin
+        self.limit: Limit = limit
         self.state: Literal["idle", "in use", "closed"] = "in use"
-        self.idle_since = 0.0
-        self.used = False
+        self.idle_since: float = 0.0
+        self.used: bool = False
         raw_socket = stream.extra(SocketAttribute.raw_socket, None)
         self._tls: ssl.SSLObject | None = stream.extra(TLSAttribute.ssl_object, None)
         # What anyio has read from an asyncio transport already: uvloop lets it happen unasked, and of what

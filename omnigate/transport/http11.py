@@ -74,7 +74,7 @@ class PreparedRequest(httpx.Request):
         self.url = url
         self.extensions = extensions
         self.origin = origin
-        self.message = head + b"\r\n" + content
+        self.message: bytes = head + b"\r\n" + content
         self._head = head
         self._content = content
 
@@ -167,7 +167,7 @@ class RawResponse(httpx.Response):
     # The attributes are those of httpx.Response, whose constructor takes all headers apart; those that hardly
     # ever change begin in the class.
     _request = None
-    next_request = None
+    next_request: httpx.Request | None = None
     is_closed = False
     is_stream_consumed = False
     default_encoding = "utf-8"
@@ -250,10 +250,10 @@ class ResponseReader:
     def __init__(self, method: str) -> None:
         """Begin the response to a request with this method."""
         self.head: bytes | None = None
-        self.status_code = 0
-        self.complete = False
-        self.reusable = False
-        self.started = False
+        self.status_code: int = 0
+        self.complete: bool = False
+        self.reusable: bool = False
+        self.started: bool = False
         self._is_head = method == "HEAD"
         self._forbidden = False
         self._buffer = b""  # the head as far as it has come

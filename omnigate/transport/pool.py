@@ -32,10 +32,10 @@ class Waiter:
     __slots__ = ("abandoned", "connection", "event", "origin", "served")
 
     def __init__(self, origin: Origin) -> None:
-        self.origin = origin
-        self.event = anyio.Event()
-        self.served = False
-        self.abandoned = False
+        self.origin: Origin = origin
+        self.event: anyio.Event = anyio.Event()
+        self.served: bool = False
+        self.abandoned: bool = False
         self.connection: Connection | None = None
 
 

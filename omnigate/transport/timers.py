@@ -102,7 +102,7 @@ class Limit:
         self._scope: Any = None
         self._seconds: float | None = None
         self._reached: tuple[type[httpx.TimeoutException], float | None] | None = None
-        self.deadline = math.inf
+        self.deadline: float = math.inf
         self.kind: type[httpx.TimeoutException] = httpx.ReadTimeout
 
     async def run(
