@@ -25,8 +25,10 @@ class Inflater:
     def __init__(self, encoding: str) -> None:
         """Begin; `encoding` is "gzip", "x-gzip" or "deflate"."""
         self._is_gzip = encoding != "deflate"
-        self._start = b""  # what has come of the first two bytes, which tell the format
-        self._stream: zlib._Decompress | None = None
+        self._start: bytes = b""  # what has come of the first two bytes of a member, which tell the format
+        self._stream: zlib._Decompress | None = None  # of the member that has begun and not ended
+        self._complete = False  # a member has ended
+        self._padded = False  # what follows is no member: ignored
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what `data` decodes to, in pieces of at most `PIECE_BYTES`.
@@ -34,22 +36,25 @@ class Inflater:
         Raises:
             zlib.error: the data is corrupt.
         """
-        if self._stream is None:
-            data = self._start + data
-            if len(data) < 2:
-                self._start = data
-                return
-            self._stream = zlib.decompressobj(self._window_bits(data))
-        while True:
+        while not self._padded:
+            if self._stream is None:
+                data = self._start + data
+                if len(data) < 2:
+                    self._start = data
+                    return
+                self._start = b""
+                if self._complete and not (self._is_gzip and data.startswith(_GZIP_MAGIC)):
+                    self._padded = True  # only gzip has several members
+                    return
+                self._stream = zlib.decompressobj(self._window_bits(data))
             piece = self._stream.decompress(data, PIECE_BYTES)
             if piece:
                 yield piece
             data = self._stream.unconsumed_tail
             if self._stream.eof:
                 data = self._stream.unused_data
-                if not data.startswith(_GZIP_MAGIC):  # only gzip has several members; padding is ignored
-                    return
-                self._stream = zlib.decompressobj(self._window_bits(data))
+                self._stream = None  # which would keep all that follows
+                self._complete = True
             elif not data and len(piece) < PIECE_BYTES:
                 return
 
@@ -59,7 +64,7 @@ class Inflater:
         Raises:
             zlib.error: it was not.
         """
-        if self._start if self._stream is None else not self._stream.eof:
+        if self._stream is not None or (self._start and not self._complete):
             raise zlib.error("it is incomplete")
 
     def _window_bits(self, data: bytes) -> int:

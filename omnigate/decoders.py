@@ -55,13 +55,13 @@ class TextDecoder:
 
     @property
     def overflowed(self) -> bool:
-        """Whether the message is longer than `MAX_MESSAGE_CHARACTERS`: nothing more of it is kept."""
+        """Whether the message is longer than `MAX_MESSAGE_CHARACTERS`: no more of it is kept."""
         return self._message_length > MAX_MESSAGE_CHARACTERS
 
     def _feed(self, text: str) -> str:
         if self._message is not None:
             if not self.overflowed:
-                self._message.append(text)
+                self._message.append(text[: MAX_MESSAGE_CHARACTERS - self._message_length])
                 self._message_length += len(text)
             return ""
         if self._held:
@@ -82,7 +82,11 @@ class TextDecoder:
 
 
 class EventTooLongError(ValueError):
-    """An event exceeds `MAX_EVENT_BYTES`."""
+    """An event exceeds `MAX_EVENT_BYTES`; `events` are those that were complete before it."""
+
+    def __init__(self, events: list[bytes]) -> None:
+        super().__init__(f"an event is longer than {MAX_EVENT_BYTES:,} bytes")
+        self.events = events
 
 
 class EventDecoder:
@@ -123,7 +127,7 @@ class EventDecoder:
                 self._take(line, events)
         self._line += last
         if self._size + len(self._line) > MAX_EVENT_BYTES:
-            raise EventTooLongError(f"an event is longer than {MAX_EVENT_BYTES:,} bytes")
+            raise EventTooLongError(events)
         return events
 
     def finish(self) -> list[bytes]:
@@ -138,6 +142,9 @@ class EventDecoder:
         return [event for event in events if event == b"[DONE]"]
 
     def _take(self, line: bytes, events: list[bytes]) -> None:
+        # The line as it came, whatever is in it: so it makes no difference whether it came in one piece.
+        if self._size + len(line) > MAX_EVENT_BYTES:
+            raise EventTooLongError(events)
         if not self._started:
             self._started = True
             line = line.removeprefix(codecs.BOM_UTF8)
@@ -152,5 +159,3 @@ class EventDecoder:
             value = value[1:] if value.startswith(b" ") else value
             self._data.append(value)
             self._size += len(value) + 1
-            if self._size > MAX_EVENT_BYTES:
-                raise EventTooLongError(f"an event is longer than {MAX_EVENT_BYTES:,} bytes")

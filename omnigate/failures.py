@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http
 import re
 from datetime import datetime
@@ -153,12 +154,14 @@ def transient_status(error: ProviderError) -> int | None:
 def _detail(body: bytes, secrets: tuple[str, ...]) -> Any:
     try:
         parsed: Any = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        if isinstance(parsed, dict):
+            parsed = cast("dict[str, Any]", parsed).get("detail", cast("Any", parsed))
+        detail = redact(parsed, secrets)
+        normalise_detail(detail)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):  # too deep for any of these, perhaps
         text = body.decode("utf-8", "replace").strip()
         return redact(text[:_TEXT_LENGTH], secrets) or None
-    if isinstance(parsed, dict):
-        parsed = cast("dict[str, Any]", parsed).get("detail", cast("Any", parsed))
-    return redact(parsed, secrets)
+    return detail
 
 
 def _status_text(response: httpx.Response) -> str:
@@ -194,6 +197,7 @@ class _TextOfHtml(HTMLParser):
 
 def _text_of_html(page: str) -> str:
     parser = _TextOfHtml()
-    parser.feed(page)
+    with contextlib.suppress(AssertionError):  # how the standard library's parser gives up on `<![x[`
+        parser.feed(page)
     text = _SPACE.sub(" ", parser.title or parser.text).strip()
     return f"an HTML page, {text[:200]!r}" if text else "an HTML page"

@@ -108,8 +108,10 @@ class _EventReader(Generic[T]):
         try:
             return self._take(self._decoder.feed(data))
         except EventTooLongError as error:
-            self._refuse(str(error))
-            return []
+            pieces = self._take(error.events)
+            if not self.done and self.error is None:
+                self._refuse(str(error))
+            return pieces
 
     def finish(self) -> list[T]:
         return self._take(self._decoder.finish())

@@ -4,8 +4,9 @@ from itertools import combinations
 
 import pytest
 
-from omnigate import decoders
+from omnigate import InvalidResponseError, decoders
 from omnigate.decoders import EventDecoder, EventTooLongError, TextDecoder
+from omnigate.stream_readers import CompletionReader
 
 
 def decode_text(parts: list[bytes]) -> tuple[str, str | None]:
@@ -75,7 +76,13 @@ def test_an_endless_message_is_not_kept_without_bound() -> None:
     for _ in range(40):
         decoder.feed(piece)
     assert decoder.overflowed
-    assert len(decoder.message or "") < decoders.MAX_MESSAGE_CHARACTERS + len(piece) + 1
+    assert decoder.message == "x" * decoders.MAX_MESSAGE_CHARACTERS
+
+
+def test_the_limit_of_a_message_does_not_depend_on_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "MAX_MESSAGE_CHARACTERS", 4)
+    for parts in all_splits(b"a\n[error] 12345"):
+        assert decode_text(parts) == ("a", "1234")
 
 
 EVENTS = b'data: {"a": 1}\n\ndata: [DONE]\n\n'
@@ -117,3 +124,28 @@ def test_an_endless_event_is_refused(piece: bytes) -> None:
 
     with pytest.raises(EventTooLongError):
         endless()
+
+
+@pytest.mark.parametrize("long", [b"data: 78901234567", b":8901234567890123", b"data: 1\ndata: 567890"])
+def test_the_events_before_one_that_is_too_long_are_whole_however_they_are_split(
+    long: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoders, "MAX_EVENT_BYTES", 12)
+    for parts in all_splits(b"data: a\n\n" + long + b"\n\ndata: b\n\n"):
+        decoder = EventDecoder()
+        events: list[bytes] = []
+        with pytest.raises(EventTooLongError) as caught:
+            for part in parts:
+                events += decoder.feed(part)
+        assert events + caught.value.events == [b"a"]
+
+
+def test_an_event_that_is_too_long_ends_a_reader_after_the_pieces_before_it() -> None:
+    reader = CompletionReader(request_id="r", secrets=())
+    endless = b"data: " + b"x" * decoders.MAX_EVENT_BYTES
+    assert reader.feed(b'data: {"a": 1}\n\n' + endless) == [{"a": 1}]
+    assert isinstance(reader.error, InvalidResponseError)
+    reader = CompletionReader(request_id="r", secrets=())
+    assert reader.feed(b"data: [DONE]\n\n" + endless) == []
+    assert reader.done
+    assert reader.error is None

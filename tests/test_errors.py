@@ -104,10 +104,21 @@ def response(status: int, content: bytes, **headers: str) -> httpx.Response:
         (400, b'["a", 1]', "a; 1"),
         (400, b"\xff\xfe", "��"),
         (400, b"[" * 100_000, "[" * 2_000),
+        (503, b"<html><p>down<![x[<p>", "HTTP 503 Service Unavailable: an HTML page, 'down'"),
     ],
 )  # fmt: skip
 def test_any_body_makes_a_sensible_message(status: int, body: bytes, message: str) -> None:
     assert response_error(response(status, body), body).message == message
+
+
+@pytest.mark.parametrize("depth", [100, 300, 400, 500, 700, 900, 5_000])
+@pytest.mark.parametrize("start", [b"[", b'{"detail":'])
+def test_a_body_that_is_nested_as_deeply_as_can_be_makes_a_message(start: bytes, depth: int) -> None:
+    end = b"]" if start == b"[" else b"}"
+    body = start * depth + b"1" + end * depth
+    error = response_error(response(400, body), body)
+    assert type(error) is APIError
+    assert error.message.startswith(("{'detail'", '{"detail"', "["))
 
 
 def test_an_html_page_that_mentions_an_error_is_no_providers_failure() -> None:
