@@ -18,46 +18,33 @@ an await.
 from __future__ import annotations
 
 import itertools
-import math
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeGuard, TypeVar, TypeVarTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, TypeVarTuple, cast
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-import httpx
 
 from omnigate import endpoints
-from omnigate.attempts import Attempts, Call
+from omnigate.attempts import Call
+from omnigate.batch_call import Caller, Ready
 from omnigate.batch_items import Item, open_source, read_item
 from omnigate.batch_options import BatchOptions
 from omnigate.exceptions import (
-    APIError,
-    ConnectionError,
-    GatewayError,
     InvalidArgumentError,
-    InvalidResponseError,
     JournalError,
     NotStartedError,
-    ProviderRateLimitError,
-    RateLimitError,
-    TimeoutError,
 )
-from omnigate.failures import connection_error
 from omnigate.gate import Gate
 from omnigate.journal import Journal
 from omnigate.journal_lines import digest_of
-from omnigate.meta import rate_limit_of
-from omnigate.models import ChatResponse
 from omnigate.outcome import BatchStats, Outcome, Tally
-from omnigate.pacing import Send
 from omnigate.progress import Progress
 from omnigate.transport.event_loop import bounded
-from omnigate.transport.http11 import RawResponse
 
 if TYPE_CHECKING:
     from omnigate.session import Session
@@ -71,16 +58,6 @@ _CHECKPOINT_EVERY: Final = 32
 _MOST: Final = 1 << 30
 _OVERLOADED: Final = frozenset({500, 502, 503, 504})
 _END: Final = object()
-
-
-class _Ready(NamedTuple):
-    """An item that may be sent now."""
-
-    item: Item
-    call: Call
-    digest: str
-    send: Send
-    read_at: float
 
 
 class Batch:
@@ -109,17 +86,17 @@ class Batch:
         self._is_dispatching = False
         self._is_exhausted = False
         self._is_stopping = False
-        self._is_abandoning = False
         self._error: BaseException | None = None
         self._state = "new"  # "open", "closed"
         self._last_stats: BatchStats | None = BatchStats()  # while it is not open
-        self._pauses: set[anyio.CancelScope] = set()
         self._changed: anyio.Event | None = None  # for who waits for outcomes, or their end
         self._has_room: anyio.Event | None = None  # for the turn's holder
         self._taken_at_once = 0
         self._journal: Journal | None = None
         self._source: Any = None
+        self._is_async = False
         self._gate: Gate
+        self._caller: Caller
         self._tally: Tally
         self._group: anyio.abc.TaskGroup
         self._progress: Progress | None = None
@@ -138,11 +115,13 @@ class Batch:
             raise NotStartedError("a batch can be entered only once; make a new one")
         options = self._options
         self._gate = self._session.gates.current()
+        self._caller = Caller(self._session, self._gate, options)
         self._tally = Tally(self._gate.clock)
         if options.journal is not None:
             await self._open_journal(Journal(options.journal))
         try:
             self._source = open_source(options.requests)
+            self._is_async = isinstance(self._source, AsyncIterator)
             self._group = anyio.create_task_group()
             await self._group.__aenter__()
         except BaseException:
@@ -292,19 +271,19 @@ class Batch:
             try:
                 if not self._is_full():
                     self._group.start_soon(self._work)
-                outcome = await self._call(ready)
+                outcome = await self._caller.call(ready)
             finally:
                 self._in_flight -= 1
                 self._gate.in_flight -= self._is_auto
             if outcome is not None:
                 self._end(outcome, ready.digest)
 
-    async def _dispatch(self) -> _Ready | None:
+    async def _dispatch(self) -> Ready | None:
         """Return the next item to send, when it may be; None if there is none, or no room for one."""
         for round in itertools.count(1):
             while self._read - self._handed_out >= self._bound():
                 self._has_room = anyio.Event()
-                if await self._pause(_true, self._has_room.wait) is None:
+                if await self._caller.pause(self._has_room.wait) is None:
                     return None
             if self._is_full():
                 return None
@@ -319,15 +298,15 @@ class Batch:
             prepared = self._prepare(item)
             if prepared is None:
                 continue
-            send = self._gate.try_pass() or await self._pause(self._pass, False)
-            return None if send is None else _Ready(item, *prepared, send, read_at)
+            send = self._gate.try_pass() or await self._caller.wait(is_again=False)
+            return None if send is None else Ready(item, *prepared, send, read_at)
         raise AssertionError("unreachable")
 
     async def _next(self) -> Any:
         """Return the source's next item, or `_END`."""
         try:
-            if isinstance(self._source, AsyncIterator):
-                found = await self._pause(_anext, cast("AsyncIterator[Any]", self._source))
+            if self._is_async:
+                found = await self._caller.pause(_anext, self._source)
                 raw = _END if found is None else found[0]
             else:
                 raw = next(self._source, _END)
@@ -377,117 +356,13 @@ class Batch:
         self._end(Outcome(index=item.index, id=item.id, request=None, error=error), "")
         return None
 
-    # Calls
-
-    async def _call(self, ready: _Ready) -> Outcome | None:
-        """Make the call of an item, with its deadline; None if it was given up before it was sent again."""
-        attempts = self._session.attempts(ready.call)
-        if attempts.deadline == math.inf:
-            return await self._attempt(ready, attempts)
-        with anyio.CancelScope(deadline=attempts.deadline):
-            return await self._attempt(ready, attempts)
-        return self._outcome(ready, attempts, error=attempts.overdue())
-
-    async def _attempt(self, ready: _Ready, attempts: Attempts) -> Outcome | None:
-        session, gate, call, send = self._session, self._gate, ready.call, ready.send
-        rejections = 0
-        while True:
-            attempts.count += 1
-            sent_at = gate.clock()
-            in_flight = gate.in_flight
-            failure: GatewayError
-            try:
-                response, body = await session.run(session.attempt, call, None)
-            except httpx.TransportError as error:
-                gate.ended(send)
-                failure = connection_error(error, session.base_url, attempts.count)
-                failure.__cause__ = error
-            except (APIError, ConnectionError) as error:
-                failure = error
-                if _is_rejection(error):
-                    rejections += 1
-                    gate.rejected(send, error.retry_after or 0.0, error.rate_limit)
-                else:
-                    gate.answered(send, None)
-            except BaseException:
-                gate.ended(send)
-                raise
-            else:
-                head = response.head if isinstance(response, RawResponse) else response.headers
-                gate.answered(send, rate_limit_of(head))
-                now = gate.clock()
-                if self._is_auto:
-                    gate.concurrency.succeeded(now, now - sent_at, in_flight)
-                try:
-                    result: ChatResponse = session.decode(ChatResponse, response, body, call)
-                except InvalidResponseError as error:
-                    return self._outcome(ready, attempts, error=error)
-                result._meta = attempts.meta(response)
-                return self._outcome(ready, attempts, response=result)
-            try:
-                failure.attempts = attempts.count
-                if self._is_auto and _is_overload(failure):
-                    gate.concurrency.overloaded(gate.clock(), sent_at)
-                if _is_rejection(failure):
-                    if (failure.retry_after or 0.0) > self._options.max_wait_seconds:
-                        self._stop(failure)
-                        return self._outcome(ready, attempts, error=failure)
-                else:
-                    delay = attempts.delay(failure, attempts=attempts.count - rejections)
-                    if delay is None:
-                        return self._outcome(ready, attempts, error=failure)
-                    if await self._pause(_true, anyio.sleep, delay) is None:
-                        return None
-                again = gate.try_pass() or await self._pause(self._pass, True)
-                if again is None:
-                    return None
-                send = again
-            finally:
-                del failure  # breaks the cycle of the error, its traceback and this frame
-
-    def _outcome(
-        self,
-        ready: _Ready,
-        attempts: Attempts,
-        *,
-        response: ChatResponse | None = None,
-        error: GatewayError | None = None,
-    ) -> Outcome:
-        item = ready.item
-        return Outcome(
-            index=item.index,
-            id=item.id,
-            request=item.request,
-            response=response,
-            error=error,
-            attempts=attempts.count,
-            elapsed=self._gate.clock() - ready.read_at,
-        )
-
-    async def _pass(self, is_again: bool) -> Send:
-        return await self._gate.wait(is_again=is_again)
-
-    async def _pause(self, func: Callable[[*Args], Awaitable[T]], *args: *Args) -> T | None:
-        """Await what may be given up when the batch stops; None if it was."""
-        if self._is_abandoning:
-            return None
-        result: T | None = None
-        with anyio.CancelScope() as scope:
-            self._pauses.add(scope)
-            try:
-                result = await func(*args)
-            finally:
-                self._pauses.discard(scope)
-        return result
-
     # Outcomes
 
     def _end(self, outcome: Outcome, digest: str) -> None:
         """Take in how an item of this run ended."""
         self._tally.add(outcome)
         error = outcome.error
-        is_cause = error is not None and (error is self._error or self._options.stops(error))
-        if is_cause:
+        if error is not None and self._options.stops(error):
             self._stop(error)
         elif self._journal is not None:
             try:
@@ -534,9 +409,7 @@ class Batch:
             self._error = error
         self._is_stopping = True
         if abandon:
-            self._is_abandoning = True
-            for scope in self._pauses:
-                scope.cancel()
+            self._caller.abandon()
 
     # The journal
 
@@ -565,30 +438,5 @@ class Batch:
             journal.close(finished=finished)
 
 
-def _is_rejection(error: GatewayError) -> TypeGuard[RateLimitError]:
-    """Return whether an error is the gateway's own limit, not a provider's (protocol, "Errors")."""
-    return (
-        isinstance(error, RateLimitError)
-        and not isinstance(error, ProviderRateLimitError)
-        and error.detail == "Rate limit exceeded"
-        and error.retry_after is not None
-    )
-
-
-def _is_overload(error: GatewayError) -> bool:
-    """Return whether an error says that there are too many calls at once."""
-    if isinstance(error, TimeoutError | ProviderRateLimitError):
-        return True
-    return isinstance(error, APIError) and error.status_code in _OVERLOADED
-
-
-async def _true(func: Callable[[*Args], Awaitable[object]], *args: *Args) -> bool:
-    await func(*args)
-    return True
-
-
-async def _anext(source: AsyncIterator[Any]) -> tuple[Any]:
-    try:
-        return (await anext(source),)
-    except StopAsyncIteration:
-        return (_END,)
+async def _anext(source: AsyncIterator[Any]) -> Any:
+    return await anext(source, _END)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias, TypeGuard, cast
 
 from omnigate.arguments import CallOptions, check_integer, check_number, check_options, check_user_id
 from omnigate.batch_items import BatchSource, check_source
@@ -15,6 +15,8 @@ from omnigate.exceptions import (
     GatewayError,
     InvalidArgumentError,
     InvalidArgumentTypeError,
+    ProviderRateLimitError,
+    RateLimitError,
 )
 from omnigate.models import ChatRequest
 from omnigate.outcome import BatchStats
@@ -78,6 +80,8 @@ class BatchOptions:
 
     def stops(self, error: GatewayError) -> bool:
         """Return whether an item's error ends the batch."""
+        if is_rejection(error) and (error.retry_after or 0.0) > self.max_wait_seconds:
+            return True
         stop_on = self.stop_on
         if isinstance(stop_on, type | tuple):
             return isinstance(error, stop_on)
@@ -94,3 +98,13 @@ class BatchOptions:
                     f"stop_on={shown(self.stop_on)} is not allowed: types of errors, or a callable that "
                     f"takes an error and returns whether to stop"
                 )
+
+
+def is_rejection(error: GatewayError) -> TypeGuard[RateLimitError]:
+    """Return whether an error is the gateway's own limit, not a provider's (protocol, "Errors")."""
+    return (
+        isinstance(error, RateLimitError)
+        and not isinstance(error, ProviderRateLimitError)
+        and error.detail == "Rate limit exceeded"
+        and error.retry_after is not None
+    )

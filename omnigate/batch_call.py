@@ -1,0 +1,189 @@
+"""The call of one item of a batch: its attempts, and what is waited for between them.
+
+It is the retry policy of every call, and beside it what only a batch does: each attempt passes the gate, what
+comes back teaches the pacer and the adaptive limit, and the own 429 of the gateway uses up no retry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, TypeVarTuple
+
+import anyio
+import httpx
+
+from omnigate.attempts import Attempts, Call
+from omnigate.batch_items import Item
+from omnigate.batch_options import BatchOptions, is_rejection
+from omnigate.exceptions import (
+    APIError,
+    ConnectionError,
+    GatewayError,
+    InvalidResponseError,
+    ProviderRateLimitError,
+    TimeoutError,
+)
+from omnigate.failures import connection_error
+from omnigate.gate import Gate
+from omnigate.meta import rate_limit_of
+from omnigate.models import ChatResponse
+from omnigate.outcome import Outcome
+from omnigate.pacing import Send
+from omnigate.transport.http11 import RawResponse
+
+if TYPE_CHECKING:
+    from omnigate.session import Session
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+_OVERLOADED: Final = frozenset({500, 502, 503, 504})
+
+
+class Ready(NamedTuple):
+    """An item that may be sent now.
+
+    Attributes:
+        item: the item.
+        call: its request.
+        digest: of the request, for the journal.
+        send: what the gate let pass.
+        read_at: when the item was read, by the gate's clock.
+    """
+
+    item: Item
+    call: Call
+    digest: str
+    send: Send
+    read_at: float
+
+
+class Caller:
+    """Makes the calls of a batch."""
+
+    def __init__(self, session: Session, gate: Gate, options: BatchOptions) -> None:
+        self._session = session
+        self._gate = gate
+        self._options = options
+        self._is_auto = options.max_concurrency == "auto"
+        self._pauses: set[anyio.CancelScope] = set()
+        self._is_abandoned = False
+
+    async def call(self, ready: Ready) -> Outcome | None:
+        """Make the call of an item, with its deadline; None if it was given up before it was sent again."""
+        attempts = self._session.attempts(ready.call)
+        if attempts.deadline == math.inf:
+            return await self._attempt(ready, attempts)
+        with anyio.CancelScope(deadline=attempts.deadline):
+            return await self._attempt(ready, attempts)
+        return self._outcome(ready, attempts, error=attempts.overdue())
+
+    async def _attempt(self, ready: Ready, attempts: Attempts) -> Outcome | None:
+        session, gate, call, send = self._session, self._gate, ready.call, ready.send
+        rejections = 0
+        while True:
+            attempts.count += 1
+            sent_at = gate.clock()
+            in_flight = gate.in_flight
+            failure: GatewayError
+            try:
+                response, body = await session.run(session.attempt, call, None)
+            except httpx.TransportError as error:
+                gate.ended(send)
+                failure = connection_error(error, session.base_url, attempts.count)
+                failure.__cause__ = error
+            except (APIError, ConnectionError) as error:
+                failure = error
+                if is_rejection(error):
+                    rejections += 1
+                    gate.rejected(send, error.retry_after or 0.0, error.rate_limit)
+                else:
+                    gate.answered(send, None)
+            except BaseException:
+                gate.ended(send)
+                raise
+            else:
+                head = response.head if isinstance(response, RawResponse) else response.headers
+                gate.answered(send, rate_limit_of(head))
+                now = gate.clock()
+                if self._is_auto:
+                    gate.concurrency.succeeded(now, now - sent_at, in_flight)
+                try:
+                    result: ChatResponse = session.decode(ChatResponse, response, body, call)
+                except InvalidResponseError as error:
+                    return self._outcome(ready, attempts, error=error)
+                result._meta = attempts.meta(response)
+                return self._outcome(ready, attempts, response=result)
+            try:
+                failure.attempts = attempts.count
+                if self._is_auto and _is_overload(failure):
+                    gate.concurrency.overloaded(gate.clock(), sent_at)
+                if is_rejection(failure):
+                    if self._options.stops(failure):
+                        return self._outcome(ready, attempts, error=failure)
+                else:
+                    delay = attempts.delay(failure, attempts=attempts.count - rejections)
+                    if delay is None:
+                        return self._outcome(ready, attempts, error=failure)
+                    if await self.pause(anyio.sleep, delay) is None:
+                        return None
+                again = gate.try_pass() or await self.wait(is_again=True)
+                if again is None:
+                    return None
+                send = again
+            finally:
+                del failure  # breaks the cycle of the error, its traceback and this frame
+
+    def _outcome(
+        self,
+        ready: Ready,
+        attempts: Attempts,
+        *,
+        response: ChatResponse | None = None,
+        error: GatewayError | None = None,
+    ) -> Outcome:
+        item = ready.item
+        return Outcome(
+            index=item.index,
+            id=item.id,
+            request=item.request,
+            response=response,
+            error=error,
+            attempts=attempts.count,
+            elapsed=self._gate.clock() - ready.read_at,
+        )
+
+    async def wait(self, *, is_again: bool) -> Send | None:
+        """Wait at the gate; None if the batch was stopped meanwhile."""
+        passed = await self.pause(self._pass, is_again)
+        return passed[0] if passed else None
+
+    async def _pass(self, is_again: bool) -> Send:
+        return await self._gate.wait(is_again=is_again)
+
+    async def pause(self, func: Callable[[*Args], Awaitable[T]], *args: *Args) -> tuple[T] | None:
+        """Await what is given up when the batch stops, and return its result; None if it was given up."""
+        if self._is_abandoned:
+            return None
+        result: tuple[T] | None = None
+        with anyio.CancelScope() as scope:
+            self._pauses.add(scope)
+            try:
+                result = (await func(*args),)
+            finally:
+                self._pauses.discard(scope)
+        return result
+
+    def abandon(self) -> None:
+        """Give up all that is waited for through `pause`, now and later."""
+        self._is_abandoned = True
+        for scope in self._pauses:
+            scope.cancel()
+
+
+def _is_overload(error: GatewayError) -> bool:
+    """Return whether an error says that there are too many calls at once."""
+    if isinstance(error, TimeoutError | ProviderRateLimitError):
+        return True
+    return isinstance(error, APIError) and error.status_code in _OVERLOADED
