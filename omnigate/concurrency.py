@@ -16,7 +16,9 @@ Sans-I/O: no clock, no waiting; outcomes go in, a limit comes out. The rules:
 5. After that the limit is held, and a step up and a step down are tried in turn, the more rarely the more
    often they led nowhere. Latencies that climb while it is held make the step down come at once, and larger.
 6. Overload is cut at once, by twice the calls that failed, at most by half in one episode: failures of what
-   was sent before the cut belong to it.
+   was sent before the cut belong to it. If no more follow, the limit goes back up, twice as far with each
+   round, and what was interrupted is taken up again. If more than a twentieth of all calls fail, the level
+   counts as one that is not worth it, and the limit goes back to seven tenths of it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ answer may change what was said, so whoever waits asks again after each event. T
    what the gateway counted. Requests overtake each other on the way, so an answer bounds `others` from
    both sides, and the estimate moves no farther than these bounds force it to.
 4. While it is uncertain in which of two windows a send will count, it needs room in both.
-5. A new window is released over a moment, not at one instant: were its beginning misjudged, the first
+5. Sends in quick succession are bounded: were a window's beginning misjudged, the first
    rejection would come in time to stop the rest.
 6. Where others are seen to use the limit, what they used before is left for them, but for a third of the
    limit, and the release is spread over the window, so that each answer's news comes in time. When a

@@ -136,6 +136,13 @@ def test_what_others_used_before_is_left_for_them_in_the_next_window() -> None:
     assert left(pacer, 161.2, seconds=10) <= 20
 
 
+def test_where_others_send_too_no_more_is_sent_at_once_than_a_rejection_could_stop() -> None:
+    pacer = informed(limit=600, remaining=599, reset=60)
+    pacer.answered(pacer.sent(110.0), 110.3, 600, 500, 50)
+    assert pacer.room(150.0) == 10
+    assert left(pacer, 150.0, seconds=1) <= 120
+
+
 def test_a_third_of_the_limit_is_ours_even_if_others_use_all_of_it() -> None:
     pacer = informed(limit=90, remaining=89, reset=60)
     pacer.answered(pacer.sent(158.0), 158.3, 90, 0, 2)
