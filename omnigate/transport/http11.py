@@ -232,6 +232,11 @@ def _head_too_long() -> httpx.RemoteProtocolError:
     return httpx.RemoteProtocolError(f"the response's headers are longer than {MAX_HEAD_BYTES:,} bytes")
 
 
+def _interim_body() -> httpx.RemoteProtocolError:
+    # RFC 9110, section 15.2: it has none. llhttp would take the beginning of the next response for it.
+    return httpx.RemoteProtocolError("an interim response has a body")
+
+
 class ResponseReader:
     """Takes the bytes of one response apart.
 
@@ -292,7 +297,7 @@ class ResponseReader:
                 raise httpx.RemoteProtocolError(f"the response is not HTTP/1.1: {error}") from error
             self.reusable = False  # what followed the response is not HTTP
         if self.head is None:
-            if self._head_bytes > MAX_HEAD_BYTES:
+            if self._head_bytes > MAX_HEAD_BYTES + 3:  # of the four that end it
                 raise _head_too_long()
         elif not self.complete:
             if self._progress:
@@ -353,11 +358,12 @@ class ResponseReader:
         buffer = self._buffer.lstrip(b"\r\n")  # as the parser does
         end = buffer.find(b"\r\n\r\n")
         head = buffer[:end]
-        if end > _SHORTEST_EXCESS:
-            if end > MAX_HEAD_BYTES:
-                raise _head_too_long()
-            if head.count(b"\r\n") > MAX_HEADERS:
-                raise httpx.RemoteProtocolError(f"the response has more than {MAX_HEADERS} headers")
+        if self._head_bytes - len(buffer) + end > MAX_HEAD_BYTES:  # with the interim responses before it
+            raise _head_too_long()
+        if end > _SHORTEST_EXCESS and head.count(b"\r\n") > MAX_HEADERS:
+            raise httpx.RemoteProtocolError(f"the response has more than {MAX_HEADERS} headers")
+        if status < 100:
+            raise httpx.RemoteProtocolError(f"the response is not HTTP/1.1: it has the status {status}")
         self.status_code = status
         if status < 200:
             self._interim += 1
@@ -376,12 +382,16 @@ class ResponseReader:
 
     def on_body(self, body: bytes) -> None:
         """Take in a part of the body."""
+        if self.head is None:
+            raise _interim_body()
         self._progress = True
         if not self.complete:
             self._body.append(body)
 
     def on_chunk_header(self) -> None:
         """Take in that a chunk begins."""
+        if self.head is None:
+            raise _interim_body()
         self._progress = True
 
     def on_message_complete(self) -> None:
