@@ -267,7 +267,7 @@ class ResponseReader:
         self._interim = 0
         self._framing = 0
         self._progress = False
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: Any = httptools.HttpResponseParser(self)
 
     def feed(self, data: bytes) -> None:
         """Take bytes in.
@@ -299,15 +299,16 @@ class ResponseReader:
         if self.head is None:
             if self._head_bytes > MAX_HEAD_BYTES + 3:  # of the four that end it
                 raise _head_too_long()
-        elif not self.complete:
-            if self._progress:
-                self._framing = 0
-            else:
-                self._framing += len(data)
-                if self._framing > MAX_FRAMING_BYTES:
-                    raise httpx.RemoteProtocolError(
-                        f"a chunk's size line or the trailers are longer than {MAX_FRAMING_BYTES:,} bytes"
-                    )
+        elif self.complete:
+            self._parser = None  # which refers to this: without the cycle there is nothing for the collector
+        elif self._progress:
+            self._framing = 0
+        else:
+            self._framing += len(data)
+            if self._framing > MAX_FRAMING_BYTES:
+                raise httpx.RemoteProtocolError(
+                    f"a chunk's size line or the trailers are longer than {MAX_FRAMING_BYTES:,} bytes"
+                )
 
     def end(self) -> None:
         """Take in that the connection has ended.

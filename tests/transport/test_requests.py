@@ -1,5 +1,6 @@
 """Requests of every shape over real sockets, and what becomes of the connection after each response."""
 
+import gc
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import anyio
@@ -402,3 +403,30 @@ async def test_a_streamed_body_is_not_sent_again() -> None:
         await exchange(transport, httpx.Request("PUT", "http://a.test/", content=body))
     await body.aclose()
     assert len(network.streams) == 1
+
+
+async def test_a_call_leaves_no_garbage_to_the_collector() -> None:
+    async with serving() as server:
+        transport = AnyIOTransport()
+        request = httpx.Request("POST", server.url, content=b"hello")
+        for _ in range(2):
+            await (await transport.handle_async_request(request)).aread()
+        gc.collect()
+        gc.disable()
+        try:
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            await (await transport.handle_async_request(request)).aread()
+            gc.collect()
+            kept = {type(item).__name__ for item in gc.garbage}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+            await transport.aclose()
+        assert not kept & {
+            "ResponseReader",
+            "HttpResponseParser",
+            "RawResponse",
+            "ResponseStream",
+            "Exchange",
+        }
