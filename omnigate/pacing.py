@@ -78,13 +78,14 @@ class Send:
 class _Window:
     """What is known of the use of one of the gateway's windows."""
 
-    __slots__ = ("others", "seen", "seen_at", "unanswered")
+    __slots__ = ("late", "others", "seen", "seen_at", "unanswered")
 
     def __init__(self) -> None:
         self.others = 0  # counted by the gateway but not sent by us; negative: sent but not counted
         self.seen_at = -math.inf  # the send that `others` is known from
         self.seen = 0.0  # the part of the window that was over then
         self.unanswered = 0  # sends that may never have arrived
+        self.late: list[float] = []  # sends that counted in it but might have in the next one
 
 
 class Pacer:
@@ -322,6 +323,11 @@ class Pacer:
                 self._limit = limit
                 self._share = self._share_of(self._window)
         age = round((self._low - end) / self._period)
+        if age == 0 and at >= self._end_low:
+            self._window.late.append(at)
+        elif age == 1 and at >= self._end_low - self._period and self._window.seen_at == -math.inf:
+            self._window.others -= 1
+            self._share = self._share_of(self._window)
         if 0 <= age <= len(self._past):
             self._count_others(age, at, now, counted, is_exact=counted <= limit)
 
@@ -411,11 +417,12 @@ class Pacer:
             drift = min(1.0, _DRIFT * self._period * idle)
             self._low += self._period * idle - drift
             self._strict += self._period * idle + drift
-            self._window = _Window()
+            late, self._window = self._window.late, _Window()
             if not self._was_rejected:
                 self._spread = min(_SPREAD_SHARED, self._spread * 1.5)
             self._was_rejected = False
             self._set_end()
+            self._window.others = -sum(at >= self._end_low - self._period for at in late)
             old = bisect_right(self._ticks, self._end_low - self._period * (_PAST_WINDOWS + 2)) - 1
             if old > 0:
                 del self._ticks[:old], self._totals[:old]

@@ -123,6 +123,15 @@ def test_an_answer_of_a_window_that_is_over_says_nothing_of_what_is_left_in_this
     assert pacer.room(142.0) == 8
 
 
+@pytest.mark.parametrize("received", [139.9, 141.0])
+def test_calls_that_counted_in_the_old_window_are_not_charged_to_the_new_one(received: float) -> None:
+    pacer = informed(limit=8, remaining=7, reset=40)
+    sends = [pacer.sent(139.5) for _ in range(7)]  # by then the window may be over
+    for place, send in enumerate(sends):
+        pacer.answered(send, received, 8, 6 - place, 1)
+    assert left(pacer, 141.0) == 8
+
+
 def test_what_others_used_is_taken_off() -> None:
     pacer = informed(limit=100, remaining=99, reset=60)
     pacer.answered(pacer.sent(110.0), 110.3, 100, 48, 50)  # two of ours and fifty of others
