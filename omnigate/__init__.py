@@ -56,6 +56,7 @@ from omnigate.models import (
     Usage,
 )
 from omnigate.outcome import BatchStats, Outcome
+from omnigate.plaintext import PlaintextKeyWarning
 from omnigate.retry import RetryConfig
 from omnigate.streaming import ChatStream, CompletionStream
 from omnigate.sync_batch import SyncBatch
@@ -103,6 +104,7 @@ __all__ = [
     "NotStartedError",
     "OrgInfo",
     "Outcome",
+    "PlaintextKeyWarning",
     "ProjectCreated",
     "ProjectInfo",
     "ProviderError",

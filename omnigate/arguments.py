@@ -39,6 +39,8 @@ class CallOptions(TypedDict, total=False):
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110, section 5.6.2
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")  # RFC 9110, section 5.5
+_HOST = re.compile(rb"[A-Za-z0-9._-]+\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _FRAMING: Final = frozenset({"connection", "content-length", "te", "transfer-encoding", "upgrade"})
 _USER_ID_LENGTH: Final = 255
 _OPTION_NAMES: Final = CallOptions.__annotations__.keys()
@@ -58,7 +60,10 @@ def check_base_url(value: Any) -> httpx.URL:
         ) from None
     if url.userinfo:  # may be a password: not shown
         raise InvalidArgumentError(f"base_url with a user or password is not allowed: {allowed}")
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+    is_address = _HOST.match(url.raw_host) or b":" in url.raw_host  # IPv6, which httpx has checked
+    if url.scheme not in ("http", "https") or not is_address or (url.port or 0) > 65_535:
+        raise InvalidArgumentError(f"base_url={shown(str(value))} is not allowed: {allowed}")
+    if url.query or url.fragment:
         raise InvalidArgumentError(f"base_url={shown(str(value))} is not allowed: {allowed}")
     return url
 
@@ -193,7 +198,8 @@ def check_choice(value: Any, argument: str, choices: tuple[str, ...]) -> str:
 def check_segment(value: Any, argument: str, *, slashes: bool = False) -> str:
     """Return an id as a part of a URL's path, percent-encoded; it can not lead out of its place."""
     text = check_text(str(value), argument)
-    if any(part in ("", ".", "..") for part in (text.split("/") if slashes else [text])):
+    parts = text.split("/") if slashes else [text]
+    if any(part in ("", ".", "..") for part in parts) or _CONTROL.search(text):
         raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: an id as the gateway gives it")
     try:
         return quote(text, safe="/" if slashes else "")

@@ -54,7 +54,8 @@ class AsyncClient(AsyncFanOut):
     Args:
         api_key: the gateway key (`llmg_…`); else `$OMNIGATE_API_KEY`. `signup` and `health` need none.
         base_url: the gateway's address, `http(s)://host[:port][/prefix]`; else `$OMNIGATE_BASE_URL`, else
-            "http://localhost:8000".
+            "http://localhost:8000". A key for plain `http://` on another machine is a `PlaintextKeyWarning`,
+            once for each client that is given no `transport`.
         user_id: the end user whom calls are attributed to, at most 255 characters of Latin-1.
         timeout: seconds for each of connecting, writing, reading and waiting for a connection; an
             `httpx.Timeout` sets them apart; None is no limit.

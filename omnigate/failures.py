@@ -76,7 +76,9 @@ def response_error(
     error.rate_limit = rate_limit_of(headers)
     if isinstance(detail, str) and _HTML.match(detail):
         error.message = f"{_status_text(response)}: {_text_of_html(detail)}"
-        error.args = (error.message,)
+    elif 300 <= status < 400 and detail is not None:
+        error.message = f"{_status_text(response)}: {error.message}"
+    error.args = (error.message,)
     return error
 
 

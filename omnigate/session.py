@@ -43,6 +43,7 @@ from omnigate.exceptions import (
 )
 from omnigate.failures import connection_error, invalid_response, response_error
 from omnigate.gate import Gates
+from omnigate.plaintext import warn_of_plaintext_key
 from omnigate.redaction import mask
 from omnigate.retry import RetryConfig
 from omnigate.structs import decoder_for
@@ -103,6 +104,7 @@ class Session:
         self._key = check_key(key, "api_key")
         self._user_id = check_user_id(user_id)
         self._base_url = check_base_url(base_url)
+        self._has_warned = transport is not None  # where that sends the key to is its owner's to know
         self._configure()
         self._closed = False
         self._transport = default_transport(self._base_url, verify) if transport is None else adapt(transport)
@@ -362,6 +364,8 @@ class Session:
         }
         if self._key:
             headers[self._key_header.encode("ascii")] = self._key.encode("latin-1")
+            if not self._has_warned:
+                self._has_warned = warn_of_plaintext_key(self._base_url)
         if self._user_id:
             headers[b"x-user-id"] = self._user_id.encode("latin-1")
         self._headers = headers

@@ -339,13 +339,13 @@ async def test_the_configuration_can_be_changed_between_calls_as_with_0_1_0() ->
 
 
 async def test_the_environment_gives_the_address_and_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMNIGATE_BASE_URL", "http://env.test:1")
+    monkeypatch.setenv("OMNIGATE_BASE_URL", "https://env.test:1")
     monkeypatch.setenv("OMNIGATE_API_KEY", "llmg_env")
     monkeypatch.setenv("OMNIGATE_ADMIN_KEY", "admin_env")
-    assert (AsyncClient().base_url, AsyncClient().api_key) == ("http://env.test:1", "llmg_env")
+    assert (AsyncClient().base_url, AsyncClient().api_key) == ("https://env.test:1", "llmg_env")
     assert AsyncAdminClient().admin_key == "admin_env"
-    assert (AsyncClient("k", base_url="http://x.test").base_url, AsyncClient("k").api_key) == (
-        "http://x.test",
+    assert (AsyncClient("k", base_url="https://x.test").base_url, AsyncClient("k").api_key) == (
+        "https://x.test",
         "k",
     )
     monkeypatch.delenv("OMNIGATE_BASE_URL")

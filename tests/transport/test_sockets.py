@@ -166,7 +166,7 @@ async def test_behind_a_proxy_more_than_httpxs_hundred_calls_are_in_flight(
 
     async with serving(gather) as proxy_server:
         monkeypatch.setenv("ALL_PROXY", proxy_server.url)
-        async with AsyncClient("k", base_url="http://gateway.test") as client:
+        async with AsyncClient(base_url="http://gateway.test") as client:
             with anyio.fail_after(20):
                 async with anyio.create_task_group() as group:
                     for _ in range(150):

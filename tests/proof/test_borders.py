@@ -1,0 +1,380 @@
+"""What may not cross a border: injected headers, redirected keys, keys in the clear, endless answers.
+
+A gateway that is malicious, or gone mad, can at worst make a call fail: with a typed error, in bounded memory
+and time.
+"""
+
+import ssl
+import tracemalloc
+import warnings
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import httpx
+import pytest
+import trustme
+
+from omnigate import (
+    AdminClient,
+    AnyIOTransport,
+    APIError,
+    AsyncAdminClient,
+    AsyncClient,
+    Client,
+    ConnectionError,
+    GatewayError,
+    InvalidArgumentError,
+    InvalidResponseError,
+    PlaintextKeyWarning,
+    ProviderError,
+    RetryConfig,
+)
+
+from ..support.raw_server import chat_bytes, response_bytes
+from ..support.scripted import ScriptedTransport, chat_answer
+from ..support.servers import Peer, Served, serving
+
+pytestmark = pytest.mark.anyio
+
+KEY = "llmg_" + "k" * 43
+HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
+ONCE = RetryConfig(max_retries=0)
+MEGABYTE = 1 << 20
+
+
+# Injection
+
+BREAKS = [
+    "\r\nx-injected: 1",
+    "\nx-injected: 1",
+    "\rx-injected: 1",
+    "\x00",
+    "\x0b",
+    "\x7f",
+]
+
+
+@pytest.mark.parametrize("text", BREAKS, ids=ascii)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda c, t: AsyncClient(f"llmg_{t}"),
+        lambda c, t: AsyncAdminClient(f"admin{t}"),
+        lambda c, t: setattr(c, "api_key", f"llmg_{t}"),
+        lambda c, t: AsyncClient(KEY, user_id=f"u{t}"),
+        lambda c, t: setattr(c, "user_id", f"u{t}"),
+        lambda c, t: c.chat(**HELLO, user_id=f"u{t}"),
+        lambda c, t: c.chat(**HELLO, extra_headers={"x": f"y{t}"}),
+        lambda c, t: c.chat(**HELLO, extra_headers={f"x{t}": "y"}),
+        lambda c, t: AsyncClient(KEY, headers={"x": f"y{t}"}),
+        lambda c, t: AsyncClient(KEY, headers={f"x{t}": "y"}),
+        lambda c, t: AsyncClient(KEY, base_url=f"https://gateway.test{t}"),
+        lambda c, t: AsyncClient(KEY, base_url=f"https://gateway.test/prefix{t}"),
+        lambda c, t: setattr(c, "base_url", f"https://gateway.test/{t}"),
+        lambda c, t: c.model(f"gpt{t}"),
+        lambda c, t: c.revoke_api_key(f"id{t}"),
+        lambda c, t: AsyncAdminClient("a", transport=c._session._transport).org_metrics(f"org{t}"),
+        lambda c, t: c.chat_stream(**HELLO, extra_headers={"x": f"y{t}"}),
+    ],
+)
+async def test_what_could_begin_another_line_is_refused(
+    use: Callable[[AsyncClient, str], Any], text: str
+) -> None:
+    transport = ScriptedTransport(chat_answer)
+    client = AsyncClient(KEY, base_url="https://gateway.test", transport=transport)
+    with pytest.raises(InvalidArgumentError) as caught:
+        result = use(client, text)
+        if isinstance(result, Awaitable):
+            await result
+    assert transport.requests == []
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a/../../v1/admin/orgs", "..", ".", "a//b", "/a", "a/", ""],
+)
+async def test_an_id_cannot_lead_out_of_its_place(value: str) -> None:
+    client = AsyncClient(KEY, transport=ScriptedTransport(chat_answer))
+    with pytest.raises(InvalidArgumentError):
+        await client.model(value)
+
+
+@pytest.mark.parametrize(
+    "value", ["a?x=1", "a#f", "a b", "%2e%2e", "%0d%0a", "a%2fb", "é", "a;b", "a\\..\\b", "@x:1"]
+)
+async def test_an_id_is_one_part_of_the_path_whatever_is_in_it(value: str) -> None:
+    async with (
+        serving(response_bytes(b'{"id": "x"}')) as server,
+        AsyncClient(KEY, base_url=server.url) as client,
+    ):
+        await client.model(value)
+        await client.revoke_api_key(value)
+    first, second = server.received
+    for received in (first, second):
+        target = received.target.encode("ascii")
+        assert b"?" not in target
+        assert b"#" not in target
+        assert b"\\" not in target
+        assert received.header("host") == server.url.removeprefix("http://")
+    assert httpx.URL(server.url + first.target).path == f"/v1/models/{value}"
+    assert httpx.URL(server.url + second.target).path == f"/v1/keys/api/{value}"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://good.test@evil.test", "http://good.test:80@evil.test", "http://evil.test?good.test",
+        "http://evil.test#good.test", "file:///etc/passwd", "//gateway.test", "http:gateway.test",
+        "http://gateway.test:99999", "http://gateway.test:port", "javascript:1", "http://[::1", "http://a b.test",
+        "http://gate\tway.test", "unix:///run/x",
+    ],
+)  # fmt: skip
+def test_an_address_that_could_be_read_in_two_ways_is_refused(address: str) -> None:
+    with pytest.raises(InvalidArgumentError):
+        AsyncClient(KEY, base_url=address)
+
+
+# Redirects
+
+
+@asynccontextmanager
+async def redirected(status: str, body: bytes = b"", **headers: str) -> AsyncIterator[tuple[Served, Served]]:
+    """Serve a redirect to another host; return it and that host."""
+    async with serving(chat_bytes(), host="127.0.0.2") as other:
+        location = f"http://127.0.0.2:{other.port}/v1/chat"
+        async with serving(response_bytes(body, status, location=location, **headers)) as first:
+            yield first, other
+
+
+REDIRECTS = [
+    "300 Multiple Choices", "301 Moved Permanently", "302 Found", "303 See Other", "307 Temporary Redirect",
+    "308 Permanent Redirect",
+]  # fmt: skip
+PAGE = b"<html><head><title>Moved</title></head></html>"
+BODIES = [
+    (b"", ""),
+    (PAGE, "text/html"),
+    (b"see elsewhere", "text/plain"),
+    (b'{"detail": "Moved"}', "application/json"),
+]
+
+
+@pytest.mark.parametrize("make", [None, httpx.AsyncHTTPTransport])
+@pytest.mark.parametrize("status", REDIRECTS)
+async def test_a_redirect_is_not_followed_and_says_so(make: Any, status: str) -> None:
+    for body, kind in BODIES:
+        async with redirected(status, body, content_type=kind) as (first, other):
+            transport = make and make()
+            async with AsyncClient(KEY, base_url=first.url, transport=transport) as client:
+                calls: list[Callable[[], Awaitable[Any]]] = [
+                    lambda: client.chat(**HELLO),
+                    lambda: client.models(),
+                    lambda: client.chat_stream(**HELLO).text(),
+                    lambda: client.chat_stream(**HELLO, include_usage=True).text(),
+                    lambda: client.set_provider_key(provider="openai", api_key="sk-12345678"),
+                ]
+                for call in calls:
+                    with pytest.raises(APIError, match="redirects are not followed") as caught:
+                        await call()
+                    assert caught.value.status_code == int(status[:3])
+                    assert caught.value.attempts == 1
+            assert len(first.received) == len(calls)
+            assert other.accepted == 0
+
+
+# Keys in the clear
+
+
+@pytest.mark.parametrize("kind", [AsyncClient, AsyncAdminClient, Client, AdminClient])
+@pytest.mark.parametrize(
+    "host", ["gateway.test", "10.0.0.1", "128.0.0.1", "[2001:db8::1]", "127.0.0.1.evil.test"]
+)
+def test_a_key_over_plain_http_is_warned_of_once_for_each_client(kind: Any, host: str) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        client = kind("a-key", base_url=f"http://{host}:8000/prefix")
+        client.base_url = f"http://{host}:8001"
+        client.base_url = "http://other.test"
+    assert [warning.category for warning in caught] == [PlaintextKeyWarning]
+    assert caught[0].filename == __file__
+    assert host.strip("[]") in str(caught[0].message)
+    assert "a-key" not in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://localhost",
+        "http://LOCALHOST:1",
+        "http://api.localhost",
+        "http://127.0.0.1",
+        "http://127.9.9.9",
+        "http://[::1]:8000",
+    ],
+)
+def test_what_no_network_sees_is_not_warned_of(address: str) -> None:
+    for kind in (AsyncClient, AsyncAdminClient, Client, AdminClient):
+        kind("a-key", base_url=address)
+
+
+def test_neither_is_what_is_encrypted_has_no_key_or_goes_through_a_transport_of_the_users_own() -> None:
+    AsyncClient("a-key", base_url="https://gateway.test")
+    AsyncClient(base_url="http://gateway.test")
+    AsyncClient("a-key", base_url="http://gateway.test", transport=httpx.MockTransport(chat_answer))
+    AsyncClient("a-key", base_url="http://gateway.test", transport=AnyIOTransport(uds="/run/gateway.sock"))
+
+
+def test_a_key_or_an_address_that_comes_later_is_warned_of_then() -> None:
+    client = AsyncClient(base_url="http://gateway.test")
+    with pytest.warns(PlaintextKeyWarning) as caught:
+        client.api_key = "a-key"
+    assert caught[0].filename == __file__
+    with Client("a-key", base_url="https://gateway.test") as sync:
+        with pytest.warns(PlaintextKeyWarning):
+            sync.base_url = "http://gateway.test"
+
+
+# TLS
+
+
+async def test_certificates_are_verified_by_all_clients_and_the_key_is_not_sent() -> None:
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    seen: list[bytes] = []
+
+    async def listen(peer: Peer) -> None:
+        seen.append(await peer.stream.receive())
+
+    def sync(url: str) -> None:
+        with Client(KEY, base_url=url, retries=0) as client:
+            client.chat(**HELLO)
+
+    def admin(url: str) -> None:
+        with AdminClient("admin", base_url=url, retries=0) as client:
+            client.list_orgs()
+
+    async with serving(listen, tls=context) as server:
+        async with AsyncClient(KEY, base_url=server.url, retries=0) as client:
+            with pytest.raises(ConnectionError, match="certificate"):
+                await client.chat(**HELLO)
+            with pytest.raises(ConnectionError, match="certificate"):
+                await client.chat_stream(**HELLO).text()
+        for call in (sync, admin):
+            with pytest.raises(ConnectionError, match="certificate"):
+                await anyio.to_thread.run_sync(call, server.url)
+    assert seen == []
+
+
+# Bombs
+
+
+@cache
+def bomb() -> bytes:
+    """Return a megabyte of gzip that is a gigabyte of spaces: blocks that start afresh, over and over."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
+    head = compressor.compress(b"") + compressor.flush(zlib.Z_FULL_FLUSH)
+    block = compressor.compress(b" " * (16 * MEGABYTE)) + compressor.flush(zlib.Z_FULL_FLUSH)
+    return head + block * 64
+
+
+def test_the_bomb_is_one() -> None:
+    assert len(bomb()) < 1.1 * MEGABYTE
+    assert len(zlib.decompressobj(31).decompress(bomb()[: len(bomb()) // 64])) > 15 * MEGABYTE
+
+
+def chunked(data: bytes, status: str = "200 OK", **headers: str) -> Callable[[Peer], Awaitable[None]]:
+    """Answer with a chunked body that begins so and then goes on until the client hangs up."""
+
+    async def handle(peer: Peer) -> None:
+        await peer.request()
+        lines = [f"HTTP/1.1 {status}", "transfer-encoding: chunked"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        await peer.send("\r\n".join([*lines, "", ""]).encode())
+        await peer.send(b"%x\r\n%b\r\n" % (len(data), data))
+        piece = b"10000\r\n" + b" " * 65_536 + b"\r\n"
+        while True:
+            await peer.send(piece)
+
+    return handle
+
+
+def in_gzip(data: bytes) -> bytes:
+    """Return a bomb that begins with `data`."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
+    start = compressor.compress(data) + compressor.flush(zlib.Z_FULL_FLUSH)
+    return start + bomb()[10:]
+
+
+GZIP = {"content_encoding": "gzip"}
+SENTINEL = b"some text\n[error] "
+EVENT = b'data: {"choices": [{"delta": {"content": "'
+
+BOMBS: dict[str, tuple[Any, str, type[GatewayError], str]] = {
+    "answer": (chunked(b'{"id": "'), "chat", InvalidResponseError, "max_response_bytes"),
+    "answer of a known length": (
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n" + b" " * 10 * MEGABYTE,
+        "chat", InvalidResponseError, "max_response_bytes",
+    ),
+    "answer in gzip": (response_bytes(bomb(), **GZIP), "chat", InvalidResponseError, "max_response_bytes"),
+    "list in gzip": (response_bytes(bomb(), **GZIP), "models", InvalidResponseError, "max_response_bytes"),
+    "text": (chunked(b" "), "text", InvalidResponseError, "max_response_bytes"),
+    "text in gzip": (response_bytes(bomb(), **GZIP), "text", InvalidResponseError, "max_response_bytes"),
+    "sentinel": (chunked(SENTINEL), "text", ProviderError, "^.502. *"),
+    "sentinel in gzip": (response_bytes(in_gzip(SENTINEL), **GZIP), "text", ProviderError, "^.502. "),
+    "event": (chunked(EVENT), "usage", InvalidResponseError, "an event is longer than"),
+    "event in gzip": (response_bytes(in_gzip(EVENT), **GZIP), "usage", InvalidResponseError, "an event is longer"),
+    "raw event": (chunked(EVENT), "chunks", InvalidResponseError, "an event is longer than"),
+    "raw event in gzip": (
+        response_bytes(in_gzip(EVENT), **GZIP), "chunks", InvalidResponseError, "an event is longer",
+    ),
+    "error": (chunked(b'{"detail": "', "400 Bad Request"), "chat", APIError, "^.400. "),
+    "error in gzip": (response_bytes(bomb(), "400 Bad Request", **GZIP), "chat", APIError, "^.400. "),
+    "error of a stream in gzip": (response_bytes(bomb(), "502 Bad", **GZIP), "usage", APIError, "^.502. "),
+    "page in gzip": (
+        response_bytes(in_gzip(b"<html><title>x"), "503 Busy", **GZIP), "chat", APIError, "^.503. ",
+    ),
+}  # fmt: skip
+
+
+def call_of(client: AsyncClient, name: str) -> Callable[[], Awaitable[Any]]:
+    async def chunks() -> list[Any]:
+        async with client.completions_stream(**HELLO) as stream:
+            return [chunk async for chunk in stream]
+
+    return {
+        "chat": lambda: client.chat(**HELLO),
+        "models": lambda: client.models(),
+        "completions": lambda: client.completions(**HELLO),
+        "text": lambda: client.chat_stream(**HELLO).text(),
+        "usage": lambda: client.chat_stream(**HELLO, include_usage=True).text(),
+        "chunks": chunks,
+    }[name]
+
+
+@pytest.mark.parametrize("make", [AnyIOTransport, httpx.AsyncHTTPTransport])
+@pytest.mark.parametrize("name", BOMBS)
+async def test_what_is_over_a_limit_is_refused_before_it_fills_the_memory(name: str, make: Any) -> None:
+    answer, call, kind, words = BOMBS[name]
+    limit = 8 * MEGABYTE
+    async with serving(answer) as server:
+        client = AsyncClient(
+            KEY, base_url=server.url, transport=make(), max_response_bytes=limit, retry_config=ONCE
+        )
+        async with client:
+            tracemalloc.start()
+            try:
+                with pytest.raises(kind, match=words) as caught:
+                    with anyio.fail_after(20):
+                        await call_of(client, call)()
+                peak = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+    assert len(str(caught.value)) < 1.1 * MEGABYTE
+    assert peak < 3 * limit
