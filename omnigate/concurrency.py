@@ -31,6 +31,7 @@ __all__ = ["AdaptiveConcurrency"]
 _INITIAL: Final = 8
 _MAXIMUM: Final = 1_024
 _WORTH: Final = 0.5  # the part of the throughput it could bring that a level must bring
+_LATENCY_MIN: Final = 0.1  # seconds; what takes less is no provider's queue, but the client's own work
 _CONFIDENCE: Final = 1.65  # standard errors: one wrong verdict in twenty
 _CONFIDENCE_FIRST: Final = 3.0  # for the verdict that ends the doubling
 _BLOCK: Final = 24  # the least number of latencies that are looked at together
@@ -157,7 +158,7 @@ class AdaptiveConcurrency:
         if self._skip > 0:
             self._skip -= 1
             return
-        self._recent.add(max(latency, 1e-6))
+        self._recent.add(max(latency, _LATENCY_MIN))
         if self._try == "hold":
             if self._recent.count >= self._block():
                 self._leave_or_stay()

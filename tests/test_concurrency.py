@@ -213,3 +213,14 @@ def test_the_limit_never_falls_below_its_minimum() -> None:
 )
 def test_the_initial_limit_is_within_its_bounds(arguments: dict[str, int], expected: int) -> None:
     assert AdaptiveConcurrency(**arguments).limit == expected
+
+
+def test_latencies_that_are_the_clients_own_work_are_no_congestion() -> None:
+    """Answers within milliseconds, as of a cache or a local gateway, take longer the more calls there are."""
+    limiter = AdaptiveConcurrency()
+    now = 0.0
+    for _ in range(20_000):
+        latency = 0.00005 * limiter.limit
+        now += latency / limiter.limit
+        limiter.succeeded(now, latency, limiter.limit)
+    assert limiter.limit >= 900  # it looks one step down now and then
