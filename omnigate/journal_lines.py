@@ -229,9 +229,10 @@ def decode_id(line: bytes) -> str | None:
 def is_torn(line: bytes) -> bool:
     """Tell whether what is not a line may be what a crash left of one.
 
-    That is a beginning of one of ours, or the zeros some file systems leave where data never arrived.
+    That is a beginning of one of ours, with the zeros some file systems leave where data never arrived.
     """
-    return line[: len(_BEGINNING)] == _BEGINNING[: len(line)] or not line.strip(b"\0\n")
+    arrived = line.rstrip(b"\0\n")
+    return arrived[: len(_BEGINNING)] == _BEGINNING[: len(arrived)]
 
 
 def split_lines(read_at: Callable[[int, int], bytes]) -> Iterator[tuple[int, bytes]]:

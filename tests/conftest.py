@@ -1,10 +1,19 @@
 """What all tests share: both event loops, virtual time on request, no environment of the developer's."""
 
+import os
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from .support.virtual_time import virtual_backend
+
+# Properties are tried on the same examples in every run. By hand: HYPOTHESIS_PROFILE=long pytest --timeout=0 …
+settings.register_profile(
+    "same", derandomize=True, deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("long", deadline=None, max_examples=50_000, suppress_health_check=list(HealthCheck))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -28,7 +28,7 @@ def run(name: str) -> None:
     atheris.Setup(
         [
             sys.argv[0],
-            "-max_len=400",
+            "-max_len=300",
             f"-artifact_prefix={found.parent}/",
             *arguments,
             str(found),

@@ -316,6 +316,7 @@ def test_no_beginning_of_a_line_is_a_line_and_every_one_is_known_as_torn() -> No
         for length in range(1, len(line)):
             assert decode_line(line[:length]) is None
             assert is_torn(line[:length])
+            assert is_torn(line[:length] + b"\0" * 9)
 
 
 @pytest.mark.parametrize("line", [b"hello", b'{"custom_id":"a"}', b"{}", b'{"id":"batch_req_1"}', b"\0x"])
