@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final, NamedTuple
 
 import anyio
@@ -56,10 +57,30 @@ class Call(NamedTuple):
         headers = list(self.headers.items())
         if self.content is not None:
             headers.append((b"content-length", b"%d" % len(content)))
-        stream = httpx.ByteStream(content)
+        stream = _Content(content)
         return httpx.Request(
             self.endpoint.method, self.url, headers=headers, stream=stream, extensions=self.extensions
         )
+
+
+class _Content(httpx.ByteStream):
+    """A request's body. httpx's is an async generator, of which trio complains if it is left unfinished."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Pieces(iter(self))
+
+
+class _Pieces:
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for piece in self._pieces:
+            return piece
+        raise StopAsyncIteration
 
 
 class Attempts:

@@ -44,7 +44,7 @@ from omnigate.journal import Journal
 from omnigate.journal_lines import digest_of
 from omnigate.outcome import BatchStats, Outcome, Tally
 from omnigate.progress import Progress
-from omnigate.transport.event_loop import bounded
+from omnigate.transport.event_loop import bounded, isolated
 
 if TYPE_CHECKING:
     from omnigate.session import Session
@@ -152,13 +152,15 @@ class Batch:
             raise
         try:
             if is_finished and self._journal is not None:
-                await anyio.to_thread.run_sync(self._close_journal, True)
+                await isolated(anyio.to_thread.run_sync, self._close_journal, True)
             else:
                 self._close_journal()
         except JournalError as failure:
             if error is None:
                 raise
             error.add_note(str(failure))
+        finally:
+            self._close_journal()  # if this was cancelled before the thread had begun
         if error is None and self._error is not None and not isinstance(self._error, Exception):
             raise self._error  # a KeyboardInterrupt in a worker, say, that nobody was there to be handed
 

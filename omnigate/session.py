@@ -303,12 +303,9 @@ class Session:
             reader = BodyReader(response, chunks, self.max_response_bytes)
             if not is_answer:
                 raise await self.error_of(response, reader, call)
-            body = await reader.read()
-        except BaseException:
-            await self.discard(response, chunks)
-            raise
-        await close_stream(response.stream, chunks)
-        return response, body
+            return response, await reader.read()
+        finally:
+            await self.discard(response, chunks)  # not cut short, as foreign closing may be
 
     def open(self, call: Call) -> Awaitable[httpx.Response]:
         """Send `call` once and return its answer unread; whoever called closes it.
@@ -324,7 +321,7 @@ class Session:
         return func(*args) if self._is_own else isolated(func, *args)
 
     async def discard(self, response: httpx.Response, chunks: AsyncIterator[bytes] | None) -> None:
-        """Give up a response: its connection is closed, at once or within a second."""
+        """Close a response, at once or within a second; what has not been read of it is given up."""
         if isinstance(response, RawResponse):
             cast("ResponseStream", response.stream).abort()
             return

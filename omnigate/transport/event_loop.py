@@ -81,8 +81,13 @@ async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -
 
 async def bounded(clean_up: Callable[[], Awaitable[None]]) -> None:
     """Await a clean-up although the caller may be cancelled, for at most a second."""
-    with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
-        await isolated(clean_up)
+
+    async def shielded() -> None:
+        with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+            await clean_up()
+
+    with anyio.CancelScope(shield=True):  # a native cancellation goes through this one
+        await isolated(shielded)
 
 
 def call_soon(loop: Any, func: Callable[[], object]) -> None:

@@ -1,0 +1,556 @@
+"""Every public operation, cancelled at every checkpoint, in every way, over every transport: nothing is left behind.
+
+After each cancellation there is no task, no descriptor but those of idle connections, no slot that is held, and the
+next call on the same client works; after all of them no warning. The normal run takes each operation in the two
+hardest ways over each transport, and each way with operations of each kind; the marker `heavy` takes the whole product.
+"""
+
+import asyncio
+import gc
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+
+from omnigate import AnyIOTransport, APIError, AsyncAdminClient, AsyncClient, RetryConfig
+from omnigate.testing import LocalGateway
+
+from ..support.checkpoints import WAYS_OF_ASYNCIO, WAYS_OF_TRIO, cancelled_at_every_checkpoint
+from ..support.gateway_process import GatewayProcess, gateway_process
+from ..support.servers import until
+
+MODEL = "gpt-4o-mini"
+HELLO: dict[str, Any] = {"model": MODEL, "messages": "hello there, you"}
+OPTIONS: dict[str, Any] = {"timeout": 10, "retry_config": RetryConfig(max_retries=0)}
+
+POINTS: Counter[str] = Counter()
+"""How many cancellations were tried, by way."""
+
+
+# What a transport can be asked after a cancellation
+
+
+class Place(Protocol):
+    """A transport, where its gateway is, and what of it is still held."""
+
+    transport: Any
+    gateway: GatewayProcess
+
+    def descriptors(self) -> int: ...
+
+    def assert_nothing_is_held(self) -> None: ...
+
+    async def forget_idle(self) -> None: ...
+
+
+class Own:
+    """Our own transport, over real sockets."""
+
+    def __init__(self, gateway: GatewayProcess) -> None:
+        self.gateway = gateway
+        self.transport = AnyIOTransport(max_connections=2)
+
+    def descriptors(self) -> int:
+        return self.transport.stats()["idle"]  # type: ignore[no-any-return]
+
+    def assert_nothing_is_held(self) -> None:
+        stats = self.transport.stats()
+        assert stats["in_use"] == stats["opening"] == stats["waiting"] == 0, stats
+
+    async def forget_idle(self) -> None:
+        for pool in self.transport._pools.values():
+            for origin in list(pool._idle):
+                pool.drop_idle(origin)
+
+
+class OfHttpx:
+    """httpx's transport, over real sockets."""
+
+    def __init__(self, gateway: GatewayProcess) -> None:
+        self.gateway = gateway
+        self.transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=2))
+
+    def descriptors(self) -> int:
+        return len(self.transport._pool.connections)
+
+    def assert_nothing_is_held(self) -> None:
+        pool: Any = self.transport._pool
+        assert not pool._requests, pool
+        assert all(connection.is_idle() for connection in pool.connections), pool
+
+    async def forget_idle(self) -> None:
+        await self.transport._pool.aclose()
+
+
+class Mocked:
+    """httpx's mock transport: the gateway's application answers, in pieces; counted is which bodies are open."""
+
+    def __init__(self, gateway: GatewayProcess) -> None:
+        self.app = LocalGateway()
+        self.gateway = GatewayProcess("http://gateway.test", self.app.api_key, self.app.admin_key)
+        self.asgi = httpx.ASGITransport(self.app.app)  # type: ignore[arg-type]
+        self.transport = httpx.MockTransport(self.answer)
+        self.bodies: set[Body] = set()
+
+    async def answer(self, request: httpx.Request) -> httpx.Response:
+        await anyio.lowlevel.checkpoint()
+        response = await self.asgi.handle_async_request(request)
+        body = await response.aread()
+        await anyio.lowlevel.checkpoint()
+        return httpx.Response(response.status_code, headers=response.headers, stream=Body(body, self.bodies))
+
+    def descriptors(self) -> int:
+        return 0
+
+    def assert_nothing_is_held(self) -> None:
+        assert not self.bodies
+
+    async def forget_idle(self) -> None:
+        pass
+
+
+class Body(httpx.AsyncByteStream):
+    """A body in four pieces, each waited for, that is open until it is closed."""
+
+    def __init__(self, content: bytes, bodies: "set[Body]") -> None:
+        quarter = len(content) // 4 + 1
+        self.pieces = [content[n * quarter : (n + 1) * quarter] for n in range(4)]
+        self.bodies = bodies
+        bodies.add(self)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await anyio.lowlevel.checkpoint()
+        if not self.pieces:
+            raise StopAsyncIteration
+        return self.pieces.pop(0)
+
+    async def aclose(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.bodies.discard(self)
+
+
+PLACES: dict[str, Callable[[GatewayProcess], Place]] = {"own": Own, "httpx": OfHttpx, "mock": Mocked}
+
+
+# The public operations
+
+
+class Run(NamedTuple):
+    """What an operation is given."""
+
+    client: AsyncClient
+    admin: AsyncAdminClient
+    directory: Path
+
+
+Operation = Callable[[Run], Awaitable[object]]
+OPERATIONS: dict[str, Operation] = {}
+SOURCE = ["one", "two", "three"]
+
+
+def operation(func: Operation) -> Operation:
+    OPERATIONS[func.__name__] = func  # type: ignore[attr-defined]
+    return func
+
+
+@operation
+async def chat(run: Run) -> None:
+    await run.client.chat(**HELLO)
+
+
+@operation
+async def chat_with_a_deadline(run: Run) -> None:
+    await run.client.chat(**HELLO, deadline_seconds=10)
+
+
+@operation
+async def chat_hedged(run: Run) -> None:
+    await run.client.chat(**HELLO, hedge_after=1e-6)
+
+
+@operation
+async def chat_refused(run: Run) -> None:
+    with pytest.raises(APIError):
+        await run.client.chat(model="no-such-model", messages="hello")
+
+
+@operation
+async def race(run: Run) -> None:
+    await run.client.race(models=[MODEL, "claude-3-5-haiku"], messages="hello")
+
+
+@operation
+async def text_stream(run: Run) -> None:
+    async with run.client.chat_stream(**HELLO) as stream:
+        assert [piece async for piece in stream]
+
+
+@operation
+async def chunk_stream(run: Run) -> None:
+    async with run.client.chat_stream(**HELLO, as_chunks=True) as stream:
+        assert [piece async for piece in stream]
+
+
+@operation
+async def usage_stream(run: Run) -> None:
+    async with run.client.chat_stream(
+        **HELLO, as_chunks=True, include_usage=True, deadline_seconds=10
+    ) as stream:
+        assert [piece async for piece in stream][-1].usage is not None
+
+
+@operation
+async def stream_left_early(run: Run) -> None:
+    async with run.client.chat_stream(**HELLO) as stream:
+        async for _ in stream:
+            break
+
+
+@operation
+async def usage_stream_left_early(run: Run) -> None:
+    async with run.client.chat_stream(**HELLO, include_usage=True) as stream:
+        async for _ in stream:
+            break
+
+
+@operation
+async def stream_unread(run: Run) -> None:
+    async with run.client.chat_stream(**HELLO):
+        pass
+
+
+@operation
+async def stream_without_a_block(run: Run) -> None:
+    stream = run.client.chat_stream(**HELLO)
+    try:
+        await anext(stream)
+    finally:
+        await stream.aclose()
+
+
+@operation
+async def text_of_a_stream(run: Run) -> None:
+    assert await run.client.chat_stream(**HELLO).text()
+
+
+@operation
+async def completions(run: Run) -> None:
+    await run.client.completions(**HELLO)
+
+
+@operation
+async def completions_stream(run: Run) -> None:
+    async with run.client.completions_stream(**HELLO) as stream:
+        assert [chunk async for chunk in stream]
+
+
+@operation
+async def completions_stream_left_early(run: Run) -> None:
+    async with run.client.completions_stream(**HELLO) as stream:
+        await anext(stream)
+
+
+@operation
+async def batch(run: Run) -> None:
+    async with run.client.batch(SOURCE, model=MODEL, max_concurrency=2) as outcomes:
+        assert len([outcome.unwrap() async for outcome in outcomes]) == len(SOURCE)
+
+
+@operation
+async def batch_left_early(run: Run) -> None:
+    async with run.client.batch(SOURCE, model=MODEL, max_concurrency=2) as outcomes:
+        await anext(outcomes)
+
+
+@operation
+async def batch_with_a_journal(run: Run) -> None:
+    """Begun anew each time, and then resumed."""
+    journal = run.directory / "journal.jsonl"
+    journal.unlink(missing_ok=True)
+    for _ in range(2):
+        async with run.client.batch(SOURCE, model=MODEL, max_concurrency=2, journal=journal) as outcomes:
+            assert len([outcome.unwrap() async for outcome in outcomes]) == len(SOURCE)
+
+
+@operation
+async def batch_of_an_async_source(run: Run) -> None:
+    async def source() -> AsyncIterator[str]:
+        for prompt in SOURCE:
+            await anyio.lowlevel.checkpoint()
+            yield prompt
+
+    async with run.client.batch(source(), model=MODEL, ordered=True) as outcomes:
+        assert len([outcome.unwrap() async for outcome in outcomes]) == len(SOURCE)
+
+
+@operation
+async def chat_many(run: Run) -> None:
+    assert len(await run.client.chat_many(SOURCE, model=MODEL, max_concurrency=2)) == len(SOURCE)
+
+
+@operation
+async def models(run: Run) -> None:
+    assert await run.client.models()
+
+
+@operation
+async def model(run: Run) -> None:
+    await run.client.model(MODEL)
+
+
+@operation
+async def metrics(run: Run) -> None:
+    await run.client.metrics(range="1h", group_by="model")
+
+
+@operation
+async def signup(run: Run) -> None:
+    await run.client.signup(email="dev@acme.test")
+
+
+@operation
+async def set_provider_key(run: Run) -> None:
+    await run.client.set_provider_key(provider="openai", api_key="sk-any-key-will-do")
+
+
+@operation
+async def api_keys(run: Run) -> None:
+    created = await run.client.create_api_key(name="one of many")
+    await run.client.revoke_api_key(created.id)
+
+
+@operation
+async def list_api_keys(run: Run) -> None:
+    await run.client.list_api_keys()
+
+
+@operation
+async def me(run: Run) -> None:
+    await run.client.me()
+
+
+@operation
+async def health(run: Run) -> None:
+    await run.client.health()
+
+
+@operation
+async def ready(run: Run) -> None:
+    await run.client.ready()
+
+
+@operation
+async def version(run: Run) -> None:
+    await run.client.version()
+
+
+@operation
+async def administration(run: Run) -> None:
+    org = await run.admin.create_org(name="Acme")
+    await run.admin.create_project(org_id=org.id, name="One")
+
+
+@operation
+async def administration_lists(run: Run) -> None:
+    orgs = await run.admin.list_orgs()
+    await run.admin.list_projects(org_id=orgs[0].id)
+    await run.admin.org_metrics(orgs[0].id)
+
+
+# The proof
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[GatewayProcess]:
+    with gateway_process() as gateway:
+        yield gateway
+
+
+def descriptors() -> list[str]:
+    """Return what the process's open descriptors are."""
+    found = list[str]()
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
+        with suppress(OSError):  # the descriptor of the listing itself
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return found
+
+
+class Loop:
+    """What there is in the event loop and the process beside the client, and must be no more afterwards."""
+
+    def __init__(self) -> None:
+        self.errors: list[dict[str, Any]] = []
+        try:
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: self.errors.append(context))
+        except RuntimeError:
+            pass
+        self.tasks = self.count_tasks()
+        self.descriptors = len(descriptors())
+
+    @classmethod
+    async def as_it_is(cls) -> "Loop":
+        for _ in range(5):  # what was closed is so by then
+            await anyio.lowlevel.checkpoint()
+        return cls()
+
+    @staticmethod
+    def count_tasks() -> int:
+        try:
+            return len(asyncio.all_tasks())
+        except RuntimeError:
+            import trio
+
+            return trio.lowlevel.current_statistics().tasks_living
+
+    async def assert_nothing_is_left(self, place: Place) -> None:
+        await anyio.lowlevel.checkpoint()  # a task that has ended is forgotten only now
+        assert self.count_tasks() == self.tasks
+        place.assert_nothing_is_held()
+        # asyncio closes sockets a turn of the loop later
+        try:
+            await until(lambda: len(descriptors()) == self.descriptors + place.descriptors())
+        except TimeoutError:
+            raise AssertionError(f"{descriptors()}, {place.descriptors()} idle") from None
+        assert not self.errors, self.errors
+
+
+async def prove(
+    name: str, transport: str, way: str, gateway: GatewayProcess, directory: Path, *, is_kept: bool = False
+) -> int:
+    """Cancel an operation everywhere; return the number of points."""
+    place = PLACES[transport](gateway)
+    gateway = place.gateway
+    count = 0
+    async with (
+        AsyncClient(gateway.api_key, base_url=gateway.url, transport=place.transport, **OPTIONS) as client,
+        AsyncAdminClient(
+            gateway.admin_key, base_url=gateway.url, transport=place.transport, **OPTIONS
+        ) as admin,
+    ):
+        run = Run(client, admin, directory)
+        await administration(run)  # makes an organisation to be listed, and whatever the loop makes but once
+        await place.forget_idle()
+        loop = await Loop.as_it_is()
+        func = partial(OPERATIONS[name], run)
+        async with aclosing(cancelled_at_every_checkpoint(func, way)) as points:
+            async for count in points:
+                await loop.assert_nothing_is_left(place)
+                await client.health()
+                if not is_kept:
+                    await place.forget_idle()
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(client.health)
+        await loop.assert_nothing_is_left(place)
+    await loop.assert_nothing_is_left(place)
+    del client, admin, run, place, func
+    gc.collect()
+    await anyio.lowlevel.checkpoint()
+    assert not loop.errors, loop.errors
+    POINTS[way] += count
+    return count
+
+
+TRIO, ASYNCIO, UVLOOP = "trio", "asyncio", ("asyncio", {"use_uvloop": True})
+HARDEST = [pytest.param(ASYNCIO, "task", id="asyncio-task"), pytest.param(TRIO, "scope", id="trio-scope")]
+LOOPS_AND_WAYS = [
+    *(pytest.param(ASYNCIO, way, id=f"asyncio-{way}") for way in WAYS_OF_ASYNCIO),
+    *(pytest.param(UVLOOP, way, id=f"uvloop-{way}") for way in WAYS_OF_ASYNCIO),
+    *(pytest.param(TRIO, way, id=f"trio-{way}") for way in WAYS_OF_TRIO),
+]
+everywhere = pytest.mark.parametrize(("anyio_backend", "way"), LOOPS_AND_WAYS, indirect=["anyio_backend"])
+
+
+@pytest.mark.anyio
+@pytest.mark.heavy
+@pytest.mark.parametrize("is_kept", [False, True], ids=["new", "kept"])
+@pytest.mark.parametrize("transport", PLACES)
+@pytest.mark.parametrize("name", OPERATIONS)
+@everywhere
+async def test_all_operations_in_all_ways(
+    name: str, transport: str, way: str, is_kept: bool, gateway: GatewayProcess, tmp_path: Path
+) -> None:
+    assert await prove(name, transport, way, gateway, tmp_path, is_kept=is_kept) >= 3
+
+
+ONE_CALL = [
+    *(
+        "models",
+        "model",
+        "metrics",
+        "signup",
+        "set_provider_key",
+        "api_keys",
+        "list_api_keys",
+        "me",
+        "health",
+    ),
+    *("ready", "version", "administration", "administration_lists"),
+]
+"""Operations that differ in nothing but what is sent, of which the normal run takes one over foreign transports."""
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("transport", PLACES)
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ONE_CALL])
+@pytest.mark.parametrize(("anyio_backend", "way"), HARDEST, indirect=["anyio_backend"])
+async def test_calls_streams_and_batches(
+    name: str, transport: str, way: str, gateway: GatewayProcess, tmp_path: Path
+) -> None:
+    assert await prove(name, transport, way, gateway, tmp_path) >= 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", ONE_CALL)
+@pytest.mark.parametrize(("anyio_backend", "way"), HARDEST, indirect=["anyio_backend"])
+async def test_accounts_keys_and_metrics(
+    name: str, way: str, gateway: GatewayProcess, tmp_path: Path
+) -> None:
+    assert await prove(name, "own", way, gateway, tmp_path) >= 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("name", "transport"), [("chat_hedged", "own"), ("usage_stream", "own"), ("chat", "httpx")]
+)
+@everywhere
+async def test_every_way(
+    name: str, transport: str, way: str, gateway: GatewayProcess, tmp_path: Path
+) -> None:
+    assert await prove(name, transport, way, gateway, tmp_path) >= 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("transport", PLACES)
+@everywhere
+async def test_closing(transport: str, way: str, gateway: GatewayProcess) -> None:
+    """A client is made, used and closed; cancelled anywhere in that, its end closes it."""
+    places: list[Place] = []
+
+    async def use_and_close() -> None:
+        place = PLACES[transport](gateway)
+        places.append(place)
+        async with AsyncClient(
+            place.gateway.api_key, base_url=place.gateway.url, transport=place.transport, **OPTIONS
+        ) as client:
+            await client.health()
+
+    await use_and_close()  # makes whatever the loop makes but once
+    loop = await Loop.as_it_is()
+    async with aclosing(cancelled_at_every_checkpoint(use_and_close, way)) as points:
+        async for count in points:
+            await loop.assert_nothing_is_left(places.pop())
+    gc.collect()
+    assert not loop.errors, loop.errors
+    POINTS[way] += count

@@ -1,0 +1,185 @@
+"""Cancels an operation at its first, second, third, … checkpoint, wherever that is: its child tasks' count, too.
+
+`cancellation.py` counts the awaits of one coroutine. What happens in the tasks below it, a hedged copy of a call, the
+workers of a batch, a foreign transport in isolation, is one await to it. Here every task is counted that the operation
+starts: on asyncio by a task factory, on trio by an instrument.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from typing import Any, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+T = TypeVar("T")
+
+Operation = Callable[[], Awaitable[object]]
+
+WAYS_OF_ASYNCIO = (
+    "scope",
+    "task",
+    "woken",
+    "twice",
+    "timeout",
+    *(["eager"] if sys.version_info >= (3, 12) else []),
+)
+"""By an anyio scope; by `Task.cancel()`, just before the task waits; just after what it waits for is there, before it
+knows; at two checkpoints in a row; by `asyncio.timeout()`; by `Task.cancel()` where the loop starts tasks eagerly."""
+
+WAYS_OF_TRIO = ("scope", "woken")
+"""By a scope, while the task waits; when what it waits for is there."""
+
+_MOST = 5_000
+
+
+class _Points:
+    """Counts the checkpoints of all tasks of one run, and acts at one of them."""
+
+    def __init__(self, point: int, act: Callable[[], object], *, way: str) -> None:
+        self.count = 0
+        self._point = point
+        self._act = act
+        self._when_woken = way == "woken"
+        self._last = point + 1 if way == "twice" else point
+
+    def waits(self, trap: Any = None) -> None:
+        """Take in that a task gives up control, for `trap` to be done."""
+        self.count += 1
+        if self._point <= self.count <= self._last:
+            if self._when_woken and isinstance(trap, asyncio.Future):
+                trap.add_done_callback(lambda _: self._act())  # called before the task's own
+            else:
+                self._act()
+
+
+class _Counted(Coroutine[Any, Any, T]):
+    """A coroutine whose every wait is told of, and its end."""
+
+    def __init__(self, inner: Coroutine[Any, Any, T], points: _Points) -> None:
+        self._inner = inner
+        self._points = points
+
+    def send(self, value: Any) -> Any:
+        return self._step(self._inner.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._step(self._inner.throw, *error)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:  # cr_running and the like, which anyio looks at
+        return getattr(self._inner, name)
+
+    def _step(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            trap = step(*arguments)
+        except BaseException:
+            self._points.waits()
+            raise
+        self._points.waits(trap)
+        return trap
+
+
+async def _run_in_asyncio(operation: Operation, point: int, way: str) -> int:
+    loop = asyncio.get_running_loop()
+    acts: list[Callable[[], object]] = []  # the last one is what cancels
+    points = _Points(point, lambda: acts[-1]() if acts else None, way=way)
+
+    def new_task(coroutine: Any, *, loop: asyncio.AbstractEventLoop, **options: Any) -> asyncio.Task[Any]:
+        return asyncio.Task(_Counted(coroutine, points), loop=loop, **options)
+
+    async def run() -> None:
+        if way == "scope":
+            with anyio.CancelScope() as scope:
+                acts.append(scope.cancel)
+                await operation()
+        elif way == "timeout":
+            try:
+                async with asyncio.timeout(None) as timeout:
+                    acts.append(lambda: timeout.reschedule(0))
+                    await operation()
+                    acts.clear()
+            except TimeoutError:
+                if not timeout.expired():
+                    raise
+        else:
+            task = asyncio.current_task()
+            assert task is not None
+            acts.append(task.cancel)
+            await operation()
+
+    factory: Any = lambda loop, coroutine, **options: new_task(coroutine, loop=loop, **options)  # noqa: E731
+    if way == "eager":
+        factory = asyncio.create_eager_task_factory(new_task)  # type: ignore[attr-defined]
+    loop.set_task_factory(factory)
+    try:
+        root = loop.create_task(run())
+        await asyncio.wait([root])
+    finally:
+        loop.set_task_factory(None)
+    acts.clear()
+    if not root.cancelled():
+        root.result()
+    return points.count
+
+
+async def _run_in_trio(operation: Operation, point: int, way: str) -> int:
+    import trio
+
+    root = trio.lowlevel.current_task()
+
+    def is_below(task: trio.lowlevel.Task) -> bool:
+        above: trio.lowlevel.Task | None = task
+        while above is not None and above is not root:
+            above = None if above.parent_nursery is None else above.parent_nursery.parent_task
+        return above is not None
+
+    class WhenItWaits(trio.abc.Instrument):
+        def after_task_step(self, task: trio.lowlevel.Task) -> None:
+            if is_below(task):
+                points.waits()
+
+    class WhenWoken(trio.abc.Instrument):
+        def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+            if is_below(task):
+                points.waits()
+
+    with anyio.CancelScope() as scope:
+        points = _Points(point, scope.cancel, way=way)
+        instrument = WhenWoken() if way == "woken" else WhenItWaits()
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            await operation()
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+    return points.count
+
+
+async def cancelled_at_every_checkpoint(operation: Operation, way: str) -> AsyncGenerator[int, None]:
+    """Run `operation` again and again, cancelled one checkpoint later each time; yield after each.
+
+    Args:
+        operation: what is run.
+        way: how it is cancelled: one of `WAYS_OF_ASYNCIO` or `WAYS_OF_TRIO`.
+
+    """
+    try:
+        asyncio.get_running_loop()
+        run = _run_in_asyncio
+    except RuntimeError:
+        run = _run_in_trio
+    point = 0
+    while True:
+        point += 1
+        with anyio.fail_after(20):
+            count = await run(operation, point, way)
+        yield point
+        if count < point:
+            return
+        assert point < _MOST, "the operation never completes"
