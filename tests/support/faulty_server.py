@@ -90,7 +90,7 @@ class Answering(asyncio.Protocol):
 
     async def stream(self) -> None:
         self.transport.write(STREAM)
-        for _ in range(50):
+        for _ in range(20):
             await asyncio.sleep(0.01)
             if self.transport.is_closing():
                 return
