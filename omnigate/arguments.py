@@ -16,6 +16,7 @@ from urllib.parse import quote
 import httpx
 
 from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
+from omnigate.redaction import SECRET_HEADERS
 from omnigate.structs import shown
 
 Timeout: TypeAlias = float | httpx.Timeout | None
@@ -102,7 +103,8 @@ def check_headers(headers: Any, where: str) -> dict[bytes, bytes]:
         raise InvalidArgumentTypeError(f"{where}={shown(headers)} is not allowed: a dict of names and values")
     checked: dict[bytes, bytes] = {}
     for name, value in cast("Mapping[Any, Any]", headers).items():
-        raw_name, raw_value = check_header(name, value, where)
+        secret = isinstance(name, str) and name.lower().encode("latin-1", "replace") in SECRET_HEADERS
+        raw_name, raw_value = check_header(name, value, where, secret=secret)
         if raw_name.decode() in _FRAMING:
             raise InvalidArgumentError(f"{where} {name!r} is not allowed: the client itself sets that header")
         checked[raw_name] = raw_value
@@ -114,7 +116,7 @@ def check_key(value: Any, argument: str) -> str | None:
     if value is None:
         return None
     check_header("x-api-key", value, argument, secret=True)
-    return str(value)
+    return str(value).strip(" \t")  # as the header is sent
 
 
 def check_user_id(value: Any) -> str | None:

@@ -33,7 +33,7 @@ class Call(NamedTuple):
         content: the body.
         extensions: for the transport: the timeouts.
         deadline_seconds: seconds for all attempts and waits.
-        secrets: what must not be in an error, beside the client's own key.
+        secrets: what must not be in an error: keys.
 
     """
 
@@ -46,6 +46,9 @@ class Call(NamedTuple):
     extensions: dict[str, Any]
     deadline_seconds: float | None
     secrets: tuple[str, ...]
+
+    def __repr__(self) -> str:  # is a local in many a traceback
+        return f"<Call {self.endpoint.method} {self.url}>"
 
     def request(self) -> httpx.Request:
         """Return a request to send."""

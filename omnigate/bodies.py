@@ -6,6 +6,7 @@ gigabyte, so the bound is on what comes out, piece by piece, before it is kept.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
@@ -16,6 +17,7 @@ from omnigate.exceptions import InvalidResponseError
 
 PIECE_BYTES: Final = 65_536
 
+_CODINGS = re.compile(r"[a-z0-9, -]{1,24}\Z")  # as names of codings look, and keys do not
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -110,7 +112,8 @@ class BodyReader:
             if encoding in ("gzip", "x-gzip", "deflate"):
                 self._inflater = Inflater(encoding)
             elif encoding not in ("", "identity"):
-                raise self._invalid(f"the response is encoded as {encoding!r}, which was not asked for")
+                name = repr(encoding) if _CODINGS.match(encoding) else "something unknown"
+                raise self._invalid(f"the response is encoded as {name}, which was not asked for")
 
     async def next(self) -> bytes | None:
         """Return the next piece, or None at the end of the body.

@@ -28,7 +28,8 @@ from omnigate.redaction import redact
 from omnigate.retry import parse_http_date, parse_retry_after
 
 _TEXT_LENGTH: Final = 2_000
-_EXCERPT_BYTES: Final = 200
+_EXCERPT_LENGTH: Final = 200
+_READ_BYTES: Final = 65_536
 _HTML = re.compile(r"\s*<(!doctype|html|head|body|!--)", re.IGNORECASE)
 _SPACE = re.compile(r"\s+")
 
@@ -84,14 +85,17 @@ def response_error(
 
 def excerpt(body: bytes, secrets: tuple[str, ...]) -> str:
     """Return the beginning of a body as an error may show it: as a repr, without keys."""
-    return repr(redact(body.decode("utf-8", "replace"), secrets)) if body else "nothing: it is empty"
+    if not body:
+        return "nothing: it is empty"
+    text = redact(body[:_READ_BYTES].decode("utf-8", "replace"), secrets)  # before a cut could halve a key
+    return repr(text[:_EXCERPT_LENGTH])
 
 
 def invalid_response(
     response: httpx.Response, body: bytes, problem: str, secrets: tuple[str, ...], *, show_body: bool
 ) -> InvalidResponseError:
     """Return the error for a body that is not what was promised, with its beginning."""
-    start = excerpt(body[:_EXCERPT_BYTES], secrets) if show_body else ""
+    start = excerpt(body, secrets) if show_body else ""
     message = f"the response does not fit its type: {redact(problem, secrets)}"
     return InvalidResponseError(
         f"{message}; it starts with {start}" if start else message,
@@ -162,7 +166,7 @@ def _detail(body: bytes, secrets: tuple[str, ...]) -> Any:
         normalise_detail(detail)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):  # too deep for any of these, perhaps
         text = body.decode("utf-8", "replace").strip()
-        return redact(text[:_TEXT_LENGTH], secrets) or None
+        return redact(text, secrets)[:_TEXT_LENGTH] or None
     return detail
 
 

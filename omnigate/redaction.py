@@ -5,9 +5,15 @@ It must never be used on what a model wrote or on what is sent.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, cast
+
+SECRET_HEADERS: Final = frozenset(
+    {b"api-key", b"authorization", b"cookie", b"proxy-authorization", b"x-admin-key", b"x-api-key"}
+)
+"""The headers of a request whose values are keys."""
 
 _KEY = re.compile(r"(?<![A-Za-z0-9])(llmg_|sk-)[A-Za-z0-9_\-*.]{4,}")
 _PREFIX_LENGTH = 12  # protocol: the first 12 characters of a gateway key are its public `key_prefix`
@@ -23,17 +29,29 @@ def mask(secret: str) -> str:
     return "***"
 
 
+def secrets_of(headers: Mapping[bytes, bytes]) -> tuple[str, ...]:
+    """Return the keys in a request's headers, with and without a scheme such as "Bearer"."""
+    secrets: list[str] = []
+    for name in SECRET_HEADERS & headers.keys():
+        value = headers[name].decode("latin-1")
+        secrets += (value, value.partition(" ")[2])
+    return tuple(secrets)
+
+
 def redact(value: Any, secrets: Iterable[str] = ()) -> Any:
     """Return `value` (text, or JSON of any depth) with keys and the given secrets blacked out."""
+    forms = {form for secret in secrets if secret for form in (secret, json.dumps(secret)[1:-1])}
+    return _redact(value, sorted(forms, key=len, reverse=True))  # one may be a part of another
+
+
+def _redact(value: Any, forms: list[str]) -> Any:
     if isinstance(value, str):
-        for secret in secrets:
-            if secret:
-                value = value.replace(secret, "***")
+        for form in forms:
+            value = value.replace(form, "***")
         return _KEY.sub(r"\1***", value)
-    secrets = tuple(secrets)
     if isinstance(value, dict):
         fields = cast("dict[Any, Any]", value)
-        return {redact(name, secrets): redact(item, secrets) for name, item in fields.items()}
+        return {_redact(name, forms): _redact(item, forms) for name, item in fields.items()}
     if isinstance(value, list):
-        return [redact(item, secrets) for item in cast("list[Any]", value)]
+        return [_redact(item, forms) for item in cast("list[Any]", value)]
     return value

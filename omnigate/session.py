@@ -44,7 +44,7 @@ from omnigate.exceptions import (
 from omnigate.failures import connection_error, invalid_response, response_error
 from omnigate.gate import Gates
 from omnigate.plaintext import warn_of_plaintext_key
-from omnigate.redaction import mask
+from omnigate.redaction import mask, secrets_of
 from omnigate.retry import RetryConfig
 from omnigate.structs import decoder_for
 from omnigate.transport import AnyIOTransport, adapt, default_transport
@@ -68,6 +68,9 @@ class _Template(NamedTuple):
     url: httpx.URL
     headers: dict[bytes, bytes]
     head: bytes
+
+    def __repr__(self) -> str:
+        return f"<_Template {self.url}>"
 
 
 class Session:
@@ -148,11 +151,6 @@ class Session:
         """How many calls our own transport makes at once; None for no limit, or none that is known."""
         return self._transport.max_connections if isinstance(self._transport, AnyIOTransport) else None
 
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """What must not be in an error."""
-        return (self._key,) if self._key else ()
-
     def prepare(
         self,
         endpoint: Endpoint,
@@ -195,6 +193,7 @@ class Session:
                 if user_id:
                     headers[b"x-user-id"] = cast("str", check_user_id(user_id)).encode("latin-1")
                 headers.update(extra_headers)
+                secrets += secrets_of(extra_headers)
         if self._is_own:
             if url is not template.url or headers is not template.headers:
                 head = request_head(endpoint.method, url.raw_path, list(headers.items()))
@@ -209,7 +208,7 @@ class Session:
             content,
             extensions,
             deadline_seconds,
-            secrets,
+            secrets + self._secrets if secrets else self._secrets,
         )
 
     def _template(self, endpoint: Endpoint, *, has_body: bool) -> _Template:
@@ -234,7 +233,7 @@ class Session:
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             problem = str(error)
         # outside of the except clause, because some of those errors carry the whole body
-        raise invalid_response(response, body, problem, self.secrets, show_body=not call.endpoint.mints_key)
+        raise invalid_response(response, body, problem, call.secrets, show_body=not call.endpoint.mints_key)
 
     def exchange(
         self, call: Call, *, accept: int | None = None
@@ -334,8 +333,7 @@ class Session:
     async def error_of(self, response: httpx.Response, reader: BodyReader, call: Call) -> APIError:
         """Return the typed error that an error response is, its body read as far as is useful."""
         body = await reader.read_start(MAX_ERROR_BYTES)
-        secrets = (*call.secrets, *self.secrets)
-        return response_error(response, body, secrets=secrets, show_body=not call.endpoint.mints_key)
+        return response_error(response, body, secrets=call.secrets, show_body=not call.endpoint.mints_key)
 
     async def aclose(self) -> None:
         """Close the transport. What is in flight fails; a second time does nothing."""
@@ -366,6 +364,7 @@ class Session:
         if self._user_id:
             headers[b"x-user-id"] = self._user_id.encode("latin-1")
         self._headers = headers
+        self._secrets = secrets_of(headers)
 
 
 _encoder: Final = msgspec.json.Encoder()
@@ -381,8 +380,9 @@ def encode(body: object) -> bytes:
     try:
         return _encoder.encode(body)
     except UnicodeEncodeError as error:
-        raise InvalidArgumentError(
+        failure = InvalidArgumentError(
             f"the request holds text that UTF-8 cannot encode (lone surrogates): {error.reason}"
-        ) from None
+        )
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidArgumentTypeError(f"the request cannot be written as JSON: {error}") from None
+        failure = InvalidArgumentTypeError(f"the request cannot be written as JSON: {error}")
+    raise failure  # outside of the except clauses, because some of those errors carry the text itself

@@ -19,8 +19,6 @@ from omnigate.structs import decoder_for
 
 T = TypeVar("T")
 
-_EXCERPT_BYTES: Final = 200
-
 
 class StreamReader(Protocol[T]):
     """What a stream asks of a reader."""
@@ -146,7 +144,7 @@ class _EventReader(Generic[T]):
         self.error = InvalidResponseError(problem, status_code=200, request_id=self._request_id)
 
     def _refuse_event(self, event: bytes) -> None:
-        start = excerpt(event[:_EXCERPT_BYTES], self._secrets)
+        start = excerpt(event, self._secrets)
         self._refuse(f"an event of the stream is not a chunk of a completion; it starts with {start}")
 
 

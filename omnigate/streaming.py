@@ -377,7 +377,7 @@ class ChatStream(BaseStream[ChatPiece]):
 
     def _new_reader(self, request_id: str | None) -> StreamReader[ChatPiece]:
         make: Callable[[str], Any] = str if self._piece_type is str else chunk_maker(request_id)
-        secrets = self._session.secrets
+        secrets = self._call.secrets
         if not self._include_usage:
             return TextReader(make, request_id=request_id, secrets=secrets)
 
@@ -391,4 +391,4 @@ class CompletionStream(BaseStream[dict[str, Any]]):
     """The stream of a completion: OpenAI's chunks, as dicts, up to `[DONE]`."""
 
     def _new_reader(self, request_id: str | None) -> StreamReader[dict[str, Any]]:
-        return CompletionReader(request_id=request_id, secrets=self._session.secrets)
+        return CompletionReader(request_id=request_id, secrets=self._call.secrets)

@@ -108,6 +108,9 @@ class OutgoingMessage(NamedTuple):
     length: int | None = None
     closes: bool = False
 
+    def __repr__(self) -> str:  # is a local in many a traceback, and holds keys
+        return f"<OutgoingMessage {self.method} to {self.origin}>"
+
 
 def outgoing(request: httpx.Request) -> OutgoingMessage:
     """Return any request of httpx as it is sent.
