@@ -17,6 +17,7 @@ from omnigate import AsyncClient, ConnectionError, GatewayError, RetryConfig, Ti
 from omnigate.testing import LocalGateway
 from omnigate.transport.adapters import ThreadedTransport
 from omnigate.transport.default import environment_proxy
+from omnigate.transport.per_loop import PerLoopTransport
 
 from .support.raw_server import RawServer, chat_bytes
 from .support.scripted import chat_answer
@@ -273,6 +274,25 @@ async def test_a_client_may_be_used_in_one_event_loop_after_another_and_in_two_a
         await client.aclose()
         del client
         gc.collect()
+
+
+async def test_a_transport_for_each_loop_is_dropped_when_its_loop_has_ended() -> None:
+    made: list[httpx.MockTransport] = []
+
+    def make() -> httpx.MockTransport:
+        made.append(httpx.MockTransport(chat_answer))
+        return made[-1]
+
+    transport = PerLoopTransport(make)
+    client = AsyncClient("k", base_url="http://gateway.test", transport=transport)
+    for backend in ("asyncio", "trio", "asyncio"):
+        assert await anyio.to_thread.run_sync(run_in_new_loop, client, backend) == "hello"
+        assert list(transport._transports.values()) == [made[-1]]
+    for _ in range(2):
+        assert (await client.chat(**HELLO)).content == "hello"
+    assert len(made) == 4
+    await client.aclose()
+    assert not transport._transports
 
 
 async def test_a_client_that_is_only_constructed_owns_nothing() -> None:

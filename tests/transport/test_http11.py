@@ -278,6 +278,13 @@ def test_a_header_that_would_change_the_message_is_refused(headers: dict[str, st
         outgoing(request)
 
 
+def test_two_lengths_are_refused() -> None:
+    headers = [("Content-Length", "5"), ("Content-Length", "5")]
+    request = httpx.Request("POST", "http://h/", headers=headers, stream=httpx.ByteStream(b"hello"))
+    with pytest.raises(httpx.LocalProtocolError, match="contradict"):
+        outgoing(request)
+
+
 @pytest.mark.parametrize("method", ["GET /evil HTTP/1.1\r\nX:", "G T", "", "GÉT"])
 def test_a_method_that_is_none_is_refused(method: str) -> None:
     with pytest.raises(httpx.LocalProtocolError, match="request line"):

@@ -1,5 +1,6 @@
 """The pool: who gets which connection, who waits, and when a connection is too old."""
 
+import asyncio
 import re
 import select
 import sys
@@ -176,6 +177,8 @@ async def test_a_waiter_that_is_cancelled_leaves_the_line_and_others_are_served(
                     scopes[index].cancel()
             await until(lambda: numbers(transport)[3] == 100)
             assert transport.stats()["origins"]["http://a.test:80"]["waiting"] == 100
+            (pool,) = transport._pools.values()
+            assert len(pool._waiters) < 300  # those who left are not kept until they come to the front
     assert sorted(served) == list(range(0, 300, 3))
     assert numbers(transport) == (0, 0, 0, 0)
 
@@ -211,6 +214,33 @@ async def test_what_a_cancelled_waiter_had_been_given_goes_to_the_next() -> None
             await done.wait()
     assert await response.aread() == b"ok"
     assert numbers(transport) == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("is_connection", [True, False], ids=["connection", "slot"])
+async def test_what_a_waiter_had_been_given_goes_to_the_next_if_its_task_is_cancelled_natively(
+    is_connection: bool,
+) -> None:
+    """A native cancellation arrives although what was awaited is there, which a scope's does not."""
+    network = FakeNetwork()
+    transport = over(network, max_connections=1)
+    response = await transport.handle_async_request(httpx.Request("GET", "http://a.test/"))
+    (pool,) = transport._pools.values()
+    connection = pool.take(("http", "a.test", 80))
+    assert not isinstance(connection, bool)
+    cancelled, after = (asyncio.create_task(get(transport)) for _ in range(2))
+    await until(lambda: numbers(transport)[3] == 2)
+    if is_connection:
+        pool.give_back(connection)
+    else:
+        pool.discard(connection)
+    cancelled.cancel()
+    with anyio.fail_after(5):
+        assert await after == b"ok"
+    assert cancelled.cancelled()
+    assert await response.aread() == b"ok"
+    assert numbers(transport) == (1, 0, 0, 0)
+    assert len(network.streams) == (1 if is_connection else 2)
 
 
 async def test_a_slot_that_is_freed_by_a_failed_connect_goes_to_the_next() -> None:
@@ -275,6 +305,21 @@ async def test_a_waiter_of_another_origin_gets_the_slot() -> None:
         response = await transport.handle_async_request(httpx.Request("GET", "http://a.test/"))
         group.start_soon(get, transport, "http://b.test/")
         await response.aread()
+    assert transport.stats()["origins"] == {"http://b.test:80": {"idle": 1, "in_use": 0, "waiting": 0}}
+
+
+async def test_who_waits_for_one_origin_is_not_given_a_connection_to_another() -> None:
+    network = FakeNetwork(*HALF)
+    transport = over(network, max_connections=1)
+    response = await transport.handle_async_request(httpx.Request("GET", "http://a.test/"))
+    async with anyio.create_task_group() as group:
+        group.start_soon(get, transport, "http://b.test/")
+        await until(lambda: numbers(transport)[3] == 1)
+        network.answer = FakeNetwork().answer
+        network.streams[0].incoming.append(b"k")
+        network.streams[0].arrived.set()
+        assert await response.aread() == b"ok"
+    assert [b"host: b.test" in b"".join(stream.sends).lower() for stream in network.streams] == [False, True]
     assert transport.stats()["origins"] == {"http://b.test:80": {"idle": 1, "in_use": 0, "waiting": 0}}
 
 

@@ -202,9 +202,19 @@ async def test_an_error_of_the_body_is_not_taken_for_one_of_the_connection() -> 
 
 
 @pytest.mark.parametrize("value", ["close", "Close", "keep-alive, close"])
-async def test_after_a_request_that_says_close_its_connection_is_closed(value: str) -> None:
+@pytest.mark.parametrize("cut", [len(OK), len(OK) - 1, 20])
+async def test_after_a_request_that_says_close_its_connection_is_closed(value: str, cut: int) -> None:
     """RFC 9112, section 9.6: no further request may follow, whatever the response says."""
-    async with serving(OK) as server:
+
+    async def keeping(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(OK[:cut])
+            for _ in range(3):
+                await anyio.lowlevel.checkpoint()
+            await peer.send(OK[cut:])
+
+    async with serving(keeping) as server:
         transport = AnyIOTransport()
         for _ in range(2):
             await exchange(transport, httpx.Request("GET", server.url, headers={"Connection": value}))
@@ -373,6 +383,19 @@ async def test_a_kept_connection_whose_write_fails_is_replaced_for_any_method() 
     assert (await exchange(transport, httpx.Request("POST", "http://a.test/", content=b"2"))).content == b"ok"
     assert len(network.streams) == 2
     assert network.streams[1].sends[0].endswith(b"\r\n\r\n2")
+
+
+async def test_when_one_kept_connection_is_dead_the_others_are_not_tried() -> None:
+    network = FakeNetwork()
+    transport = AnyIOTransport()
+    transport._connect = network  # type: ignore[assignment]
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(exchange, transport, httpx.Request("GET", "http://a.test/"))
+    for stream in network.streams:
+        stream.closed = True  # as after a restart of the server, not to be seen before the write
+    assert (await exchange(transport, httpx.Request("POST", "http://a.test/", content=b"2"))).content == b"ok"
+    assert (len(network.streams), transport.stats()["idle"]) == (4, 1)
 
 
 async def test_a_new_connection_that_fails_is_not_replaced_and_neither_is_a_second_one() -> None:

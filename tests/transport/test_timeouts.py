@@ -1,6 +1,10 @@
 """The four timeouts of httpx, and every error as httpx's own transports raise it."""
 
+import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import httpx
@@ -197,6 +201,43 @@ async def test_each_of_many_calls_has_its_own_deadline() -> None:
             group.start_soon(one, seconds)
     assert ends == {seconds: seconds for seconds in (1, 2, 3, 7, 20, 50)}
     assert network.open == 0
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_one_timer_serves_all_calls_keeps_nothing_alive_and_ends_with_the_transport(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+    call_at = loop.call_at
+
+    def counting(when: float, callback: Any, *args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+        timer = call_at(when, callback, *args, **kwargs)
+        if when > loop.time() + 500:
+            timers.append(timer)
+        return timer
+
+    monkeypatch.setattr(loop, "call_at", counting)
+    timeouts = {"connect": 9, "read": 1_000, "write": 2_000, "pool": 9}
+    async with serving() as server:
+        transport = AnyIOTransport()
+        for _ in range(50):
+            assert (await send(transport, server.url, **timeouts)).content == b"ok"
+        assert len(timers) <= 2  # for the first write, and for the first read, which is due earlier
+        await transport.aclose()
+        assert all(timer.cancelled() for timer in timers)
+
+        transport = AnyIOTransport()
+        await send(transport, server.url, **timeouts)
+        (pool,) = transport._pools.values()
+        reference = weakref.ref(pool._watch)
+        pool.drop_idle(("http", "127.0.0.1", server.port))
+        transport._pools.clear()
+        del transport, pool
+        gc.collect()
+        assert reference() is None
+        for timer in timers:
+            timer.cancel()
 
 
 @pytest.mark.virtual_time

@@ -257,6 +257,48 @@ async def test_a_connection_on_which_a_record_came_unasked_is_not_used_again(
         await transport.aclose()
 
 
+async def test_what_anyio_has_read_from_the_socket_and_tls_not_yet_taken_is_noticed(
+    identity: Identity,
+) -> None:
+    """anyio hands TLS 64 KiB at a time. Here a response ends exactly there, and something unasked follows."""
+    part = 65_536
+    bodies = [b"ok"]
+
+    async def handle(peer: Peer) -> None:
+        records = Records(peer, identity.server)
+        await records.call(records.tls.do_handshake)
+        await records.flush()
+        for answer in (OK, None):
+            await records.call(lambda: records.tls.read(65_536))
+            if answer is not None:
+                records.tls.write(answer)
+                await records.flush()
+                continue
+            overhead = 22  # of a record of TLS 1.3
+            sizes = [16_384] * 3
+            sizes.append(part - sum(sizes) - overhead * 4)
+            head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"
+            body = b"x" * (sum(sizes) - len(head % sum(sizes)))
+            data = head % len(body) + body
+            for size in sizes:
+                records.tls.write(data[:size])
+                data = data[size:]
+            assert records.outgoing.pending == part
+            bodies.append(body)
+            records.tls.write(UNASKED)
+            await records.flush()
+        await peer.closed()
+
+    async with serving(handle) as server:
+        transport = AnyIOTransport(verify=identity.trusting)
+        for number in range(2):
+            assert await get(transport, f"https://localhost:{server.port}/") == bodies[number]
+        assert server.accepted == 1
+        assert await get(transport, f"https://localhost:{server.port}/") == b"ok"
+        assert server.accepted == 2
+        await transport.aclose()
+
+
 async def test_a_large_answer_in_many_records(identity: Identity) -> None:
     body = bytes(range(256)) * 4_000
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body

@@ -10,7 +10,7 @@ import uvloop
 from omnigate.transport.anyio_transport import AnyIOTransport
 
 from ..support.cancellation import ASYNCIO_WAYS
-from ..support.servers import serving
+from ..support.servers import OK, Peer, serving
 from .test_cancellation import CHUNKED, check_real, half_read, streamed_request, whole
 
 
@@ -34,6 +34,28 @@ def test_connections_are_kept_and_shared() -> None:
                 await whole(transport, server.url)
             assert server.accepted == 5
             await transport.aclose()
+
+    run(main)
+
+
+def test_what_came_unasked_is_noticed() -> None:
+    async def main() -> None:
+        async def talkative(peer: Peer) -> None:
+            await peer.request()
+            await peer.send(OK)
+            await peer.send(OK)
+            await peer.closed()
+
+        async with serving(talkative) as server:
+            for wait in range(30):
+                transport = AnyIOTransport()
+                await whole(transport, server.url)
+                for _ in range(wait):
+                    await asyncio.sleep(0)
+                await asyncio.sleep(0.002)
+                (pool,) = transport._pools.values()
+                assert not any(connection.is_quiet() for stack in pool._idle.values() for connection in stack)
+                await transport.aclose()
 
     run(main)
 
