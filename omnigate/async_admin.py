@@ -149,7 +149,13 @@ class AsyncAdminClient(BaseAsyncClient):
     async def list_projects(
         self, *, org_id: str | UUID | None = None, **options: Unpack[CallOptions]
     ) -> ListResult[ProjectInfo]:
-        """Return the projects, of all organisations or of one (`GET /v1/admin/projects`)."""
+        """Return the projects (`GET /v1/admin/projects`).
+
+        Args:
+            org_id: only those of this organisation.
+            options: as in `create_org`.
+
+        """
         query = None if org_id is None else {"org_id": check_text(str(org_id), "org_id")}
         call = self._session.prepare(endpoints.LIST_PROJECTS, query=query, options=options)
         return await self._fetch_list(ProjectInfo, call)

@@ -403,6 +403,10 @@ class AsyncClient(AsyncFanOut):
     async def model(self, id: str, **options: Unpack[CallOptions]) -> ModelInfo:
         """Return one model's card (`GET /v1/models/{id}`).
 
+        Args:
+            id: the model's name, which may hold slashes.
+            options: as in `chat`.
+
         Raises:
             APIError: with `status_code` 404: there is no such model.
 
@@ -516,6 +520,10 @@ class AsyncClient(AsyncFanOut):
 
     async def revoke_api_key(self, id: str | UUID, **options: Unpack[CallOptions]) -> None:
         """Revoke a gateway key; one that is revoked already is no error (`DELETE /v1/keys/api/{id}`).
+
+        Args:
+            id: the key's `id`, not the key.
+            options: as in `chat`.
 
         Raises:
             APIError: with `status_code` 404: there is no such key.

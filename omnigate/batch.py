@@ -215,7 +215,7 @@ class Batch:
         return True
 
     def take(self, most: int) -> list[Outcome]:
-        """Return outcomes that are there, at most so many."""
+        """Return outcomes that are there, `most` of them at most."""
         outcomes = self._outcomes
         taken = [outcomes.popleft() for _ in range(min(most, len(outcomes)))]
         self._handed_out += len(taken)

@@ -331,7 +331,10 @@ class Client(BaseClient[AsyncClient]):
         user_id: str | None = None,
         **options: Unpack[CallOptions],
     ) -> SyncBatch:
-        """Return a batch; see `AsyncClient.batch`. The source is iterated in the caller's thread."""
+        """Return a batch, to be used with `with` and iterated. The source is iterated in the caller's thread.
+
+        The arguments and errors are those of `AsyncClient.batch`, without async iterables.
+        """
         check_source(requests, is_sync=True)
 
         def make(feed: AsyncIterable[Any]) -> Batch:

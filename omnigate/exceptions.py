@@ -183,7 +183,7 @@ class RaceError(ExceptionGroup[GatewayError], GatewayError):
     """All calls of a race failed; `exceptions` are their errors, in the order of the models."""
 
     def derive(self, excs: Sequence[GatewayError], /) -> RaceError:  # type: ignore[override]
-        """Return a group of some of these errors, as `split` and `except*` need it."""
+        """Return a group of `excs`, some of these errors, as `split` and `except*` need it."""
         return RaceError(self.message, excs)
 
 

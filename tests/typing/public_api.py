@@ -5,6 +5,8 @@ from typing import Any, assert_type
 
 from omnigate import (
     AdminClient,
+    APIError,
+    ApiKeyCreated,
     ApiKeyInfo,
     AsyncClient,
     AuthError,
@@ -17,16 +19,25 @@ from omnigate import (
     DictResult,
     GatewayError,
     ListResult,
+    MeResponse,
+    Message,
     Meta,
+    MetricsResponse,
     ModelInfo,
+    OrgInfo,
     Outcome,
     ProjectCreated,
+    ProjectInfo,
+    ProviderRateLimitError,
+    RaceError,
     RateLimit,
+    SignupResponse,
     StreamChunk,
     SyncBatch,
     SyncChatStream,
     SyncCompletionStream,
     Usage,
+    classify,
 )
 
 
@@ -62,31 +73,80 @@ async def asynchronous(client: AsyncClient) -> None:
     assert_type(
         await client.chat_many(["a"], model="m", return_exceptions=True), list[ChatResponse | GatewayError]
     )
+    assert_type(await client.chat_many(["a"], return_exceptions=False), list[ChatResponse])
+    assert_type(await client.model("m"), ModelInfo)
+    assert_type(await client.metrics(range="1h"), MetricsResponse)
+    assert_type(await client.signup(email="a@b.test"), SignupResponse)
+    await client.set_provider_key(provider="openai", api_key="sk-12345678")
+    assert_type(await client.create_api_key(name="n"), ApiKeyCreated)
+    await client.revoke_api_key("id")
+    assert_type(await client.me(), MeResponse)
+    assert_type(await client.health(), DictResult[Any])
     assert_type(await client.race(models=["a", "b"], messages="x"), ChatResponse)
     assert_type(await client.chat(model="m", messages="x", hedge_after=0.5), ChatResponse)
 
 
-def synchronous(client: Client, admin: AdminClient) -> None:
-    assert_type(client.chat(model="m", messages="x", timeout=None), ChatResponse)
-    assert_type(client.chat_stream(model="m", messages="x"), SyncChatStream[str])
-    assert_type(client.chat_stream(model="m", messages="x", as_chunks=True), SyncChatStream[StreamChunk])
-    with client.chat_stream(model="m", messages="x") as stream:
+def synchronous(sync: Client, admin: AdminClient) -> None:
+    assert_type(sync.chat(model="m", messages="x", timeout=None), ChatResponse)
+    assert_type(sync.chat(model="m", messages=[Message(role="user", content="x")]).usage, Usage)
+    assert_type(sync.chat_stream(model="m", messages="x"), SyncChatStream[str])
+    assert_type(sync.chat_stream(model="m", messages="x", as_chunks=False), SyncChatStream[str])
+    assert_type(sync.chat_stream(model="m", messages="x", as_chunks=True), SyncChatStream[StreamChunk])
+    assert_type(
+        sync.chat_stream(model="m", messages="x", as_chunks=True, include_usage=True),
+        SyncChatStream[StreamChunk],
+    )
+    with sync.chat_stream(model="m", messages="x") as stream:
         for piece in stream:
             assert_type(piece, str)
         assert_type(stream.text(), str)
-    assert_type(client.completions_stream(model="m", messages="x"), SyncCompletionStream)
-    for completion in client.completions_stream(model="m", messages="x"):
+        assert_type(stream.usage, Usage | None)
+        assert_type(stream.meta, Meta)
+    for chunk in sync.chat_stream(model="m", messages="x", as_chunks=True):
+        assert_type(chunk, StreamChunk)
+    assert_type(sync.completions(model="m", messages="x"), DictResult[Any])
+    assert_type(sync.completions_stream(model="m", messages="x"), SyncCompletionStream)
+    for completion in sync.completions_stream(model="m", messages="x"):
         assert_type(completion, dict[str, Any])
-    with client.batch(Path("batch.jsonl"), stop_on=AuthError, max_concurrency=5) as batch:
+    with sync.batch(Path("batch.jsonl"), stop_on=AuthError, max_concurrency=5) as batch:
         assert_type(batch, SyncBatch)
         for outcome in batch:
             assert_type(outcome, Outcome)
         assert_type(batch.stats, BatchStats)
-    assert_type(client.chat_many(["a"], model="m"), list[ChatResponse])
-    assert_type(client.chat_many(["a"], return_exceptions=True), list[ChatResponse | GatewayError])
-    assert_type(client.race(models=["a", "b"], messages="x"), ChatResponse)
-    assert_type(client.models(), ListResult[ModelInfo])
+    assert_type(sync.chat_many(["a"], model="m"), list[ChatResponse])
+    assert_type(sync.chat_many(["a"], return_exceptions=False), list[ChatResponse])
+    assert_type(sync.chat_many(["a"], return_exceptions=True), list[ChatResponse | GatewayError])
+    assert_type(sync.race(models=["a", "b"], messages="x"), ChatResponse)
+    assert_type(sync.models(), ListResult[ModelInfo])
+    assert_type(sync.model("m"), ModelInfo)
+    assert_type(sync.metrics(range="1h"), MetricsResponse)
+    assert_type(sync.signup(email="a@b.test"), SignupResponse)
+    sync.set_provider_key(provider="openai", api_key="sk-12345678")
+    assert_type(sync.create_api_key(name="n"), ApiKeyCreated)
+    assert_type(sync.list_api_keys(), ListResult[ApiKeyInfo])
+    sync.revoke_api_key("id")
+    assert_type(sync.me(), MeResponse)
+    assert_type(sync.health(), DictResult[Any])
+    assert_type(sync.ready(), DictResult[Any])
+    assert_type(sync.version(), DictResult[Any])
+    assert_type(sync.api_key, str | None)
+    with sync as entered:
+        assert_type(entered, Client)
+    assert_type(admin.create_org(name="o"), OrgInfo)
+    assert_type(admin.list_orgs(), ListResult[OrgInfo])
     assert_type(admin.create_project(org_id="o", name="p"), ProjectCreated)
+    assert_type(admin.list_projects(), ListResult[ProjectInfo])
+    assert_type(admin.org_metrics("o"), MetricsResponse)
+
+
+def errors(error: GatewayError) -> None:
+    assert_type(error.request_id, str | None)
+    if isinstance(error, ProviderRateLimitError):
+        assert_type(error.retry_after, float | None)
+        assert_type(error.provider, str | None)
+    if isinstance(error, RaceError):
+        assert_type(error.exceptions, tuple[GatewayError | ExceptionGroup[GatewayError], ...])
+    assert_type(classify(401, "x"), APIError)
 
 
 def refused(client: Client) -> None:

@@ -1,0 +1,172 @@
+"""What is true of the public names without a call: they are documented, typed for every face, and warn of nothing."""
+
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import omnigate
+import omnigate.testing
+
+TYPING = (Path(__file__).parents[1] / "typing" / "public_api.py").read_text("utf-8")
+NAMES = [(omnigate, name) for name in omnigate.__all__ if name != "__version__"]
+NAMES += [(omnigate.testing, name) for name in omnigate.testing.__all__]
+
+
+def members(kind: type) -> Iterator[tuple[str, Any]]:
+    """Yield the public methods and properties that a class of ours has."""
+    for name in dir(kind):
+        if name.startswith("_"):
+            continue
+        owner = next(base for base in kind.__mro__ if name in vars(base))
+        found = inspect.getattr_static(kind, name)
+        if owner.__module__.startswith("omnigate") and (
+            inspect.isroutine(found) or isinstance(found, (property, classmethod, staticmethod))
+        ):
+            yield name, found
+
+
+def documented() -> Iterator[Any]:
+    """Yield parameters: each public name, method and property."""
+    for module, name in NAMES:
+        thing = getattr(module, name)
+        yield pytest.param(thing, id=f"{module.__name__}.{name}")
+        if inspect.isclass(thing):
+            for member, found in members(thing):
+                yield pytest.param(found, id=f"{module.__name__}.{name}.{member}")
+
+
+@pytest.mark.parametrize("thing", list(documented()))
+def test_every_public_name_says_what_it_is_for(thing: Any) -> None:
+    if typing.get_origin(thing) is not None:  # an alias of a union: described by what it joins
+        return
+    doc = inspect.getdoc(thing.fget if isinstance(thing, property) else thing)
+    assert doc is not None
+    first = doc.splitlines()[0]
+    assert first.endswith((".", ":"))
+    assert len(first) <= 110
+
+
+CONSTRUCTED = [
+    omnigate.Client,
+    omnigate.AsyncClient,
+    omnigate.AdminClient,
+    omnigate.AsyncAdminClient,
+    omnigate.AnyIOTransport,
+    omnigate.RetryConfig,
+    omnigate.testing.LocalGateway,
+]  # the classes that users make with arguments; structs and faults describe theirs in words
+
+
+def callables() -> Iterator[Any]:
+    for module, name in NAMES:
+        thing = getattr(module, name)
+        if inspect.isfunction(thing):
+            yield pytest.param(thing, id=name)
+        elif inspect.isclass(thing):
+            if thing in CONSTRUCTED:
+                yield pytest.param(thing, id=name)
+            for member, found in members(thing):
+                function = getattr(found, "__func__", found)
+                if inspect.isfunction(function):
+                    yield pytest.param(function, id=f"{name}.{member}")
+
+
+@pytest.mark.parametrize("function", list(callables()))
+def test_the_arguments_of_every_public_function_are_described(function: Callable[..., Any]) -> None:
+    doc = inspect.getdoc(function) or ""
+    if re.search(r"arguments (and errors )?are those of `", doc):
+        return
+    parameters = inspect.signature(function).parameters
+    wanted = {name for name in parameters if name not in ("self", "cls")} - {"options"}
+    section = re.search(r"^(Args|Attributes):\n((?:    .*\n?|\n)+)", doc, re.MULTILINE)
+    described = set(re.findall(r"^    (\w+):", section[2], re.MULTILINE)) if section else set()
+    missing = {name for name in wanted - described if f"`{name}`" not in doc}
+    assert not missing
+    if section and section[1] == "Args":
+        assert described <= set(parameters)
+        if "options" in parameters:
+            assert "options" in described
+
+
+def test_the_types_of_every_overload_are_tested_on_both_faces() -> None:
+    found = 0
+    for module, name in NAMES:
+        kind = getattr(module, name)
+        if inspect.isclass(kind):
+            face = {"AsyncClient": "client", "Client": "sync"}.get(name, "client")
+            for member, function in members(kind):
+                overloads = typing.get_overloads(function) if inspect.isfunction(function) else []
+                calls = re.findall(rf"assert_type\(\s*(?:await )?{face}\.{member}\(", TYPING)
+                assert len(calls) >= len(overloads), (name, member)
+                found += len(overloads)
+    assert found >= 8
+
+
+def modules() -> list[str]:
+    found = pkgutil.walk_packages(omnigate.__path__, "omnigate.")
+    return ["omnigate", *(module.name for module in found if not module.name.endswith("__main__"))]
+
+
+def strictly(code: str, *arguments: str) -> None:
+    command = [sys.executable, "-X", "dev", "-bb", "-W", "error", "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+IMPORTS = """
+import importlib, os, sys
+for module in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        importlib.import_module(module)
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0, module
+"""
+
+
+def test_every_module_can_be_imported_first_and_warns_of_nothing() -> None:
+    assert len(modules()) > 50
+    strictly(IMPORTS, *modules())
+
+
+PROGRAM = """
+import anyio
+from omnigate import AsyncClient, Client
+from omnigate.testing import LocalGateway
+
+async def main(url, key):
+    async with AsyncClient(key, base_url=url) as client:
+        await client.chat(model="gpt-4o-mini", messages="x")
+        async with client.chat_stream(model="gpt-4o-mini", messages="x", include_usage=True) as stream:
+            async for piece in stream:
+                pass
+        async with client.chat_stream(model="gpt-4o-mini", messages="x y z") as stream:
+            async for piece in stream:
+                break
+        await client.chat_many(["a", "b"], model="gpt-4o-mini")
+        await client.race(models=["gpt-4o-mini", "claude-3"], messages="x")
+    dropped = AsyncClient(key, base_url=url)
+    await dropped.models()
+    await dropped.aclose()
+
+with LocalGateway() as gateway:
+    for backend in ("asyncio", "trio"):
+        anyio.run(main, gateway.url, gateway.api_key, backend=backend)
+        with Client(gateway.api_key, base_url=gateway.url, backend=backend) as client:
+            client.chat(model="gpt-4o-mini", messages="x")
+            for piece in client.chat_stream(model="gpt-4o-mini", messages="x"):
+                pass
+            client.chat_many(["a", "b"], model="gpt-4o-mini")
+"""
+
+
+def test_a_program_that_uses_everything_runs_with_all_warnings_as_errors() -> None:
+    strictly(PROGRAM)
