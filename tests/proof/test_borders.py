@@ -5,6 +5,8 @@ and time.
 """
 
 import ssl
+import subprocess
+import sys
 import tracemalloc
 import warnings
 import zlib
@@ -378,3 +380,206 @@ async def test_what_is_over_a_limit_is_refused_before_it_fills_the_memory(name: 
                 tracemalloc.stop()
     assert len(str(caught.value)) < 1.1 * MEGABYTE
     assert peak < 3 * limit
+
+
+# A gateway gone mad
+
+
+def answer(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
+    """Return a response whose body ends with its connection, unless the headers say more."""
+    return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode("latin-1") + body
+
+
+def chat(**changes: bytes) -> bytes:
+    """Return a chat's body with the values of some fields replaced by other text."""
+    fields = {
+        "id": b'"1"', "provider": b'"p"', "model": b'"m"', "content": b'"c"',
+        "usage": b'{"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}',
+    }  # fmt: skip
+    return (
+        b"{"
+        + b", ".join(b'"%b": %b' % (name.encode(), value) for name, value in (fields | changes).items())
+        + b"}"
+    )
+
+
+DEEP = 200_000
+MALICIOUS: dict[str, bytes] = {
+    # what is not HTTP, or not one message
+    "nothing": b"",
+    "garbage": bytes(range(256)) * 300,
+    "zeros": b"\x00" * MEGABYTE,
+    "one line without end": b"H" * MEGABYTE,
+    "HTTP/0.9": b"<html>hello</html>",
+    "HTTP/2": b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" + b"\x00" * 18,
+    "TLS": b"\x15\x03\x01\x00\x02\x02\x46",
+    "SSH": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "status 0": answer(b"", status="0 x"),
+    "status 999": answer(b"x", status="999 x"),
+    "status 20": answer(b"x", status="20 OK"),
+    "status -1": answer(b"x", status="-1 OK"),
+    "status 99999": answer(b"x", status="99999 OK"),
+    "switching protocols": answer(b"x" * 1_000, "upgrade: websocket", "connection: upgrade", status="101 x"),
+    "hints without end": answer(b"", status="103 Early Hints") * 50_000,
+    "continue without end": answer(b"", status="100 Continue") * 50_000,
+    "204 with a body": answer(chat_bytes(), status="204 No Content"),
+    "304": answer(b"", status="304 Not Modified"),
+    "two answers": chat_bytes() * 2,
+    "an answer and a megabyte": chat_bytes() + b"x" * MEGABYTE,
+    # framing
+    "negative length": answer(b"{}", "content-length: -1"),
+    "length in words": answer(b"{}", "content-length: two"),
+    "length of 30 digits": answer(b"{}", "content-length: " + "9" * 30),
+    "two lengths": answer(b"{}", "content-length: 2", "content-length: 3"),
+    "length and chunks": answer(b"2\r\n{}\r\n0\r\n\r\n", "content-length: 2", "transfer-encoding: chunked"),
+    "short": answer(b"{}", "content-length: 100"),
+    "chunk of 2**64": answer(b"ffffffffffffffff\r\n{}", "transfer-encoding: chunked"),
+    "chunk of 2**80": answer(b"f" * 20 + b"\r\n{}", "transfer-encoding: chunked"),
+    "chunk of -1": answer(b"-1\r\n{}", "transfer-encoding: chunked"),
+    "chunk extension without end": answer(b"2;" + b"x" * MEGABYTE, "transfer-encoding: chunked"),
+    "chunks of one byte": answer(b"1\r\n \r\n" * 100_000, "transfer-encoding: chunked"),
+    "trailers without end": answer(b"0\r\n" + b"a: b\r\n" * 100_000, "transfer-encoding: chunked"),
+    "gzip as transfer coding": answer(b"{}", "transfer-encoding: gzip"),
+    # heads
+    "header without end": answer(b"", "a: " + "x" * MEGABYTE),
+    "headers without end": b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200_000,
+    "header without a name": answer(b"{}", ": x"),
+    "header without a colon": answer(b"{}", "x"),
+    "folded header": answer(b"{}", "a: b", " c"),
+    "header with NUL": answer(b"{}", "a: b\x00c"),
+    "header with a bare return": answer(b"{}", "a: b\rc: d"),
+    "headers of ours without sense": answer(
+        chat(), "x-request-id: " + "\xff" * 5_000, "x-ratelimit-limit: " + "9" * 5_000, "x-ratelimit-remaining: -1",
+        "x-ratelimit-reset: 1e999", "x-budget-project-daily-spend: 1e999999999", "x-llmgw-cached: maybe",
+        "x-budget-org-daily-limit: NaN", "date: Thu, 99 Foo 99999 99:99:99 GMT", "content-type: \xe4",
+    ),
+    "retry after a long time": answer(b"{}", "retry-after: " + "9" * 400, status="429 x"),
+    "retry after less than nothing": answer(b"{}", "retry-after: -1", status="429 x"),
+    "retry after a date that is none": answer(b"{}", "retry-after: Fri, 31 Feb 99999 00:00:00 +9999", status="503 x"),
+    "encoding of a thousand layers": answer(b"{}", "content-encoding: " + "gzip, " * 1_000 + "gzip"),
+    "broken gzip": answer(b"\x1f\x8b\x08\x00" + b"\xff" * 1_000, "content-encoding: gzip"),
+    "gzip without end": answer(in_gzip(b"{")[:5_000], "content-encoding: gzip"),
+    # JSON
+    "empty": answer(b""),
+    "null": answer(b"null"),
+    "a list": answer(b"[]"),
+    "not UTF-8": answer(b'{"id": "\xff\xfe"}'),
+    "half a surrogate": answer(chat(content=b'"\\ud800"')),
+    "NUL in text": answer(chat(content=b'"\\u0000"')),
+    "deep lists": answer(b"[" * DEEP),
+    "deep objects": answer(b'{"a":' * DEEP),
+    "deep and closed": answer(b"[" * DEEP + b"]" * DEEP),
+    "deep in an unknown field": answer(chat(x=b"[" * 900 + b"]" * 900)),
+    "numbers without end": answer(chat(cost_usd=b"9" * 100_000)),
+    "a number that is too large": answer(chat(cost_usd=b"1e999999")),
+    "an integer that is too large": answer(chat(latency_ms=b"9" * 5_000)),
+    "negative tokens": answer(chat(usage=b'{"prompt_tokens": -1, "completion_tokens": -1, "total_tokens": -1}')),
+    "NaN": answer(chat(cost_usd=b"NaN")),
+    "the same name twice": answer(chat()[:-1] + b', "content": "d"}'),
+    "a million names": answer(b"{" + b",".join(b'"a%d":1' % n for n in range(50_000)) + b"}"),
+    "wrong types": answer(chat(id=b"{}", content=b"[1]", usage=b'"x"')),
+    # errors
+    "deep detail": answer(b'{"detail": ' + b"[" * 900 + b"]" * 900 + b"}", status="400 x"),
+    "very deep detail": answer(b'{"detail": ' + b"[" * DEEP, status="400 x"),
+    "a long list of errors": answer(b'{"detail": [' + b'{"msg": "x"},' * 10_000 + b"{}]}", status="422 x"),
+    "errors of wrong types": answer(b'{"detail": [{"msg": {}, "loc": {}}, 1, null]}', status="422 x"),
+    "a page without end": answer(b"<html><body>" + b"<p" * 300_000, status="502 x"),
+    "a page of comments": answer(b"<!--" * 100_000, status="502 x"),
+    "a page of declarations": answer(b"<html><![x[<!x<?" * 10_000, status="502 x"),
+    "a page of entities": answer(b"<html>" + b"&#x;&#99999999999;&" * 20_000, status="502 x"),
+    "a provider without end": answer(b'{"detail": "' + b"A " * 100_000 + b'error 500: x"}', status="500 x"),
+    # streams
+    "error mark without end": answer(b"\n[error] " * 50_000),
+    "almost error marks": answer(b"\n[error]\n" * 50_000),
+    "half a character": answer(b"\xf0\x9f\x98"),
+    "events of nothing": answer(b"data:\n\n" * 100_000),
+    "comments without end": answer(b":" * MEGABYTE),
+    "lines of data without end": answer(b"data: x\n" * 200_000),
+    "returns": answer(b"\r" * MEGABYTE),
+    "events of wrong types": answer(b'data: {"choices": [{"delta": 1}]}\n\n'),
+    "an event of deep lists": answer(b"data: " + b"[" * DEEP + b"\n\n"),
+    "an event of many choices": answer(b'data: {"choices": [' + b"{}," * 100_000 + b"{}]}\n\n"),
+    "an error event of wrong types": answer(b'data: {"error": [[]]}\n\ndata: [DONE]\n\n'),
+    "done, and a megabyte": answer(b"data: [DONE]\n\n" + b"data: x\n\n" * 100_000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MALICIOUS)
+async def test_a_malicious_gateway_can_at_worst_make_a_call_fail(name: str) -> None:
+    data = MALICIOUS[name]
+
+    async def handle(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(data)
+
+    async with serving(handle) as server:
+        client = AsyncClient(
+            KEY, base_url=server.url, timeout=5, retry_config=ONCE, max_response_bytes=4 * MEGABYTE
+        )
+        async with client:
+            for call in ("chat", "models", "completions", "text", "usage", "chunks"):
+                tracemalloc.start()
+                try:
+                    with anyio.fail_after(5):
+                        result = await call_of(client, call)()
+                except GatewayError as error:
+                    assert len(str(error)) < 2 * MEGABYTE
+                    repr(error)
+                else:
+                    repr(result)
+                    repr(getattr(result, "meta", None))
+                finally:
+                    peak = tracemalloc.get_traced_memory()[1]
+                    tracemalloc.stop()
+                assert peak < 40 * MEGABYTE
+            assert client._session._transport.stats()["in_use"] == 0  # type: ignore[attr-defined]
+
+
+# The process as a whole
+
+MEASURED = """
+import resource, sys, zlib
+from omnigate import AsyncClient, GatewayError, RetryConfig
+import anyio, httpx
+
+def bomb(start):
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
+    head = compressor.compress(start) + compressor.flush(zlib.Z_FULL_FLUSH)
+    block = compressor.compress(b" " * (1 << 20)) + compressor.flush(zlib.Z_FULL_FLUSH)
+    return head + block * 1024
+
+async def main():
+    limit = 1 << 20
+    async with AsyncClient("k", transport=httpx.MockTransport(None), max_response_bytes=limit) as client:
+        for start, status, call in CASES:
+            data = bomb(start)
+            client._session._transport.handler = lambda request: httpx.Response(
+                status, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(data)
+            )
+            try:
+                await call(client)
+            except GatewayError:
+                continue
+            raise AssertionError(start)
+
+HELLO = {"model": "m", "messages": "x", "extra_headers": {}}
+CASES = [
+    (b'{"id": "', 200, lambda client: client.chat(**HELLO)),
+    (b'{"detail": "', 400, lambda client: client.chat(**HELLO)),
+    (b"text", 200, lambda client: client.chat_stream(**HELLO).text()),
+    (b"text\\n[error] ", 200, lambda client: client.chat_stream(**HELLO).text()),
+    (b'data: {"choices": "', 200, lambda client: client.chat_stream(**HELLO, include_usage=True).text()),
+]
+bomb(b"")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+anyio.run(main)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_gigabyte_in_a_megabyte_of_gzip_costs_the_process_a_few_megabytes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 32_000  # kilobytes
