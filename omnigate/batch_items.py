@@ -26,6 +26,7 @@ _ALLOWED: Final = (
     "text, a message, or a list of messages"
 )
 _URLS: Final = ("/v1/chat", "/v1/chat/completions")
+_ID_BITS: Final = 8192  # Python writes no integer of more than some thousand digits
 _IGNORABLE: Final[Mapping[str, Any]] = {"n": 1, "stream": False}
 """Fields of OpenAI's request that say nothing if they have this value."""
 
@@ -168,7 +169,7 @@ def _id(mapping: Mapping[str, Any], index: int) -> str:
     value: Any = mapping.get("id") if mapping.get("custom_id") is None else mapping["custom_id"]
     if value is None:
         return str(index)
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= _ID_BITS:
         return str(value)
     if not isinstance(value, str) or not value or not _is_text(value):
         raise InvalidArgumentTypeError(f"item {index}: id={shown(value)} is not allowed: text, or an integer")

@@ -210,7 +210,10 @@ def construct(kind: type[S], arguments: Mapping[str, Any]) -> S:
 
 def shown(value: object) -> str:
     """Return a short repr of `value` for an error message, without keys."""
-    text = cast("str", redact(repr(value)))
+    try:
+        text = cast("str", redact(repr(value)))
+    except (RecursionError, ValueError):  # nested too deeply, or an integer of thousands of digits
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "…"
 
 

@@ -103,6 +103,26 @@ def test_an_item_that_is_not_valid_carries_its_error(raw: object, id: str, messa
         raise item.error  # type: ignore[misc]
 
 
+def nested(depth: int) -> object:
+    value: object = "x"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value", [nested(100_000), 10**5_000, {"a": nested(100_000)}], ids=["deep", "large", "deep dict"]
+)
+@pytest.mark.parametrize(
+    "field", ["id", "custom_id", "messages", "role", "body", "temperature", "seed", "stop", "url"]
+)
+def test_a_value_that_cannot_be_shown_is_an_error_of_its_item(field: str, value: object) -> None:
+    raw = {"messages": "x", field: value}
+    item = read_item(raw if field != "url" else {"url": value, "body": {}}, 3, "m")
+    assert isinstance(item.error, InvalidArgumentError)
+    assert item.id == "3"
+
+
 @pytest.mark.parametrize("raw", ["hello", HELLO, {"messages": HELLO}, {"prompt": "hello"}])
 def test_without_a_model_the_error_says_where_to_name_one(raw: object) -> None:
     error = read_item(raw, 0, None).error
