@@ -225,6 +225,8 @@ def responses(draw: st.DrawFn) -> tuple[str, bytes, int, bytes, bytes, bool, boo
         for _ in range(draw(st.integers(0, 2)))
     )
     until_close = has_body and framing == "close"
+    # With a HEAD's answer that has no framing llhttp is careful: it might have ended with the connection.
+    reusable = not closes and (framing != "close" or status in (204, 304))
     data = interim + head + b"\r\n\r\n" + (wire if has_body else b"")
     return (
         method,
@@ -233,7 +235,7 @@ def responses(draw: st.DrawFn) -> tuple[str, bytes, int, bytes, bytes, bool, boo
         head,
         b"".join(body) if has_body else b"",
         until_close,
-        not (closes or until_close),
+        reusable,
     )
 
 
