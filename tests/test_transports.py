@@ -237,6 +237,29 @@ async def test_a_native_cancellation_anywhere_loses_no_slot_of_httpxs_pool(use: 
             assert asyncio.all_tasks() == before
 
 
+@pytest.mark.parametrize("library", [httpx, httpx2])
+async def test_calls_that_are_cancelled_in_line_for_httpxs_pool_take_no_slot_with_them(library: Any) -> None:
+    """All at once, so that who leaves hands a connection to one that leaves, too."""
+    async with LocalGateway() as gateway:
+        transport = library.AsyncHTTPTransport(limits=library.Limits(max_connections=2))
+        client = AsyncClient(
+            gateway.api_key, base_url=gateway.url, transport=transport, timeout=5, retry_config=ONCE
+        )
+        async with client:
+            for turns in range(1, 40):
+                async with anyio.create_task_group() as group:
+                    for _ in range(6):
+                        group.start_soon(read_chat, client)
+                    for _ in range(turns):
+                        await anyio.lowlevel.checkpoint()
+                    group.cancel_scope.cancel()
+                pool = transport._pool
+                assert not pool._requests
+                assert all(connection.is_idle() for connection in pool.connections), (turns, pool)
+            with anyio.fail_after(10):
+                await read_chat(client)
+
+
 async def test_an_address_where_nobody_listens_is_named_with_the_reason() -> None:
     with anyio.fail_after(10):
         async with AsyncClient("k", base_url="http://127.0.0.1:9", retry_config=ONCE) as client:

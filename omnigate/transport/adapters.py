@@ -22,6 +22,7 @@ import httpx
 
 from omnigate.exceptions import InvalidArgumentTypeError
 from omnigate.transport.event_loop import current_loop
+from omnigate.transport.lost_connections import HttpxTransport, drop_lost_connections
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -41,6 +42,8 @@ def adapt(transport: object) -> httpx.AsyncBaseTransport:
         InvalidArgumentTypeError: it is none that is known.
 
     """
+    if isinstance(transport, httpx.AsyncHTTPTransport):
+        return HttpxTransport(transport)
     if isinstance(transport, httpx.AsyncBaseTransport):
         return transport
     if isinstance(transport, httpx.BaseTransport):
@@ -221,7 +224,11 @@ class Httpx2Transport(httpx.AsyncBaseTransport):
         )
         with _ErrorsOfHttpx(self._httpx2):
             if self._threads is None:
-                response = await self._transport.handle_async_request(foreign)
+                try:
+                    response = await self._transport.handle_async_request(foreign)
+                except BaseException:
+                    await drop_lost_connections(self._transport)
+                    raise
             else:
                 response = await self._threads.run(
                     self._transport.handle_request, foreign, dispose=lambda late: late.close()

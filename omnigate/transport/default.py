@@ -8,6 +8,7 @@ import urllib.request
 import httpx
 
 from omnigate.transport.anyio_transport import AnyIOTransport
+from omnigate.transport.lost_connections import HttpxTransport
 from omnigate.transport.per_loop import PerLoopTransport
 
 LIMITS = httpx.Limits(max_connections=1_024, max_keepalive_connections=1_024, keepalive_expiry=4.0)
@@ -22,7 +23,9 @@ def default_transport(base_url: httpx.URL, verify: bool | ssl.SSLContext) -> htt
     # once, not for every event loop: it takes 20 ms
     context = verify if isinstance(verify, ssl.SSLContext) else httpx.create_ssl_context(verify=verify)
     return PerLoopTransport(
-        lambda: httpx.AsyncHTTPTransport(verify=context, limits=LIMITS, proxy=proxy, trust_env=False)
+        lambda: HttpxTransport(
+            httpx.AsyncHTTPTransport(verify=context, limits=LIMITS, proxy=proxy, trust_env=False)
+        )
     )
 
 
