@@ -8,7 +8,7 @@ hardest ways over each transport, and each way with operations of each kind; the
 import asyncio
 import gc
 import os
-from collections import Counter
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, suppress
 from functools import partial
@@ -29,10 +29,8 @@ from ..support.servers import until
 
 MODEL = "gpt-4o-mini"
 HELLO: dict[str, Any] = {"model": MODEL, "messages": "hello there, you"}
+TLS = ssl.create_default_context()  # takes long to make, and is not used
 OPTIONS: dict[str, Any] = {"timeout": 10, "retry_config": RetryConfig(max_retries=0)}
-
-POINTS: Counter[str] = Counter()
-"""How many cancellations were tried, by way."""
 
 
 # What a transport can be asked after a cancellation
@@ -76,7 +74,7 @@ class OfHttpx:
 
     def __init__(self, gateway: GatewayProcess) -> None:
         self.gateway = gateway
-        self.transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=2))
+        self.transport = httpx.AsyncHTTPTransport(verify=TLS, limits=httpx.Limits(max_connections=2))
 
     def descriptors(self) -> int:
         return len(self.transport._pool.connections)
@@ -377,6 +375,15 @@ def gateway() -> Iterator[GatewayProcess]:
         yield gateway
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections() -> Iterator[None]:
+    """Garbage is collected after each operation, and only what is younger than the modules needs to be looked at."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def descriptors() -> list[str]:
     """Return what the process's open descriptors are."""
     found = list[str]()
@@ -458,7 +465,6 @@ async def prove(
     gc.collect()
     await anyio.lowlevel.checkpoint()
     assert not loop.errors, loop.errors
-    POINTS[way] += count
     return count
 
 
@@ -549,8 +555,7 @@ async def test_closing(transport: str, way: str, gateway: GatewayProcess) -> Non
     await use_and_close()  # makes whatever the loop makes but once
     loop = await Loop.as_it_is()
     async with aclosing(cancelled_at_every_checkpoint(use_and_close, way)) as points:
-        async for count in points:
+        async for _ in points:
             await loop.assert_nothing_is_left(places.pop())
     gc.collect()
     assert not loop.errors, loop.errors
-    POINTS[way] += count

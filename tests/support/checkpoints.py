@@ -7,6 +7,7 @@ starts: on asyncio by a task factory, on trio by an instrument.
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
@@ -30,6 +31,9 @@ knows; at two checkpoints in a row; by `asyncio.timeout()`; by `Task.cancel()` w
 
 WAYS_OF_TRIO = ("scope", "woken")
 """By a scope, while the task waits; when what it waits for is there."""
+
+TRIED: Counter[str] = Counter()
+"""How many cancellations were tried in this process, by event loop and way."""
 
 _MOST = 5_000
 
@@ -115,11 +119,14 @@ async def _run_in_asyncio(operation: Operation, point: int, way: str) -> int:
             await operation()
 
     factory: Any = lambda loop, coroutine, **options: new_task(coroutine, loop=loop, **options)  # noqa: E731
-    if way == "eager":
+    is_eager = way == "eager"
+    if is_eager and isinstance(
+        loop, asyncio.BaseEventLoop
+    ):  # uvloop and asyncio's factory do not agree everywhere
         factory = asyncio.create_eager_task_factory(new_task)  # type: ignore[attr-defined]
     loop.set_task_factory(factory)
     try:
-        root = loop.create_task(run())
+        root = new_task(run(), loop=loop, eager_start=True) if is_eager else loop.create_task(run())
         await asyncio.wait([root])
     finally:
         loop.set_task_factory(None)
@@ -170,15 +177,17 @@ async def cancelled_at_every_checkpoint(operation: Operation, way: str) -> Async
 
     """
     try:
-        asyncio.get_running_loop()
+        name = type(asyncio.get_running_loop()).__module__.partition(".")[0]
         run = _run_in_asyncio
     except RuntimeError:
+        name = "trio"
         run = _run_in_trio
     point = 0
     while True:
         point += 1
         with anyio.fail_after(20):
             count = await run(operation, point, way)
+        TRIED[f"{name}-{way}"] += count >= point  # the last run was not cancelled
         yield point
         if count < point:
             return
