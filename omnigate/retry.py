@@ -33,7 +33,8 @@ class RetryConfig:
     Attributes:
         max_retries: attempts after the first one, 0 or more.
         backoff_base: seconds before the first retry; doubles with each one.
-        backoff_max: seconds that a backoff never exceeds, but for its jitter (`Retry-After` has a limit of its own).
+        backoff_max: seconds that a backoff, before its jitter, never exceeds (`Retry-After` has a limit of
+            its own).
         jitter: the fraction, 0 to 1, by which a backoff is randomly made shorter or longer.
         retry_statuses: HTTP statuses that are retried.
         retry_after_max: seconds of `Retry-After` that are waited for, in full. If the server asks for

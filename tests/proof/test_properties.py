@@ -711,6 +711,8 @@ FAILED = json.loads(
 
 
 @given(anything(REPLAYED) | anything(FAILED))
+@example(b'{"id": "\xff"}')
+@example(b"[" * 100_000)
 def test_any_line_is_one_of_a_journal_or_is_not(text: bytes) -> None:
     line = decode_line(text)
     id = decode_id(text)
