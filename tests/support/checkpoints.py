@@ -133,6 +133,10 @@ async def _run_in_asyncio(operation: Operation, point: int, way: str) -> int:
     acts.clear()
     if not root.cancelled():
         root.result()
+        is_native = way not in ("scope", "timeout")
+        assert not is_native or points.count <= point, (
+            f"the cancellation at {point} of {points.count} was swallowed"
+        )
     return points.count
 
 
