@@ -260,6 +260,24 @@ async def test_calls_that_are_cancelled_in_line_for_httpxs_pool_take_no_slot_wit
                 await read_chat(client)
 
 
+@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
+async def test_a_transport_whose_nursery_raises_its_cancellation_in_a_group_does_not_spoil_a_race() -> None:
+    import trio
+
+    class Nested(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            async with trio.open_nursery() as nursery:
+                if b"slow" in await request.aread():
+                    nursery.start_soon(trio.sleep_forever)
+                    await trio.sleep_forever()
+            await anyio.lowlevel.checkpoint()
+            return chat_answer()
+
+    async with AsyncClient("k", transport=Nested()) as client:
+        response = await client.race(models=["gpt-slow", "gpt-4o-mini"], messages="hello")
+        assert response.content == "hello"
+
+
 async def test_an_address_where_nobody_listens_is_named_with_the_reason() -> None:
     with anyio.fail_after(10):
         async with AsyncClient("k", base_url="http://127.0.0.1:9", retry_config=ONCE) as client:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
+from typing import Any, Final, TypeVar, TypeVarTuple, Unpack, cast
 
 import anyio
 
@@ -57,7 +57,13 @@ async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -
     whose result owns something must keep it where the caller's clean-up finds it.
     """
     if in_trio():
-        return await func(*args)
+        try:
+            return await func(*args)
+        except BaseExceptionGroup as failure:
+            cancellation = _cancellation_of(failure)
+            if cancellation is None:
+                raise
+            raise cancellation from None
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -77,6 +83,16 @@ async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -
         finally:
             errors.clear()  # breaks the cycle of the error, its traceback and this frame
     return results[0]
+
+
+def _cancellation_of(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """Return a cancellation, if `group` is of nothing else, as trio's nurseries raise it."""
+    if group.split(anyio.get_cancelled_exc_class())[1] is not None:
+        return None
+    first = group.exceptions[0]
+    if isinstance(first, BaseExceptionGroup):
+        return _cancellation_of(cast("BaseExceptionGroup[BaseException]", first))
+    return first
 
 
 async def bounded(clean_up: Callable[[], Awaitable[None]]) -> None:
