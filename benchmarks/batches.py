@@ -17,7 +17,7 @@ def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
     scale = 100 if quick else 1
     results: dict[tuple[str, ...], Result] = {}
 
-    def add(key: tuple[str, ...], port: str, backend: str = "asyncio", rounds: int = 3, **more: Any) -> None:
+    def add(key: tuple[str, ...], port: str, backend: str = "asyncio", rounds: int = 2, **more: Any) -> None:
         case = {
             "what": "batch",
             "url": f"http://127.0.0.1:{port}",
