@@ -1,11 +1,11 @@
 """Says at the end how much was tried."""
 
-import pytest
+from typing import Any
 
 from ..support.checkpoints import TRIED
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     if TRIED:
         ways = ", ".join(f"{way} {count:,}" for way, count in sorted(TRIED.items()))
         terminalreporter.write_line(f"cancellations tried: {TRIED.total():,} ({ways})")
