@@ -417,20 +417,30 @@ class Batch:
 
     async def _open_journal(self, journal: Journal) -> None:
         """Open it in a thread: there may be much to read."""
-        decided = (
-            threading.Lock()
-        )  # taken once: by the caller when it leaves, or by the thread when it is done
+        decided = threading.Lock()  # by the caller when it leaves, or by the thread when it is done
+        begun, done = threading.Event(), threading.Event()
 
         def work() -> None:
-            journal.open()
-            if not decided.acquire(blocking=False):
-                journal.close(finished=False)  # nobody waits for it any more
+            begun.set()
+            try:
+                if decided.locked():
+                    return
+                journal.open()
+                if not decided.acquire(blocking=False):
+                    journal.close(finished=False)  # nobody waits for it any more
+            finally:
+                done.set()
+
+        async def end() -> None:
+            await anyio.to_thread.run_sync(done.wait, 1.0, abandon_on_cancel=True)
 
         try:
             await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
         except BaseException:
             if not decided.acquire(blocking=False):
                 journal.close(finished=False)
+            elif begun.is_set():
+                await bounded(end)  # so that its lock is free again; to read a very long one takes longer
             raise
         self._journal = journal
 
