@@ -28,8 +28,6 @@ _MOST: Final = 256
 """Items or outcomes that cross at once."""
 _READ_SECONDS: Final = 0.005
 
-_END: Final = object()
-
 
 class _Feed:
     """The async iterator that the batch reads from; what is in it comes from the caller's thread."""
@@ -51,9 +49,6 @@ class _Feed:
         self._end = self._end or end
         if self._event is not None:
             self._event.set()
-
-    def __len__(self) -> int:
-        return len(self._items)
 
     def __aiter__(self) -> Self:
         return self
