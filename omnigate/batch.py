@@ -1,6 +1,6 @@
 """Fan-out: any number of requests through one client, each of which ends in exactly one outcome.
 
-Structure. `async with` owns one task group; the workers in it are all that ever runs. A worker takes the
+Structure. `async with` owns one task; the workers in its group are all that ever runs. A worker takes the
 turn, gets an item ready to be sent, hands the turn on by starting another worker if there is room for one,
 makes the call, and begins again. There is one turn, so at most one item is read that is not being called; a
 worker that finds it taken ends. So while nothing has to be waited for, an item costs no task, no lock and no
@@ -12,7 +12,9 @@ attempts, and for the gate again.
 
 What an await leaves behind when it is cancelled there: the group is the block's, so a cancellation reaches
 every worker; an item whose call is cancelled has no outcome. Outcomes are handed over and journalled without
-an await.
+an await. What is cancelled when the block is left, the workers' own group, is one task further down: anyio
+counts a cancellation of its own in a task below as one of the group's host, and would take back asyncio's
+own cancellation of the host at that moment.
 """
 
 from __future__ import annotations
@@ -99,6 +101,8 @@ class Batch:
         self._caller: Caller
         self._tally: Tally
         self._group: anyio.abc.TaskGroup
+        self._running: anyio.CancelScope
+        self._workers: anyio.abc.TaskGroup
         self._progress: Progress | None = None
 
     @property
@@ -122,6 +126,7 @@ class Batch:
         try:
             self._source = open_source(options.requests)
             self._is_async = isinstance(self._source, AsyncIterator)
+            self._running = anyio.CancelScope()
             self._group = anyio.create_task_group()
             await self._group.__aenter__()
         except BaseException:
@@ -131,8 +136,7 @@ class Batch:
         self._last_stats = None
         if options.progress is not False:
             self._progress = Progress(options.progress, lambda: self.stats)
-            self._group.start_soon(self._guarded, self._progress.run)
-        self._group.start_soon(self._work)
+        self._group.start_soon(self._run)
         return self
 
     async def __aexit__(
@@ -166,7 +170,7 @@ class Batch:
 
     async def _leave_group(self, error: BaseException | None) -> None:
         """Cancel what runs, and wait for its end."""
-        self._group.cancel_scope.cancel()
+        self._running.cancel()
         try:
             # It is not told of the block's exception, which it would wrap, unless that is a cancellation.
             if isinstance(error, anyio.get_cancelled_exc_class()):
@@ -245,6 +249,13 @@ class Batch:
     def _bound(self) -> int:
         return 2 * self._limit() + _SPARE
 
+    async def _run(self) -> None:
+        with self._running:
+            async with anyio.create_task_group() as self._workers:
+                if self._progress is not None:
+                    self._workers.start_soon(self._guarded, self._progress.run)
+                self._workers.start_soon(self._work)
+
     async def _work(self) -> None:
         await self._guarded(self._take_turns)
 
@@ -272,7 +283,7 @@ class Batch:
             self._gate.in_flight += self._is_auto
             try:
                 if not self._is_full():
-                    self._group.start_soon(self._work)
+                    self._workers.start_soon(self._work)
                 outcome = await self._caller.call(ready)
             finally:
                 self._in_flight -= 1

@@ -8,6 +8,7 @@ from typing import TypeVar
 import anyio
 
 from omnigate.exceptions import GatewayError, RaceError
+from omnigate.transport.event_loop import isolated
 
 T = TypeVar("T")
 
@@ -24,6 +25,12 @@ async def race(calls: Sequence[Callable[[], Awaitable[T]]], *, stagger_seconds: 
         RaceError: all of them failed.
         BaseException: what one of them raised that is no `GatewayError`, as itself.
     """
+    # In a task of its own: anyio counts a cancellation of its own in a task below as one of the group's host,
+    # and would take back asyncio's own cancellation of the host at that moment.
+    return await isolated(_race, calls, stagger_seconds)
+
+
+async def _race(calls: Sequence[Callable[[], Awaitable[T]]], stagger_seconds: float) -> T:
     results: list[T] = []
     errors: dict[int, GatewayError] = {}
     unexpected: list[BaseException] = []

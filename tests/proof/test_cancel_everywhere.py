@@ -24,12 +24,13 @@ from omnigate import AnyIOTransport, APIError, AsyncAdminClient, AsyncClient, Re
 from omnigate.testing import LocalGateway
 
 from ..support.checkpoints import WAYS_OF_ASYNCIO, WAYS_OF_TRIO, cancelled_at_every_checkpoint
-from ..support.gateway_process import GatewayProcess, gateway_process
+from ..support.gateway_process import OVERLOADED, GatewayProcess, gateway_process, refuse_overloaded
 from ..support.servers import until
 
 MODEL = "gpt-4o-mini"
 HELLO: dict[str, Any] = {"model": MODEL, "messages": "hello there, you"}
 TLS = ssl.create_default_context()  # takes long to make, and is not used
+ONCE_MORE = RetryConfig(max_retries=1, backoff_base=0.001)
 OPTIONS: dict[str, Any] = {"timeout": 10, "retry_config": RetryConfig(max_retries=0)}
 
 
@@ -93,6 +94,7 @@ class Mocked:
 
     def __init__(self, gateway: GatewayProcess) -> None:
         self.app = LocalGateway()
+        refuse_overloaded(self.app)
         self.gateway = GatewayProcess("http://gateway.test", self.app.api_key, self.app.admin_key)
         self.asgi = httpx.ASGITransport(self.app.app)  # type: ignore[arg-type]
         self.transport = httpx.MockTransport(self.answer)
@@ -148,6 +150,7 @@ class Run(NamedTuple):
     """What an operation is given."""
 
     client: AsyncClient
+    persistent: AsyncClient  # tries again, without delay to speak of
     admin: AsyncAdminClient
     directory: Path
 
@@ -181,6 +184,20 @@ async def chat_hedged(run: Run) -> None:
 async def chat_refused(run: Run) -> None:
     with pytest.raises(APIError):
         await run.client.chat(model="no-such-model", messages="hello")
+
+
+@operation
+async def chat_sent_again(run: Run) -> None:
+    with pytest.raises(APIError) as caught:
+        await run.persistent.chat(model=MODEL, messages=OVERLOADED)
+    assert caught.value.attempts == 2
+
+
+@operation
+async def stream_sent_again(run: Run) -> None:
+    with pytest.raises(APIError) as caught:
+        await run.persistent.chat_stream(model=MODEL, messages=OVERLOADED).text()
+    assert caught.value.attempts == 2
 
 
 @operation
@@ -290,6 +307,12 @@ async def batch_of_an_async_source(run: Run) -> None:
 
     async with run.client.batch(source(), model=MODEL, ordered=True) as outcomes:
         assert len([outcome.unwrap() async for outcome in outcomes]) == len(SOURCE)
+
+
+@operation
+async def batch_sent_again(run: Run) -> None:
+    async with run.persistent.batch([OVERLOADED] * 2, model=MODEL) as outcomes:
+        assert [outcome.attempts async for outcome in outcomes] == [2, 2]
 
 
 @operation
@@ -441,11 +464,17 @@ async def prove(
     count = 0
     async with (
         AsyncClient(gateway.api_key, base_url=gateway.url, transport=place.transport, **OPTIONS) as client,
+        AsyncClient(
+            gateway.api_key,
+            base_url=gateway.url,
+            transport=place.transport,
+            **{**OPTIONS, "retry_config": ONCE_MORE},
+        ) as persistent,
         AsyncAdminClient(
             gateway.admin_key, base_url=gateway.url, transport=place.transport, **OPTIONS
         ) as admin,
     ):
-        run = Run(client, admin, directory)
+        run = Run(client, persistent, admin, directory)
         await administration(run)  # makes an organisation to be listed, and whatever the loop makes but once
         await place.forget_idle()
         loop = await Loop.as_it_is()
@@ -461,7 +490,7 @@ async def prove(
                 group.start_soon(client.health)
         await loop.assert_nothing_is_left(place)
     await loop.assert_nothing_is_left(place)
-    del client, admin, run, place, func
+    del client, persistent, admin, run, place, func
     gc.collect()
     await anyio.lowlevel.checkpoint()
     assert not loop.errors, loop.errors

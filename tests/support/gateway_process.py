@@ -4,12 +4,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
+
+from omnigate.testing import LocalGateway, Status
+
+OVERLOADED = "a prompt for which there is never an answer"
 
 _MAIN = """
 import sys
 from omnigate.testing import LocalGateway
+from tests.support.gateway_process import refuse_overloaded
 with LocalGateway() as gateway:
+    refuse_overloaded(gateway)
     print(gateway.url, gateway.api_key, gateway.admin_key, flush=True)
     sys.stdin.read()
 """
@@ -23,11 +30,23 @@ class GatewayProcess(NamedTuple):
     admin_key: str
 
 
+def refuse_overloaded(gateway: LocalGateway) -> None:
+    """Have the gateway answer 503 whenever the prompt is `OVERLOADED`."""
+    wanted = OVERLOADED.encode()
+    gateway.script(
+        Status(503, {"detail": "openai circuit is open"}),
+        times=1_000_000,
+        when=lambda request: wanted in request.body,
+    )
+
+
 @contextmanager
 def gateway_process() -> Iterator[GatewayProcess]:
     """Serve until the block is left."""
     command = [sys.executable, "-c", _MAIN]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
