@@ -9,7 +9,7 @@ import json
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 import anyio
@@ -159,7 +159,7 @@ def in_use(transport: Any) -> int:
     if isinstance(transport, AnyIOTransport):
         stats = transport.stats()
         return stats["in_use"] + stats["opening"] + stats["waiting"]  # type: ignore[no-any-return]
-    pool = transport._pool
+    pool = getattr(transport, "_transport", transport)._pool  # our client has it in a wrapper
     return len(pool._requests) + sum(not connection.is_idle() for connection in pool.connections)
 
 
@@ -233,9 +233,12 @@ async def test_a_connection_that_is_reset(kind: Kind, whole: bytes, when: str, t
 # Cut, at every byte; stalled, at every stage
 
 
+@own_at_least
 @every_form
 @pytest.mark.parametrize("ending", ["closed", "reset"])
-async def test_an_answer_that_is_cut_at_every_byte(kind: Kind, whole: bytes, ending: str) -> None:
+async def test_an_answer_that_is_cut_at_every_byte(
+    kind: Kind, whole: bytes, ending: str, transport: str
+) -> None:
     """A cut answer is an error, a whole one the result; of events the end is `[DONE]`, whatever follows."""
     length = 0
     complete = whole.index(DONE) + len(DONE) if DONE in whole else len(whole)
@@ -247,7 +250,7 @@ async def test_an_answer_that_is_cut_at_every_byte(kind: Kind, whole: bytes, end
         if ending == "reset":
             reset(peer)
 
-    async with served(handle) as server, calling(server.url) as client:
+    async with served(handle) as server, calling(server.url, transport) as client:
         for length in range(len(whole) + 1):
             try:
                 result = await kind.call(client)
@@ -434,7 +437,6 @@ LENGTHS: dict[str, tuple[bytes, type[GatewayError]]] = {
     "negative": (answer(CHAT, b"content-length: -1"), ConnectionError),
     "not a number": (answer(CHAT, b"content-length: many"), ConnectionError),
     "two": (answer(CHAT, b"content-length: 40", b"content-length: %d" % len(CHAT)), ConnectionError),
-    "and chunks": (answer(chunked(CHAT), CHUNKED, b"content-length: 40"), ConnectionError),
     "chunk size not hexadecimal": (answer(b"xyz\r\n" + CHAT + b"\r\n0\r\n\r\n", CHUNKED), ConnectionError),
     "chunk size negative": (answer(b"-5\r\n" + CHAT + b"\r\n0\r\n\r\n", CHUNKED), ConnectionError),
     "chunk size enormous": (answer(b"f" * 40 + b"\r\n" + CHAT + b"\r\n0\r\n\r\n", CHUNKED), ConnectionError),
@@ -444,15 +446,24 @@ LENGTHS: dict[str, tuple[bytes, type[GatewayError]]] = {
 }
 
 
+@own_at_least
 @pytest.mark.parametrize(("wrong", "error"), LENGTHS.values(), ids=LENGTHS.keys())
-async def test_wrong_lengths(wrong: bytes, error: type[GatewayError]) -> None:
+async def test_wrong_lengths(wrong: bytes, error: type[GatewayError], transport: str) -> None:
     """The connection is used by nobody afterwards; a stream of text cannot know that its length is too short."""
+    await assert_refused(wrong, error, transport)
 
+
+async def test_a_length_and_chunks() -> None:
+    """Are not both taken (RFC 9112, section 6.3); httpx's own transport takes the chunks."""
+    await assert_refused(answer(chunked(CHAT), CHUNKED, b"content-length: 40"), ConnectionError, "own")
+
+
+async def assert_refused(wrong: bytes, error: type[GatewayError], transport: str) -> None:
     async def handle(peer: Peer) -> None:
         await peer.request()
         await peer.send(wrong)
 
-    async with served(handle) as server, calling(server.url) as client:
+    async with served(handle) as server, calling(server.url, transport) as client:
         with pytest.raises(error) as caught:
             await chat(client)
         assert not isinstance(caught.value, TimeoutError)
@@ -491,27 +502,55 @@ ENDLESS = {
     "one header": (b"HTTP/1.1 200 OK\r\nx-header: ", b"x" * 5_000),
     "a status line": (b"HTTP/1.1 200 ", b"O" * 5_000),
     "blank lines": (b"", b"\r\n" * 2_500),
-    "interim responses": (b"", b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"),
     "a chunk's size": (answer(b"", CHUNKED), b"0" * 5_000),
     "a chunk's extension": (answer(b"5;x=", CHUNKED), b"x" * 5_000),
     "trailers": (answer(chunked(), CHUNKED)[:-2], b"x-trailer: x\r\n" * 300),
 }
 
 
+@own_at_least
 @every_kind
 @pytest.mark.parametrize(("start", "again"), ENDLESS.values(), ids=ENDLESS.keys())
-async def test_endless_framing(kind: Kind, start: bytes, again: bytes) -> None:
+async def test_endless_framing(kind: Kind, start: bytes, again: bytes, transport: str) -> None:
     """Is given up after a bounded number of bytes, though each of them comes in time."""
+    await assert_given_up(kind, start, again, transport)
+
+
+INTERIM = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"
+
+
+@every_kind
+async def test_endless_interim_responses(kind: Kind) -> None:
+    await assert_given_up(kind, b"", INTERIM, "own")
+
+
+async def assert_given_up(kind: Kind, start: bytes, again: bytes, transport: str) -> None:
     taken: list[int] = []
 
     async def handle(peer: Peer) -> None:
         taken.append(await endless(peer, start, again))
 
-    async with served(handle) as server, calling(server.url) as client:
+    async with served(handle) as server, calling(server.url, transport) as client:
         with pytest.raises(ConnectionError) as caught:
             await kind.call(client)
         assert not isinstance(caught.value, TimeoutError)
     assert taken[0] < 10_000_000  # much of which is on its way in the kernel's buffers
+
+
+@every_transport
+async def test_endless_interim_responses_end_with_the_deadline(transport: str) -> None:
+    """httpx's own transport reads them for ever, each of them in time: only a deadline ends that."""
+
+    async def handle(peer: Peer) -> None:
+        await peer.request()
+        with suppress(anyio.BrokenResourceError):
+            while True:
+                await peer.send(INTERIM)
+                await anyio.sleep(SHORT / 5)  # slowly, so that it is not their number that ends it
+
+    async with served(handle) as server, calling(server.url, transport) as client:
+        with pytest.raises(TimeoutError):
+            await client.chat(**HELLO, deadline_seconds=SHORT)
 
 
 ENDLESS_BODIES = {
