@@ -1,6 +1,7 @@
 """What all tests share: both event loops, virtual time on request, no environment of the developer's."""
 
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -14,6 +15,12 @@ settings.register_profile(
 )
 settings.register_profile("long", deadline=None, max_examples=50_000, suppress_health_check=list(HealthCheck))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C arrive where the tests try it, also if they are run in a shell's background, where it does not."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=["asyncio", "trio"])
