@@ -123,11 +123,12 @@ def strictly(code: str, *arguments: str) -> None:
 
 IMPORTS = """
 import importlib, os, sys
+import anyio, asyncio, click, httptools, httpx, msgspec, rich.progress, starlette.applications, trio, uvicorn
 for module in sys.argv[1:]:
     child = os.fork()
     if not child:
         importlib.import_module(module)
-        sys.exit(0)
+        os._exit(0)
     assert os.waitpid(child, 0)[1] == 0, module
 """
 
