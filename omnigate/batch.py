@@ -20,7 +20,6 @@ own cancellation of the host at that moment.
 from __future__ import annotations
 
 import itertools
-import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -46,7 +45,7 @@ from omnigate.journal import Journal
 from omnigate.journal_lines import digest_of
 from omnigate.outcome import BatchStats, Outcome, Tally
 from omnigate.progress import Progress
-from omnigate.transport.event_loop import bounded, isolated
+from omnigate.transport.event_loop import bounded, in_thread, isolated
 
 if TYPE_CHECKING:
     from omnigate.session import Session
@@ -427,32 +426,12 @@ class Batch:
     # The journal
 
     async def _open_journal(self, journal: Journal) -> None:
-        """Open it in a thread: there may be much to read."""
-        decided = threading.Lock()  # by the caller when it leaves, or by the thread when it is done
-        begun, done = threading.Event(), threading.Event()
+        """Open it in a thread: there may be much to read.
 
-        def work() -> None:
-            begun.set()
-            try:
-                if decided.locked():
-                    return
-                journal.open()
-                if not decided.acquire(blocking=False):
-                    journal.close(finished=False)  # nobody waits for it any more
-            finally:
-                done.set()
-
-        async def end() -> None:
-            await anyio.to_thread.run_sync(done.wait, 1.0, abandon_on_cancel=True)
-
-        try:
-            await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
-        except BaseException:
-            if not decided.acquire(blocking=False):
-                journal.close(finished=False)
-            elif begun.is_set():
-                await bounded(end)  # so that its lock is free again; to read a very long one takes longer
-            raise
+        When that is cancelled, it is closed again before this returns, so that its lock is free; only to read
+        a very long one takes longer.
+        """
+        await in_thread(journal.open, dispose=lambda _: journal.close(finished=False), lingers=True)
         self._journal = journal
 
     def _close_journal(self, finished: bool = False) -> None:

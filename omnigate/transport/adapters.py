@@ -17,11 +17,10 @@ from typing import Any, Protocol, TypeVar, TypeVarTuple, Unpack, cast
 from weakref import WeakKeyDictionary
 
 import anyio
-import anyio.to_thread
 import httpx
 
 from omnigate.exceptions import InvalidArgumentTypeError
-from omnigate.transport.event_loop import current_loop
+from omnigate.transport.event_loop import current_loop, in_thread
 from omnigate.transport.lost_connections import HttpxTransport, drop_lost_connections
 
 T = TypeVar("T")
@@ -120,21 +119,7 @@ class Threads:
         limiter = self._limiters.get(token)
         if limiter is None:
             limiter = self._limiters[token] = anyio.CapacityLimiter(MAX_THREADS)
-        decided = (
-            threading.Lock()
-        )  # taken once: by the caller when it leaves, or by the thread when it is done
-
-        def work() -> T:
-            result = func(*args)
-            if not decided.acquire(blocking=False) and dispose is not None:
-                dispose(result)
-            return result
-
-        try:
-            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
-        except BaseException:
-            decided.acquire(blocking=False)
-            raise
+        return await in_thread(func, *args, dispose=dispose, limiter=limiter)
 
 
 class ThreadedStream(httpx.AsyncByteStream):

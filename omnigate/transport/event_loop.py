@@ -1,4 +1,4 @@
-"""What depends on the event loop that runs: which it is, isolation from its cancellation, clean-up later.
+"""What depends on the event loop that runs: which it is, isolation from its cancellation, threads, clean-up.
 
 Isolation is against asyncio's own `Task.cancel()`. Libraries written on anyio guard their clean-up with
 shielded scopes, but a native cancellation goes through those: `httpx.AsyncHTTPTransport` loses a pool slot
@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar, TypeVarTuple, Unpack, cast
 
 import anyio
+import anyio.to_thread
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -104,6 +106,53 @@ async def bounded(clean_up: Callable[[], Awaitable[None]]) -> None:
 
     with anyio.CancelScope(shield=True):  # a native cancellation goes through this one
         await isolated(shielded)
+
+
+async def in_thread(
+    func: Callable[[Unpack[Args]], T],
+    *args: *Args,
+    dispose: Callable[[T], object] | None = None,
+    lingers: bool = False,
+    limiter: anyio.CapacityLimiter | None = None,
+) -> T:
+    """Run `func(*args)` in a worker thread; a cancelled caller goes on without waiting for it.
+
+    Args:
+        func: the blocking function. It is not called if the caller is gone before a thread is free.
+        args: its arguments.
+        dispose: what to do with a result that nobody is there for any more: in that thread, or in the
+            caller's if it was cancelled just as the result came.
+        lingers: whether a cancelled caller waits for the thread all the same, for at most a second.
+        limiter: of how many threads there may be; anyio's own if left out.
+    """
+    decided = threading.Lock()  # taken once: by the caller when it leaves, or by the thread when it is done
+    begun, done = threading.Event(), threading.Event()
+    results: list[T] = []
+
+    def work() -> None:
+        begun.set()
+        try:
+            if decided.locked():
+                return
+            results.append(func(*args))
+            if not decided.acquire(blocking=False) and dispose is not None:
+                dispose(results[0])
+        finally:
+            done.set()
+
+    async def end() -> None:
+        await anyio.to_thread.run_sync(done.wait, _CLOSE_SECONDS, abandon_on_cancel=True)
+
+    try:
+        await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+    except BaseException:
+        if decided.acquire(blocking=False):
+            if lingers and begun.is_set() and not done.is_set():
+                await bounded(end)
+        elif dispose is not None:
+            dispose(results[0])
+        raise
+    return results[0]
 
 
 def call_soon(loop: Any, func: Callable[[], object]) -> None:
