@@ -202,6 +202,10 @@ class Journal:
             if damaged is not None:
                 raise self._not_a_journal(damaged[0])
             line = decode_line(raw)
+            if line is None and offset + len(raw) == end and (line := decode_line(raw.rstrip(b"\0"))):
+                raw = raw.rstrip(b"\0")  # a whole line, before zeros where its newline never arrived
+                end = offset + len(raw)
+                file.truncate(end)
             if line is None:
                 damaged = number, offset, raw
                 continue

@@ -14,7 +14,6 @@ The rules:
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
@@ -75,8 +74,8 @@ class _Extra(msgspec.Struct, gc=False, kw_only=True):
     attempts: int
     elapsed: float
     provider: str | msgspec.UnsetType | None = msgspec.UNSET
-    # Of successes. JSON has no NaN and no infinity: those are written as text.
-    cost_usd: float | str | msgspec.UnsetType = msgspec.UNSET
+    # Of successes.
+    cost_usd: float | msgspec.UnsetType = msgspec.UNSET
     cached: bool | msgspec.UnsetType = msgspec.UNSET
     fallback_used: bool | msgspec.UnsetType = msgspec.UNSET
     latency_ms: int | msgspec.UnsetType = msgspec.UNSET
@@ -116,7 +115,7 @@ class Line(msgspec.Struct, gc=False):
             model=body.model,
             content=body.choices[0].message.content,
             usage=body.usage,
-            cost_usd=float(cast("float | str", extra.cost_usd)),
+            cost_usd=cast("float", extra.cost_usd),
             finish_reason=body.choices[0].finish_reason,
             cached=cast("bool", extra.cached),
             fallback_used=cast("bool", extra.fallback_used),
@@ -172,9 +171,8 @@ def encode_line(outcome: Outcome, digest: str, *, created: int) -> bytes:
     )
     line = Line(f"omnigate-{outcome.index}-{digest}", outcome.id, None, None, extra)
     if response is not None:
-        cost = response.cost_usd
         extra.provider = response.provider
-        extra.cost_usd = cost if math.isfinite(cost) else str(cost)
+        extra.cost_usd = response.cost_usd
         extra.cached = response.cached
         extra.fallback_used = response.fallback_used
         extra.latency_ms = response.latency_ms
@@ -212,8 +210,6 @@ def decode_line(line: bytes) -> Line | None:
         extra = parsed.omnigate
         known = (extra.cost_usd, extra.cached, extra.fallback_used, extra.latency_ms)
         if not response.body.choices or not isinstance(extra.provider, str) or msgspec.UNSET in known:
-            return None
-        if isinstance(extra.cost_usd, str) and extra.cost_usd not in {"nan", "inf", "-inf"}:
             return None
     return parsed
 

@@ -6,6 +6,7 @@ a 500 *after* the provider was paid is refused here, before anything is sent.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -45,6 +46,8 @@ Role: TypeAlias = Literal["system", "user", "assistant"]
 # The gateway echoes the name in a Latin-1 header and stores 128 characters (protocol, "Errors", 500).
 ModelName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e\xa0-\xff]{1,128}\Z")]
 _Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+# JSON has no other numbers, but decoders that take numbers in strings know "nan" and "inf".
+_Finite: TypeAlias = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 _Penalty: TypeAlias = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 _MODEL_ALLOWED = "text of 1 to 128 printable Latin-1 characters"
@@ -182,7 +185,7 @@ class ChatResponse(Result, kw_only=True, gc=False):
     model: str
     content: str
     usage: Usage = msgspec.field(default_factory=Usage)
-    cost_usd: float = 0.0
+    cost_usd: _Finite = 0.0
     finish_reason: str | None = None
     cached: bool = False
     fallback_used: bool = False
@@ -249,8 +252,8 @@ class ApiKeyCreated(ApiKeyInfo, kw_only=True, gc=False):
 class ModelPricing(WireStruct, kw_only=True, gc=False):
     """Prices in USD for 1,000 tokens."""
 
-    input_per_1k_usd: float = 0.0
-    output_per_1k_usd: float = 0.0
+    input_per_1k_usd: _Finite = 0.0
+    output_per_1k_usd: _Finite = 0.0
 
 
 class ModelInfo(Result, kw_only=True, gc=False):
@@ -277,13 +280,13 @@ class MetricsTotals(WireStruct, kw_only=True, gc=False):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
-    cost_usd: float = 0.0
-    error_rate: float = 0.0
-    cache_hit_rate: float = 0.0
-    avg_latency_ms: float = 0.0
-    p50_latency_ms: float | None = None
-    p95_latency_ms: float | None = None
-    p99_latency_ms: float | None = None
+    cost_usd: _Finite = 0.0
+    error_rate: _Finite = 0.0
+    cache_hit_rate: _Finite = 0.0
+    avg_latency_ms: _Finite = 0.0
+    p50_latency_ms: _Finite | None = None
+    p95_latency_ms: _Finite | None = None
+    p99_latency_ms: _Finite | None = None
 
 
 class MetricsBreakdown(WireStruct, kw_only=True, gc=False):
@@ -292,9 +295,9 @@ class MetricsBreakdown(WireStruct, kw_only=True, gc=False):
     key: str
     requests: int = 0
     total_tokens: int = 0
-    cost_usd: float = 0.0
-    avg_latency_ms: float = 0.0
-    error_rate: float = 0.0
+    cost_usd: _Finite = 0.0
+    avg_latency_ms: _Finite = 0.0
+    error_rate: _Finite = 0.0
 
 
 class MetricsTimePoint(WireStruct, kw_only=True, gc=False):
@@ -303,8 +306,8 @@ class MetricsTimePoint(WireStruct, kw_only=True, gc=False):
     bucket: datetime
     requests: int = 0
     total_tokens: int = 0
-    cost_usd: float = 0.0
-    error_rate: float = 0.0
+    cost_usd: _Finite = 0.0
+    error_rate: _Finite = 0.0
 
 
 class MetricsResponse(Result, kw_only=True, gc=False):

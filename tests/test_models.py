@@ -197,6 +197,15 @@ def test_json_that_does_not_fit_is_a_value_error(text: str | bytes) -> None:
         ChatResponse.model_validate_json(text)
 
 
+@pytest.mark.parametrize("number", ["nan", "NAN", "inf", "-Infinity"])
+def test_a_number_is_finite(number: str) -> None:
+    body = {"id": "i", "provider": "p", "model": "m", "content": "c"}
+    with pytest.raises(InvalidArgumentError, match="cost_usd"):
+        ChatResponse.model_validate(body | {"cost_usd": number})
+    with pytest.raises(InvalidArgumentError, match="cost_usd"):
+        ChatResponse.model_validate(body | {"cost_usd": float(number)})
+
+
 def test_keys_are_masked_in_reprs() -> None:
     key = "llmg_Abcdefg" + "x" * 36
     response = SignupResponse(org_id="o", project_id="p", email="e@x.test", api_key=key)

@@ -247,6 +247,15 @@ def test_rubbish_at_the_end_is_cut_off(path: Path, tail: bytes) -> None:
     journal.close(finished=False)
 
 
+def test_a_line_whose_newline_never_arrived_is_whole_whatever_zeros_are_in_its_place(path: Path) -> None:
+    good = text(success("a")) + text(success("b", 1))
+    path.write_bytes(good[:-1] + b"\0" * 5000)
+    journal = opened(path)
+    assert path.read_bytes() == good
+    assert len(journal) == 2
+    journal.close(finished=False)
+
+
 @pytest.mark.parametrize("left", [b"\0" * 5000, text(success("a"))[:40], b'{"id'])
 def test_a_journal_that_has_nothing_but_half_a_line_is_begun_again(path: Path, left: bytes) -> None:
     path.write_bytes(left)

@@ -316,7 +316,7 @@ answers = st.builds(
     model=st.text(max_size=5),
     content=st.text(),
     usage=st.builds(Usage, prompt_tokens=st.integers(0, 2**63)),
-    cost_usd=st.floats(allow_nan=False),
+    cost_usd=st.floats(allow_nan=False, allow_infinity=False),
     finish_reason=st.none() | st.text(max_size=5),
 )
 
