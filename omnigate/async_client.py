@@ -9,6 +9,7 @@ import os
 import ssl
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias, Unpack, overload
 from uuid import UUID
 
@@ -183,7 +184,9 @@ class AsyncClient(AsyncFanOut):
         if hedge_after is None:
             return await self._fetch(ChatResponse, call)
         check_number(hedge_after, "hedge_after", "seconds above 0, or None", above=0)
-        return await hedged(lambda: self._fetch(ChatResponse, call), hedge_after)
+        # Both are held to the time at which the call began: its deadline, and what it took.
+        copies = [partial(self._fetch, ChatResponse, call, self._session.attempts(call)) for _ in range(2)]
+        return await hedged(copies, hedge_after)
 
     @overload
     def chat_stream(

@@ -11,7 +11,7 @@ import anyio
 import anyio.lowlevel
 
 from omnigate.arguments import check_choice, check_moment
-from omnigate.attempts import Call
+from omnigate.attempts import Attempts, Call
 from omnigate.exceptions import InvalidArgumentError
 from omnigate.meta import DictResult, ListResult, Meta
 from omnigate.session import Session
@@ -58,8 +58,8 @@ class BaseAsyncClient:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._session!r})"
 
-    async def _fetch(self, kind: type[R], call: Call) -> R:
-        response, body, attempts = await self._session.exchange(call)
+    async def _fetch(self, kind: type[R], call: Call, begun: Attempts | None = None) -> R:
+        response, body, attempts = await self._session.exchange(call, attempts=begun)
         result: R = self._session.decode(kind, response, body, call)
         result._meta = attempts.meta(response)
         return result

@@ -67,8 +67,8 @@ async def _race(calls: Sequence[Callable[[], Awaitable[T]]], stagger_seconds: fl
         errors.clear()
 
 
-async def hedged(call: Callable[[], Awaitable[T]], after_seconds: float) -> T:
-    """Return the answer to `call`, or to a second copy of it that begins after so many seconds.
+async def hedged(copies: Sequence[Callable[[], Awaitable[T]]], after_seconds: float) -> T:
+    """Return the answer to the first of two copies of a call, or to the second, begun so many seconds later.
 
     Source: Jeffrey Dean and Luiz André Barroso, "The Tail at Scale", Communications of the ACM 56 (2), 2013,
     "Hedged requests".
@@ -77,7 +77,7 @@ async def hedged(call: Callable[[], Awaitable[T]], after_seconds: float) -> T:
         GatewayError: the first error, if no copy succeeds; a failure before the second has begun is final.
     """
     try:
-        return await race([call, call], stagger_seconds=after_seconds)
+        return await race(copies, stagger_seconds=after_seconds)
     except RaceError as error:
         failure = error.exceptions[0]
     raise failure

@@ -236,13 +236,14 @@ class Session:
         raise invalid_response(response, body, problem, call.secrets, show_body=not call.endpoint.mints_key)
 
     def exchange(
-        self, call: Call, *, accept: int | None = None
+        self, call: Call, *, accept: int | None = None, attempts: Attempts | None = None
     ) -> Awaitable[tuple[httpx.Response, bytes, Attempts]]:
         """Send `call`, as often as the policy says, and return the head and the body of its answer.
 
         Args:
             call: the request.
             accept: a status outside of 200 to 299 that is an answer, too.
+            attempts: of a call that began earlier; those of one that begins now if left out.
 
         Raises:
             APIError: an answer that is an error.
@@ -250,7 +251,7 @@ class Session:
             TimeoutError: no answer in time.
 
         """
-        attempts = self.attempts(call)
+        attempts = attempts or self.attempts(call)
         if attempts.deadline == math.inf:
             return self._exchange(call, attempts, accept)
         return self._exchange_in_time(call, attempts, accept)

@@ -107,6 +107,53 @@ async def test_a_cancelled_call_does_not_wait_for_its_worker_thread_which_cleans
         assert await anyio.to_thread.run_sync(closed.wait, 10)
 
 
+async def test_a_read_that_nobody_waits_for_any_more_closes_its_stream_even_when_it_fails() -> None:
+    entered, release, closed = threading.Event(), threading.Event(), threading.Event()
+
+    class Stuck(SyncChunks):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"first"
+            entered.set()
+            assert release.wait(10)
+            raise httpx.ReadError("reset")
+
+        def close(self) -> None:
+            closed.set()
+
+    async def read() -> None:
+        async with client.chat_stream(**HELLO) as stream:
+            async for _ in stream:
+                pass
+
+    transport = SyncOnly(lambda _: httpx.Response(200, stream=Stuck()))
+    async with AsyncClient("k", transport=transport) as client:
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            assert await anyio.to_thread.run_sync(entered.wait, 10)
+            group.cancel_scope.cancel()
+        assert not closed.is_set()
+        release.set()
+        assert await anyio.to_thread.run_sync(closed.wait, 10)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_transport_that_is_cancelled_from_within_is_a_connection_error_and_the_caller_is_not() -> (
+    None
+):
+    async def answer(request: httpx.Request) -> httpx.Response:
+        inner = asyncio.ensure_future(anyio.sleep(10))
+        inner.cancel()
+        await inner
+        raise AssertionError("unreachable")
+
+    async with AsyncClient("k", transport=httpx.MockTransport(answer), retry_config=ONCE) as client:
+        with pytest.raises(ConnectionError, match="cancelled") as caught:
+            await client.health()
+        assert caught.value.was_sent
+        with pytest.raises(ConnectionError, match="cancelled"):
+            await client.chat_stream(**HELLO).text()
+
+
 async def test_more_calls_than_the_applications_worker_threads_do_not_block_it() -> None:
     transport = SyncOnly()
     async with AsyncClient("k", transport=transport) as client, anyio.create_task_group() as group:

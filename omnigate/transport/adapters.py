@@ -105,7 +105,7 @@ class Threads:
         self,
         func: Callable[[Unpack[Args]], T],
         *args: *Args,
-        dispose: Callable[[T], object] | None = None,
+        dispose: Callable[[T], None] | None = None,
     ) -> T:
         """Run `func(*args)` in a worker thread; a cancelled caller goes on without waiting for it.
 
@@ -147,13 +147,14 @@ class ThreadedStream(httpx.AsyncByteStream):
         await self._threads.run(self._close_if_free)
 
     def _next(self) -> bytes | None:
-        with self._lock:
-            if self._iterator is None:
-                self._iterator = iter(self._stream)
-            chunk = next(self._iterator, None)
-        if self._closed:
-            self._close_if_free()
-        return chunk
+        try:
+            with self._lock:
+                if self._iterator is None:
+                    self._iterator = iter(self._stream)
+                return next(self._iterator, None)
+        finally:
+            if self._closed:
+                self._close_if_free()
 
     def _close_if_free(self) -> None:
         if self._lock.acquire(blocking=False):

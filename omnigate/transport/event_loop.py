@@ -9,6 +9,7 @@ scope's cancellation, which shields do hold against. On trio there is no other k
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,6 +17,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple, Unpack, cast
 
 import anyio
 import anyio.to_thread
+import httpx
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -55,6 +57,8 @@ def has_ended(loop: Any) -> bool:
 async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> T:
     """Await `func(*args)`, on asyncio in a task of its own.
 
+    Its own cancellation, which is not the caller's, is raised as an httpx.ReadError.
+
     If the caller is cancelled natively just when `func` has returned, its result is lost: a `func`
     whose result owns something must keep it where the caller's clean-up finds it.
     """
@@ -72,8 +76,12 @@ async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -
     async def child() -> None:
         try:
             results.append(await func(*args))
-        except asyncio.CancelledError:
-            raise
+        except asyncio.CancelledError as error:
+            if anyio.current_effective_deadline() == -math.inf:
+                raise
+            # Of the caller's cancellation there is none: something that `func` waited for was cancelled.
+            errors.append(httpx.ReadError("what the call waited for was cancelled"))
+            errors[0].__cause__ = error
         except BaseException as error:  # noqa: BLE001 - raised again below, outside of the group
             errors.append(error)  # even a KeyboardInterrupt, which would stop the loop from within a task
 
@@ -111,7 +119,7 @@ async def bounded(clean_up: Callable[[], Awaitable[None]]) -> None:
 async def in_thread(
     func: Callable[[Unpack[Args]], T],
     *args: *Args,
-    dispose: Callable[[T], object] | None = None,
+    dispose: Callable[[T], None] | None = None,
     lingers: bool = False,
     limiter: anyio.CapacityLimiter | None = None,
 ) -> T:
@@ -120,8 +128,7 @@ async def in_thread(
     Args:
         func: the blocking function. It is not called if the caller is gone before a thread is free.
         args: its arguments.
-        dispose: what to do with a result that nobody is there for any more: in that thread, or in the
-            caller's if it was cancelled just as the result came.
+        dispose: what to do, in a thread, with a result that nobody is there for any more.
         lingers: whether a cancelled caller waits for the thread all the same, for at most a second.
         limiter: of how many threads there may be; anyio's own if left out.
     """
@@ -143,14 +150,18 @@ async def in_thread(
     async def end() -> None:
         await anyio.to_thread.run_sync(done.wait, _CLOSE_SECONDS, abandon_on_cancel=True)
 
+    async def dispose_in_thread() -> None:
+        if dispose is not None:
+            await anyio.to_thread.run_sync(dispose, results[0], abandon_on_cancel=True)
+
     try:
         await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
     except BaseException:
         if decided.acquire(blocking=False):
             if lingers and begun.is_set() and not done.is_set():
                 await bounded(end)
-        elif dispose is not None:
-            dispose(results[0])
+        else:
+            await bounded(dispose_in_thread)
         raise
     return results[0]
 

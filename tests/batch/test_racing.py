@@ -6,7 +6,15 @@ import anyio
 import httpx
 import pytest
 
-from omnigate import AsyncClient, AuthError, GatewayError, InvalidArgumentError, ProviderError, RaceError
+from omnigate import (
+    AsyncClient,
+    AuthError,
+    GatewayError,
+    InvalidArgumentError,
+    ProviderError,
+    RaceError,
+    TimeoutError,
+)
 
 from ..support.cancellation import cancelled_everywhere
 from ..support.scripted import chat_answer, error_answer
@@ -122,6 +130,15 @@ async def test_a_failure_before_the_hedge_is_final_and_after_it_the_other_counts
     assert (await client_of(Models(-3, 2)).chat(model="gpt-4o", messages="hi", hedge_after=2)).content == "2"
     with pytest.raises(ProviderError, match="after 4 s"):
         await client_of(Models(-4, -1)).chat(model="gpt-4o", messages="hi", hedge_after=2)
+
+
+async def test_both_copies_are_held_to_the_deadline_of_the_call() -> None:
+    models = Models(60, 60)
+    start = anyio.current_time()
+    with pytest.raises(TimeoutError):
+        await client_of(models).chat(model="gpt-4o", messages="hi", hedge_after=0.75, deadline_seconds=1)
+    assert anyio.current_time() - start == 1.0
+    assert (len(models.begun), models.in_flight) == (2, 0)
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "1", True])
