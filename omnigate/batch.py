@@ -302,7 +302,7 @@ class Batch:
             if round % _CHECKPOINT_EVERY == 0:  # so many items had nothing to be sent
                 await anyio.lowlevel.checkpoint()
             raw = _END if self._is_stopping else await self._next()
-            if raw is _END:
+            if raw is _END or self._is_stopping:  # which it may be since just now
                 return None
             item = read_item(raw, self._read, self._options.model)
             self._read += 1
@@ -374,7 +374,12 @@ class Batch:
         """Take in how an item of this run ended."""
         self._tally.add(outcome)
         error = outcome.error
-        if error is not None and self._options.stops(error):
+        try:
+            stops = error is not None and self._options.stops(error)
+        except BaseException as raised:  # noqa: BLE001 - by stop_on; raised where the batch is iterated
+            self._stop(raised)
+            stops = False
+        if stops:
             self._stop(error)
         elif self._journal is not None:
             try:

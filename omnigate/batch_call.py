@@ -1,7 +1,10 @@
 """The call of one item of a batch: its attempts, and what is waited for between them.
 
 It is the retry policy of every call, and beside it what only a batch does: each attempt passes the gate, what
-comes back teaches the pacer and the adaptive limit, and the own 429 of the gateway uses up no retry.
+comes back teaches the pacer and the adaptive limit, and the own 429 of the gateway uses up no retry. One that
+ends the batch teaches the pacer nothing: other batches of the client must not wait for what this one did not.
+
+Once the batch has been stopped nothing is sent, also not by who had waited to its end at that very moment.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import httpx
 
 from omnigate.attempts import Attempts, Call
 from omnigate.batch_items import Item
-from omnigate.batch_options import BatchOptions, is_rejection
+from omnigate.batch_options import BatchOptions, seconds_at_limit
 from omnigate.exceptions import (
     APIError,
     ConnectionError,
@@ -81,25 +84,33 @@ class Caller:
 
     async def _attempt(self, ready: Ready, attempts: Attempts) -> Outcome | None:
         session, gate, call, send = self._session, self._gate, ready.call, ready.send
+        options = self._options
         rejections = 0
         while True:
             attempts.count += 1
             sent_at = gate.clock()
             in_flight = gate.in_flight
             failure: GatewayError
+            wait_seconds: float | None = None
+            stops = False
             try:
                 response, body = await session.run(session.attempt, call, None)
             except httpx.TransportError as error:
                 gate.ended(send)
                 failure = connection_error(error, session.base_url, attempts.count)
                 failure.__cause__ = error
-            except (APIError, ConnectionError) as error:
+            except ConnectionError as error:
                 failure = error
-                if is_rejection(error):
-                    rejections += 1
-                    gate.rejected(send, error.retry_after or 0.0, error.rate_limit)
-                else:
+                gate.answered(send, None)
+            except APIError as error:
+                failure = error
+                wait_seconds = seconds_at_limit(error)
+                stops = wait_seconds is not None and options.stops_at_limit(error, wait_seconds)
+                if wait_seconds is None or stops:
                     gate.answered(send, None)
+                else:
+                    rejections += 1
+                    gate.rejected(send, wait_seconds, error.rate_limit)
             except BaseException:
                 gate.ended(send)
                 raise
@@ -119,15 +130,16 @@ class Caller:
                 failure.attempts = attempts.count
                 if self._is_auto and _is_overload(failure):
                     gate.concurrency.overloaded(gate.clock(), sent_at)
-                if is_rejection(failure):
-                    if self._options.stops(failure):
-                        return self._outcome(ready, attempts, error=failure)
-                else:
+                if stops:
+                    return self._outcome(ready, attempts, error=failure)
+                if wait_seconds is None:
                     delay = attempts.delay(failure, attempts=attempts.count - rejections)
                     if delay is None:
                         return self._outcome(ready, attempts, error=failure)
                     if await self.pause(anyio.sleep, delay) is None:
                         return None
+                if self._is_abandoned:
+                    return None
                 again = gate.try_pass() or await self.wait(is_again=True)
                 if again is None:
                     return None
@@ -157,13 +169,21 @@ class Caller:
     async def wait(self, *, is_again: bool) -> Send | None:
         """Wait at the gate; None if the batch was stopped meanwhile."""
         passed = await self.pause(self._pass, is_again)
-        return passed[0] if passed else None
+        if passed is None:
+            return None
+        if self._is_abandoned:  # just as it passed
+            self._gate.ended(passed[0])
+            return None
+        return passed[0]
 
     async def _pass(self, is_again: bool) -> Send:
         return await self._gate.wait(is_again=is_again)
 
     async def pause(self, func: Callable[[*Args], Awaitable[T]], *args: *Args) -> tuple[T] | None:
-        """Await what is given up when the batch stops, and return its result; None if it was given up."""
+        """Await what is given up when the batch stops, and return its result; None if it was given up.
+
+        There is a result also if the batch stopped just when it came.
+        """
         if self._is_abandoned:
             return None
         result: tuple[T] | None = None

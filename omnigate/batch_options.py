@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, TypeGuard, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from omnigate.arguments import CallOptions, check_integer, check_number, check_options, check_user_id
 from omnigate.batch_items import BatchSource, check_source
@@ -20,11 +20,12 @@ from omnigate.exceptions import (
 )
 from omnigate.models import ChatRequest
 from omnigate.outcome import BatchStats
+from omnigate.pacing import RATE_WINDOW_SECONDS
 from omnigate.progress import check_progress
 from omnigate.structs import construct, shown
 
 StopOn: TypeAlias = type[GatewayError] | tuple[type[GatewayError], ...] | Callable[[GatewayError], bool]
-"""Types of errors, or a callable, that end a batch."""
+"""Types of errors, or a callable, that end a batch. What they are asked about is in `BatchOptions`."""
 
 ProgressArgument: TypeAlias = bool | Callable[[BatchStats], object]
 
@@ -34,7 +35,12 @@ MAX_WAIT_SECONDS: Final = 3_600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchOptions:
-    """What `client.batch` was given.
+    """What `client.batch` was given, and what it says of errors.
+
+    Each failure is judged once. The gateway's own 429 is judged by `stops_at_limit`, when it comes: it is
+    waited out, unless that takes too long or its type is one to stop on. Any other is judged by `stops`, when
+    it has ended its item. So a callable is asked once about each failure that ends an item, and never about a
+    429 of the gateway's own.
 
     Raises:
         InvalidArgumentError: an argument is not allowed.
@@ -78,14 +84,19 @@ class BatchOptions:
         check_user_id(self.user_id)
         check_options(self.call_options)
 
-    def stops(self, error: GatewayError) -> bool:
-        """Return whether an item's error ends the batch."""
-        if is_rejection(error) and (error.retry_after or 0.0) > self.max_wait_seconds:
-            return True
+    def stops_at_limit(self, error: GatewayError, seconds: float) -> bool:
+        """Return whether the gateway's own 429, which asks to wait for so long, ends the batch."""
         stop_on = self.stop_on
-        if isinstance(stop_on, type | tuple):
-            return isinstance(error, stop_on)
-        return stop_on(error)
+        return seconds > self.max_wait_seconds or (
+            isinstance(stop_on, type | tuple) and isinstance(error, stop_on)
+        )
+
+    def stops(self, error: GatewayError) -> bool:
+        """Return whether the error that an item ended with ends the batch."""
+        if seconds_at_limit(error) is not None:
+            return True  # it would not have ended the item otherwise
+        stop_on = self.stop_on
+        return isinstance(error, stop_on) if isinstance(stop_on, type | tuple) else stop_on(error)
 
     def _check_stop_on(self) -> None:
         given: object = self.stop_on
@@ -100,11 +111,20 @@ class BatchOptions:
                 )
 
 
-def is_rejection(error: GatewayError) -> TypeGuard[RateLimitError]:
-    """Return whether an error is the gateway's own limit, not a provider's (protocol, "Errors")."""
-    return (
-        isinstance(error, RateLimitError)
-        and not isinstance(error, ProviderRateLimitError)
-        and error.detail == "Rate limit exceeded"
-        and error.retry_after is not None
-    )
+def seconds_at_limit(error: GatewayError) -> float | None:
+    """Return for how many seconds the gateway's own limit asks to wait; None if an error is not about it.
+
+    Only the detail tells it from a provider's limit (protocol, "Errors"). Where `Retry-After` is missing or
+    makes no sense, a proxy's doing, it is over when the window is: `reset` says when, else it is at most the
+    length of one. Retries in quick succession would all be in the same window, and the item lost.
+    """
+    if (
+        not isinstance(error, RateLimitError)
+        or isinstance(error, ProviderRateLimitError)
+        or error.detail != "Rate limit exceeded"
+    ):
+        return None
+    if error.retry_after is not None:
+        return error.retry_after
+    reset = None if error.rate_limit is None else error.rate_limit.reset_seconds
+    return reset if reset is not None and 1 <= reset <= RATE_WINDOW_SECONDS else RATE_WINDOW_SECONDS

@@ -57,15 +57,19 @@ class AsyncFanOut(BaseAsyncClient):
             ordered: hand outcomes out in the order of the items. Then an item that takes long holds up those
                 behind it, and after a bounded number of them the reading of more.
             stop_on: types of errors that end the batch, or a callable that takes an error and says whether
-                to. What is in flight is still waited for and handed out, then iterating raises the error.
+                to, at once and without an await. A callable is asked once about each failure that ends an
+                item, and so not about a 429 of the gateway that is waited for; of types that one ends the
+                batch, too. What is in flight is still waited for and handed out, then iterating raises the
+                error, or what the callable raised.
             journal: path of a file that outcomes are appended to, one line each, and that a later run resumes
                 from: what succeeded is not called again. Its layout is that of OpenAI's batch output. An
                 item's id (else its index) must be unique and stand for the same request in every run.
             replay: hand out what the journal has (`outcome.replayed`), or else leave it out.
             progress: True for a live display (needs the extra `cli`); or a callable that is given
                 `BatchStats` several times a second, in the event loop's thread.
-            max_wait_seconds: the longest `Retry-After` of the gateway that is waited for; a longer one ends
-                the batch with that `RateLimitError`.
+            max_wait_seconds: the longest `Retry-After` of the gateway that is waited for (a minute where its
+                429 names none that makes sense, unless it says when the window ends); a longer one ends the
+                batch with that `RateLimitError`, and holds back no other batch.
             user_id: in place of the client's.
             options: as in `chat`, for each call; `deadline_seconds` counts from when it is first sent.
 
