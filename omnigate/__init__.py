@@ -34,6 +34,7 @@ from omnigate.exceptions import (
     TimeoutError,
     classify,
 )
+from omnigate.journal import JournalWarning
 from omnigate.meta import Budget, DictResult, ListResult, Meta, RateLimit
 from omnigate.models import (
     ApiKeyCreated,
@@ -91,6 +92,7 @@ __all__ = [
     "InvalidArgumentTypeError",
     "InvalidResponseError",
     "JournalError",
+    "JournalWarning",
     "ListResult",
     "MeResponse",
     "Message",

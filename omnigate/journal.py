@@ -12,7 +12,8 @@ A file of lines (`journal_lines`), written through (`journal_file`) and found ag
 4. Only the last line may be damaged: that is what a crash leaves, and it is cut off. (A last line that is
    whole but for its newline is kept, and gets it.) A damaged line before others is nothing a crash of ours
    leaves: it is an error, which names it, and the file stays as it is.
-5. A run that has finished leaves one line for each id, in the order in which they ended.
+5. A run that has finished leaves one line for each id, in the order in which they ended. If that cannot be
+   done, the older lines stay: nothing is lost, and it is no reason to lose the answers of the run.
 
 Plain synchronous code, for one thread at a time. Opening, and closing a finished run, read the whole file;
 the calls in between take microseconds.
@@ -27,13 +28,19 @@ from collections.abc import Iterator
 import msgspec
 
 from omnigate.exceptions import JournalError
-from omnigate.journal_file import JournalFile
+from omnigate.journal_file import JournalFile, NotCompactedError
 from omnigate.journal_index import SEEN, SUCCEEDED, JournalIndex, make_entry, offset_of
 from omnigate.journal_lines import Line, decode_id, decode_line, encode_line, is_torn, split_lines
 from omnigate.models import ChatResponse
 from omnigate.outcome import Outcome
 
+__all__ = ["Journal", "JournalWarning", "NotCompactedError", "Replay"]
+
 _READ_BYTES = 4096
+
+
+class JournalWarning(UserWarning):
+    """A finished run's journal could not be compacted. It has every outcome, and older lines of some ids."""
 
 
 class Replay(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -172,7 +179,8 @@ class Journal:
                 lines of ids that have a later one are removed, by an atomic replacement of the file.
 
         Raises:
-            JournalError: one of these failed. The journal is whole, with all its lines, and closed.
+            NotCompactedError: only the removal failed: everything is on the disk.
+            JournalError: it is not sure to be. Either way the journal has all its lines, and is closed.
 
         """
         file, self._file = self._file, None
@@ -180,7 +188,12 @@ class Journal:
             return
         try:
             if finished and self._superseded:
-                self._compact(file)
+                try:
+                    self._compact(file)
+                except NotCompactedError:
+                    if file.is_open:
+                        file.sync()
+                    raise
             elif finished:
                 file.sync()
         finally:
@@ -247,7 +260,7 @@ class Journal:
 
         def check() -> None:
             if kept != len(self._index):
-                raise JournalError(
+                raise NotCompactedError(
                     f"The journal {self._path!r} was changed by another program while it was in use, so it "
                     "was not compacted."
                 )

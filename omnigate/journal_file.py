@@ -17,6 +17,7 @@ The rules:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import stat
 import sys
@@ -49,7 +50,12 @@ else:
 
 
 _MODE = 0o600  # prompts and answers are nobody else's business
+_NAME_BYTES = 100  # of the 255, or on some file systems 143, that a name may have
 _COPY_BYTES = 256 * 1024
+
+
+class NotCompactedError(JournalError):
+    """A journal could not be replaced by one without the lines that have a later one; it is as it was."""
 
 
 class JournalFile:
@@ -95,6 +101,11 @@ class JournalFile:
         with contextlib.suppress(OSError):
             os.unlink(_second(resolved))
         return file
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not been closed."""
+        return self._fd != -1
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Return at most `size` bytes from `offset` on; b"" at the end."""
@@ -163,7 +174,7 @@ class JournalFile:
             check: called when all are written; what it raises leaves the file as it is.
 
         Raises:
-            JournalError: the system refused, or the path leads to another file by now.
+            NotCompactedError: the system refused, or the path leads to another file by now.
 
         """
         second = _second(self.path)
@@ -178,11 +189,12 @@ class JournalFile:
                 self._adopt_mode(fd)
                 os.fsync(fd)
                 if not _is_at(self._fd, self.path):
-                    raise JournalError(
+                    raise NotCompactedError(
                         f"The journal {self.path!r} was moved or deleted while it was in use, so it was not "
                         "compacted."
                     )
                 if sys.platform == "win32":  # which renames no open file
+                    self.sync()
                     os.close(fd)
                     fd = -1
                     self.close()
@@ -195,7 +207,7 @@ class JournalFile:
             with contextlib.suppress(OSError):
                 os.unlink(second)
             if isinstance(error, OSError):
-                failure = _failed("compact", self.path, error)
+                failure = NotCompactedError(_failure("compact", self.path, error))
                 failure.add_note("Nothing is lost: it has all outcomes, and older lines of some ids besides.")
                 raise failure from error
             raise
@@ -249,7 +261,11 @@ def _is_at(fd: int, path: str) -> bool:
 
 
 def _second(path: str) -> str:
+    """Return the path of the second file: always the same, so that one that was left behind is found."""
     directory, name = os.path.split(path)
+    encoded = os.fsencode(name)
+    if len(encoded) > _NAME_BYTES:  # with more around it, it might be longer than a name may be
+        name = hashlib.blake2b(encoded, digest_size=16).hexdigest()
     return os.path.join(directory, f".{name}.compacting")
 
 
@@ -271,4 +287,8 @@ def _sync_directory(path: str) -> None:
 
 
 def _failed(verb: str, path: str, error: OSError) -> JournalError:
-    return JournalError(f"Cannot {verb} the journal {path!r}: {error.strerror or error}.")
+    return JournalError(_failure(verb, path, error))
+
+
+def _failure(verb: str, path: str, error: OSError) -> str:
+    return f"Cannot {verb} the journal {path!r}: {error.strerror or error}."

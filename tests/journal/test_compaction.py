@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from omnigate import JournalError
+from omnigate.journal_file import NotCompactedError, _second
 
 from . import DIGEST, failure, fill, ids_in, opened, start, success, text
 
@@ -101,7 +102,7 @@ def test_a_compaction_that_fails_leaves_the_journal_as_it_was(
             raise raised
 
         patch.setattr(os, function, fail)
-        expected = JournalError if isinstance(raised, OSError) else Killed
+        expected = NotCompactedError if isinstance(raised, OSError) else Killed
         with pytest.raises(expected) as caught:
             journal.close(finished=True)
     if isinstance(caught.value, JournalError):
@@ -113,6 +114,42 @@ def test_a_compaction_that_fails_leaves_the_journal_as_it_was(
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     opened(path).close(finished=True)  # closed and unlocked; now it works
     assert ids_in(path) == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    "name", ["journal.jsonl", "x" * 100, "x" * 101, "x" * 255, "ü" * 127, "\udcff" * 255]
+)
+def test_what_a_killed_compaction_leaves_is_removed_by_the_next_run_whatever_the_journal_is_called(
+    path: Path, name: str
+) -> None:
+    path = path.with_name(name)
+    fill(path, failure("a"))
+    second = Path(_second(str(path)))
+    assert len(os.fsencode(second.name)) <= 143
+    second.write_bytes(b"half of it")
+    other = path.with_name("another's")
+    other.write_bytes(b"not ours")
+    opened(path).close(finished=False)
+    assert {file.name for file in path.parent.iterdir()} == {name, other.name}
+
+
+def test_journals_of_one_directory_do_not_share_a_second_file(path: Path) -> None:
+    names = ["x" * 101, "x" * 102, "a", "b"]
+    assert len({_second(str(path.with_name(name))) for name in names}) == 4
+
+
+def test_a_journal_that_was_not_compacted_is_on_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(path, failure("a"))
+    journal = opened(path)
+    journal.claim("a", DIGEST, 0)
+    journal.write(success("a"), DIGEST)
+    inode, synced = path.stat().st_ino, []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+        patch.setattr(os, "replace", lambda *_: exec("raise OSError(5, 'no')"))
+        with pytest.raises(NotCompactedError):
+            journal.close(finished=True)
+    assert synced[-1] == inode
 
 
 KILLED_COMPACTION = """
