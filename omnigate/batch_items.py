@@ -6,6 +6,7 @@ in the end a failed outcome, while the batch goes on. What is wrong with the who
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias, cast
@@ -25,6 +26,7 @@ _ALLOWED: Final = (
     "a ChatRequest, a dict of its fields (and id), or, where model= is given, messages: "
     "text, a message, or a list of messages"
 )
+_ID_FIELDS: Final = ("id", "custom_id")
 _URLS: Final = ("/v1/chat", "/v1/chat/completions")
 _ID_BITS: Final = 8192  # Python writes no integer of more than some thousand digits
 _IGNORABLE: Final[Mapping[str, Any]] = {"n": 1, "stream": False}
@@ -80,6 +82,11 @@ def check_source(requests: Any, *, is_sync: bool) -> None:
     )
 
 
+def is_async_source(requests: BatchSource) -> bool:
+    """Return whether `open_source` returns an async iterator, which need not be async iterable itself."""
+    return not isinstance(requests, (Path, Iterable))
+
+
 def open_source(requests: BatchSource) -> Iterator[Any] | AsyncIterator[Any]:
     """Return an iterator over the raw items of a source."""
     if isinstance(requests, Path):
@@ -90,10 +97,15 @@ def open_source(requests: BatchSource) -> Iterator[Any] | AsyncIterator[Any]:
 
 
 def _lines(path: Path) -> Iterator[Any]:
-    """Yield the items of a batch file: JSON objects, one a line; empty lines are passed over."""
+    """Yield the items of a batch file: JSON objects, one a line; empty lines are passed over.
+
+    So is a byte order mark at its beginning, which editors on Windows put before UTF-8.
+    """
     decode = decoder_for(dict[str, Any]).decode
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
             try:
@@ -151,12 +163,12 @@ def _fields(raw: object, index: int) -> tuple[str, dict[str, Any]]:
     if not isinstance(raw, Mapping):
         raise InvalidArgumentTypeError(f"item {index}: {shown(raw)} is not allowed: {_ALLOWED}")
     mapping = cast("Mapping[str, Any]", raw)
-    if "role" in mapping:
-        return str(index), {"messages": mapping}
     id = _id(mapping, index)
+    if "role" in mapping:
+        return id, {"messages": {name: value for name, value in mapping.items() if name not in _ID_FIELDS}}
     if "body" in mapping:
         return id, _body(mapping, index)
-    fields = {name: value for name, value in mapping.items() if name not in ("id", "custom_id")}
+    fields = {name: value for name, value in mapping.items() if name not in _ID_FIELDS}
     if "prompt" in fields:
         if "messages" in fields:
             raise InvalidArgumentError(f"item {index}: prompt is not allowed together with messages")

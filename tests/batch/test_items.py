@@ -29,6 +29,8 @@ def request(**fields: Any) -> dict[str, Any]:
         (Message(role="user", content="hello"), "7", request()),
         ([Message(role="user", content="hello")], "7", request()),
         (ChatRequest(model="gpt-4o", messages="hello"), "7", request(model="gpt-4o")),
+        ({"id": "q", **HELLO[0]}, "q", request()),
+        ({"custom_id": 42, **HELLO[0]}, "42", request()),
         ({"messages": "hello"}, "7", request()),
         ({"messages": HELLO, "model": "gpt-4o"}, "7", request(model="gpt-4o")),
         ({"messages": HELLO, "model": None}, "7", request()),
@@ -76,6 +78,8 @@ def test_an_item_becomes_a_request(raw: object, id: str, fields: dict[str, Any])
         ({"id": "x"}, "x", r"item 7 \(id 'x'\): messages is missing"),
         ({"id": "", "messages": HELLO}, "7", "item 7: id='' is not allowed: text"),
         ({"id": True, "messages": HELLO}, "7", "id=True"),
+        ({"id": "", **HELLO[0]}, "7", "item 7: id='' is not allowed: text"),
+        ({"id": "q", "role": "robot", "content": "x"}, "q", "role='robot'"),
         ({"id": "\ud800", "messages": HELLO}, "7", "id="),
         ({"id": "x", "messages": HELLO, "colour": 1}, "x", "item 7: 'colour' cannot be sent"),
         ({"messages": HELLO, "prompt": "x"}, "7", "prompt is not allowed together with messages"),
@@ -148,6 +152,18 @@ def test_a_file_is_read_line_by_line(tmp_path: Path) -> None:
     assert items[1].request is not None
     assert items[1].request.messages[0].content == "grüße"
     assert str(items[2].error).startswith("batch.jsonl, line 4, is not a JSON object")
+
+
+@pytest.mark.parametrize("lines", [1, 2])
+def test_a_byte_order_mark_is_passed_over_at_the_beginning_only(tmp_path: Path, lines: int) -> None:
+    mark = b"\xef\xbb\xbf"
+    path = tmp_path / "batch.jsonl"
+    path.write_bytes(mark + b"\n" * (lines - 1) + b'{"prompt": "a"}\n' + mark + b'{"prompt": "b"}\n' + mark)
+    source = open_source(path)
+    assert not isinstance(source, AsyncIterator)
+    items = [read_item(raw, index, MODEL) for index, raw in enumerate(source)]
+    assert [item.error is None for item in items] == [True, False, False]
+    assert str(items[1].error).startswith(f"batch.jsonl, line {lines + 1}, is not a JSON object")
 
 
 def test_a_file_that_is_not_there_is_the_system_s_error(tmp_path: Path) -> None:
