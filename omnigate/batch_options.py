@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 from omnigate.arguments import CallOptions, check_integer, check_number, check_options, check_user_id
 from omnigate.batch_items import BatchSource, check_source
+from omnigate.callables import check_not_async, check_not_awaitable
 from omnigate.exceptions import (
     AuthError,
     BudgetExceededError,
@@ -96,11 +97,16 @@ class BatchOptions:
         if seconds_at_limit(error) is not None:
             return True  # it would not have ended the item otherwise
         stop_on = self.stop_on
-        return isinstance(error, stop_on) if isinstance(stop_on, type | tuple) else stop_on(error)
+        if isinstance(stop_on, type | tuple):
+            return isinstance(error, stop_on)
+        answer = stop_on(error)
+        check_not_awaitable(answer, "stop_on")
+        return answer
 
     def _check_stop_on(self) -> None:
         given: object = self.stop_on
         if callable(given) and not isinstance(given, type):
+            check_not_async(given, "stop_on", takes="a callable takes an error and returns whether to stop")
             return
         kinds = cast("tuple[object, ...]", given) if isinstance(given, tuple) else (given,)
         for kind in kinds:

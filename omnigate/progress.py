@@ -6,12 +6,14 @@ written now and then, so that a log file can be read. All of it goes to stderr: 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import anyio
 
+from omnigate.callables import check_not_async, check_not_awaitable
 from omnigate.exceptions import GatewayError, InvalidArgumentTypeError
 from omnigate.outcome import BatchStats
 from omnigate.structs import shown
@@ -30,13 +32,14 @@ def check_progress(progress: Any) -> None:
     """Check a batch's argument `progress`.
 
     Raises:
-        InvalidArgumentTypeError: it is neither a bool nor a callable.
+        InvalidArgumentTypeError: it is neither a bool nor a callable, or is async.
         GatewayError: it is True and rich is not installed.
     """
     if not isinstance(progress, bool) and not callable(progress):
         raise InvalidArgumentTypeError(
             f"progress={shown(progress)} is not allowed: True, False, or a callable that takes BatchStats"
         )
+    check_not_async(progress, "progress", takes="a callable takes BatchStats")
     if progress is True:
         try:
             import rich.progress  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -51,19 +54,29 @@ class Progress:
         self._stats = stats
         self._bar = None if callable(progress) else Bar()
         self._show: Show = progress if callable(progress) else cast("Bar", self._bar).show
+        self._has_failed = False
 
     async def run(self) -> None:
         """Show the stats again and again, until cancelled."""
         while True:
-            self._show(self._stats())
+            self._update()
             await anyio.sleep(_SECONDS)
 
     def close(self) -> None:
-        """Show the stats a last time."""
-        if self._bar is None:
-            self._show(self._stats())
-        else:
+        """Show the stats a last time; a callable that has failed is left alone."""
+        if self._bar is not None:
             self._bar.close(self._stats())
+        elif not self._has_failed:
+            self._update()
+
+    def _update(self) -> None:
+        try:
+            result = self._show(self._stats())
+            if not asyncio.isfuture(result):  # a task that it has started is its own business
+                check_not_awaitable(result, "progress")
+        except BaseException:
+            self._has_failed = True
+            raise
 
 
 class Bar:

@@ -1,6 +1,7 @@
 """A batch over a transport in memory, in virtual time: one outcome for each item, whatever happens."""
 
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 import anyio
@@ -428,6 +429,15 @@ async def test_a_deadline_ends_one_item_and_not_the_batch() -> None:
 # Arguments
 
 
+async def async_callable(value: object) -> bool:
+    return False
+
+
+class AsyncCallable:
+    async def __call__(self, value: object) -> bool:
+        return False
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -447,9 +457,14 @@ async def test_a_deadline_ends_one_item_and_not_the_batch() -> None:
         ({"replay": 1}, "replay=1 is not allowed"),
         ({"stop_on": ["AuthError"]}, "stop_on="),
         ({"stop_on": (ValueError, 7)}, "stop_on="),
+        ({"stop_on": async_callable}, "stop_on=<function .* is not allowed: .* not async"),
+        ({"stop_on": partial(async_callable)}, "stop_on="),
+        ({"stop_on": AsyncCallable()}, "stop_on="),
         ({"journal": 7}, "journal=7 is not allowed: a path"),
         ({"journal": ""}, "journal='' is not allowed"),
         ({"progress": "bar"}, "progress='bar' is not allowed"),
+        ({"progress": async_callable}, "progress=<function .* is not allowed: .* not async"),
+        ({"progress": AsyncCallable()}, "progress="),
         ({"max_wait_seconds": -1}, "max_wait_seconds=-1"),
         ({"user_id": "x" * 300}, "user_id="),
         ({"timeout": -1}, "timeout=-1"),
