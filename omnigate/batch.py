@@ -15,14 +15,21 @@ every worker; an item whose call is cancelled has no outcome. Outcomes are hande
 an await. What is cancelled when the block is left, the workers' own group, is one task further down: anyio
 counts a cancellation of its own in a task below as one of the group's host, and would take back asyncio's
 own cancellation of the host at that moment.
+
+On asyncio the source, awaiting a task that somebody else cancelled, raises what a cancellation of the worker
+looks like. It is none if no scope around the worker is cancelled, and then it is an error like any other.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+import warnings
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, TypeVarTuple, cast
 
@@ -33,7 +40,7 @@ import anyio.to_thread
 from omnigate import endpoints
 from omnigate.attempts import Call
 from omnigate.batch_call import Caller, Ready
-from omnigate.batch_items import Item, open_source, read_item
+from omnigate.batch_items import BatchSource, Item, is_async_source, open_source, read_item
 from omnigate.batch_options import BatchOptions
 from omnigate.exceptions import (
     InvalidArgumentError,
@@ -41,9 +48,10 @@ from omnigate.exceptions import (
     NotStartedError,
 )
 from omnigate.gate import Gate
-from omnigate.journal import Journal
+from omnigate.journal import Journal, JournalWarning, NotCompactedError
 from omnigate.journal_lines import digest_of
 from omnigate.outcome import BatchStats, Outcome, Tally
+from omnigate.plaintext import level_of_caller
 from omnigate.progress import Progress
 from omnigate.transport.event_loop import bounded, in_thread, isolated
 
@@ -69,12 +77,16 @@ class Batch:
     early cancels what is in flight, and returns only when nothing runs any more.
 
     Iterating raises, once all outcomes there are have been handed out: the error that `stop_on` was given
-    for; what the source raised, as itself; `JournalError`.
+    for; what the source raised, as itself; `JournalError`. If the block is left before that, an outcome that
+    could not be written is raised at its end all the same, or noted on what the block raised: that answer was
+    billed and is not in the journal. What goes wrong at the end otherwise (`progress`, the disk) likewise. A
+    journal that could not be compacted is a `JournalWarning`: nothing is lost.
     """
 
     def __init__(self, session: Session, options: BatchOptions) -> None:
         self._session = session
-        self._options = options
+        self._requests: BatchSource = options.requests
+        self._options = replace(options, requests=())
         self._is_auto = options.max_concurrency == "auto"
         limits = (options.max_concurrency, session.max_connections)
         self._most = min((limit for limit in limits if isinstance(limit, int)), default=_MOST)
@@ -88,6 +100,8 @@ class Batch:
         self._is_exhausted = False
         self._is_stopping = False
         self._error: BaseException | None = None
+        self._is_told = False  # the error, by raising it where the batch is iterated
+        self._unwritten: JournalError | None = None  # why an outcome is not in the journal
         self._state = "new"  # "open", "closed"
         self._last_stats: BatchStats | None = BatchStats()  # while it is not open
         self._changed: anyio.Event | None = None  # for who waits for outcomes, or their end
@@ -95,7 +109,7 @@ class Batch:
         self._taken_at_once = 0
         self._journal: Journal | None = None
         self._source: Any = None
-        self._is_async = False
+        self._is_async = self._is_own_source = False
         self._gate: Gate
         self._caller: Caller
         self._tally: Tally
@@ -123,15 +137,16 @@ class Batch:
         if options.journal is not None:
             await self._open_journal(Journal(options.journal))
         try:
-            self._source = open_source(options.requests)
-            self._is_async = isinstance(self._source, AsyncIterator)
+            self._is_async = is_async_source(self._requests)
+            self._is_own_source = isinstance(self._requests, Path)
+            self._source = open_source(self._requests)
             self._running = anyio.CancelScope()
             self._group = anyio.create_task_group()
             await self._group.__aenter__()
         except BaseException:
             self._close_journal()
             raise
-        self._state = "open"
+        self._state, self._requests = "open", ()
         self._last_stats = None
         if options.progress is not False:
             self._progress = Progress(options.progress, lambda: self.stats)
@@ -143,44 +158,83 @@ class Batch:
     ) -> None:
         is_finished = self._is_exhausted and not self._is_stopping and self._has_ended
         self._state = "closed"
+        failures: list[BaseException] = []  # which hide no other: noted on it if there is one
         try:
             try:
                 await self._leave_group(error)
             finally:
-                source = self._source
-                if isinstance(source, AsyncGenerator):  # which may have been left in the middle
-                    await bounded(cast("AsyncGenerator[Any, None]", source).aclose)
-        except BaseException:
-            self._close_journal()
+                self._last_stats = self._tally.stats(in_flight=0, waiting_until=None)
+                self.notify()
+                self._show_last(failures)
+                await self._close_source(failures)
+            await self._end_journal(is_finished, error, failures)
+        except BaseException as cancelled:
+            _note(cancelled, failures)
             raise
+        finally:
+            self._close_journal()  # if this was cancelled before the thread had begun
+            if isinstance(self._error, anyio.get_cancelled_exc_class()):
+                self._error = None  # its traceback leads back here
+        if error is not None:
+            _note(error, failures)
+        elif failures:
+            first, *others = failures
+            _note(first, others)
+            try:
+                raise first
+            finally:
+                del first, others  # breaks the cycle of the error, its traceback and this frame
+                failures.clear()
+
+    async def _leave_group(self, error: BaseException | None) -> None:
+        """Cancel what runs, and wait for its end."""
+        self._running.cancel()
+        # It is not told of the block's exception, which it would wrap, unless that is a cancellation.
+        if isinstance(error, anyio.get_cancelled_exc_class()) and error is not self._error:
+            await self._group.__aexit__(type(error), error, error.__traceback__)
+        else:
+            await self._group.__aexit__(None, None, None)
+
+    def _show_last(self, failures: list[BaseException]) -> None:
+        """Collect what nobody was told of, and show the last stats."""
+        if self._unwritten is not None and not (self._is_told and self._unwritten is self._error):
+            failures.append(self._unwritten)
+        error = None if self._is_told else self._error
+        if error is not None and not isinstance(error, (Exception, anyio.get_cancelled_exc_class())):
+            failures.append(error)  # a KeyboardInterrupt in a worker, say
+        if self._progress is not None:
+            try:
+                self._progress.close()
+            except Exception as failure:  # noqa: BLE001 - raised at the end of the block
+                failures.append(failure)
+
+    async def _close_source(self, failures: list[BaseException]) -> None:
+        """Close what may have been left in the middle, if it is not for its owner to close."""
+        source, self._source = self._source, None
+        if isinstance(source, AsyncGenerator):
+            try:
+                await bounded(cast("AsyncGenerator[Any, None]", source).aclose)
+            except Exception as failure:  # noqa: BLE001 - raised at the end of the block
+                failures.append(failure)
+        elif self._is_own_source:  # and its file
+            cast("Generator[Any, None, None]", source).close()
+
+    async def _end_journal(
+        self, is_finished: bool, error: BaseException | None, failures: list[BaseException]
+    ) -> None:
+        """Close the journal; of a run that has finished, once it is on the disk."""
         try:
             if is_finished and self._journal is not None:
                 await isolated(anyio.to_thread.run_sync, self._close_journal, True)
             else:
                 self._close_journal()
-        except JournalError as failure:
-            if error is None:
-                raise
-            error.add_note(str(failure))
-        finally:
-            self._close_journal()  # if this was cancelled before the thread had begun
-        if error is None and self._error is not None and not isinstance(self._error, Exception):
-            raise self._error  # a KeyboardInterrupt in a worker, say, that nobody was there to be handed
-
-    async def _leave_group(self, error: BaseException | None) -> None:
-        """Cancel what runs, and wait for its end."""
-        self._running.cancel()
-        try:
-            # It is not told of the block's exception, which it would wrap, unless that is a cancellation.
-            if isinstance(error, anyio.get_cancelled_exc_class()):
-                await self._group.__aexit__(type(error), error, error.__traceback__)
+        except NotCompactedError as failure:
+            if error is not None or failures:
+                failures.append(failure)
             else:
-                await self._group.__aexit__(None, None, None)
-        finally:
-            self._last_stats = self._tally.stats(in_flight=0, waiting_until=None)
-            self.notify()
-            if self._progress is not None:
-                self._progress.close()
+                warnings.warn(str(failure), JournalWarning, stacklevel=level_of_caller())
+        except JournalError as failure:
+            failures.append(failure)
 
     def __aiter__(self) -> Self:
         return self
@@ -210,6 +264,7 @@ class Batch:
         if self._has_ended and not self._outcomes:
             await anyio.lowlevel.checkpoint()
             if self._error is not None:
+                self._is_told = True
                 raise self._error
             return False
         if self._changed is None:
@@ -249,11 +304,18 @@ class Batch:
         return 2 * self._limit() + _SPARE
 
     async def _run(self) -> None:
-        with self._running:
-            async with anyio.create_task_group() as self._workers:
-                if self._progress is not None:
-                    self._workers.start_soon(self._guarded, self._progress.run)
-                self._workers.start_soon(self._work)
+        try:
+            with self._running:
+                async with anyio.create_task_group() as self._workers:
+                    if self._progress is not None:
+                        self._workers.start_soon(self._guarded, self._progress.run)
+                    self._workers.start_soon(self._work)
+        except BaseException as error:  # also a cancellation, which who iterates may be shielded from
+            self._stop(error)
+            raise
+        finally:
+            self._is_stopping |= not self._has_ended  # whatever it was, nothing comes any more
+            self.notify()
 
     async def _work(self) -> None:
         await self._guarded(self._take_turns)
@@ -262,10 +324,10 @@ class Batch:
         """Await `func()`; what it raises ends the batch, as itself and not in a group."""
         try:
             await func()
-        except anyio.get_cancelled_exc_class():
-            raise
-        except BaseException as error:  # noqa: BLE001 - raised where the batch is iterated
-            self._stop(error)
+        except BaseException as error:
+            self._stop(error)  # raised where the batch is iterated
+            if _is_cancellation(error):
+                raise
         finally:
             self.notify()
 
@@ -322,8 +384,10 @@ class Batch:
                 raw = _END if found is None else found[0]
             else:
                 raw = next(self._source, _END)
-        except Exception as error:  # noqa: BLE001 - the source's own, raised where the batch is iterated
-            self._stop(error, abandon=False)
+        except (Exception, anyio.get_cancelled_exc_class()) as error:
+            if _is_cancellation(error):
+                raise
+            self._stop(error, abandon=False)  # the source's own, raised where the batch is iterated
             return _END
         if raw is _END:
             self._is_exhausted = True
@@ -385,6 +449,7 @@ class Batch:
             try:
                 self._journal.write(outcome, digest)
             except JournalError as failure:
+                self._unwritten = failure
                 self._close_journal()
                 self._stop(failure)
         self._hand_over(outcome)
@@ -443,6 +508,20 @@ class Batch:
         journal, self._journal = self._journal, None
         if journal is not None:
             journal.close(finished=finished)
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    """Return whether an error that is about to leave a task is a cancellation that is meant for that task."""
+    return (
+        isinstance(error, anyio.get_cancelled_exc_class()) and anyio.current_effective_deadline() == -math.inf
+    )
+
+
+def _note(error: BaseException, failures: Sequence[BaseException]) -> None:
+    """Note on an error what went wrong besides."""
+    for failure in failures:
+        if failure is not error:
+            error.add_note(f"at the end of the batch, besides: {type(failure).__name__}: {failure}")
 
 
 async def _anext(source: AsyncIterator[Any]) -> Any:

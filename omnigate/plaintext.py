@@ -24,7 +24,7 @@ def warn_of_plaintext_key(url: httpx.URL) -> bool:
     warnings.warn(
         f"the key will be sent unencrypted to {url.host}: take an https:// address as base_url",
         PlaintextKeyWarning,
-        stacklevel=_level_of_caller(),
+        stacklevel=level_of_caller(),
     )
     return True
 
@@ -40,7 +40,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _level_of_caller() -> int:
+def level_of_caller() -> int:
     """Return the `stacklevel` of the first frame outside of this package, for who calls this function."""
     level = 1
     frame = sys._getframe(1)

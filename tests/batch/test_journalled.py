@@ -1,5 +1,6 @@
 """Batches with a journal: resumed, killed, contradicted, on a full disk."""
 
+import errno
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from omnigate import (
@@ -15,9 +17,11 @@ from omnigate import (
     AuthError,
     Client,
     JournalError,
+    JournalWarning,
     Outcome,
     RateLimitError,
 )
+from omnigate.journal_file import JournalFile
 from omnigate.testing import LocalGateway
 
 from ..support.provider import Provider
@@ -159,6 +163,120 @@ class TestResuming:
         outcomes, lines = await run(provider, items, journal)
         assert {outcome.id for outcome in outcomes if outcome.replayed} == done
         assert len(lines) == 50
+
+
+class TestWhatCannotBeWritten:
+    pytestmark = virtual
+
+    @pytest.fixture(autouse=True)
+    def _full_disk(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def append(file: JournalFile, line: bytes) -> int:
+            raise JournalError("No space left on device")
+
+        monkeypatch.setattr(JournalFile, "append", append)
+
+    async def test_it_is_raised_once_where_the_batch_is_iterated(self, tmp_path: Path) -> None:
+        async with client_of(Provider()).batch(["a", "b"], model=MODEL, journal=tmp_path / "j") as batch:
+            with pytest.raises(JournalError, match="No space left"):
+                async for outcome in batch:
+                    outcome.unwrap()
+
+    async def test_it_is_raised_at_the_end_of_a_block_that_is_left_early(self, tmp_path: Path) -> None:
+        with pytest.raises(JournalError, match="No space left"):
+            async with client_of(Provider()).batch(["a", "b"], model=MODEL, journal=tmp_path / "j") as batch:
+                async for _ in batch:
+                    break
+
+    async def test_it_is_noted_on_what_the_block_raised(self, tmp_path: Path) -> None:
+        note = "at the end of the batch, besides: JournalError: No space left on device"
+        with pytest.raises(KeyError) as raised:
+            async with client_of(Provider()).batch(["a", "b"], model=MODEL, journal=tmp_path / "j") as batch:
+                async for _ in batch:
+                    raise KeyError("mine")
+        assert raised.value.__notes__ == [note]
+        with anyio.move_on_after(5) as scope:
+            async with client_of(Provider()).batch(
+                ["a", "sleep=9 b"], model=MODEL, journal=tmp_path / "j"
+            ) as batch:
+                await anext(batch)
+                await anyio.sleep_forever()
+        assert scope.cancelled_caught
+
+    async def test_it_is_noted_on_an_error_that_stopped_the_batch_before(self, tmp_path: Path) -> None:
+        provider = Provider()
+        client = client_of(provider)
+        assert len(await client.chat_many(["first"], model=MODEL)) == 1  # so that none goes alone
+        seen: list[int] = []
+        with pytest.raises(AuthError) as raised:
+            async with client.batch(
+                ["sleep=1 status=401", "sleep=2 b"], model=MODEL, journal=tmp_path / "j"
+            ) as batch:
+                async for outcome in batch:
+                    seen.append(outcome.index)
+        assert seen == [0, 1]
+        assert (
+            "at the end of the batch, besides: JournalError: No space left on device"
+            in raised.value.__notes__
+        )
+
+
+class TestCompactionThatFails:
+    """The run has finished and the journal is whole: that is a warning, and costs nobody his answers."""
+
+    pytestmark = virtual
+
+    @pytest.fixture
+    async def journal(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A journal that is to be compacted after the next run, and cannot be."""
+        journal = tmp_path / "journal.jsonl"
+        await run(Provider(), ["a", "status=400"], journal)
+
+        def replace(source: str, target: str) -> None:
+            raise OSError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(os, "replace", replace)
+        return journal
+
+    async def test_chat_many_returns_its_answers(self, journal: Path) -> None:
+        with pytest.warns(JournalWarning, match="Cannot compact the journal .*: Permission denied") as caught:
+            answers = await client_of(Provider()).chat_many(
+                ["a", "status=400"], model=MODEL, journal=journal, return_exceptions=True
+            )
+        assert len(answers) == 2
+        assert [warning.filename for warning in caught] == [__file__]
+        assert len(journal.read_bytes().splitlines()) == 3  # noqa: ASYNC240
+        assert os.listdir(journal.parent) == [journal.name]
+
+    async def test_a_batch_ends_as_it_would_have(self, journal: Path) -> None:
+        provider = Provider()
+        with pytest.warns(JournalWarning):
+            async with client_of(provider).batch(["a", "status=400"], model=MODEL, journal=journal) as batch:
+                assert len([outcome async for outcome in batch]) == 2
+        with pytest.raises(KeyError) as raised:
+            async with client_of(provider).batch(["a", "status=400"], model=MODEL, journal=journal) as batch:
+                assert len([outcome async for outcome in batch]) == 2
+                raise KeyError("mine")
+        assert "Cannot compact the journal" in raised.value.__notes__[0]
+
+    async def test_a_disk_that_fails_is_an_error(
+        self, journal: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fsync(fd: int) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(JournalError, match="Cannot write to the journal"):
+            await run(Provider(), ["a", "status=400"], journal)
+
+
+class TestLongNames:
+    pytestmark = virtual
+
+    @pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "x" * 101])
+    async def test_a_journal_may_be_called_what_a_file_may_be_called(self, name: str, tmp_path: Path) -> None:
+        for _ in range(2):
+            await run(Provider(), ["a", "status=400"], tmp_path / name)
+        assert os.listdir(tmp_path) == [name]
 
 
 FULL_DISK = """

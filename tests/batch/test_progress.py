@@ -1,5 +1,6 @@
 """How a batch shows where it stands: to a callable, in a terminal, in a notebook, in a log."""
 
+import asyncio
 import contextlib
 import io
 import sys
@@ -7,6 +8,7 @@ import types
 from datetime import UTC, datetime
 from typing import Any
 
+import anyio
 import pytest
 from rich.console import Console
 
@@ -56,6 +58,87 @@ class TestCallable:
         with pytest.raises(LookupError, match="broken progress"):
             async with client().batch(items, model="gpt-4o", max_concurrency=1, progress=broken) as batch:
                 assert len([outcome async for outcome in batch]) < 10
+
+    async def test_a_callable_that_returns_a_coroutine_ends_the_batch(self) -> None:
+        async def show(stats: BatchStats) -> None:
+            pass
+
+        called: list[BatchStats] = []
+
+        def progress(stats: BatchStats) -> object:
+            called.append(stats)
+            return show(stats)
+
+        with pytest.raises(omnigate.GatewayError, match="progress returned a coroutine, which nobody awaits"):
+            async with client().batch(["sleep=5 a"], model="gpt-4o", progress=progress) as batch:
+                assert [outcome async for outcome in batch] == []
+        assert len(called) == 1
+
+    async def test_a_callable_may_start_a_task(self, anyio_backend_name: str) -> None:
+        seen: list[int] = []
+        results: list[object] = []
+
+        async def show(stats: BatchStats) -> None:
+            seen.append(stats.succeeded)
+
+        def progress(stats: BatchStats) -> object:
+            if anyio_backend_name == "asyncio":
+                results.append(asyncio.get_running_loop().create_task(show(stats)))
+                return results[-1]
+            seen.append(stats.succeeded)
+            return None
+
+        async with client().batch(["a"], model="gpt-4o", progress=progress) as batch:
+            assert len([outcome async for outcome in batch]) == 1
+        await anyio.sleep(1)
+        assert seen[-1] == 1
+
+    @pytest.mark.parametrize("ending", ["raises", "is cancelled", "is cancelled natively"])
+    async def test_what_it_raises_at_the_end_does_not_hide_how_the_block_ended(
+        self, ending: str, anyio_backend_name: str
+    ) -> None:
+        is_over = False
+
+        def progress(stats: BatchStats) -> None:
+            if is_over:
+                raise LookupError("broken at the end")
+
+        async def run() -> None:
+            nonlocal is_over
+            async with client().batch(["a", "sleep=9 b"], model="gpt-4o", progress=progress) as batch:
+                try:
+                    async for _ in batch:
+                        if ending == "raises":
+                            raise KeyError("mine")
+                finally:
+                    is_over = True
+
+        if ending == "raises":
+            with pytest.raises(KeyError, match="mine") as raised:
+                await run()
+            assert raised.value.__notes__ == [
+                "at the end of the batch, besides: LookupError: broken at the end"
+            ]
+        elif ending == "is cancelled":
+            with anyio.move_on_after(3) as scope:
+                await run()
+            assert scope.cancelled_caught
+        elif anyio_backend_name == "asyncio":
+            task = asyncio.get_running_loop().create_task(run())
+            await anyio.sleep(3)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert task.cancelled()
+
+    async def test_what_it_raises_at_the_end_of_a_block_that_went_well_is_raised(self) -> None:
+        def progress(stats: BatchStats) -> None:
+            if stats.succeeded and not stats.in_flight:
+                raise LookupError("broken at the end")
+
+        with pytest.raises(LookupError, match="broken at the end"):
+            async with client().batch(["a"], model="gpt-4o", progress=progress) as batch:
+                assert len([outcome async for outcome in batch]) == 1
 
     async def test_without_rich_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "rich.progress", None)

@@ -1,7 +1,11 @@
 """What ends a batch and what does not: stop_on, waits that are too long, cancellations that are not meant for it."""
 
+import asyncio
+import gc
 import json
-from collections.abc import AsyncIterator, Callable
+import os
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from omnigate import (
 )
 
 from ..support.provider import Provider
+from ..support.virtual_time import virtual_backend
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
@@ -194,6 +199,20 @@ async def test_a_stop_on_that_raises_ends_the_batch_after_the_outcome_was_kept(
     assert [json.loads(line)["custom_id"] for line in journal.read_bytes().splitlines()] == ["0", "1"]
 
 
+async def test_a_stop_on_that_returns_a_coroutine_ends_the_batch_with_an_error_that_says_so() -> None:
+    async def stop(error: GatewayError) -> bool:
+        return False
+
+    items = ["a", "status=400"]
+    stop_on: Any = lambda error: stop(error)  # noqa: E731
+    seen: list[Outcome] = []
+    with pytest.raises(GatewayError, match="stop_on returned a coroutine, which nobody awaits"):
+        async with client_of(Provider()).batch(items, model=MODEL, stop_on=stop_on) as batch:
+            async for outcome in batch:
+                seen.append(outcome)
+    assert [outcome.index for outcome in seen] == [0, 1]
+
+
 # Nothing is sent once the batch stops
 
 
@@ -251,3 +270,189 @@ async def test_a_backoff_that_ends_just_when_the_batch_stops_is_not_followed_by_
         ) as batch:
             assert [outcome.index async for outcome in batch] == [0, 1]
     assert sorted(provider.prompts) == sorted(items)
+
+
+# Cancellations that are not meant for the batch
+
+
+async def cancelled_by_somebody_else() -> None:
+    task = asyncio.get_running_loop().create_task(asyncio.sleep(99))
+    await asyncio.sleep(0)
+    task.cancel("somebody else's")
+    await task
+
+
+@pytest.mark.parametrize("anyio_backend", [virtual_backend("asyncio")], ids=["asyncio"])
+class TestOnAsyncio:
+    @pytest.mark.parametrize("before", [0, 1, 3])
+    @pytest.mark.parametrize("ordered", [False, True])
+    async def test_one_that_the_source_raises_is_raised_after_what_was_in_flight(
+        self, before: int, ordered: bool
+    ) -> None:
+        async def source() -> AsyncIterator[str]:
+            for n in range(before):
+                yield f"sleep={9 - n} once=500 {n}"
+            await cancelled_by_somebody_else()
+            yield "never"
+
+        provider = Provider()
+        seen: list[int] = []
+        with anyio.fail_after(100):
+            with pytest.raises(asyncio.CancelledError, match="somebody else's"):
+                async with client_of(provider).batch(source(), model=MODEL, ordered=ordered) as batch:
+                    async for outcome in batch:
+                        outcome.unwrap()  # also of those that were sent again
+                        seen.append(outcome.index)
+        assert sorted(seen) == list(range(before))
+        assert provider.in_flight == 0
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+    @pytest.mark.parametrize("where", ["stop_on", "progress", "a sync source"])
+    async def test_one_that_is_raised_elsewhere_ends_the_batch(self, where: str) -> None:
+        def cancelled(*_: object) -> bool:
+            raise asyncio.CancelledError(where)
+
+        source: Any = map(cancelled, range(3)) if where == "a sync source" else ["status=400"]
+        options: dict[str, Any] = {} if where == "a sync source" else {where: cancelled}
+        with anyio.fail_after(100):
+            with pytest.raises(asyncio.CancelledError, match=where):
+                async with client_of(Provider()).batch(source, model=MODEL, **options) as batch:
+                    async for _ in batch:
+                        pass
+
+    async def test_one_that_was_caught_or_that_nobody_saw_is_not_raised_again(self) -> None:
+        async def source() -> AsyncIterator[str]:
+            yield "a"
+            await cancelled_by_somebody_else()
+
+        async with client_of(Provider()).batch(source(), model=MODEL) as batch:
+            with pytest.raises(asyncio.CancelledError):
+                async for _ in batch:
+                    pass
+        async with client_of(Provider()).batch(source(), model=MODEL) as batch:
+            await anyio.sleep(5)
+            async for _ in batch:
+                break
+
+    async def test_a_source_that_cancels_the_task_it_is_read_in_ends_the_batch(self) -> None:
+        async def source() -> AsyncIterator[str]:
+            yield "a"
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel("my own")
+            await asyncio.sleep(0)
+
+        seen: list[int] = []
+        with anyio.fail_after(100):
+            with pytest.raises(asyncio.CancelledError, match="my own"):
+                async with client_of(Provider()).batch(source(), model=MODEL) as batch:
+                    async for outcome in batch:
+                        seen.append(outcome.index)
+        assert seen == [0]
+
+    async def test_a_worker_that_is_cancelled_by_somebody_else_ends_the_batch(self) -> None:
+        others = asyncio.all_tasks()
+        with anyio.fail_after(100):
+            with pytest.raises(asyncio.CancelledError):
+                async with client_of(Provider()).batch(["a", "sleep=50 b"], model=MODEL) as batch:
+                    await anext(batch)
+                    await anyio.sleep(1)
+                    for task in asyncio.all_tasks() - others:
+                        task.cancel()
+                    async for _ in batch:
+                        pass
+
+
+async def test_who_is_shielded_from_a_cancellation_of_the_batch_does_not_wait_for_ever() -> None:
+    provider = Provider()
+    with anyio.fail_after(1_000), anyio.CancelScope() as outer:
+        async with client_of(provider).batch(["a", "sleep=99 b"], model=MODEL) as batch:
+            await anext(batch)
+            with anyio.CancelScope(shield=True):
+                outer.cancel()
+                with pytest.raises(anyio.get_cancelled_exc_class()):
+                    async for _ in batch:
+                        pass
+    assert outer.cancelled_caught
+    assert provider.in_flight == 0
+
+
+# Sources, and their end
+
+
+class Numbers:
+    """An async iterator that is not async iterable, which `async for` takes all the same."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+
+    async def __anext__(self) -> str:
+        await anyio.lowlevel.checkpoint()
+        if not self._left:
+            raise StopAsyncIteration
+        self._left -= 1
+        return f"{self._left}"
+
+
+class NumbersSource:
+    def __aiter__(self) -> Numbers:
+        return Numbers(3)
+
+
+async def test_an_async_iterator_needs_no_aiter() -> None:
+    source: Any = NumbersSource()
+    answers = await client_of(Provider()).chat_many(source, model=MODEL)
+    assert [answer.content for answer in answers] == ["2", "1", "0"]
+
+
+async def test_a_file_that_was_not_read_to_its_end_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "batch.jsonl"
+    path.write_bytes(b'{"prompt": "x"}\n' * 100_000)
+    async with client_of(Provider()).batch(path, model=MODEL, max_concurrency=1) as batch:
+        await anext(batch)
+        assert path in open_files()
+    assert path not in open_files()
+    assert batch.stats.succeeded >= 1
+
+
+def open_files() -> set[Path]:
+    return {Path(os.readlink(link)) for link in Path("/proc/self/fd").iterdir() if os.path.exists(link)}
+
+
+@pytest.mark.parametrize("is_left_early", [False, True])
+async def test_a_batch_that_has_ended_does_not_hold_its_source(is_left_early: bool) -> None:
+    class Source:
+        def __iter__(self) -> Iterator[str]:
+            return iter([f"{n}" for n in range(200)])
+
+    source = Source()
+    is_held = weakref.ref(source)
+    batch = client_of(Provider()).batch(source, model=MODEL)
+    async with batch:
+        async for _ in batch:
+            if is_left_early:
+                break
+    del source
+    gc.collect()
+    assert is_held() is None
+    assert batch.stats.succeeded
+
+
+async def test_what_the_source_raises_when_it_is_closed_does_not_hide_what_the_block_raised() -> None:
+    async def source() -> AsyncIterator[str]:
+        try:
+            for n in range(100):
+                yield f"{n}"
+        finally:
+            raise LookupError("closing")
+
+    with pytest.raises(KeyError, match="mine") as raised:
+        async with client_of(Provider()).batch(source(), model=MODEL, max_concurrency=1) as batch:
+            async for _ in batch:
+                raise KeyError("mine")
+    assert raised.value.__notes__ == ["at the end of the batch, besides: LookupError: closing"]
+    with pytest.raises(LookupError, match="closing"):
+        async with client_of(Provider()).batch(source(), model=MODEL, max_concurrency=1) as batch:
+            await anext(batch)
