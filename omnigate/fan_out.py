@@ -63,10 +63,14 @@ class AsyncFanOut(BaseAsyncClient):
                 error, or what the callable raised.
             journal: path of a file that outcomes are appended to, one line each, and that a later run resumes
                 from: what succeeded is not called again. Its layout is that of OpenAI's batch output. An
-                item's id (else its index) must be unique and stand for the same request in every run.
-            replay: hand out what the journal has (`outcome.replayed`), or else leave it out.
-            progress: True for a live display (needs the extra `cli`); or a callable that is given
-                `BatchStats` several times a second, in the event loop's thread.
+                item's id (else its index) must be unique and stand for the same request in every run. When
+                all items have ended, older lines of ids that have a later one are removed; where the system
+                refuses that, it is a `JournalWarning`, and nothing is lost.
+            replay: hand out what the journal has (`outcome.replayed`). If False, what succeeded in an earlier
+                run is left out, whether or not that run came to hand it out: outcomes that were written when
+                its block was left, or when it was killed, are then in the journal only.
+            progress: True for a live display (needs the extra `cli`); or a callable, not an async one, that
+                is given `BatchStats` several times a second, in the event loop's thread.
             max_wait_seconds: the longest `Retry-After` of the gateway that is waited for (a minute where its
                 429 names none that makes sense, unless it says when the window ends); a longer one ends the
                 batch with that `RateLimitError`, and holds back no other batch.
