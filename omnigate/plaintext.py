@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import sys
 import warnings
+from types import FrameType
 
 import httpx
 
@@ -44,7 +45,12 @@ def level_of_caller() -> int:
     """Return the `stacklevel` of the first frame outside of this package, for who calls this function."""
     level = 1
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__package__", "").partition(".")[0] == "omnigate":
+    while frame.f_back is not None and _is_ours(frame):
         frame = frame.f_back
         level += 1
     return level
+
+
+def _is_ours(frame: FrameType) -> bool:
+    package = frame.f_globals.get("__package__")  # None in a plain script
+    return isinstance(package, str) and package.partition(".")[0] == "omnigate"

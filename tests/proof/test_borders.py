@@ -4,6 +4,7 @@ A gateway that is malicious, or gone mad, can at worst make a call fail: with a 
 and time.
 """
 
+import re
 import ssl
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -240,6 +242,44 @@ def test_a_key_or_an_address_that_comes_later_is_warned_of_then() -> None:
     with Client("a-key", base_url="https://gateway.test") as sync:
         with pytest.warns(PlaintextKeyWarning):
             sync.base_url = "http://gateway.test"
+
+
+SCRIPT = """
+import asyncio, sys
+from omnigate import AsyncClient, Client
+
+def make():
+    return Client("a-key", base_url="http://gateway.test")
+
+async def make_async():
+    return AsyncClient("a-key", base_url="http://gateway.test")
+
+def move():
+    client = Client("a-key", base_url="https://gateway.test")
+    client.base_url = "http://gateway.test"
+    return client
+
+made = (make(), asyncio.run(make_async()), move())
+print(*(client.base_url for client in made), *(client.api_key for client in made))
+"""
+
+
+@pytest.mark.parametrize("how", ["script", "-c"])
+def test_a_plain_script_is_warned_at_its_own_lines_and_gets_its_client(how: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-W", "always", *([str(script)] if how == "script" else ["-c", SCRIPT])],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["http://gateway.test"] * 3 + ["a-key"] * 3
+    lines = re.findall(r"^(.+): PlaintextKeyWarning", done.stderr, re.MULTILINE)
+    file = str(script) if how == "script" else "<string>"
+    assert lines == [f"{file}:{number}" for number in (6, 9, 13)]
 
 
 # TLS
