@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeVar, TypeVarTuple, cast
 
@@ -73,6 +74,52 @@ class _Template(NamedTuple):
         return f"<_Template {self.url}>"
 
 
+class _Configuration:
+    """What all calls have in common, worked out once so that none of them has to.
+
+    It is never changed but replaced as a whole: a call of another thread has all of the old one or all of the
+    new one. Only templates are added, which are made of it alone.
+    """
+
+    __slots__ = ("address", "base_url", "headers", "key", "origin", "secrets", "templates", "user_id")
+
+    def __init__(
+        self,
+        base_url: httpx.URL,
+        key_header: str,
+        key: str | None,
+        user_id: str | None,
+        own_headers: Mapping[bytes, bytes],
+    ) -> None:
+        self.base_url: Final = base_url
+        self.key: Final = key
+        self.user_id: Final = user_id
+        self.address: Final = str(base_url)
+        self.origin: Final = origin_of(base_url)
+        headers = {
+            b"host": base_url.netloc,
+            b"user-agent": f"omnigate/{__version__}".encode("ascii"),
+            b"accept": b"*/*",
+            b"accept-encoding": b"identity",
+            **own_headers,
+        }
+        if key:
+            headers[key_header.encode("ascii")] = key.encode("latin-1")
+        if user_id:
+            headers[b"x-user-id"] = user_id.encode("latin-1")
+        self.headers: Final = headers
+        self.secrets: Final = secrets_of(headers)
+        self.templates: Final[dict[Endpoint, _Template]] = {}
+
+    def add_template(self, endpoint: Endpoint, *, has_body: bool) -> _Template:
+        """Keep what all calls of `endpoint` have in common, and return it."""
+        headers = self.headers | {b"content-type": b"application/json"} if has_body else self.headers
+        url = httpx.URL(f"{self.address}{endpoint.path}")
+        head = request_head(endpoint.method, url.raw_path, list(headers.items()))
+        template = self.templates[endpoint] = _Template(url, headers, head)
+        return template
+
+
 class Session:
     """What the clients share: configuration, and the way from a request to an answer."""
 
@@ -104,47 +151,61 @@ class Session:
         self._extensions = {"timeout": check_timeout(timeout)}
         self._own_headers = check_headers(headers, "headers")
         self._key_header = key_header
-        self._key = check_key(key, "api_key")
-        self._user_id = check_user_id(user_id)
-        self._base_url = check_base_url(base_url)
         self._has_warned = transport is not None  # where that sends the key to is its owner's to know
-        self._configure()
+        self._lock = threading.RLock()  # of who changes the configuration
+        key, user_id = check_key(key, "api_key"), check_user_id(user_id)
+        url = check_base_url(base_url)
+        self._configuration: _Configuration
+        self._configure(url, key, user_id)
         self._closed = False
-        self._transport = default_transport(self._base_url, verify) if transport is None else adapt(transport)
+        self._transport = default_transport(url, verify) if transport is None else adapt(transport)
         self._is_own = isinstance(self._transport, AnyIOTransport)  # needs no isolation
         self.gates: Gates = Gates()
 
-    # The configuration may be changed between calls, as with 0.1.0.
+    # The configuration may be changed between calls, as with 0.1.0, and while other threads call.
 
     @property
     def base_url(self) -> str:
         """The gateway's address, without a trailing slash."""
-        return self._address
+        return self._configuration.address
 
     @base_url.setter
     def base_url(self, value: str) -> None:
-        self._base_url = check_base_url(value)
-        self._configure()
+        url = check_base_url(value)
+        with self._lock:
+            old = self._configuration
+            self._configure(url, old.key, old.user_id)
 
     @property
     def key(self) -> str | None:
         """The key that is sent."""
-        return self._key
+        return self._configuration.key
 
     @key.setter
     def key(self, value: str | None) -> None:
-        self._key = check_key(value, "api_key")
-        self._configure()
+        key = check_key(value, "api_key")
+        with self._lock:
+            old = self._configuration
+            self._configure(old.base_url, key, old.user_id)
 
     @property
     def user_id(self) -> str | None:
         """The end user whom calls are attributed to, unless they say otherwise."""
-        return self._user_id
+        return self._configuration.user_id
 
     @user_id.setter
     def user_id(self, value: str | None) -> None:
-        self._user_id = check_user_id(value)
-        self._configure()
+        user_id = check_user_id(value)
+        with self._lock:
+            old = self._configuration
+            self._configure(old.base_url, old.key, user_id)
+
+    def _configure(self, base_url: httpx.URL, key: str | None, user_id: str | None) -> None:
+        """Take over a configuration, unless the warning of a key in the clear is an error."""
+        configuration = _Configuration(base_url, self._key_header, key, user_id, self._own_headers)
+        if key and not self._has_warned:
+            self._has_warned = warn_of_plaintext_key(base_url)
+        self._configuration = configuration
 
     @property
     def max_connections(self) -> int | None:
@@ -176,14 +237,15 @@ class Session:
         if self._closed:
             raise ClientClosedError("the client is closed; create a new one")
         content = None if body is None else encode(body)
-        template = self._templates.get(endpoint)
+        configuration = self._configuration  # once: another thread may replace it
+        template = configuration.templates.get(endpoint)
         if template is None:
-            template = self._templates[endpoint] = self._template(endpoint, has_body=body is not None)
+            template = configuration.add_template(endpoint, has_body=body is not None)
         url, headers, head = template
         extensions = self._extensions
         deadline_seconds: float | None = None
         if suffix or query:
-            url = httpx.URL(f"{self._address}{endpoint.path}{suffix}", params=query)
+            url = httpx.URL(f"{configuration.address}{endpoint.path}{suffix}", params=query)
         if options or user_id:
             extra_headers, timeout, deadline_seconds = check_options(options)
             if timeout is not None:
@@ -202,21 +264,14 @@ class Session:
         return Call(
             endpoint,
             url,
-            self._origin,
+            configuration.origin,
             headers,
             head if self._is_own else None,
             content,
             extensions,
             deadline_seconds,
-            secrets + self._secrets if secrets else self._secrets,
+            secrets + configuration.secrets if secrets else configuration.secrets,
         )
-
-    def _template(self, endpoint: Endpoint, *, has_body: bool) -> _Template:
-        headers = self._headers
-        if has_body:
-            headers = headers | {b"content-type": b"application/json"}
-        url = httpx.URL(f"{self._address}{endpoint.path}")
-        return _Template(url, headers, request_head(endpoint.method, url.raw_path, list(headers.items())))
 
     def attempts(self, call: Call) -> Attempts:
         """Return the attempts of a call that begins now."""
@@ -343,29 +398,8 @@ class Session:
             await self.run(self._transport.aclose)
 
     def __repr__(self) -> str:
-        key = None if self._key is None else mask(self._key)
+        key = None if self.key is None else mask(self.key)
         return f"base_url={self.base_url!r}, api_key={key!r}{', closed' if self._closed else ''}"
-
-    def _configure(self) -> None:
-        """Work out what all calls have in common, so that none of them has to."""
-        self._address = str(self._base_url)
-        self._origin = origin_of(self._base_url)
-        self._templates: dict[Endpoint, _Template] = {}
-        headers = {
-            b"host": self._base_url.netloc,
-            b"user-agent": f"omnigate/{__version__}".encode("ascii"),
-            b"accept": b"*/*",
-            b"accept-encoding": b"identity",
-            **self._own_headers,
-        }
-        if self._key:
-            headers[self._key_header.encode("ascii")] = self._key.encode("latin-1")
-            if not self._has_warned:
-                self._has_warned = warn_of_plaintext_key(self._base_url)
-        if self._user_id:
-            headers[b"x-user-id"] = self._user_id.encode("latin-1")
-        self._headers = headers
-        self._secrets = secrets_of(headers)
 
 
 _encoder: Final = msgspec.json.Encoder()

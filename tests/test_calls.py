@@ -3,8 +3,11 @@
 import gzip
 import logging
 import math
+import threading
+import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -26,9 +29,11 @@ from omnigate import (
     InvalidArgumentError,
     InvalidResponseError,
     Message,
+    PlaintextKeyWarning,
     ProviderError,
     RateLimitError,
     RetryConfig,
+    endpoints,
 )
 
 from .support.scripted import ChunkStream, ScriptedTransport, Step, chat_answer, error_answer
@@ -336,6 +341,66 @@ async def test_the_configuration_can_be_changed_between_calls_as_with_0_1_0() ->
         "other.test", "llmg_new", "user",
     )  # fmt: skip
     assert (client.api_key, client.user_id, client.base_url) == ("llmg_new", "user", "https://other.test")
+
+
+def prepared(client: AsyncClient) -> tuple[str, bytes, bytes, bool]:
+    """Return where a call goes, its host, its key, and whether its head as bytes has both."""
+    call = client._session.prepare(endpoints.ME)
+    host, key = call.headers[b"host"], call.headers[b"x-api-key"]
+    return str(call.url), host, key, call.head is not None and host in call.head and key in call.head
+
+
+async def test_a_call_of_another_thread_that_comes_while_the_configuration_changes_has_all_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old = ("https://old.test/v1/me", b"old.test", b"old-key", True)
+    client = AsyncClient("old-key", base_url="https://old.test")
+    meanwhile: list[Any] = []
+
+    def warned(*_: Any) -> None:
+        with ThreadPoolExecutor(1) as threads:
+            meanwhile.append(threads.submit(prepared, client).result(10))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", warned)
+        client.base_url = "http://new.test"
+    assert meanwhile == [old]
+    assert prepared(client) == ("http://new.test/v1/me", b"new.test", b"old-key", True)
+    client.api_key = "new-key"
+    assert prepared(client) == ("http://new.test/v1/me", b"new.test", b"new-key", True)
+
+
+async def test_a_warning_that_is_an_error_leaves_the_configuration_as_it_was() -> None:
+    client = AsyncClient("old-key", base_url="https://old.test")
+    for _ in range(2):
+        with pytest.raises(PlaintextKeyWarning):  # warnings are errors in all of these tests
+            client.base_url = "http://new.test"
+        assert (client.base_url, client.api_key) == ("https://old.test", "old-key")
+        assert prepared(client) == ("https://old.test/v1/me", b"old.test", b"old-key", True)
+    keyless = AsyncClient(base_url="http://new.test")
+    with pytest.raises(PlaintextKeyWarning):
+        keyless.api_key = "a-key"
+    assert keyless.api_key is None
+    assert b"x-api-key" not in keyless._session.prepare(endpoints.ME).headers
+
+
+async def test_threads_that_change_parts_of_the_configuration_at_once_lose_none() -> None:
+    client = AsyncClient("k", base_url="https://a.test")
+    start = threading.Barrier(3)
+
+    def change(name: str, prefix: str) -> None:
+        start.wait(10)
+        for number in range(200):
+            setattr(client, name, f"{prefix}{number}")
+            prepared(client)
+
+    with ThreadPoolExecutor(3) as threads:
+        parts = [("api_key", "key-"), ("user_id", "user-"), ("base_url", "https://a.test/")]
+        for done in [threads.submit(change, *part) for part in parts]:
+            done.result(30)
+    assert (client.api_key, client.user_id, client.base_url) == ("key-199", "user-199", "https://a.test/199")
+    assert prepared(client) == ("https://a.test/199/v1/me", b"a.test", b"key-199", True)
 
 
 async def test_the_environment_gives_the_address_and_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
