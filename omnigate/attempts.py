@@ -12,9 +12,10 @@ import anyio
 import httpx
 
 from omnigate.endpoints import Endpoint
-from omnigate.exceptions import APIError, ConnectionError, GatewayError, TimeoutError
+from omnigate.exceptions import APIError, ClientClosedError, ConnectionError, GatewayError, TimeoutError
 from omnigate.failures import attempts_text
 from omnigate.meta import Meta
+from omnigate.pauses import Pauses
 from omnigate.retry import RetryConfig, compute_delay, should_retry
 from omnigate.transport.http11 import Origin, PreparedRequest, RawResponse
 
@@ -89,12 +90,13 @@ class _Pieces:
 class Attempts:
     """The attempts of one call: counts them, decides after a failure, and waits before the next one."""
 
-    __slots__ = ("_base_url", "_call", "_config", "count", "deadline", "started")
+    __slots__ = ("_base_url", "_call", "_config", "_pauses", "count", "deadline", "started")
 
-    def __init__(self, call: Call, config: RetryConfig, base_url: str) -> None:
+    def __init__(self, call: Call, config: RetryConfig, base_url: str, pauses: Pauses) -> None:
         self._call = call
         self._config = config
         self._base_url = base_url
+        self._pauses = pauses
         self.count: int = 0
         self.started: float = time.monotonic()
         self.deadline: float = (
@@ -111,6 +113,7 @@ class Attempts:
         Raises:
             GatewayError: `error`.
             TimeoutError: the next attempt could only start after the deadline.
+            ClientClosedError: the client was closed meanwhile.
 
         """
         error.attempts = self.count
@@ -120,7 +123,8 @@ class Attempts:
         if self.deadline - anyio.current_time() <= delay:
             raise self.overdue() from error
         logger.debug("attempt %d failed (%s); the next one in %.2f s", self.count, error, delay)
-        await anyio.sleep(delay)
+        if not await self._pauses.wait(delay):
+            raise self.closed() from error
 
     def delay(self, error: GatewayError, *, attempts: int, status: int | None = None) -> float | None:
         """Return the seconds to wait before the next attempt, or None if there is none.
@@ -147,6 +151,12 @@ class Attempts:
             retry_after=retry_after,
         )
         return compute_delay(attempts, self._config, retry_after) if may_retry else None
+
+    def closed(self) -> ClientClosedError:
+        """Return the error that says that the client was closed before there was an answer."""
+        error = ClientClosedError("the client was closed during the call")
+        error.attempts = self.count
+        return error
 
     def overdue(self) -> TimeoutError:
         """Return the error that says that the deadline has passed, or would before the next attempt."""

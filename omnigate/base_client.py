@@ -41,7 +41,10 @@ class BaseAsyncClient:
         self._session.base_url = value
 
     async def aclose(self) -> None:
-        """Close the client and its transport. What is in flight fails; a second time does nothing."""
+        """Close the client and its transport; a second time does nothing.
+
+        What is in flight, or waits to be sent again, fails with `ClientClosedError`.
+        """
         with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
             await self._session.aclose()
         await anyio.lowlevel.checkpoint()

@@ -164,7 +164,7 @@ class InvalidArgumentTypeError(InvalidArgumentError, TypeError):
 
 
 class ClientClosedError(GatewayError, RuntimeError):
-    """The client was used after it had been closed."""
+    """The client was used after it had been closed, or was closed while it was used."""
 
 
 class StreamClosedError(GatewayError, RuntimeError):

@@ -44,6 +44,7 @@ from omnigate.exceptions import (
 )
 from omnigate.failures import connection_error, invalid_response, response_error
 from omnigate.gate import Gates
+from omnigate.pauses import Pauses
 from omnigate.plaintext import warn_of_plaintext_key
 from omnigate.redaction import mask, secrets_of
 from omnigate.retry import RetryConfig
@@ -158,6 +159,7 @@ class Session:
         self._configuration: _Configuration
         self._configure(url, key, user_id)
         self._closed = False
+        self._pauses = Pauses()
         self._transport = default_transport(url, verify) if transport is None else adapt(transport)
         self._is_own = isinstance(self._transport, AnyIOTransport)  # needs no isolation
         self.gates: Gates = Gates()
@@ -275,7 +277,7 @@ class Session:
 
     def attempts(self, call: Call) -> Attempts:
         """Return the attempts of a call that begins now."""
-        return Attempts(call, self.retry_config, self.base_url)
+        return Attempts(call, self.retry_config, self.base_url, self._pauses)
 
     def decode(self, kind: Any, response: httpx.Response, body: bytes, call: Call) -> Any:
         """Return the body of an answer to `call` as the promised type.
@@ -304,6 +306,7 @@ class Session:
             APIError: an answer that is an error.
             ConnectionError: no answer.
             TimeoutError: no answer in time.
+            ClientClosedError: the client was closed before there was an answer.
 
         """
         attempts = attempts or self.attempts(call)
@@ -326,15 +329,36 @@ class Session:
             try:
                 response, body = await self.run(self.attempt, call, accept)
                 return response, body, attempts
-            except httpx.TransportError as error:
-                failure: GatewayError = connection_error(error, self.base_url, attempts.count)
-                failure.__cause__ = error
-            except (APIError, ConnectionError) as error:
-                failure = error
+            except APIError as error:
+                failure: GatewayError = error
+            except ConnectionError as error:
+                failure = self.failure_of(error, attempts) if self._closed else error
+            except Exception as error:
+                if not (self._closed or isinstance(error, httpx.TransportError)):
+                    raise
+                failure = self.failure_of(error, attempts)
             try:
                 await attempts.recover(failure)
             finally:
                 del failure  # breaks the cycle of the error, its traceback and this frame
+
+    def failure_of(self, error: Exception, attempts: Attempts) -> GatewayError:
+        """Return the typed error for what came out of the transport during a call, chained to it.
+
+        Once the client is closed, that is why, whatever a transport makes of being closed while it is in use.
+
+        Args:
+            error: an `httpx.TransportError`; while the client is closed, anything.
+            attempts: those of the call.
+
+        """
+        failure: GatewayError
+        if self._closed:
+            failure = attempts.closed()
+        else:
+            failure = connection_error(cast("httpx.TransportError", error), self.base_url, attempts.count)
+        failure.__cause__ = error
+        return failure
 
     async def attempt(self, call: Call, accept: int | None) -> tuple[httpx.Response, bytes]:
         """Send `call` once and return the head and the body of its answer; to be awaited through `run`.
@@ -362,14 +386,22 @@ class Session:
         finally:
             await self.discard(response, chunks)  # not cut short, as foreign closing may be
 
-    def open(self, call: Call) -> Awaitable[httpx.Response]:
+    async def open(self, call: Call) -> httpx.Response:
         """Send `call` once and return its answer unread; whoever called closes it.
 
         Raises:
             httpx.TransportError: as the transport raises it.
+            ClientClosedError: the client is closed, or was before the answer came.
 
         """
-        return self._transport.handle_async_request(call.request())
+        if self._closed:
+            raise ClientClosedError("the client is closed; create a new one")
+        try:
+            return await self._transport.handle_async_request(call.request())
+        except Exception as error:
+            if not self._closed:
+                raise
+            raise ClientClosedError("the client was closed during the call") from error
 
     def run(self, func: Callable[[*Args], Awaitable[T]], *args: *Args) -> Awaitable[T]:
         """Call `func(*args)`, which uses the transport, in the way the transport needs; to be awaited."""
@@ -392,9 +424,10 @@ class Session:
         return response_error(response, body, secrets=call.secrets, show_body=not call.endpoint.mints_key)
 
     async def aclose(self) -> None:
-        """Close the transport. What is in flight fails; a second time does nothing."""
+        """Close the transport. What is in flight or waits fails, at once; a second time does nothing."""
         if not self._closed:
             self._closed = True
+            self._pauses.close()
             await self.run(self._transport.aclose)
 
     def __repr__(self) -> str:

@@ -25,6 +25,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 
+from omnigate.exceptions import ClientClosedError
 from omnigate.transport.connection import Connection, Connector, close_now
 from omnigate.transport.event_loop import call_soon, current_loop, has_ended
 from omnigate.transport.exchange import Exchange, Timeouts
@@ -82,7 +83,7 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
 
         Raises:
             httpx.TransportError: as httpx's own transports raise it.
-            RuntimeError: the transport is closed.
+            ClientClosedError: the transport is closed, or was meanwhile (a `RuntimeError`, too).
         """
         loop = current_loop()
         pool = self._pools.get(loop) or self._new_pool(loop)
@@ -158,7 +159,7 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
                     pool.free_slot()
                 else:
                     pool.discard(waited)
-                raise RuntimeError("the transport was closed")
+                raise ClientClosedError("the transport was closed")
             if waited is not None and waited.is_quiet():
                 return waited
             if waited is not None:
@@ -167,22 +168,25 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
             return found
         stream = None
         try:
-            stream = await self._connect(origin, timeouts.get("connect"))
-            connection = pool.add(stream, origin)
+            with anyio.CancelScope() as scope:
+                pool.opening.add(scope)
+                try:
+                    stream = await self._connect(origin, timeouts.get("connect"))
+                finally:
+                    pool.opening.discard(scope)
+            if stream is None or self._closed:
+                raise ClientClosedError("the transport was closed")
+            return pool.add(stream, origin)
         except BaseException:
             if stream is not None:
                 close_now(stream)
             pool.free_slot()
             raise
-        if self._closed:
-            pool.discard(connection)
-            raise RuntimeError("the transport was closed")
-        return connection
 
     def _new_pool(self, loop: Any) -> Pool:
         with self._lock:
             if self._closed:
-                raise RuntimeError("the transport is closed")
+                raise ClientClosedError("the transport is closed")
             ended = [self._pools.pop(other) for other in list(self._pools) if has_ended(other)]
             pool = self._pools[loop] = Pool(*self._pool_arguments, loop)
         for other_pool in ended:

@@ -40,7 +40,12 @@ class Waiter:
 
 
 class Pool:
-    """The connections of one event loop."""
+    """The connections of one event loop.
+
+    Attributes:
+        loop: the event loop.
+        opening: scopes of those who open a connection.
+    """
 
     def __init__(
         self,
@@ -58,6 +63,7 @@ class Pool:
         self._idle_count = 0
         self._in_use: set[Connection] = set()
         self.loop = loop
+        self.opening: set[anyio.CancelScope] = set()
         self._watch = Watch(loop, self._in_use) if isinstance(loop, asyncio.AbstractEventLoop) else None
         self._slots = 0
         self._waiters: deque[Waiter] = deque()
@@ -159,15 +165,18 @@ class Pool:
         self._pass_on(None)
 
     def close(self) -> None:
-        """Close all connections; whoever waits is served, and will find the transport closed.
+        """Close all connections and open no others; whoever waits is served, and finds the transport closed.
 
-        In a loop that has ended, nobody waits any more.
+        In a loop that has ended, nobody waits any more, and nothing is being opened.
         """
         if self._watch is not None:
             self._watch.stop()
         if has_ended(self.loop):
             self._waiters.clear()
             self._waiting = 0
+            self.opening.clear()
+        for scope in list(self.opening):
+            scope.cancel()
         for origin in self._idle:
             self.drop_idle(origin)
         for connection in list(self._in_use):
