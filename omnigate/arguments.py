@@ -38,6 +38,8 @@ class CallOptions(TypedDict, total=False):
     extra_headers: Mapping[str, str] | None
 
 
+USER_ID_HEADER: Final = b"x-user-id"
+
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110, section 5.6.2
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")  # RFC 9110, section 5.5
 _HOST = re.compile(rb"[A-Za-z0-9._-]+\Z")
@@ -107,6 +109,8 @@ def check_headers(headers: Any, where: str) -> dict[bytes, bytes]:
         raw_name, raw_value = check_header(name, value, where, secret=secret)
         if raw_name.decode() in _FRAMING:
             raise InvalidArgumentError(f"{where} {name!r} is not allowed: the client itself sets that header")
+        if raw_name == USER_ID_HEADER:
+            check_user_id(value, f"{where} {name}")
         checked[raw_name] = raw_value
     return checked
 
@@ -119,15 +123,15 @@ def check_key(value: Any, argument: str) -> str | None:
     return str(value).strip(" \t")  # as the header is sent
 
 
-def check_user_id(value: Any) -> str | None:
+def check_user_id(value: Any, argument: str = "user_id") -> str | None:
     """Return a user id; longer ones make the gateway fail after the call was billed (protocol, "Headers")."""
     if value is None:
         return None
     allowed = f"Latin-1 text of at most {_USER_ID_LENGTH} characters without line breaks"
     if not isinstance(value, str):
-        raise InvalidArgumentTypeError(f"user_id={shown(value)} is not allowed: {allowed}")
+        raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
     if len(value) > _USER_ID_LENGTH or not _FIELD_VALUE.match(value):
-        raise InvalidArgumentError(f"user_id={shown(value)} is not allowed: {allowed}")
+        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: {allowed}")
     return value
 
 

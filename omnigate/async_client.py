@@ -57,7 +57,7 @@ class AsyncClient(AsyncFanOut):
         base_url: the gateway's address, `http(s)://host[:port][/prefix]`; else `$OMNIGATE_BASE_URL`, else
             "http://localhost:8000". A key for plain `http://` on another machine is a `PlaintextKeyWarning`,
             once for each client that is given no `transport`.
-        user_id: the end user whom calls are attributed to, at most 255 characters of Latin-1.
+        user_id: the end user whom calls are attributed to, at most 255 characters of Latin-1; "" for none.
         timeout: seconds for each of connecting, writing, reading and waiting for a connection; an
             `httpx.Timeout` sets them apart; None is no limit.
         retries: how often a failed request is retried, where no `retry_config` is given.
@@ -143,7 +143,7 @@ class AsyncClient(AsyncFanOut):
             messages: text, a message, or a list of messages; dicts with `role` and `content` will do.
             max_tokens: of the answer, at least 1.
             temperature: 0 to 2.
-            user_id: in place of the client's.
+            user_id: in place of the client's; "" for none.
             top_p: 0 to 1.
             stop: text or texts at which the model stops.
             presence_penalty: -2 to 2.

@@ -21,6 +21,7 @@ import msgspec
 
 from omnigate._version import __version__
 from omnigate.arguments import (
+    USER_ID_HEADER,
     CallOptions,
     Timeout,
     check_base_url,
@@ -107,7 +108,7 @@ class _Configuration:
         if key:
             headers[key_header.encode("ascii")] = key.encode("latin-1")
         if user_id:
-            headers[b"x-user-id"] = user_id.encode("latin-1")
+            headers[USER_ID_HEADER] = user_id.encode("latin-1")
         self.headers: Final = headers
         self.secrets: Final = secrets_of(headers)
         self.templates: Final[dict[Endpoint, _Template]] = {}
@@ -232,7 +233,7 @@ class Session:
             body: what is sent as JSON; None for nothing.
             suffix: the end of the path, percent-encoded.
             query: the query's parameters.
-            user_id: in place of the client's.
+            user_id: in place of the client's; "" for none.
             secrets: what of the body must not be in an error.
             options: of the call.
         """
@@ -248,14 +249,17 @@ class Session:
         deadline_seconds: float | None = None
         if suffix or query:
             url = httpx.URL(f"{configuration.address}{endpoint.path}{suffix}", params=query)
-        if options or user_id:
+        if options or user_id is not None:
             extra_headers, timeout, deadline_seconds = check_options(options)
             if timeout is not None:
                 extensions = {"timeout": timeout}
-            if user_id or extra_headers:
+            checked_user_id = check_user_id(user_id)
+            if checked_user_id is not None or extra_headers:
                 headers = headers.copy()
-                if user_id:
-                    headers[b"x-user-id"] = cast("str", check_user_id(user_id)).encode("latin-1")
+                if checked_user_id:
+                    headers[USER_ID_HEADER] = checked_user_id.encode("latin-1")
+                elif checked_user_id is not None:
+                    headers.pop(USER_ID_HEADER, None)
                 headers.update(extra_headers)
                 secrets += secrets_of(extra_headers)
         if self._is_own:

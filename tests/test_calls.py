@@ -330,6 +330,24 @@ async def test_a_calls_own_timeout_and_headers_are_used_for_that_call_only() -> 
     assert transport.requests[0].headers["user-agent"] == "mine"
 
 
+async def test_an_empty_user_id_attributes_a_call_to_nobody_as_it_does_for_a_client() -> None:
+    client, transport = client_of(chat_answer, user_id="alice", headers={"x-user-id": "bob"})
+    await client.chat(**HELLO)
+    await client.chat(**HELLO, user_id="")
+    await client.race(models=["m"], messages="x", user_id="")
+    await client.chat(**HELLO, user_id="", extra_headers={"x-user-id": "carol"})
+    assert [request.headers.get("x-user-id") for request in transport.requests] == [
+        "alice",
+        None,
+        None,
+        "carol",
+    ]
+    client, transport = client_of(chat_answer, user_id="")
+    await client.chat(**HELLO, extra_headers={"x-user-id": "x" * 255})
+    await client.chat(**HELLO)
+    assert [request.headers.get("x-user-id") for request in transport.requests] == ["x" * 255, None]
+
+
 async def test_the_configuration_can_be_changed_between_calls_as_with_0_1_0() -> None:
     client, transport = client_of(chat_answer)
     await client.chat(**HELLO)
@@ -434,6 +452,7 @@ async def test_the_environment_gives_the_address_and_the_keys(monkeypatch: pytes
         ({"timeout": "5"}, "timeout='5'"),
         ({"retries": -1}, "retries=-1"),
         ({"retry_config": 3}, "retry_config=3"),
+        ({"headers": {"X-User-Id": "x" * 256}}, "headers X-User-Id='xxx"),
         ({"headers": {"a\r\nb": "c"}}, "headers header name"),
         ({"headers": {"a": "b\r\nc: d"}}, "headers a: 'b"),
         ({"headers": {"a": "b\x00"}}, "headers a:"),
@@ -466,6 +485,13 @@ async def test_a_password_in_the_address_and_a_broken_key_are_refused_without_sh
     ("call", "words"),
     [
         (lambda c: c.chat(**HELLO, user_id="x" * 256), "user_id="),
+        (lambda c: c.chat(**HELLO, extra_headers={"x-user-id": "x" * 256}), "extra_headers x-user-id='xxx"),
+        (lambda c: c.chat(**HELLO, user_id=0), "user_id=0 is not allowed: Latin-1 text of at most 255"),
+        (lambda c: c.chat(**HELLO, user_id=False), "user_id=False"),
+        (lambda c: c.chat(**HELLO, user_id=[]), "user_id=[]"),
+        (lambda c: c.race(models=["m"], messages="x", user_id=0), "user_id=0"),
+        (lambda c: c.completions(**HELLO, user_id={}), "user_id={}"),
+        (lambda c: c.chat_stream(**HELLO, user_id=b""), "user_id=b''"),
         (lambda c: c.chat(**HELLO, timeout=-1), "timeout=-1"),
         (lambda c: c.chat(**HELLO, deadline_seconds=0), "deadline_seconds=0"),
         (lambda c: c.chat(**HELLO, deadline_seconds=math.inf), "deadline_seconds=inf"),
