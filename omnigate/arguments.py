@@ -57,16 +57,19 @@ def check_base_url(value: Any) -> httpx.URL:
         raise InvalidArgumentTypeError(f"base_url={shown(value)} is not allowed: {allowed}")
     try:
         url = httpx.URL(str(value).rstrip("/"))
-    except httpx.InvalidURL as error:
+        _ = url.host  # decodes it
+    except (httpx.InvalidURL, UnicodeError) as error:
         raise InvalidArgumentError(
             f"base_url={shown(str(value))} is not allowed ({error}): {allowed}"
         ) from None
     if url.userinfo:  # may be a password: not shown
         raise InvalidArgumentError(f"base_url with a user or password is not allowed: {allowed}")
-    is_address = _HOST.match(url.raw_host) or b":" in url.raw_host  # IPv6, which httpx has checked
+    labels = url.raw_host.removesuffix(b".").split(b".")  # RFC 1035, section 2.3.4
+    is_name = _HOST.match(url.raw_host) and all(0 < len(label) < 64 for label in labels)
+    is_address = is_name or b":" in url.raw_host  # IPv6, which httpx has checked
     if url.scheme not in ("http", "https") or not is_address or (url.port or 0) > 65_535:
         raise InvalidArgumentError(f"base_url={shown(str(value))} is not allowed: {allowed}")
-    if url.query or url.fragment:
+    if "?" in str(url) or "#" in str(url):  # also empty ones, behind which the paths would be lost
         raise InvalidArgumentError(f"base_url={shown(str(value))} is not allowed: {allowed}")
     return url
 

@@ -135,13 +135,33 @@ async def test_an_id_is_one_part_of_the_path_whatever_is_in_it(value: str) -> No
     [
         "http://good.test@evil.test", "http://good.test:80@evil.test", "http://evil.test?good.test",
         "http://evil.test#good.test", "file:///etc/passwd", "//gateway.test", "http:gateway.test",
+        "http://gateway.test?", "http://gateway.test/prefix#", "http://gateway.test/?#", "https://xn--a",
+        "http://gateway..test", "http://.", f"http://{'a' * 64}.test",
         "http://gateway.test:99999", "http://gateway.test:port", "javascript:1", "http://[::1", "http://a b.test",
         "http://gate\tway.test", "unix:///run/x",
     ],
 )  # fmt: skip
 def test_an_address_that_could_be_read_in_two_ways_is_refused(address: str) -> None:
-    with pytest.raises(InvalidArgumentError):
+    with pytest.raises(InvalidArgumentError, match=r"base_url.*: http\(s\)://host"):
         AsyncClient(KEY, base_url=address)
+    client = AsyncClient(KEY, base_url="https://gateway.test")
+    with pytest.raises(InvalidArgumentError, match=r"base_url.*: http\(s\)://host"):
+        client.base_url = address
+    assert client.base_url == "https://gateway.test"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://xn--mnchen-3ya.test",
+        "https://münchen.test",
+        "https://gateway.test.",
+        "https://a_b.test",
+        "https://[::1]:1/x",
+    ],
+)
+def test_an_address_that_can_be_read_in_one_way_is_taken(address: str) -> None:
+    assert AsyncClient(KEY, base_url=address).base_url == str(httpx.URL(address))
 
 
 # Redirects
