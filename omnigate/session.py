@@ -206,7 +206,7 @@ class Session:
     def _configure(self, base_url: httpx.URL, key: str | None, user_id: str | None) -> None:
         """Take over a configuration, unless the warning of a key in the clear is an error."""
         configuration = _Configuration(base_url, self._key_header, key, user_id, self._own_headers)
-        if key and not self._has_warned:
+        if any(configuration.secrets) and not self._has_warned:
             self._has_warned = warn_of_plaintext_key(base_url)
         self._configuration = configuration
 

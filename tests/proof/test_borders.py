@@ -302,6 +302,19 @@ def test_a_plain_script_is_warned_at_its_own_lines_and_gets_its_client(how: str,
     assert lines == [f"{file}:{number}" for number in (6, 9, 13)]
 
 
+@pytest.mark.parametrize(
+    "header", [{"X-Api-Key": "a-key"}, {"authorization": "Bearer a-key"}, {"x-admin-key": "a-key"}]
+)
+def test_a_key_that_is_given_as_a_header_is_warned_of_too(header: dict[str, str]) -> None:
+    for kind in (AsyncClient, AsyncAdminClient, Client, AdminClient):
+        with pytest.warns(PlaintextKeyWarning) as caught:
+            kind(base_url="http://gateway.test", headers=header)
+        assert caught[0].filename == __file__
+        kind(base_url="https://gateway.test", headers=header)
+        kind(base_url="http://localhost", headers=header)
+        kind(base_url="http://gateway.test", headers={"x-team": "a", "x-api-key": ""})
+
+
 # TLS
 
 
