@@ -5,13 +5,15 @@ An error names the argument, its value (never a key) and what is allowed. Nothin
 
 from __future__ import annotations
 
-import math
 import re
+import ssl
+import sys
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, TypeAlias, TypedDict, cast
 from urllib.parse import quote
+from uuid import UUID
 
 import httpx
 
@@ -47,6 +49,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _FRAMING: Final = frozenset({"connection", "content-length", "te", "transfer-encoding", "upgrade"})
 _USER_ID_LENGTH: Final = 255
 _OPTION_NAMES: Final = CallOptions.__annotations__.keys()
+_MOST: Final = sys.float_info.max
 _OFFSET = re.compile(r"(Z|[+-]\d\d:?\d\d)\Z", re.IGNORECASE)
 
 
@@ -141,7 +144,11 @@ def check_user_id(value: Any, argument: str = "user_id") -> str | None:
 def check_timeout(value: Any) -> dict[str, float | None]:
     """Return a timeout as the extension that httpx's transports read."""
     if isinstance(value, httpx.Timeout):
-        return value.as_dict()
+        parts = value.as_dict()
+        for name, seconds in parts.items():
+            if seconds is not None:
+                check_number(seconds, f"timeout.{name}", "seconds above 0, or None", above=0)
+        return parts
     if value is not None:
         check_number(value, "timeout", "seconds above 0, an httpx.Timeout, or None", above=0)
     return httpx.Timeout(value).as_dict()
@@ -163,13 +170,37 @@ def check_options(
     return check_headers(options.get("extra_headers"), "extra_headers"), timeout, deadline_seconds
 
 
-def check_number(value: Any, argument: str, allowed: str, *, above: float) -> float:
-    """Return a finite number above a bound."""
+def check_number(
+    value: Any, argument: str, allowed: str, *, above: float = -_MOST, minimum: float = -_MOST
+) -> float:
+    """Return a finite number above a bound, or of at least a minimum."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
-    if not (value > above and math.isfinite(value)):
-        raise InvalidArgumentError(f"{argument}={value!r} is not allowed: {allowed}")
+    if not (above < value and minimum <= value <= _MOST):  # also an integer of any size
+        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: {allowed}")
     return value
+
+
+def check_bool(value: Any, argument: str) -> bool:
+    """Return True or False."""
+    if not isinstance(value, bool):
+        raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: True or False")
+    return value
+
+
+def check_verify(value: Any) -> bool | ssl.SSLContext:
+    """Return what certificates are verified with."""
+    if not isinstance(value, bool | ssl.SSLContext):
+        raise InvalidArgumentTypeError(
+            f"verify={shown(value)} is not allowed: True, False or an ssl.SSLContext"
+        )
+    return value
+
+
+def check_callable(value: Any, argument: str, allowed: str) -> None:
+    """Check that something can be called."""
+    if not callable(value):
+        raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
 
 
 def check_integer(value: Any, argument: str, *, minimum: int) -> int:
@@ -178,7 +209,7 @@ def check_integer(value: Any, argument: str, *, minimum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
     if value < minimum:
-        raise InvalidArgumentError(f"{argument}={value!r} is not allowed: {allowed}")
+        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: {allowed}")
     return value
 
 
@@ -204,18 +235,34 @@ def check_choice(value: Any, argument: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def check_id(value: Any, argument: str) -> str:
+    """Return an id, text or a UUID, as text."""
+    text = str(value) if isinstance(value, UUID) else value
+    if not isinstance(text, str):
+        raise InvalidArgumentTypeError(
+            f"{argument}={shown(value)} is not allowed: an id as the gateway gives it, text or a UUID"
+        )
+    check_text(text, argument)
+    return _encodable(text, argument)
+
+
 def check_segment(value: Any, argument: str, *, slashes: bool = False) -> str:
     """Return an id as a part of a URL's path, percent-encoded; it can not lead out of its place."""
-    text = check_text(str(value), argument)
+    text = _encodable(check_text(value, argument), argument)
     parts = text.split("/") if slashes else [text]
     if any(part in ("", ".", "..") for part in parts) or _CONTROL.search(text):
         raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: an id as the gateway gives it")
+    return quote(text, safe="/" if slashes else "")
+
+
+def _encodable(text: str, argument: str) -> str:
     try:
-        return quote(text, safe="/" if slashes else "")
+        text.encode()
     except UnicodeEncodeError:
         raise InvalidArgumentError(
-            f"{argument}={shown(value)} is not allowed: text that UTF-8 can encode"
+            f"{argument}={shown(text)} is not allowed: text that UTF-8 can encode"
         ) from None
+    return text
 
 
 def check_moment(value: Any, argument: str) -> str:

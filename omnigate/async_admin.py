@@ -15,6 +15,7 @@ from omnigate.arguments import (
     CallOptions,
     Timeout,
     check_budget,
+    check_id,
     check_integer,
     check_segment,
     check_text,
@@ -136,7 +137,7 @@ class AsyncAdminClient(BaseAsyncClient):
 
         """
         body = {
-            "org_id": check_text(str(org_id), "org_id"),
+            "org_id": check_id(org_id, "org_id"),
             "name": check_text(name, "name"),
             "daily_budget": check_budget(daily_budget, "daily_budget"),
             "monthly_budget": check_budget(monthly_budget, "monthly_budget"),
@@ -156,7 +157,7 @@ class AsyncAdminClient(BaseAsyncClient):
             options: as in `create_org`.
 
         """
-        query = None if org_id is None else {"org_id": check_text(str(org_id), "org_id")}
+        query = None if org_id is None else {"org_id": check_id(org_id, "org_id")}
         call = self._session.prepare(endpoints.LIST_PROJECTS, query=query, options=options)
         return await self._fetch_list(ProjectInfo, call)
 
@@ -180,6 +181,6 @@ class AsyncAdminClient(BaseAsyncClient):
 
         """
         query = metrics_query(range, start, end, group_by, granularity)
-        suffix = f"{check_segment(org_id, 'org_id')}/metrics"
+        suffix = f"{check_segment(check_id(org_id, 'org_id'), 'org_id')}/metrics"
         call = self._session.prepare(endpoints.ORG_METRICS, suffix=suffix, query=query, options=options)
         return await self._fetch(MetricsResponse, call)

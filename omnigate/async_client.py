@@ -16,7 +16,16 @@ from uuid import UUID
 import httpx
 
 from omnigate import endpoints
-from omnigate.arguments import CallOptions, Timeout, check_choice, check_number, check_segment, check_text
+from omnigate.arguments import (
+    CallOptions,
+    Timeout,
+    check_bool,
+    check_choice,
+    check_id,
+    check_number,
+    check_segment,
+    check_text,
+)
 from omnigate.base_client import environment_base_url, list_with_meta, metrics_query
 from omnigate.exceptions import InvalidArgumentTypeError
 from omnigate.fan_out import AsyncFanOut
@@ -278,6 +287,8 @@ class AsyncClient(AsyncFanOut):
             InvalidArgumentError: an argument is not allowed; nothing was sent.
 
         """
+        check_bool(as_chunks, "as_chunks")
+        check_bool(include_usage, "include_usage")
         for argument, value in (("fallback_models", fallback_models), ("cache", cache)):
             if value is not None:
                 raise InvalidArgumentTypeError(
@@ -377,6 +388,7 @@ class AsyncClient(AsyncFanOut):
             InvalidArgumentError: an argument is not allowed; nothing was sent.
 
         """
+        check_bool(include_usage, "include_usage")
         request = construct(
             CompletionRequest,
             {
@@ -532,7 +544,7 @@ class AsyncClient(AsyncFanOut):
             APIError: with `status_code` 404: there is no such key.
 
         """
-        suffix = check_segment(id, "id")
+        suffix = check_segment(check_id(id, "id"), "id")
         await self._session.exchange(
             self._session.prepare(endpoints.REVOKE_API_KEY, suffix=suffix, options=options)
         )

@@ -365,7 +365,7 @@ def coerce_messages(messages: MessagesInput) -> list[Message]:
         return [Message(role="user", content=messages)]
     if isinstance(messages, Message):
         return [messages]
-    if isinstance(messages, Mapping):
+    if isinstance(messages, Mapping) and all(isinstance(name, str) for name in cast("Any", messages)):
         return [Message.model_validate(messages)]
     if isinstance(messages, (list, tuple)):
         return [_coerce_message(item, index) for index, item in enumerate(messages)]

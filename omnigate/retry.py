@@ -9,12 +9,15 @@ import email.utils
 import math
 import random
 import re
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast
 
+from omnigate.arguments import check_bool, check_integer
 from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
+from omnigate.structs import shown
 
 __all__ = ["RetryConfig", "compute_delay", "parse_retry_after", "should_retry"]
 
@@ -57,29 +60,29 @@ class RetryConfig:
     retry_sent: bool = True
 
     def __post_init__(self) -> None:
-        retries: Any = self.max_retries
-        if isinstance(retries, bool) or not isinstance(retries, int):
-            raise InvalidArgumentTypeError(
-                f"max_retries={retries!r} is not allowed: an integer of at least 0"
-            )
-        if retries < 0:
-            raise InvalidArgumentError(f"max_retries={retries!r} is not allowed: an integer of at least 0")
+        check_integer(self.max_retries, "max_retries", minimum=0)
         for name in ("backoff_base", "backoff_max", "retry_after_max"):
             _check_number(name, getattr(self, name), math.inf)
         _check_number("jitter", self.jitter, 1)
         statuses: Any = self.retry_statuses
-        if isinstance(statuses, str) or not isinstance(statuses, Collection):
+        if (
+            isinstance(statuses, str | bytes | bytearray)
+            or not isinstance(statuses, Collection)
+            or not all(isinstance(s, int) and 100 <= s <= 999 for s in cast("Collection[Any]", statuses))
+        ):
             raise InvalidArgumentTypeError(
-                f"retry_statuses={statuses!r} is not allowed: a set of HTTP statuses"
+                f"retry_statuses={shown(self.retry_statuses)} is not allowed: "
+                f"a set of HTTP statuses, integers from 100 to 999"
             )
+        check_bool(self.retry_sent, "retry_sent")
 
 
 def _check_number(name: str, value: Any, high: float) -> None:
     allowed = f"a finite number from 0{'' if high == math.inf else f' to {high}'}"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidArgumentTypeError(f"{name}={value!r} is not allowed: {allowed}")
-    if not (0 <= value <= high and math.isfinite(value)):
-        raise InvalidArgumentError(f"{name}={value!r} is not allowed: {allowed}")
+        raise InvalidArgumentTypeError(f"{name}={shown(value)} is not allowed: {allowed}")
+    if not 0 <= value <= min(high, sys.float_info.max):  # also an integer of any size
+        raise InvalidArgumentError(f"{name}={shown(value)} is not allowed: {allowed}")
 
 
 def should_retry(

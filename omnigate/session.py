@@ -31,6 +31,7 @@ from omnigate.arguments import (
     check_options,
     check_timeout,
     check_user_id,
+    check_verify,
 )
 from omnigate.attempts import Attempts, Call
 from omnigate.bodies import BodyReader, too_long
@@ -49,7 +50,7 @@ from omnigate.pauses import Pauses
 from omnigate.plaintext import warn_of_plaintext_key
 from omnigate.redaction import mask, secrets_of
 from omnigate.retry import RetryConfig
-from omnigate.structs import decoder_for
+from omnigate.structs import decoder_for, shown, unencodable
 from omnigate.transport import AnyIOTransport, adapt, default_transport
 from omnigate.transport.adapters import async_chunks, close_stream
 from omnigate.transport.event_loop import bounded, isolated
@@ -140,12 +141,11 @@ class Session:
         verify: bool | ssl.SSLContext = True,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
-        if not isinstance(verify, bool | ssl.SSLContext):
-            raise InvalidArgumentTypeError(
-                f"verify={verify!r} is not allowed: True, False or an ssl.SSLContext"
-            )
+        check_verify(verify)
         if retry_config is not None and not isinstance(retry_config, RetryConfig):
-            raise InvalidArgumentTypeError(f"retry_config={retry_config!r} is not allowed: a RetryConfig")
+            raise InvalidArgumentTypeError(
+                f"retry_config={shown(retry_config)} is not allowed: a RetryConfig"
+            )
         if retry_config is None:
             check_integer(retries, "retries", minimum=0)
         self.retry_config: RetryConfig = retry_config or RetryConfig(max_retries=retries)
@@ -451,9 +451,10 @@ def encode(body: object) -> bytes:
     """
     try:
         return _encoder.encode(body)
-    except UnicodeEncodeError as error:
+    except UnicodeEncodeError:
+        where = unencodable(body) or "the request"
         failure = InvalidArgumentError(
-            f"the request holds text that UTF-8 cannot encode (lone surrogates): {error.reason}"
+            f"{where} is not allowed: text that UTF-8 can encode, without lone surrogates"
         )
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         failure = InvalidArgumentTypeError(f"the request cannot be written as JSON: {error}")

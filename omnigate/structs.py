@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numbers
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, cast
 
@@ -204,15 +204,19 @@ def construct(kind: type[S], arguments: Mapping[str, Any]) -> S:
         # Subclasses of str (enums) and numbers of other libraries are as good: made plain, once more.
         try:
             return msgspec.convert(_plain(arguments), kind, strict=False)
-        except (msgspec.ValidationError, UnicodeError, RecursionError) as error:
+        except UnicodeError:
+            problem = "text that UTF-8 can encode, without lone surrogates"
+            where = unencodable(arguments) or kind.__name__
+        except (msgspec.ValidationError, RecursionError) as error:
             raise _argument_error(kind, arguments, str(error)) from None
+    raise InvalidArgumentError(f"{where} is not allowed: {problem}")
 
 
 def shown(value: object) -> str:
     """Return a short repr of `value` for an error message, without keys."""
     try:
         text = cast("str", redact(repr(value)))
-    except (RecursionError, ValueError):  # nested too deeply, or an integer of thousands of digits
+    except Exception:  # noqa: BLE001 - nested too deeply, an integer of thousands of digits, a broken repr
         text = f"<{type(value).__name__}>"
     return text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "…"
 
@@ -220,17 +224,20 @@ def shown(value: object) -> str:
 def _argument_error(
     kind: type[WireStruct], arguments: Mapping[str, Any], problem: str
 ) -> InvalidArgumentError:
-    what, _, path = problem.partition(" - at `$.")
+    what, _, path = problem.partition(" - at `")
+    is_key = path.startswith("key` in `")  # of a mapping, whose keys are no text
+    path = path.removeprefix("key` in `").removeprefix("$").removeprefix(".").removesuffix("`")
     if missing := _MISSING_FIELD.match(what):
-        where = f"{path.removesuffix('`')}.{missing[1]}" if path else missing[1]
+        where = f"{path}.{missing[1]}" if path else missing[1]
         return InvalidArgumentTypeError(f"{where} is missing; {kind.__name__} requires it")
+    if not path and is_key:
+        return InvalidArgumentTypeError(f"{kind.__name__}: a key that is not text is not allowed")
     if not path:
         return InvalidArgumentTypeError(f"{kind.__name__}: {redact(what)}")
-    path = path.removesuffix("`")
     value: Any = arguments
-    name = path
-    for key, index in _PATH_PART.findall("." + path):
-        name = key or name
+    name = where = ""
+    for part in _PATH_PART.finditer("." + path):
+        key, index = part.groups()
         try:
             if index:
                 value = value[int(index)]
@@ -238,13 +245,49 @@ def _argument_error(
                 value = cast("Mapping[str, Any]", value)[key]
             else:
                 value = getattr(value, key)
-        except (LookupError, AttributeError, TypeError):
-            return InvalidArgumentTypeError(f"{path}: {redact(what)}")
+        except (LookupError, AttributeError, TypeError):  # an item of a set, say: it is the set that is wrong
+            break
+        name = key or name
+        where += part[0]
+    where = where.removeprefix(".") or path
     allowed = kind._allowed.get(name, what[0].lower() + what[1:])
-    is_type = ", got " in what
+    is_type = is_key or ", got " in what
     error_type = InvalidArgumentTypeError if is_type else InvalidArgumentError
-    value_text = "***" if name in _SECRET_FIELDS else shown(value)
-    return error_type(f"{path}={value_text} is not allowed: {allowed}")
+    value_text = "***" if name in _SECRET_FIELDS else shown(cast("object", value))
+    return error_type(f"{where}={value_text} is not allowed: {allowed}")
+
+
+def unencodable(value: object) -> str | None:
+    """Return where in what is to be sent there is text that UTF-8 cannot encode; None if nowhere."""
+    try:
+        path = _unencodable(value)
+    except RecursionError:
+        return ""
+    return None if path is None else path.removeprefix(".")
+
+
+def _unencodable(value: object) -> str | None:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return ""
+        return None
+    parts: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, WireStruct):
+        parts = ((f".{name}", getattr(value, name)) for name in value.__struct_fields__)
+    elif isinstance(value, Mapping):
+        mapping = cast("Mapping[Any, Any]", value)
+        if any(_unencodable(name) is not None for name in mapping):
+            return ""
+        parts = ((f".{name}", item) for name, item in mapping.items())
+    elif isinstance(value, (list, tuple)):
+        parts = ((f"[{index}]", item) for index, item in enumerate(cast("list[Any]", value)))
+    for name, item in parts:
+        path = _unencodable(item)
+        if path is not None:
+            return name + path
+    return None
 
 
 def _plain(value: Any) -> Any:

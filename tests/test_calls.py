@@ -41,8 +41,15 @@ from .support.scripted import ChunkStream, ScriptedTransport, Step, chat_answer,
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 KEY = "llmg_Abcdefg" + "x" * 36
+HUGE = 10**400  # no float
+HUGEST = 10**5_000  # not even text
 HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
 NO_JITTER = RetryConfig(jitter=0)
+
+
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
 
 
 def client_of(*steps: Step, **arguments: Any) -> tuple[AsyncClient, ScriptedTransport]:
@@ -450,6 +457,23 @@ async def test_the_environment_gives_the_address_and_the_keys(monkeypatch: pytes
         ({"timeout": 0}, "timeout=0"),
         ({"timeout": math.nan}, "timeout=nan"),
         ({"timeout": "5"}, "timeout='5'"),
+        ({"timeout": HUGE}, "timeout=1000"),
+        ({"timeout": -HUGEST}, "timeout=<int> is not allowed: seconds above 0"),
+        (
+            {"timeout": httpx.Timeout(5, read=math.nan)},
+            "timeout.read=nan is not allowed: seconds above 0, or None",
+        ),
+        ({"timeout": httpx.Timeout(5, connect="5")}, "timeout.connect='5'"),  # type: ignore[arg-type]
+        ({"timeout": httpx.Timeout(-1)}, "timeout.connect=-1"),
+        ({"timeout": httpx.Timeout(5, pool=True)}, "timeout.pool=True"),
+        ({"timeout": httpx.Timeout(HUGE)}, "timeout.connect=1000"),
+        ({"retries": -HUGEST}, "retries=<int> is not allowed: an integer of at least 0"),
+        ({"retry_config": Unspeakable()}, "retry_config=<Unspeakable>"),
+        ({"user_id": Unspeakable()}, "user_id=<Unspeakable>"),
+        ({"base_url": Unspeakable()}, "base_url=<Unspeakable>"),
+        ({"verify": Unspeakable()}, "verify=<Unspeakable>"),
+        ({"verify": None}, "verify=None is not allowed: True, False or an ssl.SSLContext"),
+        ({"max_response_bytes": -HUGEST}, "max_response_bytes=<int>"),
         ({"retries": -1}, "retries=-1"),
         ({"retry_config": 3}, "retry_config=3"),
         ({"headers": {"X-User-Id": "x" * 256}}, "headers X-User-Id='xxx"),
@@ -497,7 +521,36 @@ async def test_a_password_in_the_address_and_a_broken_key_are_refused_without_sh
         (lambda c: c.chat(**HELLO, deadline_seconds=math.inf), "deadline_seconds=inf"),
         (lambda c: c.chat(**HELLO, extra_headers={"x": "\r\n"}), "extra_headers x"),
         (lambda c: c.chat(**HELLO, time_out=5), "unknown argument 'time_out'"),
+        (lambda c: c.chat(**HELLO, timeout=HUGE), "timeout=1000"),
+        (lambda c: c.chat(**HELLO, timeout=httpx.Timeout(5, write=0)), "timeout.write=0"),
+        (lambda c: c.chat(**HELLO, deadline_seconds=HUGE), "deadline_seconds=1000"),
+        (lambda c: c.chat(**HELLO, deadline_seconds=-HUGEST), "deadline_seconds=<int> is not allowed: seconds above 0"),
+        (lambda c: c.chat(**HELLO, hedge_after=HUGE), "hedge_after=1000"),
+        (lambda c: c.chat(**HELLO, hedge_after=-HUGEST), "hedge_after=<int>"),
+        (lambda c: c.batch([], max_wait_seconds=HUGE), "max_wait_seconds=1000"),
+        (lambda c: c.batch([], max_wait_seconds=-HUGEST), "max_wait_seconds=<int>"),
+        (lambda c: c.batch([], max_concurrency=-HUGEST), "max_concurrency=<int> is not allowed: an integer of at least 1"),
+        (lambda c: c.chat_stream(**HELLO, include_usage="no"), "include_usage='no' is not allowed: True or False"),
+        (lambda c: c.chat_stream(**HELLO, as_chunks="no"), "as_chunks='no' is not allowed: True or False"),
+        (lambda c: c.completions_stream(**HELLO, include_usage=1), "include_usage=1"),
+        (lambda c: c.chat(model="m", messages=[Unspeakable()]), "messages[0]=<Unspeakable> is not allowed"),
+        (lambda c: c.chat(model="m", messages=[{1: 2}]), "messages[0]={1: 2} is not allowed: text, a message, or a list"),
+        (lambda c: c.completions(model="m", messages=[{1: 2}]), "messages[0]={1: 2} is not allowed: text, a message"),
+        (lambda c: c.chat(model="m", messages={1: 2}), "messages={1: 2} is not allowed: text, a message, or a list"),
+        (lambda c: c.chat(model="m", messages={"x"}), "messages={'x'} is not allowed: text, a message, or a list"),
+        (lambda c: c.chat(**HELLO, stop={1}), "stop={1} is not allowed: text or a list of texts"),
+        (lambda c: c.chat(model="m", messages="\ud800"), "messages[0].content is not allowed: text that UTF-8 can"),
         (lambda c: c.chat(model="m", messages="\ud800"), "lone surrogates"),
+        (lambda c: c.chat(model="m", messages=[{"role": "\ud800", "content": ""}]), "messages[0].role is not allowed: text"),
+        (lambda c: c.chat(**HELLO, stop=["a", "\ud800"]), "stop[1] is not allowed: text that UTF-8 can encode"),
+        (lambda c: c.signup(email="\ud800@b.test"), "email is not allowed: text that UTF-8"),
+        (lambda c: c.set_provider_key(provider="azure", api_key="sk-12345678", meta={"\ud800": "x"}), "meta is not allowed"),
+        (lambda c: c.model(None), "id=None is not allowed: text"),
+        (lambda c: c.model([]), "id=[] is not allowed: text"),
+        (lambda c: c.model(UUID(int=5)), "id=UUID("),
+        (lambda c: c.model("\ud800"), "is not allowed: text that UTF-8 can encode"),
+        (lambda c: c.revoke_api_key(None), "id=None is not allowed: an id as the gateway gives it, text or a UUID"),
+        (lambda c: c.revoke_api_key(5), "id=5"),
         (lambda c: c.chat(model="m", messages=[]), "messages=[]"),
         (lambda c: c.chat(model="m" * 129, messages="x"), "model="),
         (lambda c: c.chat(**HELLO, fallback_models=["m"] * 6), "fallback_models="),
@@ -541,6 +594,18 @@ async def test_a_bad_argument_is_refused_before_anything_is_sent(
         (lambda c: c.create_project(org_id="o", name="p", rate_limit_per_min=0), "rate_limit_per_min=0"),
         (lambda c: c.create_project(org_id="", name="p"), "org_id=''"),
         (lambda c: c.org_metrics(".."), "org_id='..'"),
+        (
+            lambda c: c.org_metrics(None),
+            "org_id=None is not allowed: an id as the gateway gives it, text or a UUID",
+        ),
+        (lambda c: c.org_metrics(""), "org_id='' is not allowed"),
+        (lambda c: c.list_projects(org_id=False), "org_id=False"),
+        (lambda c: c.list_projects(org_id="\ud800"), "is not allowed: text that UTF-8 can encode"),
+        (lambda c: c.create_project(org_id=[], name="p"), "org_id=[]"),
+        (
+            lambda c: c.create_project(org_id=UUID(int=5), name="p", rate_limit_per_min=-HUGEST),
+            "rate_limit_per_min=<int>",
+        ),
         (lambda c: c.org_metrics("o", range="1y"), "range='1y'"),
     ],
 )

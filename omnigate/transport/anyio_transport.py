@@ -13,7 +13,6 @@ its last bytes are handed on.
 
 from __future__ import annotations
 
-import math
 import ssl
 import threading
 import time
@@ -25,6 +24,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 
+from omnigate.arguments import check_callable, check_integer, check_number, check_text, check_verify
 from omnigate.exceptions import ClientClosedError
 from omnigate.transport.connection import Connection, Connector, close_now
 from omnigate.transport.event_loop import call_soon, current_loop, has_ended
@@ -48,7 +48,7 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
         clock: seconds, for the age of idle connections.
 
     Raises:
-        ValueError: an argument is out of its limits.
+        InvalidArgumentError: an argument is not allowed (a `ValueError`).
     """
 
     def __init__(
@@ -61,12 +61,15 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
         uds: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        _check_count("max_connections", max_connections, 1)
-        _check_count("max_idle_connections", max_idle_connections, 0)
-        if not (0 <= idle_timeout_seconds < math.inf):
-            raise ValueError(
-                f"idle_timeout_seconds={idle_timeout_seconds!r} is not allowed: seconds, at least 0"
-            )
+        if max_connections is not None:
+            check_integer(max_connections, "max_connections", minimum=1)
+        if max_idle_connections is not None:
+            check_integer(max_idle_connections, "max_idle_connections", minimum=0)
+        check_number(idle_timeout_seconds, "idle_timeout_seconds", "seconds, at least 0", minimum=0)
+        check_verify(verify)
+        if uds is not None:
+            check_text(uds, "uds")
+        check_callable(clock, "clock", "a callable that returns seconds")
         self.max_connections = max_connections
         self._pool_arguments = (max_connections, max_idle_connections, idle_timeout_seconds, clock)
         self._connect = Connector(verify, uds)
@@ -192,10 +195,3 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
         for other_pool in ended:
             other_pool.close()
         return pool
-
-
-def _check_count(name: str, value: Any, minimum: int) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name}={value!r} is not allowed: an integer of at least {minimum}, or None")

@@ -14,6 +14,7 @@ import anyio.to_thread
 import httpx
 import pytest
 
+from omnigate import InvalidArgumentError
 from omnigate.transport.anyio_transport import AnyIOTransport
 from omnigate.transport.connection import Connection
 
@@ -573,9 +574,18 @@ async def test_closing_while_a_connection_is_opened_leaves_it_closed() -> None:
         {"idle_timeout_seconds": -1.0},
         {"idle_timeout_seconds": float("nan")},
         {"idle_timeout_seconds": float("inf")},
+        {"idle_timeout_seconds": "4"},
+        {"idle_timeout_seconds": None},
+        {"idle_timeout_seconds": True},
+        {"verify": None},
+        {"verify": "x"},
+        {"uds": 5},
+        {"uds": b""},
+        {"uds": ""},
+        {"clock": None},
     ],
 )
 async def test_an_argument_out_of_its_limits_is_named(arguments: dict[str, Any]) -> None:
     (name,) = arguments
-    with pytest.raises(ValueError, match=re.escape(f"{name}={arguments[name]!r} is not allowed")):
+    with pytest.raises(InvalidArgumentError, match=re.escape(f"{name}={arguments[name]!r} is not allowed: ")):
         AnyIOTransport(**arguments)
