@@ -173,12 +173,22 @@ class _MetaSlot:
             return self._meta
         except AttributeError:
             raise AttributeError(
-                f"this {type(self).__name__} did not come from a call and has no meta"
+                f"this {type(self).__name__} has no meta: it is not what a call returned"
             ) from None
 
 
 class Result(_MetaSlot, WireStruct, kw_only=True, gc=False):
-    """Base of what calls return: a struct with `meta`."""
+    """Base of what calls return: a struct with `meta`, which copies and pickles keep."""
+
+    def __copy__(self) -> Self:
+        made: Self = cast("Any", super()).__copy__()
+        if hasattr(self, "_meta"):
+            made._meta = self._meta
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        reduced = cast("tuple[Any, ...]", super().__reduce__())
+        return (*reduced, (None, {"_meta": self._meta})) if hasattr(self, "_meta") else reduced
 
 
 S = TypeVar("S", bound=WireStruct)

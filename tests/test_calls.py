@@ -1,8 +1,10 @@
 """Calls of the async client over a scripted transport: what is sent, retried, refused and returned."""
 
+import copy
 import gzip
 import logging
 import math
+import pickle
 import threading
 import warnings
 import zlib
@@ -10,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +27,7 @@ from omnigate import (
     AsyncAdminClient,
     AsyncClient,
     AuthError,
+    ChatResponse,
     ClientClosedError,
     GatewayError,
     InvalidArgumentError,
@@ -50,6 +54,10 @@ NO_JITTER = RetryConfig(jitter=0)
 class Unspeakable:
     def __repr__(self) -> str:
         raise ZeroDivisionError
+
+
+def repickled(value: Any, protocol: int) -> Any:
+    return pickle.loads(pickle.dumps(value, protocol))
 
 
 def client_of(*steps: Step, **arguments: Any) -> tuple[AsyncClient, ScriptedTransport]:
@@ -143,6 +151,39 @@ async def test_lists_and_raw_objects_have_meta_too() -> None:
     health = await client.health()
     assert health == {"data": [card]}
     assert health.meta.request_id == "r"
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.copy,
+        copy.deepcopy,
+        *(partial(repickled, protocol=n) for n in range(2, pickle.HIGHEST_PROTOCOL + 1)),
+    ],
+)
+async def test_copies_and_pickles_of_a_result_keep_its_meta(copied: Callable[[Any], Any]) -> None:
+    client, _ = client_of(chat_answer)
+    answer = await client.chat(**HELLO)
+    for _ in range(2):  # the head is parsed when it is first read
+        again = copied(answer)
+        assert (type(again), again) == (type(answer), answer)
+        assert repr(again.meta) == repr(answer.meta)
+        assert again.meta.headers == answer.meta.headers
+        assert (again.meta.attempts, again.meta.elapsed, again.meta.status_code) == (
+            1,
+            answer.meta.elapsed,
+            200,
+        )
+    assert KEY.encode() not in pickle.dumps(answer)
+    client, _ = client_of(
+        lambda _: httpx.Response(200, json=[{"id": "gpt-4o"}], headers={"x-request-id": "r"})
+    )
+    models = copied(await client.models())
+    assert (models[0].meta.request_id, models.meta.request_id) == ("r", "r")
+    made = copied(ChatResponse(id="i", provider="p", model="m", content="c"))
+    assert made.content == "c"
+    with pytest.raises(AttributeError, match="has no meta: it is not what a call returned"):
+        _ = made.meta
 
 
 async def test_a_bare_list_of_models_is_understood() -> None:
