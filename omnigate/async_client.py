@@ -72,7 +72,9 @@ class AsyncClient(AsyncFanOut):
         retries: how often a failed request is retried, where no `retry_config` is given.
         retry_config: the whole retry policy.
         headers: sent with every request.
-        transport: any httpx transport, async or sync; closed with the client.
+        transport: any httpx transport, async or sync; closed with the client. If left out it is an
+            `AnyIOTransport`; or httpx's own, where `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY` names a proxy
+            for `base_url` and `NO_PROXY` does not exempt it. Loopback addresses never go through a proxy.
         verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use.
         max_response_bytes: bytes that a response may have, decoded; more is an error.
 

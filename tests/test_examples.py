@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 OMNIGATE = [sys.executable, "-W", "error", "-m", "omnigate.cli"]
+NOBODY = "http://127.0.0.1:9"  # listens there
 
 
 def environment(gateway: LocalGateway) -> dict[str, str]:
@@ -53,8 +54,13 @@ def test_a_python_block_of_the_readme_runs(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_demonstration_shows_the_main_job_and_ends_well() -> None:
-    done = subprocess.run([*OMNIGATE, "demo"], capture_output=True, text=True, timeout=60, check=False)
+@pytest.mark.parametrize(
+    "proxy", [{}, {"HTTP_PROXY": NOBODY, "ALL_PROXY": NOBODY}], ids=["direct", "behind a proxy"]
+)
+def test_the_demonstration_shows_the_main_job_and_ends_well(proxy: dict[str, str]) -> None:
+    done = subprocess.run(
+        [*OMNIGATE, "demo"], env=os.environ | proxy, capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     for words in ("Sign up", "echo[gpt-4o-mini]: Say hi in French", "ProviderError: [400]", "AuthError: [401] Invalid API key",
                   "number 10", "10 answered, 0 failed, none lost", "Usage metrics", "Done."):  # fmt: skip

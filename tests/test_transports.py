@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -13,7 +14,18 @@ import httpx
 import httpx2
 import pytest
 
-from omnigate import AsyncClient, ConnectionError, GatewayError, RetryConfig, TimeoutError
+from omnigate import (
+    AdminClient,
+    AnyIOTransport,
+    AsyncAdminClient,
+    AsyncClient,
+    Client,
+    ConnectionError,
+    GatewayError,
+    InvalidArgumentError,
+    RetryConfig,
+    TimeoutError,
+)
 from omnigate.testing import LocalGateway
 from omnigate.transport.adapters import ThreadedTransport
 from omnigate.transport.default import environment_proxy
@@ -403,6 +415,11 @@ async def test_a_client_that_is_only_constructed_owns_nothing() -> None:
         ({"ALL_PROXY": "http://proxy:1", "NO_PROXY": ".test"}, "https://gateway.test", None),
         ({"ALL_PROXY": "http://proxy:1", "NO_PROXY": "*"}, "https://gateway.test", None),
         ({"ALL_PROXY": "http://proxy:1", "NO_PROXY": "other.test"}, "https://gateway.test", "http://proxy:1"),
+        ({"ALL_PROXY": "http://proxy:1", "HTTP_PROXY": "http://proxy:1"}, "http://127.0.0.1:5", None),
+        ({"ALL_PROXY": "http://proxy:1"}, "https://LOCALHOST", None),
+        ({"ALL_PROXY": "http://proxy:1"}, "http://[::1]:5", None),
+        ({"ALL_PROXY": "http://proxy:1"}, "http://api.localhost", None),
+        ({"ALL_PROXY": "http://proxy:1"}, "http://127.0.0.1.evil.test", "http://proxy:1"),
     ],
 )
 async def test_the_environments_proxy_applies_as_it_says(
@@ -411,6 +428,41 @@ async def test_the_environments_proxy_applies_as_it_says(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert environment_proxy(httpx.URL(url)) == proxy
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        (
+            "ALL_PROXY",
+            "socks5://me:hunter2@proxy:1",
+            "SOCKS needs the package socksio: pip install 'httpx[socks]'",
+        ),
+        ("HTTPS_PROXY", "ftp://me:hunter2@proxy:1", "of an unknown kind"),
+        ("https_proxy", "http://me:hunter2/@proxy", "no address"),
+        ("all_proxy", "http://me:hunter2@proxy:99999", "no address"),
+        ("HTTPS_PROXY", "http://", "no address"),
+        ("HTTPS_PROXY", "http://xn--a", "no address"),
+    ],
+)
+async def test_a_proxy_that_cannot_be_used_is_refused_when_the_client_is_made(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)  # type: ignore[arg-type]
+    monkeypatch.setenv(variable, value)
+    for make in (AsyncClient, AsyncAdminClient, Client, AdminClient):
+        with pytest.raises(InvalidArgumentError) as caught:
+            make("k", base_url="https://gateway.test")
+        message = str(caught.value)
+        assert message.startswith(f"{variable} is not allowed as the proxy for gateway.test: ")
+        assert words in message
+        assert "allowed is http://, https://, socks5://" in message
+        assert "hunter2" not in message
+        make("k", base_url="https://localhost")
+        make("k", base_url="https://gateway.test", transport=AnyIOTransport())
+        with monkeypatch.context() as patch:
+            patch.setenv("NO_PROXY", "gateway.test")
+            make("k", base_url="https://gateway.test")
 
 
 async def test_a_threaded_transport_names_what_it_wraps() -> None:

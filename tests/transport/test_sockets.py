@@ -70,7 +70,7 @@ async def test_a_name_with_several_addresses_of_which_one_answers(monkeypatch: p
 
 
 class Proxy:
-    """A small proxy: requests with a whole URL are forwarded, CONNECT is tunnelled."""
+    """A small proxy: requests with a whole URL are forwarded, CONNECT is tunnelled. All hosts are this one."""
 
     def __init__(self) -> None:
         self.received: list[Received] = []
@@ -79,15 +79,15 @@ class Proxy:
         received = await peer.request()
         self.received.append(received)
         if received.method == "CONNECT":
-            host, _, port = received.target.rpartition(":")
-            async with await anyio.connect_tcp(host, int(port)) as remote:
+            port = received.target.rpartition(":")[2]
+            async with await anyio.connect_tcp("127.0.0.1", int(port)) as remote:
                 await peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 async with anyio.create_task_group() as group:
                     group.start_soon(self.copy, peer.stream, remote, group.cancel_scope)
                     group.start_soon(self.copy, remote, peer.stream, group.cancel_scope)
             return
         url = httpx.URL(received.target)
-        async with await anyio.connect_tcp(url.host, url.port or 80) as remote:
+        async with await anyio.connect_tcp("127.0.0.1", url.port or 80) as remote:
             head = [f"{received.method} {url.raw_path.decode()} HTTP/1.1"]
             head += [f"{name}: {value}" for name, value in received.headers]
             await remote.send("\r\n".join([*head, "connection: close", "", ""]).encode() + received.body)
@@ -109,13 +109,23 @@ async def test_the_environments_proxy_is_used_for_http(monkeypatch: pytest.Monke
     proxy = Proxy()
     async with serving(chat_bytes()) as server, serving(proxy) as proxy_server:
         monkeypatch.setenv("HTTP_PROXY", proxy_server.url)
-        async with AsyncClient("k", base_url=server.url) as client:
+        async with AsyncClient(base_url=f"http://gateway.test:{server.port}") as client:
             assert (await client.chat(**HELLO)).content == "hello"
-        assert proxy.received[0].target == f"{server.url}/v1/chat"
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        async with AsyncClient("k", base_url=server.url) as client:
-            assert (await client.chat(**HELLO)).content == "hello"
-        assert len(proxy.received) == 1
+        assert proxy.received[0].target == f"http://gateway.test:{server.port}/v1/chat"
+
+
+async def test_no_proxy_of_the_environment_comes_between_this_machine_and_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    proxy = Proxy()
+    async with serving(chat_bytes()) as server, serving(proxy) as proxy_server:
+        for name in ("HTTP_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy_server.url)
+        for host in ("127.0.0.1", "localhost"):
+            async with AsyncClient("k", base_url=f"http://{host}:{server.port}") as client:
+                assert (await client.chat(**HELLO)).content == "hello"
+    assert proxy.received == []
+    assert len(server.received) == 2
 
 
 async def test_the_environments_proxy_tunnels_https(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,17 +133,18 @@ async def test_the_environments_proxy_tunnels_https(monkeypatch: pytest.MonkeyPa
 
     authority = trustme.CA()
     server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost").configure_cert(server_context)
+    authority.issue_cert("gateway.test").configure_cert(server_context)
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     proxy = Proxy()
     async with serving(chat_bytes(), tls=server_context) as server, serving(proxy) as proxy_server:
         monkeypatch.setenv("HTTPS_PROXY", proxy_server.url)
-        async with AsyncClient("k", base_url=server.url, verify=trusting) as client:
+        address = f"https://gateway.test:{server.port}"
+        async with AsyncClient("k", base_url=address, verify=trusting) as client:
             for _ in range(3):
                 assert (await client.chat(**HELLO)).content == "hello"
         assert [received.method for received in proxy.received] == ["CONNECT"]
-        assert proxy.received[0].target == f"localhost:{server.port}"
+        assert proxy.received[0].target == f"gateway.test:{server.port}"
         assert not any(name.lower() == "authorization" for name, _ in proxy.received[0].headers)
 
 
@@ -143,7 +154,7 @@ async def test_the_proxys_user_and_password_are_sent_to_the_proxy_only(
     proxy = Proxy()
     async with serving(chat_bytes()) as server, serving(proxy) as proxy_server:
         monkeypatch.setenv("HTTP_PROXY", proxy_server.url.replace("http://", "http://us%65r:p%40ss@"))
-        async with AsyncClient("k", base_url=server.url) as client:
+        async with AsyncClient(base_url=f"http://gateway.test:{server.port}") as client:
             assert (await client.chat(**HELLO)).content == "hello"
     assert proxy.received[0].header("proxy-authorization") == "Basic dXNlcjpwQHNz"
     assert proxy.received[0].header("authorization") is None
