@@ -122,6 +122,18 @@ def test_a_busy_port_is_said_in_one_line() -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [("", "Error: host='' is not allowed: "), ("no..name", "Error: cannot serve at no..name:0: ")],
+)
+def test_a_host_that_is_none_is_said_in_one_line(host: str, words: str) -> None:
+    command = [*OMNIGATE, "gateway", "--port", "0", "--host", host]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(words)
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("missing", ["click", "starlette"])
 def test_without_the_extra_the_command_says_what_to_install(missing: str) -> None:
     script = f"import sys; sys.modules[{missing!r}] = None; from omnigate.cli import main; main()"

@@ -10,6 +10,7 @@ import click
 
 from omnigate._version import __version__
 from omnigate.cli.demo import run_demo
+from omnigate.exceptions import InvalidArgumentError
 from omnigate.testing import LocalGateway
 
 
@@ -42,8 +43,10 @@ def gateway(host: str, port: int) -> None:
                 signal.pause()
     except KeyboardInterrupt:
         click.echo("stopped")
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a host that no name can have
         raise click.ClickException(f"cannot serve at {host}:{port}: {error}") from error
+    except InvalidArgumentError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @command.command()

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast, get_args
 
 import anyio
 import anyio.to_thread
 
+from omnigate.arguments import check_budget, check_callable, check_key, check_number, check_text
+from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
 from omnigate.redaction import mask
+from omnigate.structs import shown
 from omnigate.testing.accounts import new_key
 from omnigate.testing.app import GatewayApp
 from omnigate.testing.faults import Fault, RecordedRequest, Script, Scripts
@@ -73,6 +75,8 @@ class LocalGateway:
         chunk_delay_seconds: float = 0.0,
         usage_delay_seconds: float = 0.0,
     ) -> None:
+        if check_text(host, "host").isspace():
+            raise InvalidArgumentError(f"host={shown(host)} is not allowed: an address to listen on")
         _check_integer("port", port, 0, 65_535)
         _check_integer("rate_limit_per_min", rate_limit_per_min, 1, _HIGH_LIMIT)
         _check_integer("rate_window_seconds", rate_window_seconds, 1, 60)
@@ -81,9 +85,12 @@ class LocalGateway:
             ("chunk_delay_seconds", chunk_delay_seconds),
             ("usage_delay_seconds", usage_delay_seconds),
         ):
-            if not (0 <= value < math.inf):
-                raise ValueError(f"{name}={value!r} is not allowed: seconds, at least 0")
-        self.admin_key: str = admin_key or new_key().replace("llmg_", "admin_")
+            check_number(value, name, "seconds, at least 0", minimum=0)
+        check_callable(clock, "clock", "a callable that returns the seconds since 1970")
+        key = check_key(admin_key, "admin_key")
+        if key == "":
+            raise InvalidArgumentError("admin_key='' is not allowed: text, or None for a random one")
+        self.admin_key: str = key or new_key().replace("llmg_", "admin_")
         """The key for `AdminClient`."""
         self.requests: deque[RecordedRequest] = deque(maxlen=_RECORDED_REQUESTS)
         """The last 10,000 requests that were received."""
@@ -143,16 +150,21 @@ class LocalGateway:
             ValueError: an argument is out of its limits.
         """
         _check_integer("rate_limit_per_min", rate_limit_per_min, 1, _HIGH_LIMIT)
-        names = set(providers)
-        if unknown := names - set(_ALL_PROVIDERS):
-            raise ValueError(f"providers={sorted(unknown)} are not known: {', '.join(_ALL_PROVIDERS)}")
+        daily, monthly = (
+            Decimal(check_budget(value, name))
+            for name, value in (("daily_budget", daily_budget), ("monthly_budget", monthly_budget))
+        )
+        allowed = f"an iterable of {', '.join(_ALL_PROVIDERS)}"
+        if isinstance(providers, str) or not isinstance(cast("Any", providers), Iterable):
+            raise InvalidArgumentTypeError(f"providers={shown(providers)} is not allowed: {allowed}")
+        names = list(providers)
+        if any(name not in _ALL_PROVIDERS for name in names):
+            raise InvalidArgumentError(f"providers={shown(names)} is not allowed: {allowed}")
         accounts = self._state.accounts
         now = self._state.now()
         org = accounts.create_org("Local", Decimal(0), Decimal(0), now)
-        project, secret = accounts.create_project(
-            org, "Default", Decimal(daily_budget), Decimal(monthly_budget), rate_limit_per_min, now
-        )
-        project.providers |= names
+        project, secret = accounts.create_project(org, "Default", daily, monthly, rate_limit_per_min, now)
+        project.providers.update(names)
         return LocalProject(secret, project.id, org.id)
 
     def script(
@@ -172,7 +184,18 @@ class LocalGateway:
             method: only for this HTTP method.
             path: only for this path.
             when: only for requests of which this says True.
+
+        Raises:
+            ValueError: an argument is not allowed.
         """
+        if not isinstance(cast("Any", fault), Fault):
+            kinds = ", ".join(kind.__name__ for kind in get_args(Fault))
+            raise InvalidArgumentTypeError(f"fault={shown(fault)} is not allowed: one of {kinds}")
+        for name, value in (("method", method), ("path", path)):
+            if value is not None:
+                check_text(value, name)
+        if when is not None:
+            check_callable(when, "when", "a callable that takes a RecordedRequest, or None")
         _check_integer("times", times, 1, _HIGH_LIMIT)
         self._scripts.add(Script(fault, times, method, path, when))
 
@@ -215,4 +238,4 @@ class LocalGateway:
 
 def _check_integer(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name}={value!r} is not allowed: an integer from {low} to {high}")
+        raise InvalidArgumentError(f"{name}={shown(value)} is not allowed: an integer from {low} to {high}")

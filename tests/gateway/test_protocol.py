@@ -657,11 +657,37 @@ async def test_requests_are_recorded_without_showing_keys(outside: Outside) -> N
 @pytest.mark.parametrize(
     "arguments",
     [{"port": -1}, {"port": True}, {"rate_limit_per_min": 0}, {"rate_window_seconds": 61}, {"latency_seconds": -1},
-     {"chunk_delay_seconds": float("nan")}],
+     {"chunk_delay_seconds": float("nan")}, {"latency_seconds": True}, {"latency_seconds": "x"}, {"clock": 3},
+     {"usage_delay_seconds": None}, {"admin_key": ""}, {"admin_key": 5}, {"admin_key": "a\n"}, {"host": ""},
+     {"host": " "}, {"host": None}, {"port": -(10**5_000)}],
 )  # fmt: skip
 async def test_a_gateway_that_makes_no_sense_is_refused_and_named(arguments: dict[str, Any]) -> None:
     (name,) = arguments
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=rf"^{name}.* is not allowed: "):
         LocalGateway(**arguments)
-    with pytest.raises(ValueError, match="providers"):
-        LocalGateway().create_project(providers=["cohere"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"daily_budget": "abc"}, {"daily_budget": -1}, {"monthly_budget": "NaN"}, {"monthly_budget": None},
+     {"daily_budget": float("inf")}, {"rate_limit_per_min": 0}, {"providers": ["cohere"]}, {"providers": "openai"},
+     {"providers": 5}, {"providers": [5, "openai", []]}],
+)  # fmt: skip
+async def test_so_is_a_project(arguments: dict[str, Any]) -> None:
+    (name,) = arguments
+    gateway = LocalGateway()
+    with pytest.raises(ValueError, match=f"^{name}=.* is not allowed: "):
+        gateway.create_project(**arguments)
+    assert not gateway._state.accounts.projects
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [({"fault": "nonsense"}, "fault"), ({"fault": Status}, "fault"), ({"fault": None}, "fault"),
+     ({"method": 5}, "method"), ({"path": b"/v1/chat"}, "path"), ({"when": True}, "when"), ({"times": 0}, "times")],
+)  # fmt: skip
+async def test_and_so_is_a_script(arguments: dict[str, Any], name: str) -> None:
+    gateway = LocalGateway()
+    with pytest.raises(ValueError, match=f"^{name}=.* is not allowed: "):
+        gateway.script(**{"fault": Status(500), **arguments})
+    assert gateway.pending_scripts == []
