@@ -73,10 +73,12 @@ class BaseSyncStream(Generic[T, S]):
 
     def __next__(self) -> T:
         if not self._pieces:
-            self._pieces.extend(self._portal.call(self._stream.fetch))
+            self._portal.call(self._fetch)
             if not self._pieces:
                 raise StopIteration
-        return self._pieces.popleft()
+        piece = self._pieces[0]
+        del self._pieces[0]  # not `popleft()`: an interrupt may come as a call returns, and would lose it
+        return piece
 
     def __enter__(self) -> Self:
         try:
@@ -98,6 +100,10 @@ class BaseSyncStream(Generic[T, S]):
         self._pieces.clear()
         if not self._stream.is_closed:
             self._portal.call(self._stream.aclose)
+
+    async def _fetch(self) -> None:
+        """Fetch the pieces that have arrived, in the portal's loop, where no interrupt can lose them."""
+        self._pieces.extend(await self._stream.fetch())
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._stream!r}>"
@@ -332,6 +338,9 @@ class Client(BaseClient[AsyncClient]):
         **options: Unpack[CallOptions],
     ) -> SyncBatch:
         """Return a batch, to be used with `with` and iterated. The source is iterated in the caller's thread.
+
+        It is read ahead of the outcomes, and all stands still while it waits, so it must not wait for what
+        comes of an outcome; `AsyncClient.batch` takes sources that do.
 
         The arguments and errors are those of `AsyncClient.batch`, without async iterables.
         """

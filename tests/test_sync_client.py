@@ -12,6 +12,7 @@ import time
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -28,6 +29,7 @@ from omnigate import (
     Client,
     ClientClosedError,
     InvalidArgumentError,
+    NotStartedError,
     ProviderError,
     RateLimitError,
     RetryConfig,
@@ -35,6 +37,7 @@ from omnigate import (
     StreamClosedError,
 )
 
+from .support.interrupts import everywhere
 from .support.scripted import ChunkStream, ScriptedTransport, Step, chat_answer, error_answer
 
 HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
@@ -400,6 +403,105 @@ def test_ctrl_c_just_when_a_streams_head_has_come_leaves_nothing(
         with pytest.raises(KeyboardInterrupt), stream:
             pytest.fail("entered")
         assert body.closed
+
+
+# Ctrl-C anywhere
+
+
+@pytest.fixture
+def _no_wait_ends_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what waits for what has happened already wait for ever."""
+    monkeypatch.setattr("omnigate.portal._INTERRUPT_SECONDS", -1)
+
+
+@pytest.mark.usefixtures("_no_wait_ends_by_time")
+def test_ctrl_c_anywhere_in_a_call_is_raised_at_once_and_the_client_goes_on(backend: Any) -> None:
+    with sync_client(chat_answer, backend=backend) as client:
+        client.chat(**HELLO)
+        for interrupt in everywhere():
+            with suppress(KeyboardInterrupt), interrupt:
+                client.chat(**HELLO)
+            assert client.chat(**HELLO).content == "hello"
+
+
+@pytest.mark.usefixtures("_no_wait_ends_by_time")
+@pytest.mark.parametrize("is_used_again", [True, False])
+def test_ctrl_c_anywhere_in_the_first_call_leaves_a_client_that_works_and_can_be_closed(
+    backend: Any, is_used_again: bool
+) -> None:
+    for interrupt in everywhere():
+        transport = ScriptedTransport(chat_answer)
+        client = Client("k", transport=transport, backend=backend)
+        with suppress(KeyboardInterrupt), interrupt:
+            client.chat(**HELLO)
+        if is_used_again:
+            assert client.chat(**HELLO).content == "hello"
+            assert len(portal_threads()) == 1
+        client.close()
+        assert portal_threads() == []
+        assert transport.closed or not is_used_again
+
+
+def test_a_client_whose_closing_was_interrupted_can_be_closed_again(backend: Any) -> None:
+    for interrupt in everywhere():
+        transport = ScriptedTransport(chat_answer)
+        client = Client("k", transport=transport, backend=backend)
+        client.chat(**HELLO)
+        with suppress(KeyboardInterrupt), interrupt:
+            client.close()
+        client.close()
+        assert portal_threads() == []
+        assert transport.closed
+
+
+@pytest.mark.usefixtures("_no_wait_ends_by_time")
+def test_ctrl_c_anywhere_in_reading_a_stream_leaves_no_gap_in_its_text(backend: Any) -> None:
+    for interrupt in everywhere():
+        body, step = streaming(b"a", b"b", b"c")
+        with sync_client(step, backend=backend) as client:
+            pieces = ""
+            with suppress(StreamClosedError), client.chat_stream(**HELLO) as stream, interrupt:
+                while True:
+                    try:
+                        pieces += next(stream)
+                    except KeyboardInterrupt:
+                        continue
+                    except StopIteration:
+                        assert pieces == "abc"
+                        break
+            assert "abc".startswith(pieces)
+            assert body.closed
+
+
+# Its own callbacks
+
+
+def test_a_call_from_the_clients_own_thread_is_refused_at_once(backend: Any) -> None:
+    refused: list[str] = []
+
+    def calls_itself(_: httpx.Request) -> httpx.Response:
+        for use in (client.health, client.close, client.chat_stream(**HELLO).__enter__):
+            with pytest.raises(NotStartedError) as caught:
+                use()
+            refused.append(str(caught.value))
+        return chat_answer()
+
+    with sync_client(calls_itself, backend=backend) as client:
+        assert client.chat(**HELLO).content == "hello"
+        assert len(refused) == 3
+        assert "callback of its own" in refused[0]
+        assert "another client" in refused[0]
+        assert client.chat(**HELLO).content == "hello"
+
+
+def test_a_callback_may_use_another_client(backend: Any) -> None:
+    with sync_client(chat_answer, backend=backend) as other:
+
+        def calls_the_other(_: httpx.Request) -> httpx.Response:
+            return chat_answer(content=other.chat(**HELLO).content + "!")
+
+        with sync_client(calls_the_other, backend=backend) as client:
+            assert client.chat(**HELLO).content == "hello!"
 
 
 # fork

@@ -1,0 +1,55 @@
+"""Raises KeyboardInterrupt at the first, second, third, … place where Ctrl-C can land, until a run has no more.
+
+CPython looks for signals as a Python function begins and as a call returns, and a lock looks while it waits.
+These are the events `call` and `c_return` of a profile function, and `c_call` of `acquire`, just before it gets anything.
+"""
+
+import os
+import sys
+import weakref
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, Self
+
+TESTS = os.path.dirname(os.path.dirname(__file__)) + os.sep
+CALLBACKS = (
+    weakref.__file__,
+    os.path.join(os.path.dirname(weakref.__file__), "_weakrefset.py"),
+)  # swallow it
+JOIN = ("join", "_wait_for_tstate_lock")  # takes a thread for ended that is not, up to Python 3.12
+
+
+class Interrupt:
+    """A block that Ctrl-C is pressed in, once, at its n-th place. Places in the tests themselves do not count."""
+
+    def __init__(self, place: int) -> None:
+        self._left = place
+        self.was_raised = False
+
+    def __enter__(self) -> Self:
+        sys.setprofile(self._profile)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _profile(self, frame: FrameType, event: str, called: Any) -> None:
+        code = frame.f_code
+        if code.co_filename.startswith((TESTS, *CALLBACKS)) or code.co_name in JOIN:
+            return
+        if event in ("call", "c_return") or (event == "c_call" and called.__name__ == "acquire"):
+            self._left -= 1
+            if self._left == 0:
+                self.was_raised = True
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+
+def everywhere() -> Iterator[Interrupt]:
+    """Yield one interrupt for each place of what is done in them."""
+    place = 0
+    interrupt = None
+    while interrupt is None or interrupt.was_raised:
+        place += 1
+        interrupt = Interrupt(place)
+        yield interrupt
