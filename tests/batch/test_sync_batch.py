@@ -4,9 +4,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 
@@ -14,6 +17,7 @@ import omnigate
 from omnigate import Client, ClientClosedError, InvalidArgumentError, NotStartedError, RetryConfig
 from omnigate.testing import LocalGateway
 
+from ..support.interrupts import everywhere
 from ..support.provider import Provider
 
 MODEL = "gpt-4o-mini"
@@ -221,4 +225,109 @@ def test_ctrl_c_ends_a_batch_and_the_client_goes_on(backend: Any) -> None:
                     timer.start()
         timer.join()
         assert provider.in_flight == 0
+        assert client.chat(model=MODEL, messages="still works").content == "still works"
+
+
+# Ctrl-C anywhere
+
+
+@pytest.fixture
+def _no_wait_ends_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what waits for what has happened already wait for ever."""
+    monkeypatch.setattr("omnigate.portal._INTERRUPT_SECONDS", -1)
+
+
+@pytest.mark.usefixtures("_no_wait_ends_by_time")
+def test_who_goes_on_after_ctrl_c_is_handed_every_outcome_once(backend: Any) -> None:
+    def source() -> Iterator[str]:
+        for n in range(12):
+            yield f"{n}"
+        raise LookupError("of the source")
+
+    with client_of(Provider(), backend) as client:
+        client.chat(model=MODEL, messages="starts the thread")
+        for interrupt in everywhere():
+            with client.batch(source(), model=MODEL) as batch:
+                seen: list[int] = []
+                with pytest.raises(LookupError), interrupt:
+                    while True:
+                        try:
+                            seen.append(next(batch).index)
+                        except KeyboardInterrupt:
+                            continue
+            assert sorted(seen) == list(range(12))
+
+
+@pytest.mark.usefixtures("_no_wait_ends_by_time")
+def test_a_block_that_ctrl_c_ends_anywhere_leaves_nothing_that_runs(backend: Any, tmp_path: Path) -> None:
+    async def wait_for(left: anyio.Event) -> None:
+        with anyio.fail_after(10):
+            await left.wait()
+
+    provider = Provider()
+    journal = tmp_path / "journal.jsonl"
+    with client_of(provider, backend) as client:
+        client.chat(model=MODEL, messages="starts the thread")
+        for interrupt in everywhere():
+            batch = client.batch(["a", "b", "sleep=1000 c"], model=MODEL, journal=journal)
+            with suppress(KeyboardInterrupt), interrupt, batch:
+                for outcome in batch:
+                    if outcome.index == 1:
+                        break
+            left = batch._inside._left
+            del batch  # where the interrupt came as `__exit__` was called, this is what ends it
+            if left is not None:
+                client._portal.call(partial(wait_for, left))
+            assert provider.in_flight == 0
+            with client.batch(["a"], model=MODEL, journal=journal) as again:
+                assert [outcome.index for outcome in again] == [0]
+
+
+# Used in ways it is not meant for
+
+
+def test_a_batch_entered_twice_refuses_that_and_ends_with_its_own_block(backend: Any, tmp_path: Path) -> None:
+    provider = Provider()
+    journal = tmp_path / "journal.jsonl"
+    with client_of(provider, backend) as client:
+        with client.batch(["a", "b", "sleep=1000 c"], model=MODEL, journal=journal) as batch:
+            assert next(batch).index == 0
+            with pytest.raises(NotStartedError, match="once"), batch:
+                pytest.fail("entered")
+            assert next(batch).index == 1
+        assert provider.in_flight == 0
+        assert len(client.chat_many(["a"], model=MODEL, journal=journal)) == 1
+
+
+def test_a_batch_that_could_not_be_entered_may_be_tried_again(backend: Any, tmp_path: Path) -> None:
+    journal = tmp_path / "journal.jsonl"
+    with client_of(Provider(), backend) as client:
+        batch = client.batch(["a"], model=MODEL, journal=journal)
+        with client.batch(["a"], model=MODEL, journal=journal):
+            with pytest.raises(omnigate.JournalError), batch:
+                pytest.fail("entered")
+        with batch:
+            assert len(list(batch)) == 1
+
+
+def test_a_batch_tells_its_stats_in_its_own_callbacks(backend: Any) -> None:
+    with client_of(Provider(), backend) as client:
+        shown: list[omnigate.BatchStats] = []
+        batch = client.batch(
+            ["a", "b"], model=MODEL, progress=lambda stats: shown.append(stats) or shown.append(batch.stats)
+        )
+        with batch:
+            assert len(list(batch)) == 2
+        assert len(shown) >= 2
+        assert [stats.succeeded for stats in shown[0::2]] == [stats.succeeded for stats in shown[1::2]]
+        assert shown[-1].succeeded == 2
+
+
+def test_a_callback_of_a_batch_that_calls_the_client_ends_the_batch_with_an_error(backend: Any) -> None:
+    with client_of(Provider(), backend) as client:
+        with pytest.raises(NotStartedError, match="callback of its own"):
+            with client.batch(
+                ["a", "status=400"], model=MODEL, stop_on=lambda _: bool(client.ready())
+            ) as batch:
+                list(batch)
         assert client.chat(model=MODEL, messages="still works").content == "still works"
