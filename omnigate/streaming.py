@@ -8,6 +8,11 @@ while open, the finalizer hands the response to the event loop to be closed, and
 
 What is cancelled in the middle is closed and cannot be read further: a silent end would look like a
 complete answer.
+
+`aclose()` may come while another task is in a step of reading. Then it stops the step and waits until that
+task has left it, and so has cleaned up: only one of the two ever uses the response. A step is stopped by its
+cancel scope; a read over our own transport, which has none (it would cost more than the read), by closing the
+connection.
 """
 
 from __future__ import annotations
@@ -47,23 +52,32 @@ from omnigate.stream_readers import (
 )
 from omnigate.transport.adapters import async_chunks, close_stream
 from omnigate.transport.event_loop import close_soon, current_loop
+from omnigate.transport.http11 import RawResponse
 
 T = TypeVar("T")
 ChatPiece = TypeVar("ChatPiece", str, StreamChunk)
 
+_CLOSED: Final = "the stream was closed before its end"
 _TAIL_SECONDS: Final = 1.0
 _TAIL_BYTES: Final = 65_536
 
 
 class _Incoming:
-    """The response of an open stream, and what reads it."""
+    """The response of an open stream, and what reads it.
 
-    __slots__ = ("body", "chunks", "loop", "response")
+    Attributes:
+        is_own: whether it is our own transport's, whose closing takes no await and ends a read.
+        in_tail: whether only what follows the end mark is being read.
+    """
+
+    __slots__ = ("body", "chunks", "in_tail", "is_own", "loop", "response")
 
     body: BodyReader
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response
+        self.is_own = isinstance(response, RawResponse)
+        self.in_tail = False
         self.loop = current_loop()
         self.chunks = async_chunks(response.stream)
 
@@ -95,7 +109,12 @@ class BaseStream(Generic[T]):
         self._error: GatewayError | None = None  # raised once the pieces before it are handed on
         self._ended = False  # nothing more will come, and that is well
         self._is_closed = False  # nothing more can be read
-        self._busy = False
+        self._failure: tuple[GatewayError, int | None] | None = (
+            None  # to recover from before the next attempt
+        )
+        self._busy = False  # a task is in a step, or closes the stream
+        self._scope: anyio.CancelScope | None = None  # of the step
+        self._left: anyio.Event | None = None  # set when that task leaves, if somebody waits for it
 
     def _new_reader(self, request_id: str | None) -> StreamReader[T]:
         raise NotImplementedError
@@ -113,7 +132,7 @@ class BaseStream(Generic[T]):
     @property
     def is_closed(self) -> bool:
         """Whether the stream holds nothing and can not be read any further."""
-        return self._is_closed and self._incoming is None
+        return self._is_closed and self._incoming is None and not self._busy
 
     def __aiter__(self) -> Self:
         return self
@@ -173,44 +192,84 @@ class BaseStream(Generic[T]):
         """Close the stream; its connection is given back if its body has ended, else closed.
 
         If the gateway has said that it is done, the little that it still sends is read first (at most 1 s).
+        A task that is reading the stream gets a `StreamClosedError`; if it is waiting for the head of the
+        response, the request is given up.
         """
         self._is_closed = True
         self._pieces.clear()
+        if self._busy:
+            await self._stop()
+            return
+        self._busy = True
         try:
             if self._reader is not None and self._reader.done:
                 await self._read_tail()
         finally:
-            await self._close()
+            try:
+                await self._close()
+            finally:
+                self._leave()
 
     async def _step(self, step: Callable[[Attempts], Awaitable[None]]) -> None:
         """Do one step of reading, within the deadline; whatever stops it closes the stream."""
         if self._is_closed:
-            raise StreamClosedError("the stream was closed before its end")
+            raise StreamClosedError(_CLOSED)
         if self._busy:
             raise StreamClosedError("the stream is already being read by another task")
         if self._attempts is None:
             self._attempts = self._session.attempts(self._call)
         attempts = self._attempts
+        incoming = self._incoming
         self._busy = True
         finished = False
         try:
-            if attempts.deadline == math.inf:
+            if incoming is not None and incoming.is_own and attempts.deadline == math.inf:
                 await step(attempts)
-                finished = True
             else:
-                with anyio.CancelScope(deadline=attempts.deadline):
+                with anyio.CancelScope(deadline=attempts.deadline) as self._scope:
                     await step(attempts)
-                    finished = True
-                if not finished:
+                if self._scope.cancelled_caught and not self._is_closed:
                     raise attempts.overdue()
+            finished = self._ended or not self._is_closed
+        except Exception:
+            if not self._is_closed:  # else it is what `aclose` has brought about
+                raise
         finally:
-            self._busy = False
-            if not finished:
-                self._is_closed = True
-                await self._close()
+            self._scope = None
+            try:
+                if not finished:
+                    self._is_closed = True
+                    self._failure = None
+                    await self._close()
+            finally:
+                self._leave()
+        if not finished:
+            raise StreamClosedError(_CLOSED)
+
+    async def _stop(self) -> None:
+        """Stop the step that another task is in, and wait until it has left and cleaned up."""
+        if self._left is None:
+            self._left = anyio.Event()
+        if self._scope is not None:
+            self._scope.cancel()
+        elif self._incoming is not None and not self._incoming.in_tail:
+            await self._close()  # without an await, since it is our own: the read fails
+        await self._left.wait()
+
+    def _leave(self) -> None:
+        self._busy = False
+        left, self._left = self._left, None
+        if left is not None:
+            left.set()
 
     async def _open(self, attempts: Attempts) -> None:
         """Send the request, again if need be, until a head of success has come."""
+        if self._failure is not None:
+            (failed, status), self._failure = self._failure, None
+            try:
+                await attempts.recover(failed, status=status)
+            finally:
+                del failed  # breaks the cycle of the error, its traceback and this frame
         while True:
             attempts.count += 1
             try:
@@ -254,7 +313,10 @@ class BaseStream(Generic[T]):
         try:
             data = await self._session.run(incoming.body.next)
         except httpx.TransportError as error:
-            await self._break(error, attempts)
+            if not self._is_closed:
+                await self._break(error, attempts)
+            return
+        if self._is_closed:  # by another task, meanwhile
             return
         pieces = reader.finish() if data is None else reader.feed(data)
         self._pieces.extend(pieces)
@@ -278,7 +340,7 @@ class BaseStream(Generic[T]):
         if status is None:
             self._error = error
         else:
-            await attempts.recover(error, status=status)
+            self._failure = error, status
 
     async def _break(self, cause: httpx.TransportError | None, attempts: Attempts) -> None:
         """End with a connection that broke; what was held back is handed on first."""
@@ -303,6 +365,7 @@ class BaseStream(Generic[T]):
         incoming = self._incoming
         if incoming is None:
             return
+        incoming.in_tail = True
         body = incoming.body
         limit = body.received + _TAIL_BYTES
 

@@ -1,19 +1,26 @@
 """Streams over a scripted transport: order, errors, retries, and that nothing stays open."""
 
+import asyncio
 import gc
+import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import msgspec
 import pytest
 
 from omnigate import (
+    AnyIOTransport,
     AsyncClient,
     AuthError,
     ChatStream,
+    Client,
     ConnectionError,
     InvalidArgumentTypeError,
     InvalidResponseError,
@@ -26,6 +33,7 @@ from omnigate import (
     Usage,
 )
 
+from .support.fake_streams import FakeNetwork
 from .support.scripted import ChunkStream, ScriptedTransport, Step, error_answer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -328,6 +336,252 @@ async def test_two_tasks_cannot_read_one_stream() -> None:
         await anyio.sleep(1)
         with pytest.raises(StreamClosedError, match="another task"):
             await anext(stream)
+
+
+# Closing while another task reads
+
+
+class Reader:
+    """Reads a stream in a task of its own, and keeps what comes of it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.pieces: list[str] = []
+        self.outcome: BaseException | None = None
+        self.task: asyncio.Task[Any] | None = None
+
+    async def read(self) -> None:
+        with suppress(RuntimeError):
+            self.task = asyncio.current_task()
+        try:
+            async for piece in self.stream:
+                self.pieces.append(piece)
+        except StreamClosedError as error:
+            self.outcome = error
+        except BaseException as error:
+            self.outcome = error
+            raise
+
+    def assert_told(self) -> None:
+        assert isinstance(self.outcome, StreamClosedError), repr(self.outcome)
+        assert "before its end" in str(self.outcome)
+
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nx-request-id: r\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+class Wired:
+    """A client over our own transport, over a network in memory."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.network = FakeNetwork()
+        self.network.answer = lambda request: list(pieces) if b"\r\n\r\n{" in request else None
+        self.transport = AnyIOTransport()
+        self.transport._connect = self.network  # type: ignore[assignment]
+        self.client = AsyncClient("llmg_x", base_url="http://gateway.test", transport=self.transport)
+
+    def assert_nothing_is_left(self) -> None:
+        stats = self.transport.stats()
+        assert stats["in_use"] == stats["opening"] == stats["waiting"] == 0, stats
+        assert self.network.open == stats["idle"]
+
+
+async def settled() -> None:
+    """Let everything run until it waits for more than the next step."""
+    await anyio.sleep(0.01)
+
+
+with_and_without_deadline = pytest.mark.parametrize("options", [{}, {"deadline_seconds": 1_000.0}])
+
+
+@with_and_without_deadline
+@pytest.mark.parametrize("stage", ["connection", "head", "piece"])
+async def test_closing_a_stream_stops_the_task_that_reads_it(stage: str, options: dict[str, Any]) -> None:
+    run = Wired(*([STREAM_HEAD + b"5\r\nhello\r\n"] if stage == "piece" else []))
+    if stage == "connection":
+        run.network.may_connect = anyio.Event()
+    stream = run.client.chat_stream(**HELLO, **options)
+    reader = Reader(stream)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(reader.read)
+            await settled()
+            await stream.aclose()
+            run.assert_nothing_is_left()
+    reader.assert_told()
+    assert reader.pieces == (["hello"] if stage == "piece" else [])
+    assert stream.is_closed
+    assert len(run.network.streams) == (stage != "connection")
+
+
+@with_and_without_deadline
+async def test_closing_a_stream_stops_the_read_of_a_foreign_transport(options: dict[str, Any]) -> None:
+    run = Streaming(ChunkStream([b"hello", 10_000.0, b"more"]))
+    stream = run.client.chat_stream(**HELLO, **options)
+    reader = Reader(stream)
+    started = anyio.current_time()
+    async with anyio.create_task_group() as group:
+        group.start_soon(reader.read)
+        await settled()
+        await stream.aclose()
+        run.assert_closed()
+    reader.assert_told()
+    assert reader.pieces == ["hello"]
+    assert anyio.current_time() - started < 1
+
+
+async def test_closing_a_stream_gives_up_the_request_of_a_foreign_transport() -> None:
+    given_up = False
+
+    async def answer(_: httpx.Request) -> httpx.Response:
+        nonlocal given_up
+        try:
+            await anyio.sleep(10_000)
+        except BaseException:
+            given_up = True
+            raise
+        raise AssertionError
+
+    run = Streaming(answer)
+    stream = run.client.chat_stream(**HELLO)
+    reader = Reader(stream)
+    async with anyio.create_task_group() as group:
+        group.start_soon(reader.read)
+        await settled()
+        await stream.aclose()
+        assert given_up
+    reader.assert_told()
+    assert len(run.transport.requests) == 1
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+async def test_closing_a_stream_ends_the_wait_before_it_is_sent_again(is_open: bool) -> None:
+    first = ChunkStream([b"\n[error] "]) if is_open else httpx.ConnectError("refused")
+    run = Streaming(
+        first, ChunkStream([b"x"]), retry_config=RetryConfig(backoff_base=1_000, backoff_max=1_000)
+    )
+    stream = run.client.chat_stream(**HELLO)
+    reader = Reader(stream)
+    started = anyio.current_time()
+    async with anyio.create_task_group() as group:
+        group.start_soon(reader.read)
+        await settled()
+        await stream.aclose()
+    reader.assert_told()
+    assert anyio.current_time() - started < 1
+    assert len(run.transport.requests) == 1
+
+
+@pytest.mark.parametrize("end", [b"", b"0\r\n\r\n"])
+@pytest.mark.parametrize("stage", ["head", "first piece", "second piece"])
+async def test_what_arrives_just_as_a_stream_is_closed_is_given_up(stage: str, end: bytes) -> None:
+    before = {"head": [], "first piece": [STREAM_HEAD], "second piece": [STREAM_HEAD + b"1\r\na\r\n"]}[stage]
+    run = Wired(*before)
+    stream = run.client.chat_stream(**HELLO)
+    reader = Reader(stream)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(reader.read)
+            await settled()
+            wire = run.network.streams[0]
+            wire.incoming += [(STREAM_HEAD if stage == "head" else b"") + b"5\r\nhello\r\n" + end]
+            wire.arrived.set()
+            await stream.aclose()
+            run.assert_nothing_is_left()
+    reader.assert_told()
+    assert reader.pieces == (["a"] if stage == "second piece" else [])
+
+
+async def test_closing_a_stream_lets_another_task_read_its_tail() -> None:
+    run = Streaming(ChunkStream([*COMPLETION, 0.5]))
+    stream = run.client.chat_stream(**HELLO, include_usage=True)
+    reader = Reader(stream)
+    async with anyio.create_task_group() as group:
+        group.start_soon(reader.read)
+        await settled()
+        group.start_soon(stream.aclose)
+        await stream.aclose()
+        assert run.streams[0].exhausted
+        run.assert_closed()
+    assert (reader.pieces, reader.outcome) == (["hel", "lo"], None)
+
+
+async def test_two_tasks_may_close_a_stream() -> None:
+    run = Streaming(ChunkStream([b"".join(COMPLETION), 0.5]))
+    stream = run.client.completions_stream(**HELLO)
+    await anext(stream)
+    async with anyio.create_task_group() as group:
+        group.start_soon(stream.aclose)
+        await settled()
+        await stream.aclose()
+        assert run.streams[0].exhausted
+        run.assert_closed()
+        with pytest.raises(StreamClosedError):
+            await anext(stream)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("stage", ["connection", "head", "piece", "foreign head", "foreign piece"])
+async def test_closing_a_stream_takes_back_no_cancellation_of_asyncio(stage: str, is_first: bool) -> None:
+    run: Any
+    if stage.startswith("foreign"):
+        run = Streaming(
+            ChunkStream([b"hello", 10_000.0]) if stage == "foreign piece" else lambda _: anyio.sleep(10_000)
+        )
+    else:
+        run = Wired(*([STREAM_HEAD + b"5\r\nhello\r\n"] if stage == "piece" else []))
+        if stage == "connection":
+            run.network.may_connect = anyio.Event()
+    stream = run.client.chat_stream(**HELLO)
+    reader = Reader(stream)
+    task = asyncio.create_task(reader.read())
+    await settled()
+    if is_first:
+        task.cancel()
+    closing = asyncio.create_task(stream.aclose())
+    await anyio.lowlevel.checkpoint()
+    if not is_first and not task.done():
+        task.cancel()
+    with anyio.fail_after(5):
+        await asyncio.wait([task, closing])
+    closing.result()
+    assert task.cancelled() or not (is_first or task.cancelling())
+    if stage.startswith("foreign"):
+        run.assert_closed()
+    else:
+        run.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("stage", ["head", "piece"])
+def test_closing_a_sync_stream_stops_the_thread_that_reads_it(stage: str, backend: Any) -> None:
+    waiting = threading.Event()
+
+    def chunks() -> Any:
+        waiting.set()
+        yield 10_000.0
+
+    body = ChunkStream(chunks())
+
+    async def answer(_: httpx.Request) -> httpx.Response:
+        if stage == "head":
+            waiting.set()
+            await anyio.sleep(10_000)
+        return httpx.Response(200, stream=body)
+
+    transport = ScriptedTransport(answer)
+    with (
+        Client("llmg_x", base_url="http://gateway.test", transport=transport, backend=backend) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        stream = client.chat_stream(**HELLO)
+        reading = pool.submit(stream.text)
+        assert waiting.wait(5)
+        stream.close()
+        with pytest.raises(StreamClosedError, match="before its end"):
+            reading.result(5)
+        assert body.closed == (stage == "piece")
 
 
 async def test_a_dropped_stream_is_closed_at_once_and_says_what_to_do() -> None:

@@ -20,7 +20,14 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from omnigate import AnyIOTransport, APIError, AsyncAdminClient, AsyncClient, RetryConfig
+from omnigate import (
+    AnyIOTransport,
+    APIError,
+    AsyncAdminClient,
+    AsyncClient,
+    RetryConfig,
+    StreamClosedError,
+)
 from omnigate.testing import LocalGateway
 
 from ..support.checkpoints import WAYS_OF_ASYNCIO, WAYS_OF_TRIO, cancelled_at_every_checkpoint
@@ -251,6 +258,36 @@ async def stream_without_a_block(run: Run) -> None:
     try:
         await anext(stream)
     finally:
+        await stream.aclose()
+
+
+@operation
+async def stream_closed_by_another_task(run: Run) -> None:
+    stream = run.client.chat_stream(**HELLO)
+
+    async def read() -> None:
+        with suppress(StreamClosedError):
+            async for _ in stream:
+                closing.set()
+
+    closing = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(read)
+        await closing.wait()
+        await stream.aclose()
+
+
+@operation
+async def stream_closed_by_another_task_before_its_head(run: Run) -> None:
+    stream = run.client.chat_stream(**HELLO)
+
+    async def read() -> None:
+        with suppress(StreamClosedError):
+            await stream.text()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(read)
+        await anyio.lowlevel.checkpoint()
         await stream.aclose()
 
 
