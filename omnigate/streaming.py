@@ -343,7 +343,7 @@ class BaseStream(Generic[T]):
             self._failure = error, status
 
     async def _break(self, cause: httpx.TransportError | None, attempts: Attempts) -> None:
-        """End with a connection that broke; what was held back is handed on first."""
+        """End with a connection that broke, what was held back handed on first, or prepare to open anew."""
         assert self._incoming is not None
         assert self._reader is not None
         self._pieces.extend(self._reader.flush())
@@ -357,7 +357,10 @@ class BaseStream(Generic[T]):
             error.__cause__ = cause
         error.attempts = attempts.count
         error.request_id = None if self._meta is None else self._meta.request_id
-        self._error = error
+        if self._delivered or self._pieces:
+            self._error = error
+        else:
+            self._failure = error, None
         await self._close()
 
     async def _read_tail(self) -> None:

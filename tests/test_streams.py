@@ -225,6 +225,61 @@ async def test_a_failure_before_the_head_is_retried_like_a_calls() -> None:
             pytest.fail("entered")
 
 
+FINE: dict[str, list[Any]] = {"chat_stream": [b"fine"], "completions_stream": [chunk("fine"), DONE]}
+
+
+@pytest.mark.parametrize("method", ["chat_stream", "completions_stream", "usage"])
+@pytest.mark.parametrize(
+    "breaks", [[httpx.ReadError("reset")], [httpx.ReadTimeout("")], [b"", httpx.ReadError("")]]
+)
+async def test_a_body_that_breaks_before_its_first_piece_is_retried_like_a_call(
+    breaks: list[Any], method: str
+) -> None:
+    options = {"include_usage": True} if method == "usage" else {}
+    start = [COMPLETION[0], b"data: {"] if method == "usage" else []  # nothing that anybody sees
+    method = "chat_stream" if method == "usage" else method
+    fine = FINE["completions_stream" if options else method]
+    run = Streaming(ChunkStream([*start, *breaks]), ChunkStream(fine))
+    async with getattr(run.client, method)(**HELLO, **options) as stream:
+        assert len([piece async for piece in stream]) == 1
+        assert (stream.meta.request_id, stream.meta.attempts) == ("r1", 2)
+    assert run.transport.times[1] - run.transport.times[0] == pytest.approx(0.5, abs=0.01)
+    run.assert_closed()
+
+
+async def test_a_stream_of_events_without_any_is_retried() -> None:
+    run = Streaming(ChunkStream([b": hello\n\n"]), ChunkStream(FINE["completions_stream"]))
+    async with run.client.completions_stream(**HELLO) as stream:
+        assert (len([piece async for piece in stream]), stream.meta.attempts) == (1, 2)
+
+
+async def test_a_body_that_breaks_each_time_is_an_error_that_says_how_often() -> None:
+    run = Streaming(*(ChunkStream([httpx.ReadTimeout("")]) for _ in range(3)))
+    with pytest.raises(TimeoutError, match="broke after 0 bytes of the stream") as caught:
+        await run.client.chat_stream(**HELLO).text()
+    assert caught.value.attempts == len(run.transport.requests) == 3
+    assert caught.value.request_id == "r2"
+    run.assert_closed()
+
+
+@pytest.mark.parametrize("arguments", [{"retries": 0}, {"retry_config": RetryConfig(retry_sent=False)}])
+async def test_a_body_that_breaks_is_not_retried_where_a_call_would_not_be(arguments: dict[str, Any]) -> None:
+    arguments.setdefault("retry_config", None)
+    run = Streaming(ChunkStream([httpx.ReadError("reset")]), ChunkStream([b"fine"]), **arguments)
+    with pytest.raises(ConnectionError, match="reset"):
+        await run.client.chat_stream(**HELLO).text()
+    assert len(run.transport.requests) == 1
+
+
+async def test_what_was_held_back_when_a_body_broke_has_been_delivered() -> None:
+    run = Streaming(ChunkStream([b"\n[err", httpx.ReadError("reset")]), ChunkStream([b"fine"]))
+    stream = run.client.chat_stream(**HELLO)
+    assert await anext(stream) == "\n[err"
+    with pytest.raises(ConnectionError, match="reset"):
+        await anext(stream)
+    assert len(run.transport.requests) == 1
+
+
 async def test_a_body_that_breaks_says_how_much_had_come_and_loses_none_of_it() -> None:
     run = Streaming(ChunkStream([b"text", b" more\n", httpx.RemoteProtocolError("peer closed connection")]))
     pieces: list[str] = []
