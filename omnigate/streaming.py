@@ -90,7 +90,9 @@ class BaseStream(Generic[T]):
 
     Use it as `async with client.chat_stream(…) as stream: async for piece in stream: …`. Entering returns
     when the head of the response has come, before the first text. Without `async with` the head is waited
-    for with the first piece, and a loop that is left early should be followed by `aclose()`.
+    for with the first piece, and a loop that is left early should be followed by `aclose()`. A stream opens
+    once: entered again, it goes on where it was, yields nothing if it has ended, and raises
+    `StreamClosedError` if it was closed before its end.
 
     Reading raises `ProviderError` when the provider fails on the way, `ConnectionError` when the body ends
     too early, and what a call raises while the stream opens. A failure before the first piece is retried
@@ -179,7 +181,9 @@ class BaseStream(Generic[T]):
         return pieces
 
     async def __aenter__(self) -> Self:
-        if self._incoming is None:
+        if self._ended or self._error is not None:
+            await anyio.lowlevel.checkpoint()
+        elif self._incoming is None:
             await self._step(self._open)
         return self
 

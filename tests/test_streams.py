@@ -87,6 +87,9 @@ COMPLETION = [
 ]  # fmt: skip
 
 
+FINE: dict[str, list[Any]] = {"chat_stream": [b"fine"], "completions_stream": [chunk("fine"), DONE]}
+
+
 async def test_pieces_come_as_they_arrive_and_the_connection_is_given_back() -> None:
     run = Streaming(ChunkStream([b"hel", b"lo ", "wörld".encode()]))
     async with run.client.chat_stream(**HELLO) as stream:
@@ -119,6 +122,51 @@ async def test_without_async_with_the_stream_opens_with_its_first_piece() -> Non
     assert stream.meta.request_id == "r0"
     run.assert_closed()
     assert [piece async for piece in stream] == []
+
+
+@pytest.mark.parametrize("method", ["chat_stream", "completions_stream"])
+async def test_a_stream_that_has_ended_sends_nothing_when_it_is_entered_again(method: str) -> None:
+    run = Streaming(ChunkStream(FINE[method]), ChunkStream(FINE[method]))
+    stream = getattr(run.client, method)(**HELLO)
+    assert len([piece async for piece in stream]) == 1
+    for _ in range(2):
+        async with stream as again:
+            assert again is stream
+            assert [piece async for piece in stream] == []
+    assert repr(stream).endswith(" ended>")
+    assert len(run.transport.requests) == 1
+
+
+async def test_a_stream_that_is_entered_in_the_middle_goes_on_there() -> None:
+    run = Streaming(ChunkStream([b"a", b"b"]))
+    stream = run.client.chat_stream(**HELLO)
+    assert await anext(stream) == "a"
+    async with stream:
+        assert await stream.text() == "b"
+    assert len(run.transport.requests) == 1
+
+
+async def test_a_stream_that_failed_sends_nothing_when_it_is_entered_again() -> None:
+    run = Streaming(ChunkStream([b"a\n[error] OpenAI error 401: x"]))
+    stream = run.client.chat_stream(**HELLO)
+    assert await anext(stream) == "a"
+    async with stream:  # which has its failure still to tell
+        with pytest.raises(ProviderError):
+            await anext(stream)
+    with pytest.raises(StreamClosedError, match="before its end"):
+        async with stream:
+            pytest.fail("entered")
+    assert len(run.transport.requests) == 1
+
+
+async def test_a_stream_that_was_closed_sends_nothing_when_it_is_entered_again() -> None:
+    run = Streaming(ChunkStream([b"a", b"b"]))
+    async with run.client.chat_stream(**HELLO) as stream:
+        await anext(stream)
+    with pytest.raises(StreamClosedError, match="before its end"):
+        async with stream:
+            pytest.fail("entered")
+    assert len(run.transport.requests) == 1
 
 
 async def test_chunks_carry_the_request_id() -> None:
@@ -223,9 +271,6 @@ async def test_a_failure_before_the_head_is_retried_like_a_calls() -> None:
     with pytest.raises(AuthError):
         async with run.client.chat_stream(**HELLO):
             pytest.fail("entered")
-
-
-FINE: dict[str, list[Any]] = {"chat_stream": [b"fine"], "completions_stream": [chunk("fine"), DONE]}
 
 
 @pytest.mark.parametrize("method", ["chat_stream", "completions_stream", "usage"])
