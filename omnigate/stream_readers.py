@@ -1,7 +1,8 @@
 """From the bytes of a stream to the pieces that a user iterates, and to the error it ends with. Sans-I/O.
 
 A reader is fed what arrives. When its `error` is set, the stream ends with it after the pieces returned so
-far; when it is `done`, the stream is complete even if the body goes on.
+far. When it is `done`, the gateway has told the end of the stream, good or bad, though the body goes on: that
+is to be read to its end, for the gateway writes its usage record meanwhile.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class StreamReader(Protocol[T]):
 
     @property
     def done(self) -> bool:
-        """Whether the stream is complete."""
+        """Whether the gateway has told the end of the stream; with `error`, that it failed."""
         ...
 
     @property
@@ -91,7 +92,7 @@ class TextReader(Generic[T]):
 
 
 class _EventReader(Generic[T]):
-    """Reads the event protocol up to `[DONE]`."""
+    """Reads the event protocol up to `[DONE]`, or to the event of a failure, which only `[DONE]` follows."""
 
     ends_with_body = False
 
@@ -138,6 +139,7 @@ class _EventReader(Generic[T]):
     def _fail(self, failure: Any) -> None:
         message = cast("dict[str, Any]", failure).get("message") if isinstance(failure, dict) else failure
         text = message if isinstance(message, str) else ""
+        self.done = True
         self.error = stream_error(text, request_id=self._request_id, secrets=self._secrets)
 
     def _refuse(self, problem: str) -> None:

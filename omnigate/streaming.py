@@ -312,7 +312,10 @@ class BaseStream(Generic[T]):
         if reader.done:
             await self._read_tail()
             await self._close()
-            self._ended = True
+            if reader.error is None:
+                self._ended = True
+            else:
+                self._fail(reader.error, attempts)
             return
         try:
             data = await self._session.run(incoming.body.next)
@@ -325,18 +328,20 @@ class BaseStream(Generic[T]):
         pieces = reader.finish() if data is None else reader.feed(data)
         self._pieces.extend(pieces)
         self._delivered = self._delivered or bool(pieces)
+        if reader.done:
+            return  # what came before is handed on before the tail is waited for
         if reader.error is not None:
-            await self._fail(reader.error, attempts)
-        elif data is None and not reader.done:
+            await self._close()
+            self._fail(reader.error, attempts)
+        elif data is None:
             if reader.ends_with_body:
                 await self._close()
                 self._ended = True
             else:
                 await self._break(None, attempts)
 
-    async def _fail(self, error: ProviderError | InvalidResponseError, attempts: Attempts) -> None:
+    def _fail(self, error: ProviderError | InvalidResponseError, attempts: Attempts) -> None:
         """End with a failure that came inside the stream, or prepare to open anew."""
-        await self._close()
         error.attempts = attempts.count
         status = None
         if not self._delivered and isinstance(error, ProviderError):

@@ -827,6 +827,50 @@ async def test_an_error_event_is_a_provider_error_after_what_came_before(
     assert len(run.transport.requests) == 1
 
 
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("method", ["completions_stream", "chat_stream"])
+async def test_the_body_is_read_to_its_end_after_an_error_event(method: str, together: bool) -> None:
+    options = {"include_usage": True} if method == "chat_stream" else {}
+    events = [chunk("part1"), event({"error": {"message": "boom"}})]
+    run = Streaming(ChunkStream([*([b"".join(events)] if together else events), 0.5, DONE, 0.3, b"\n"]))
+    started = anyio.current_time()
+    async with getattr(run.client, method)(**HELLO, **options) as stream:
+        await anext(stream)
+        assert anyio.current_time() - started < 0.1  # which the text before is not held up by
+        with pytest.raises(ProviderError, match="boom"):
+            await anext(stream)
+        assert run.streams[0].exhausted
+        run.assert_closed()
+
+
+async def test_the_body_is_read_to_its_end_if_the_reader_leaves_before_the_error() -> None:
+    run = Streaming(ChunkStream([chunk("part1") + event({"error": {"message": "boom"}}), 0.5, DONE]))
+    async with run.client.completions_stream(**HELLO) as stream:
+        await anext(stream)
+    assert run.streams[0].exhausted
+
+
+@pytest.mark.parametrize("tail", [[1_000.0], [b"x" * 10_000] * 1_000, [httpx.ReadError("reset")]])
+async def test_what_follows_an_error_event_is_bounded(tail: list[Any]) -> None:
+    run = Streaming(ChunkStream([event({"error": {"message": "boom"}}), *tail]))
+    started = anyio.current_time()
+    with pytest.raises(ProviderError, match="boom"):
+        await anext(run.client.completions_stream(**HELLO))
+    assert anyio.current_time() - started == pytest.approx(1.0 if tail == [1_000.0] else 0.0, abs=0.01)
+    run.assert_closed()
+
+
+async def test_a_connection_is_kept_after_an_error_event() -> None:
+    events = event({"error": {"message": "boom"}})
+    body = b"%x\r\n%b\r\n" % (len(events), events)
+    rest = b"%x\r\n%b\r\n0\r\n\r\n" % (len(DONE), DONE)
+    run = Wired(STREAM_HEAD, body, rest)
+    with pytest.raises(ProviderError, match="boom"):
+        await anext(run.client.completions_stream(**HELLO))
+    assert run.transport.stats()["idle"] == 1
+    run.assert_nothing_is_left()
+
+
 async def test_a_transient_error_event_before_any_text_is_retried() -> None:
     failing = ChunkStream([COMPLETION[0], event({"error": {"message": "OpenAI error 429: x"}}), DONE])
     run = Streaming(failing, ChunkStream(COMPLETION))

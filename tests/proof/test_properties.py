@@ -653,7 +653,7 @@ def test_any_events_are_pieces_or_a_typed_error(events: list[bytes]) -> None:
     assert all(isinstance(piece, str) and piece for piece in pieces)
     assert all(isinstance(chunk, dict) for chunk in chunks)
     for reader in (usage_reader, completion_reader):
-        assert reader.done != (reader.error is not None)
+        assert reader.done != isinstance(reader.error, InvalidResponseError)
         if reader.error is not None:
             assert isinstance(reader.error, ProviderError | InvalidResponseError)
             str(reader.error).encode()
