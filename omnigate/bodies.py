@@ -153,13 +153,13 @@ class BodyReader:
         return first if len(body) == 1 else b"".join(body)
 
     async def read_start(self, length: int) -> bytes:
-        """Return the beginning of the body, at most `length` bytes, as far as it can be decoded."""
+        """Return the beginning of the body, at most `length` bytes, as far as it comes and can be decoded."""
         body = bytearray()
         try:
             while len(body) < length and (piece := await self.next()) is not None:
                 body += piece[: length - len(body)]
-        except InvalidResponseError:
-            pass  # the beginning of an error's body is worth more than the fact that its end is corrupt
+        except (InvalidResponseError, httpx.TransportError):
+            pass  # the beginning of an error's body is worth more than the fact that its end is lost
         return bytes(body)
 
     async def _next_inflated(self, inflater: Inflater) -> bytes | None:

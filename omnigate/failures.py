@@ -24,7 +24,7 @@ from omnigate.exceptions import (
     provider_of,
 )
 from omnigate.meta import rate_limit_of
-from omnigate.redaction import redact
+from omnigate.redaction import redact, redact_cut
 from omnigate.retry import parse_http_date, parse_retry_after
 
 _TEXT_LENGTH: Final = 2_000
@@ -166,7 +166,7 @@ def _detail(body: bytes, secrets: tuple[str, ...]) -> Any:
         normalise_detail(detail)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):  # too deep for any of these, perhaps
         text = body.decode("utf-8", "replace").strip()
-        return redact(text, secrets)[:_TEXT_LENGTH] or None
+        return redact_cut(text, secrets)[:_TEXT_LENGTH] or None
     return detail
 
 

@@ -16,6 +16,7 @@ SECRET_HEADERS: Final = frozenset(
 """The headers of a request whose values are keys."""
 
 _KEY = re.compile(r"(?<![A-Za-z0-9])(llmg_|sk-)[A-Za-z0-9_\-*.]{4,}")
+_SHORTEST_CUT = 4  # characters of a secret that give something away
 _PREFIX_LENGTH = 12  # protocol: the first 12 characters of a gateway key are its public `key_prefix`
 
 
@@ -42,6 +43,16 @@ def redact(value: Any, secrets: Iterable[str] = ()) -> Any:
     """Return `value` (text, or JSON of any depth) with keys and the given secrets blacked out."""
     forms = {form for secret in secrets if secret for form in (secret, json.dumps(secret)[1:-1])}
     return _redact(value, sorted(forms, key=len, reverse=True))  # one may be a part of another
+
+
+def redact_cut(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return `text` as `redact` does, where it may break off in the middle of a secret."""
+    text = cast("str", redact(text, secrets))
+    for secret in secrets:
+        for length in range(min(len(secret), len(text)), _SHORTEST_CUT - 1, -1):
+            if text.endswith(secret[:length]):
+                return text[:-length] + "***"
+    return text
 
 
 def _redact(value: Any, forms: list[str]) -> Any:

@@ -13,6 +13,7 @@ import math
 import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeVar, TypeVarTuple, cast
 
 import anyio
@@ -43,6 +44,7 @@ from omnigate.exceptions import (
     GatewayError,
     InvalidArgumentError,
     InvalidArgumentTypeError,
+    InvalidResponseError,
 )
 from omnigate.failures import connection_error, invalid_response, response_error
 from omnigate.gate import Gates
@@ -383,10 +385,9 @@ class Session:
         chunks: AsyncIterator[bytes] | None = None
         try:
             chunks = async_chunks(response.stream)
-            reader = BodyReader(response, chunks, self.max_response_bytes)
             if not is_answer:
-                raise await self.error_of(response, reader, call)
-            return response, await reader.read()
+                raise await self.error_of(response, chunks, call)
+            return response, await BodyReader(response, chunks, self.max_response_bytes).read()
         finally:
             await self.discard(response, chunks)  # not cut short, as foreign closing may be
 
@@ -422,9 +423,11 @@ class Session:
 
         await bounded(close)
 
-    async def error_of(self, response: httpx.Response, reader: BodyReader, call: Call) -> APIError:
-        """Return the typed error that an error response is, its body read as far as is useful."""
-        body = await reader.read_start(MAX_ERROR_BYTES)
+    async def error_of(self, response: httpx.Response, chunks: AsyncIterator[bytes], call: Call) -> APIError:
+        """Return the typed error that an error response is; of its body is read what is useful and comes."""
+        body = b""
+        with suppress(InvalidResponseError):  # it is encoded in an unknown way: the head says enough
+            body = await BodyReader(response, chunks, self.max_response_bytes).read_start(MAX_ERROR_BYTES)
         return response_error(response, body, secrets=call.secrets, show_body=not call.endpoint.mints_key)
 
     async def aclose(self) -> None:

@@ -296,9 +296,9 @@ class BaseStream(Generic[T]):
         response = await session.open(self._call)
         # Kept on the object at once: if the caller is cancelled now, it finds it there and closes it.
         incoming = self._incoming = _Incoming(response)
-        incoming.body = BodyReader(response, incoming.chunks, session.max_response_bytes)
         if not 200 <= response.status_code < 300:
-            raise await session.error_of(response, incoming.body, self._call)
+            raise await session.error_of(response, incoming.chunks, self._call)
+        incoming.body = BodyReader(response, incoming.chunks, session.max_response_bytes)
         self._meta = attempts.meta(response)
         self._reader = self._new_reader(response.headers.get("x-request-id"))
 

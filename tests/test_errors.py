@@ -1,23 +1,31 @@
 """Which error a failure becomes: whose failure it is, what it says, and what it must not say."""
 
 import builtins
+import gzip
 import pickle
+from collections.abc import Awaitable, Callable
+from typing import Any
 
+import anyio
 import httpx
 import pytest
 
 import omnigate
 from omnigate import (
     APIError,
+    AsyncClient,
     AuthError,
     BudgetExceededError,
     GatewayError,
     ProviderError,
     ProviderRateLimitError,
     RateLimitError,
+    RetryConfig,
     classify,
 )
 from omnigate.failures import response_error, stream_error, transient_status
+
+from .support.scripted import ChunkStream, ScriptedTransport
 
 OPENAI_401 = 'OpenAI error 401: {"error":{"message":"Incorrect API key provided: sk-****."}}'
 OPENAI_429 = 'OpenAI error 429: {"error":{"message":"Rate limit reached for requests"}}'
@@ -212,3 +220,89 @@ def test_errors_survive_a_process_border() -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is ProviderRateLimitError
     assert (str(copy), copy.retry_after, copy.provider_status) == (str(error), 2.0, 429)
+
+
+# The body of an error that cannot be read
+
+SECRET = "plain-secret-of-a-gateway"
+HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
+BREAKS = [
+    httpx.ReadError("reset"),
+    httpx.ReadTimeout(""),
+    httpx.RemoteProtocolError("peer closed connection"),
+]
+
+
+async def chat(client: AsyncClient) -> object:
+    return await client.chat(**HELLO)
+
+
+async def stream(client: AsyncClient) -> object:
+    return await client.chat_stream(**HELLO).text()
+
+
+Use = Callable[[AsyncClient], Awaitable[object]]
+either_way = pytest.mark.parametrize("use", [chat, stream])
+
+
+async def refused(use: Use, status: int, body: list[Any], **headers: str) -> tuple[APIError, list[float]]:
+    """Return the error that such a response becomes, and when it was asked for."""
+    bodies: list[ChunkStream] = []
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        bodies.append(ChunkStream(body))
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return httpx.Response(status, headers={"x-request-id": "r", **named}, stream=bodies[-1])
+
+    transport = ScriptedTransport(answer)
+    config = RetryConfig(max_retries=1, jitter=0)
+    with anyio.fail_after(100):
+        async with AsyncClient(SECRET, transport=transport, retry_config=config) as client:
+            with pytest.raises(APIError) as caught:
+                await use(client)
+    assert all(body.closed for body in bodies)
+    assert caught.value.request_id == "r"
+    assert caught.value.attempts == len(transport.requests)
+    return caught.value, transport.times
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("failure", BREAKS)
+@either_way
+async def test_an_error_keeps_its_status_if_its_body_breaks(use: Use, failure: Exception) -> None:
+    error, times = await refused(use, 401, [b'{"detail": "Inv', failure])
+    assert type(error) is AuthError
+    assert (error.status_code, error.detail, len(times)) == (401, '{"detail": "Inv', 1)
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("body", [[b"\x0b\x02\x80hello\x03"], [httpx.ReadError("reset")], []])
+@either_way
+async def test_an_error_keeps_its_status_if_its_encoding_is_unknown(use: Use, body: list[Any]) -> None:
+    error, times = await refused(use, 429, body, content_encoding="br", retry_after="7")
+    assert type(error) is RateLimitError
+    assert (error.status_code, error.retry_after, error.detail) == (429, 7.0, None)
+    assert times[1] - times[0] == pytest.approx(7, abs=0.01)
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+@either_way
+async def test_what_came_of_a_compressed_error_is_used(use: Use) -> None:
+    whole = gzip.compress(b'{"detail": "OpenAI error 400: bad"}')
+    error, _ = await refused(use, 400, [whole[:-2], httpx.ReadError("reset")], content_encoding="gzip")
+    assert type(error) is ProviderError
+    assert error.detail == "OpenAI error 400: bad"
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+@either_way
+async def test_a_secret_that_an_error_breaks_off_in_is_not_shown(use: Use) -> None:
+    for length in (4, 10, len(SECRET) - 1, len(SECRET)):
+        text = b'{"detail": "bad key ' + SECRET[:length].encode()
+        error, _ = await refused(use, 401, [text, httpx.ReadError("reset")])
+        assert error.detail == '{"detail": "bad key ***'
+        assert "plain" not in repr(error) + str(error.args)
