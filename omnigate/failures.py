@@ -65,15 +65,19 @@ def response_error(
     status = response.status_code
     headers = response.headers
     now: datetime | None = parse_http_date(headers.get("date"))
-    detail = _detail(body, secrets) if show_body else None
+    raw, detail = _details(body, secrets) if show_body else (None, None)
+    # What came decides which error it is: a short key may look like a part of it. What is shown has no keys.
     error = classify(
         status,
-        detail if normalise_detail(detail) else _status_text(response),
+        raw if normalise_detail(raw) else _status_text(response),
         retry_after=parse_retry_after(headers.get("retry-after"), now=now),
         request_id=headers.get("x-request-id"),
     )
+    error.message = normalise_detail(detail) or _status_text(response)
     error.retry_after = parse_retry_after(headers.get("retry-after"), now=now)
     error.detail = detail
+    if isinstance(error, ProviderError):
+        error.provider = redact(error.provider, secrets)
     error.rate_limit = rate_limit_of(headers)
     if isinstance(detail, str) and _HTML.match(detail):
         error.message = f"{_status_text(response)}: {_text_of_html(detail)}"
@@ -130,44 +134,47 @@ def stream_error(message: str, *, request_id: str | None, secrets: tuple[str, ..
     Its `status_code` is 502, since the response's own says 200; the provider's, where the message tells
     it, is `provider_status`.
     """
-    text = cast("str", redact(message.strip(), secrets))
-    named = provider_of(text) or (None, None)
+    named = provider_of(message.strip()) or (None, None)
     kind = ProviderRateLimitError if named[1] == 429 else ProviderError
+    text = redact_cut(message.strip(), secrets)
     error = kind(
         text or "the provider failed without a message (as it does when it times out)",
         status_code=502,
         detail=text,
         request_id=request_id,
     )
-    error.provider, error.provider_status = named
+    error.provider, error.provider_status = redact(named[0], secrets), named[1]
     return error
 
 
-def transient_status(error: ProviderError) -> int | None:
+def transient_status(message: str) -> int | None:
     """Return the HTTP status that a failure inside a stream would have had if it may pass, else None.
 
     A provider's 429 and 5xx, an unreachable provider, an open circuit, and no message at all (a provider
     that timed out).
     """
-    status = error.provider_status
+    message = message.strip()
+    status = (provider_of(message) or (None, None))[1]
     if status is not None:
         return status if status == 429 or status >= 500 else None
-    if not error.detail or "request failed:" in error.detail or "call failed:" in error.detail:
+    if not message or "request failed:" in message or "call failed:" in message:
         return 502
-    return 503 if error.detail.endswith("circuit is open") else None
+    return 503 if message.endswith("circuit is open") else None
 
 
-def _detail(body: bytes, secrets: tuple[str, ...]) -> Any:
+def _details(body: bytes, secrets: tuple[str, ...]) -> tuple[Any, Any]:
+    """Return the `detail` of a body as it came, and as it may be shown."""
     try:
-        parsed: Any = msgspec.json.decode(body)
-        if isinstance(parsed, dict):
-            parsed = cast("dict[str, Any]", parsed).get("detail", cast("Any", parsed))
-        detail = redact(parsed, secrets)
-        normalise_detail(detail)
+        raw: Any = msgspec.json.decode(body)
+        if isinstance(raw, dict):
+            raw = cast("dict[str, Any]", raw).get("detail", cast("Any", raw))
+        shown = redact(raw, secrets)
+        normalise_detail(raw)
+        normalise_detail(shown)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):  # too deep for any of these, perhaps
         text = body.decode("utf-8", "replace").strip()
-        return redact_cut(text, secrets)[:_TEXT_LENGTH] or None
-    return detail
+        return text[:_TEXT_LENGTH] or None, redact_cut(text, secrets)[:_TEXT_LENGTH] or None
+    return raw, shown
 
 
 def _status_text(response: httpx.Response) -> str:

@@ -14,7 +14,7 @@ import msgspec
 
 from omnigate.decoders import EventDecoder, EventTooLongError, TextDecoder
 from omnigate.exceptions import InvalidResponseError, ProviderError
-from omnigate.failures import excerpt, stream_error
+from omnigate.failures import excerpt, stream_error, transient_status
 from omnigate.models import StreamChunk, Usage
 from omnigate.structs import decoder_for
 
@@ -32,6 +32,11 @@ class StreamReader(Protocol[T]):
     @property
     def error(self) -> ProviderError | InvalidResponseError | None:
         """What the stream ends with."""
+        ...
+
+    @property
+    def transient(self) -> int | None:
+        """The HTTP status to judge by whether that failure may pass; None if it may not."""
         ...
 
     @property
@@ -62,6 +67,7 @@ class TextReader(Generic[T]):
     ) -> None:
         self.done = False
         self.error: ProviderError | None = None
+        self.transient: int | None = None
         self._piece = piece
         self._request_id = request_id
         self._secrets = secrets
@@ -89,6 +95,7 @@ class TextReader(Generic[T]):
         message = self._decoder.message
         if message is not None:
             self.error = stream_error(message, request_id=self._request_id, secrets=self._secrets)
+            self.transient = transient_status(message)
 
 
 class _EventReader(Generic[T]):
@@ -99,6 +106,7 @@ class _EventReader(Generic[T]):
     def __init__(self, *, request_id: str | None, secrets: tuple[str, ...]) -> None:
         self.done: bool = False
         self.error: ProviderError | InvalidResponseError | None = None
+        self.transient: int | None = None
         self._request_id = request_id
         self._secrets = secrets
         self._decoder = EventDecoder()
@@ -141,6 +149,7 @@ class _EventReader(Generic[T]):
         text = message if isinstance(message, str) else ""
         self.done = True
         self.error = stream_error(text, request_id=self._request_id, secrets=self._secrets)
+        self.transient = transient_status(text)
 
     def _refuse(self, problem: str) -> None:
         self.error = InvalidResponseError(problem, status_code=200, request_id=self._request_id)

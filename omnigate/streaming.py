@@ -35,10 +35,9 @@ from omnigate.exceptions import (
     ConnectionError,
     GatewayError,
     InvalidResponseError,
-    ProviderError,
     StreamClosedError,
 )
-from omnigate.failures import connection_error, transient_status
+from omnigate.failures import connection_error
 from omnigate.meta import Meta
 from omnigate.models import StreamChunk, Usage
 from omnigate.session import Session
@@ -315,7 +314,7 @@ class BaseStream(Generic[T]):
             if reader.error is None:
                 self._ended = True
             else:
-                self._fail(reader.error, attempts)
+                self._fail(reader.error, reader.transient, attempts)
             return
         try:
             data = await self._session.run(incoming.body.next)
@@ -332,7 +331,7 @@ class BaseStream(Generic[T]):
             return  # what came before is handed on before the tail is waited for
         if reader.error is not None:
             await self._close()
-            self._fail(reader.error, attempts)
+            self._fail(reader.error, reader.transient, attempts)
         elif data is None:
             if reader.ends_with_body:
                 await self._close()
@@ -340,16 +339,13 @@ class BaseStream(Generic[T]):
             else:
                 await self._break(None, attempts)
 
-    def _fail(self, error: ProviderError | InvalidResponseError, attempts: Attempts) -> None:
+    def _fail(self, error: APIError, transient: int | None, attempts: Attempts) -> None:
         """End with a failure that came inside the stream, or prepare to open anew."""
         error.attempts = attempts.count
-        status = None
-        if not self._delivered and isinstance(error, ProviderError):
-            status = transient_status(error)
-        if status is None:
+        if transient is None or self._delivered:
             self._error = error
         else:
-            self._failure = error, status
+            self._failure = error, transient
 
     async def _break(self, cause: httpx.TransportError | None, attempts: Attempts) -> None:
         """End with a connection that broke, what was held back handed on first, or prepare to open anew."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import httpx
+import msgspec
 import pytest
 
 import omnigate
@@ -24,6 +25,7 @@ from omnigate import (
     classify,
 )
 from omnigate.failures import response_error, stream_error, transient_status
+from omnigate.stream_readers import TextReader
 
 from .support.scripted import ChunkStream, ScriptedTransport
 
@@ -155,13 +157,49 @@ KEY = "llmg_" + "k" * 43
     ],
 )
 def test_keys_never_reach_an_error(detail: object) -> None:
-    import msgspec
-
     body = msgspec.json.encode({"detail": detail})
     error = response_error(response(401, body), body, secrets=("plain-secret-of-azure",))
     for text in (str(error), repr(error), repr(error.detail), repr(error.__dict__)):
         for secret in (KEY, "abcdef123456", "plain-secret-of-azure"):
             assert secret not in text
+
+
+@pytest.mark.parametrize("secret", ["key", "No", "openai", "project", "detail", "error", "message"])
+def test_a_short_key_does_not_change_which_error_it_is(secret: str) -> None:
+    detail = "No openai key configured for this project. Add one via POST /v1/keys."
+    for body in (
+        msgspec.json.encode({"detail": detail}),
+        msgspec.json.encode({"error": {"message": detail, "type": "invalid_request_error"}}),
+        detail.encode(),
+    ):
+        error = response_error(response(400, body), body, secrets=(secret,))
+        assert type(error) is ProviderError
+        for text in (str(error), repr(error), repr(error.args), repr(error.detail), error.provider or ""):
+            assert secret not in text
+
+
+@pytest.mark.parametrize("secret", ["OpenAI", "error", "429", "slow", "request", "failed"])
+def test_a_short_key_does_not_change_which_error_of_a_stream_it_is(secret: str) -> None:
+    error = stream_error("OpenAI error 429: slow down", request_id=None, secrets=(secret,))
+    assert type(error) is ProviderRateLimitError
+    assert error.provider_status == 429
+    for text in (str(error), repr(error), repr(error.detail), str(error.provider)):
+        assert secret not in text
+    reader = TextReader(str, request_id=None, secrets=(secret,))
+    reader.feed(b"\n[error] OpenAI request failed: reset")
+    reader.finish()
+    assert reader.transient == 502
+
+
+def test_a_key_where_a_provider_is_named_is_not_shown() -> None:
+    text = f"{KEY} error 401: x"
+    body = msgspec.json.encode({"detail": text})
+    for error in (
+        response_error(response(401, body), body, secrets=("other",)),
+        stream_error(text, request_id=None, secrets=("other",)),
+    ):
+        assert isinstance(error, ProviderError)
+        assert (error.provider_status, "kkkk" in str(error.__dict__)) == (401, False)
 
 
 def test_nothing_of_the_body_is_in_the_errors_of_calls_that_mint_keys() -> None:
@@ -188,7 +226,7 @@ def test_nothing_of_the_body_is_in_the_errors_of_calls_that_mint_keys() -> None:
 def test_only_what_may_pass_is_transient_inside_a_stream(message: str, status: int | None) -> None:
     error = stream_error(message, request_id="r")
     assert (error.status_code, error.request_id) == (502, "r")
-    assert transient_status(error) == status
+    assert transient_status(message) == status
 
 
 def test_a_providers_rate_limit_inside_a_stream_has_its_own_type() -> None:
