@@ -341,6 +341,27 @@ async def test_a_body_that_breaks_says_how_much_had_come_and_loses_none_of_it() 
     run.assert_closed()
 
 
+@pytest.mark.parametrize("method", ["chat_stream", "completions_stream"])
+@pytest.mark.parametrize("cut", [0, 1, 2, 3])
+async def test_text_that_comes_with_broken_framing_is_read_however_it_came(cut: int, method: str) -> None:
+    text = b"hello" if method == "chat_stream" else chunk("hello")
+    wire = STREAM_HEAD, b"%x\r\n%b\r\n" % (len(text), text), b"ZZ\r\n"
+    pieces = {
+        0: [b"".join(wire)],
+        1: [wire[0], wire[1] + wire[2]],
+        2: [wire[0] + wire[1], wire[2]],
+        3: list(wire),
+    }[cut]
+    run = Wired(*pieces)
+    read: list[Any] = []
+    with pytest.raises(ConnectionError, match=f"broke after {len(text)} bytes of the stream.*not HTTP/1.1"):
+        async for piece in getattr(run.client, method)(**HELLO):
+            read.append(piece)
+    assert len(read) == 1
+    assert len(run.network.streams) == 1
+    run.assert_nothing_is_left()
+
+
 async def test_a_read_timeout_inside_a_stream_is_a_timeout_error() -> None:
     run = Streaming(ChunkStream([b"text", httpx.ReadTimeout("")]))
     with pytest.raises(TimeoutError, match="no bytes came within the timeout"):

@@ -25,7 +25,7 @@ _BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError,
 class Exchange:
     """Sends a request and reads until its response's head has come. Owns nothing: the caller discards."""
 
-    __slots__ = ("_connection", "_is_cut_short", "_message", "_reader", "_sent", "_timeouts")
+    __slots__ = ("_broken", "_connection", "_is_cut_short", "_message", "_reader", "_sent", "_timeouts")
 
     def __init__(self, message: OutgoingMessage, connection: Connection, timeouts: Timeouts) -> None:
         self._message = message
@@ -34,6 +34,7 @@ class Exchange:
         self._reader = ResponseReader(message.method)
         self._sent = False  # bytes of the request may have been written
         self._is_cut_short = False  # not all of the request was written
+        self._broken: str | None = None  # what was wrong in the body that came with the head
 
     def run(self) -> Awaitable[None]:
         """Exchange the request for the head of its response; to be awaited.
@@ -60,7 +61,7 @@ class Exchange:
         assert reader.head is not None
         if self._is_cut_short or self._message.closes:
             reader.forbid_reuse()
-        stream = ResponseStream(pool, self._connection, reader, self._timeouts.get("read"))
+        stream = ResponseStream(pool, self._connection, reader, self._timeouts.get("read"), self._broken)
         return RawResponse(reader.status_code, reader.head, stream)
 
     async def _small(self) -> None:
@@ -83,6 +84,10 @@ class Exchange:
         except _BROKEN as error:
             # of a small request the kernel takes all or nothing
             raise (httpx.ReadError if self._sent else httpx.WriteError)(_words(error)) from error
+        except httpx.RemoteProtocolError as error:
+            if reader.head is None:
+                raise
+            self._broken = str(error)
 
     async def _large(self) -> None:
         """Send the request, at once or as its body comes, and read the head, each under its own limit."""
@@ -149,26 +154,39 @@ class Exchange:
         connection, reader = self._connection, self._reader
         while reader.head is None:
             read = self._timeouts.get("read")
-            await connection.limit.run(httpx.ReadTimeout, read, receive, connection.stream, reader)
+            try:
+                await connection.limit.run(httpx.ReadTimeout, read, receive, connection.stream, reader)
+            except httpx.RemoteProtocolError as error:
+                if reader.head is None:
+                    raise
+                self._broken = str(error)
 
 
 class ResponseStream(httpx.AsyncByteStream):
-    """The body of a response. What arrived together is handed on together.
+    """The body of a response. What arrived together is handed on together, an error after what preceded it.
 
     Its connection is given back as soon as the response's end has arrived, if it can be used again; else, and
     when the stream is closed before, it is closed.
     """
 
     def __init__(
-        self, pool: Pool, connection: Connection, reader: ResponseReader, read_timeout: float | None
+        self,
+        pool: Pool,
+        connection: Connection,
+        reader: ResponseReader,
+        read_timeout: float | None,
+        broken: str | None = None,
     ) -> None:
         self._pool = pool
         self._connection: Connection | None = connection
         self._reader = reader
         self._read_timeout = read_timeout
         self._is_aborted = False
+        self._broken = broken
         if reader.complete:
             self._finish(connection)
+        elif broken is not None:
+            self.abort()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -180,6 +198,8 @@ class ResponseStream(httpx.AsyncByteStream):
                 return data
             connection = self._connection
             if connection is None:
+                if self._broken is not None:
+                    raise httpx.RemoteProtocolError(self._broken)
                 if self._is_aborted:
                     raise httpx.StreamClosed
                 raise StopAsyncIteration
@@ -187,6 +207,10 @@ class ResponseStream(httpx.AsyncByteStream):
                 await connection.limit.run(
                     httpx.ReadTimeout, self._read_timeout, receive, connection.stream, self._reader
                 )
+            except httpx.RemoteProtocolError as error:
+                self.abort()
+                self._broken = str(error)  # and not the error itself, which refers to this
+                continue
             except BaseException:
                 self.abort()
                 raise
@@ -206,7 +230,7 @@ class ResponseStream(httpx.AsyncByteStream):
 
     def take_whole(self) -> bytes | None:
         """Return the whole body if it has arrived and nothing of it was taken, else None."""
-        if self._connection is not None:
+        if self._connection is not None or self._is_aborted:
             return None
         return self._reader.take_body()
 

@@ -276,7 +276,7 @@ class ResponseReader:
         """Take bytes in.
 
         Raises:
-            httpx.RemoteProtocolError: they are not HTTP, or exceed a limit.
+            httpx.RemoteProtocolError: they are not HTTP, or exceed a limit. What came before is taken in.
         """
         self.started = True
         if self.complete:

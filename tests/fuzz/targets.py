@@ -249,9 +249,9 @@ def _response(
         assert len(response.headers) <= len(reader.head)
         assert response.extensions["http_version"].startswith(b"HTTP/")
         assert response.is_encoded or "content-encoding" not in response.headers
-    # Where it failed, the parts of it that came before are handed on or not; nobody gets to see them.
+    # Where it failed after its head, what came of its body before is handed on all the same.
     if failed:
-        return True, None
+        return True, reader.head, body, None
     return False, reader.status_code, reader.head, body, reader.complete, reader.reusable
 
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from omnigate.transport.anyio_transport import AnyIOTransport
+from omnigate.transport.exchange import ResponseStream
 
 from ..support.fake_streams import FakeNetwork, FakeStream
 from ..support.servers import OK, Peer, Received, serving, until
@@ -295,6 +296,35 @@ async def test_a_stream_is_read_as_it_comes_and_given_back_at_its_end() -> None:
         await response.aclose()
         assert transport.stats()["idle"] == 1
         await transport.aclose()
+
+
+BROKEN = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + b"5\r\nhello\r\n" + b"ZZ\r\n"
+STARTS = [0, BROKEN.index(b"5\r\n"), BROKEN.index(b"ZZ")]
+
+
+@pytest.mark.parametrize("cuts", [[], STARTS[1:], STARTS[1:2], STARTS[2:], list(range(1, len(BROKEN)))])
+@pytest.mark.parametrize("large", [False, True])
+async def test_what_came_before_broken_framing_is_read_however_it_came(large: bool, cuts: list[int]) -> None:
+    network = FakeNetwork()
+    pieces = [BROKEN[a:b] for a, b in zip([0, *cuts], [*cuts, len(BROKEN)], strict=True)]
+    content = b"x" * 100_000 if large else b""
+    network.answer = lambda request: (
+        pieces if len(request) > len(content) and b"\r\n\r\n" in request else None
+    )
+    transport = AnyIOTransport()
+    transport._connect = network  # type: ignore[assignment]
+    response = await transport.handle_async_request(httpx.Request("POST", "http://a/", content=content))
+    assert response.status_code == 200
+    assert isinstance(response.stream, ResponseStream)
+    assert response.stream.take_whole() is None
+    read = b""
+    with pytest.raises(httpx.RemoteProtocolError, match="not HTTP/1.1"):
+        async for piece in response.stream:
+            read += piece
+    assert read == b"hello"
+    with pytest.raises(httpx.RemoteProtocolError, match="not HTTP/1.1"):
+        await anext(aiter(response.stream))
+    assert network.open == transport.stats()["in_use"] == 0
 
 
 async def test_a_stream_that_is_closed_or_dropped_half_read_closes_its_connection() -> None:
