@@ -53,7 +53,7 @@ class StreamReader(Protocol[T]):
         ...
 
     def flush(self) -> list[T]:
-        """Return what was held back, as the body broke off here."""
+        """Return what was held back, as the body broke off here; `error` may be set by it, too."""
         ...
 
 
@@ -87,9 +87,8 @@ class TextReader(Generic[T]):
         return [self._piece(text)] if text else []
 
     def flush(self) -> list[T]:
-        """See `StreamReader`."""
-        text = self._decoder.finish()
-        return [self._piece(text)] if text else []
+        """See `StreamReader`. What came of a failure's message says more than that the connection broke."""
+        return self.finish()
 
     def _fail(self) -> None:
         message = self._decoder.message
@@ -99,7 +98,10 @@ class TextReader(Generic[T]):
 
 
 class _EventReader(Generic[T]):
-    """Reads the event protocol up to `[DONE]`, or to the event of a failure, which only `[DONE]` follows."""
+    """Reads the event protocol up to `[DONE]`, or to the event of a failure, which only `[DONE]` follows.
+
+    An event whose `error` is not null is a failure, whatever else it holds.
+    """
 
     ends_with_body = False
 
@@ -169,10 +171,12 @@ class CompletionReader(_EventReader[dict[str, Any]]):
             chunk = None
         if not isinstance(chunk, dict):
             self._refuse_event(event)
-        elif "error" in chunk and "choices" not in chunk:
-            self._fail(cast("dict[str, Any]", chunk)["error"])
+            return
+        fields = cast("dict[str, Any]", chunk)
+        if fields.get("error") is not None:
+            self._fail(fields["error"])
         else:
-            pieces.append(cast("dict[str, Any]", chunk))
+            pieces.append(fields)
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -184,9 +188,15 @@ class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = None  # null where a provider does not tell
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+
+
 class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
-    usage: Usage | None = None
+    usage: _Usage | None = None
     error: Any = None
 
 
@@ -216,10 +226,15 @@ class UsageReader(_EventReader[T]):
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             self._refuse_event(event)
             return
-        if chunk.error is not None and chunk.choices is None:
+        if chunk.error is not None:
             self._fail(chunk.error)
             return
-        self.usage = chunk.usage or self.usage
+        if chunk.usage is not None:
+            self.usage = Usage(
+                prompt_tokens=chunk.usage.prompt_tokens or 0,
+                completion_tokens=chunk.usage.completion_tokens or 0,
+                total_tokens=chunk.usage.total_tokens or 0,
+            )
         for choice in chunk.choices or ():
             self.finish_reason = choice.finish_reason or self.finish_reason
             if choice.delta is not None and choice.delta.content:

@@ -352,6 +352,7 @@ class BaseStream(Generic[T]):
         assert self._incoming is not None
         assert self._reader is not None
         self._pieces.extend(self._reader.flush())
+        self._delivered = self._delivered or bool(self._pieces)
         received = f"after {self._incoming.body.received:,} bytes of the stream, before its end"
         address = self._session.base_url
         if cause is None:
@@ -362,7 +363,10 @@ class BaseStream(Generic[T]):
             error.__cause__ = cause
         error.attempts = attempts.count
         error.request_id = None if self._meta is None else self._meta.request_id
-        if self._delivered or self._pieces:
+        if self._reader.error is not None:  # the provider's failure, of which at least the beginning came
+            self._reader.error.__cause__ = error
+            self._fail(self._reader.error, self._reader.transient, attempts)
+        elif self._delivered:
             self._error = error
         else:
             self._failure = error, None

@@ -829,22 +829,84 @@ async def test_cancelling_the_tail_closes_the_stream() -> None:
         ({"message": "provider gone", "type": "provider_error"}, "provider gone"),
         ({"message": ""}, "without a message"),
         ("bare text", "bare text"),
-        (None, "without a message"),
+        ({}, "without a message"),
+        ("", "without a message"),
     ],
+)
+@pytest.mark.parametrize(
+    "beside", [{}, {"choices": []}, {"choices": [{"delta": {"content": "x"}}]}, {"choices": None}]
 )
 @pytest.mark.parametrize("method", ["completions_stream", "chat_stream"])
 async def test_an_error_event_is_a_provider_error_after_what_came_before(
-    method: str, error: Any, message: str
+    method: str, error: Any, message: str, beside: dict[str, Any]
 ) -> None:
-    run = Streaming(ChunkStream([chunk("part1"), event({"error": error}), DONE]))
+    run = Streaming(ChunkStream([chunk("part1"), event({"error": error, **beside}), DONE]))
     options = {"include_usage": True} if method == "chat_stream" else {}
     stream = getattr(run.client, method)(**HELLO, **options)
-    if error is None and method == "chat_stream":
-        return  # null is no error there
     await anext(stream)
     with pytest.raises(ProviderError, match=message):
         await anext(stream)
     run.assert_closed()
+    assert len(run.transport.requests) == 1
+
+
+@pytest.mark.parametrize("method", ["completions_stream", "chat_stream"])
+async def test_an_error_that_is_null_is_none(method: str) -> None:
+    run = Streaming(ChunkStream([chunk("part1", error=None), event({"error": None}), chunk("part2"), DONE]))
+    if method == "chat_stream":
+        assert await run.client.chat_stream(**HELLO, include_usage=True).text() == "part1part2"
+    else:
+        assert len([piece async for piece in run.client.completions_stream(**HELLO)]) == 3
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 3, "completion_tokens": None, "total_tokens": 7}, (3, 0, 7)),
+        ({"prompt_tokens": None, "completion_tokens": None, "total_tokens": None}, (0, 0, 0)),
+        ({}, (0, 0, 0)),
+    ],
+)
+async def test_tokens_that_are_null_are_none(usage: dict[str, Any], tokens: tuple[int, ...]) -> None:
+    run = Streaming(ChunkStream([chunk("hello"), event({"choices": [], "usage": usage}), DONE]))
+    stream = run.client.chat_stream(**HELLO, include_usage=True)
+    assert await stream.text() == "hello"
+    assert stream.usage is not None
+    found = stream.usage
+    assert (found.prompt_tokens, found.completion_tokens, found.total_tokens) == tokens
+
+
+async def test_usage_that_is_null_later_is_not_forgotten() -> None:
+    run = Streaming(ChunkStream([chunk("hello", usage=USAGE), chunk(finish_reason="stop", usage=None), DONE]))
+    stream = run.client.chat_stream(**HELLO, include_usage=True)
+    assert await stream.text() == "hello"
+    assert stream.usage == Usage(**USAGE)
+
+
+BREAKS_AFTER_A_SENTINEL = [httpx.ReadError("reset"), httpx.ReadTimeout("")]
+
+
+@pytest.mark.parametrize("failure", BREAKS_AFTER_A_SENTINEL)
+async def test_a_failure_whose_body_breaks_off_is_told_all_the_same(failure: Exception) -> None:
+    run = Streaming(ChunkStream([b"text\n[error] OpenAI error 401: bad", failure]))
+    stream = run.client.chat_stream(**HELLO)
+    assert await anext(stream) == "text"
+    with pytest.raises(ProviderError, match="OpenAI error 401: bad") as caught:
+        await anext(stream)
+    assert (caught.value.provider_status, caught.value.request_id, caught.value.attempts) == (401, "r0", 1)
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    assert caught.value.__cause__.__cause__ is failure
+    run.assert_closed()
+
+
+@pytest.mark.parametrize("failure", BREAKS_AFTER_A_SENTINEL)
+async def test_a_failure_whose_body_breaks_off_is_retried_as_if_it_were_whole(failure: Exception) -> None:
+    run = Streaming(ChunkStream([b"\n[error] OpenAI error 503: over", failure]), ChunkStream([b"fine"]))
+    stream = run.client.chat_stream(**HELLO)
+    assert (await stream.text(), stream.meta.attempts) == ("fine", 2)
+    run = Streaming(ChunkStream([b"\n[error] OpenAI error 401: bad", failure]), ChunkStream([b"fine"]))
+    with pytest.raises(ProviderError, match="bad"):
+        await run.client.chat_stream(**HELLO).text()
     assert len(run.transport.requests) == 1
 
 
