@@ -369,13 +369,15 @@ class Session:
     async def attempt(self, call: Call, accept: int | None) -> tuple[httpx.Response, bytes]:
         """Send `call` once and return the head and the body of its answer; to be awaited through `run`.
 
+        What has the status `accept` is an answer if its body is the gateway's, and no proxy's page.
+
         Raises:
             APIError: an answer that is an error.
             httpx.TransportError: as the transport raises it.
         """
         response = await self._transport.handle_async_request(call.request())
         status = response.status_code
-        is_answer = 200 <= status < 300 or status == accept
+        is_answer = 200 <= status < 300
         if is_answer and isinstance(response, RawResponse) and not response.is_encoded:
             whole = cast("ResponseStream", response.stream).take_whole()  # most answers come in one piece
             if whole is not None and len(whole) <= self.max_response_bytes:
@@ -385,9 +387,12 @@ class Session:
         chunks: AsyncIterator[bytes] | None = None
         try:
             chunks = async_chunks(response.stream)
-            if not is_answer:
-                raise await self.error_of(response, chunks, call)
-            return response, await BodyReader(response, chunks, self.max_response_bytes).read()
+            if is_answer:
+                return response, await BodyReader(response, chunks, self.max_response_bytes).read()
+            body = await self._start(response, chunks)
+            if status == accept and _is_report(body):
+                return response, body
+            raise _error(response, body, call)
         finally:
             await self.discard(response, chunks)  # not cut short, as foreign closing may be
 
@@ -425,10 +430,13 @@ class Session:
 
     async def error_of(self, response: httpx.Response, chunks: AsyncIterator[bytes], call: Call) -> APIError:
         """Return the typed error that an error response is; of its body is read what is useful and comes."""
+        return _error(response, await self._start(response, chunks), call)
+
+    async def _start(self, response: httpx.Response, chunks: AsyncIterator[bytes]) -> bytes:
         body = b""
         with suppress(InvalidResponseError):  # it is encoded in an unknown way: the head says enough
             body = await BodyReader(response, chunks, self.max_response_bytes).read_start(MAX_ERROR_BYTES)
-        return response_error(response, body, secrets=call.secrets, show_body=not call.endpoint.mints_key)
+        return body
 
     async def aclose(self) -> None:
         """Close the transport. What is in flight or waits fails, at once; a second time does nothing."""
@@ -440,6 +448,23 @@ class Session:
     def __repr__(self) -> str:
         key = None if self.key is None else mask(self.key)
         return f"base_url={self.base_url!r}, api_key={key!r}{', closed' if self._closed else ''}"
+
+
+class _Report(msgspec.Struct):
+    status: str
+
+
+def _is_report(body: bytes) -> bool:
+    """Return whether the body of an error is the gateway's answer, and not a proxy's page."""
+    try:
+        decoder_for(_Report).decode(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return False
+    return True
+
+
+def _error(response: httpx.Response, body: bytes, call: Call) -> APIError:
+    return response_error(response, body, secrets=call.secrets, show_body=not call.endpoint.mints_key)
 
 
 _encoder: Final = msgspec.json.Encoder()

@@ -344,3 +344,27 @@ async def test_a_secret_that_an_error_breaks_off_in_is_not_shown(use: Use) -> No
         error, _ = await refused(use, 401, [text, httpx.ReadError("reset")])
         assert error.detail == '{"detail": "bad key ***'
         assert "plain" not in repr(error) + str(error.args)
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        ([b"<html><title>Service Unavailable</title></html>"], {"content_type": "text/html"}),
+        ([b""], {}),
+        ([b'{"message": "no route"}'], {}),
+        ([b'{"status": 503}'], {}),
+        ([b"[]"], {}),
+        ([b"\xff"], {}),
+        ([b"[" * 100_000], {}),
+        ([b'{"status": "not_re', httpx.ReadError("reset")], {}),
+        ([b"x"], {"content_encoding": "br"}),
+    ],
+)
+async def test_that_a_gateway_cannot_be_reached_is_no_report_of_its_readiness(
+    body: list[Any], headers: dict[str, str]
+) -> None:
+    error, times = await refused(lambda client: client.ready(), 503, body, **headers)
+    assert type(error) is APIError
+    assert (error.status_code, len(times)) == (503, 2)
