@@ -172,7 +172,10 @@ class StreamClosedError(GatewayError, RuntimeError):
 
 
 class NotStartedError(GatewayError, RuntimeError):
-    """Something that lives in a `with` or `async with` block was used outside of it."""
+    """Something was used where it cannot work.
+
+    Outside of the `with` or `async with` block that it lives in; a sync client, in a callback of its own.
+    """
 
 
 class JournalError(GatewayError):

@@ -390,9 +390,12 @@ class Session:
             if is_answer:
                 return response, await BodyReader(response, chunks, self.max_response_bytes).read()
             body = await self._start(response, chunks)
-            if status == accept and _is_report(body):
-                return response, body
-            raise _error(response, body, call)
+            try:
+                if status == accept and _is_report(body):
+                    return response, body
+                raise _error(response, body, call)
+            finally:
+                del body  # it may repeat a key, and this frame's locals are shown with the error
         finally:
             await self.discard(response, chunks)  # not cut short, as foreign closing may be
 

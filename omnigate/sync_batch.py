@@ -27,7 +27,7 @@ import anyio
 
 from omnigate.batch import Batch
 from omnigate.batch_items import BatchItem, open_source
-from omnigate.exceptions import NotStartedError
+from omnigate.exceptions import ClientClosedError, NotStartedError
 from omnigate.outcome import BatchStats, Outcome
 from omnigate.portal import Portal
 from omnigate.transport.event_loop import call_soon, current_loop
@@ -130,7 +130,13 @@ class _Inside:
             self.wanted = max(1, min(self.batch.room(), _MOST)) if self.feed.is_wanted else 0
             if self.outcomes or self.wanted:
                 return
-            if not await self.batch.wait():
+            try:
+                is_over = not await self.batch.wait()
+            except NotStartedError:
+                if self._leaving.is_set():
+                    raise
+                raise ClientClosedError("the client was closed during the batch") from None
+            if is_over:
                 self.has_ended = True
                 return
 
