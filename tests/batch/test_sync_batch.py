@@ -311,16 +311,16 @@ def test_a_batch_that_could_not_be_entered_may_be_tried_again(backend: Any, tmp_
 
 
 def test_a_batch_tells_its_stats_in_its_own_callbacks(backend: Any) -> None:
+    shown: list[omnigate.BatchStats] = []
+
+    def stop_on(_: omnigate.GatewayError) -> bool:
+        shown.append(batch.stats)
+        return False
+
     with client_of(Provider(), backend) as client:
-        shown: list[omnigate.BatchStats] = []
-        batch = client.batch(
-            ["a", "b"], model=MODEL, progress=lambda stats: shown.append(stats) or shown.append(batch.stats)
-        )
-        with batch:
-            assert len(list(batch)) == 2
-        assert len(shown) >= 2
-        assert [stats.succeeded for stats in shown[0::2]] == [stats.succeeded for stats in shown[1::2]]
-        assert shown[-1].succeeded == 2
+        with client.batch(["a", "status=400", "b"], model=MODEL, stop_on=stop_on, max_concurrency=1) as batch:
+            assert len(list(batch)) == 3
+    assert [(stats.succeeded, stats.failed) for stats in shown] == [(1, 1)]
 
 
 def test_a_callback_of_a_batch_that_calls_the_client_ends_the_batch_with_an_error(backend: Any) -> None:
