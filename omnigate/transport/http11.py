@@ -7,6 +7,10 @@ chunks, with bare line feeds or with folded header lines is an error. What llhtt
 - It tells of each header by a callback, which costs more than all the rest. The header block is kept as it
   came instead, and taken apart when somebody reads `response.headers`; most calls never do.
 - It cannot be told that the answer to HEAD has no body, and not that the connection has ended.
+- An interim response ends with its header block, whatever that says (RFC 9110, section 15.2). llhttp goes by
+  what it says: after "Connection: close" it takes nothing more. So a parser is used for one response only.
+- A transfer coding that is not just `chunked` was not asked for. llhttp, as RFC 9112 has it (section 6.3),
+  reads such a body up to the end of the connection, and nobody notices if it is cut off. It is refused.
 
 A reader serves one response. Bytes that follow it were not asked for: they make its connection unusable.
 """
@@ -31,6 +35,7 @@ _SHORTEST_EXCESS: Final = 4 * MAX_HEADERS
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _UNSAFE_VALUE: Final = re.compile(rb"[\x00\r\n]")
 _CLOSE: Final = re.compile(rb"\r\nconnection:(?:[^\r]*,)?[ \t]*close[ \t]*[,\r]", re.IGNORECASE)
+_CODINGS: Final = re.compile(rb"\ntransfer-encoding:[ \t]*([^\r]*?)[ \t]*(?:\r|\Z)")
 _TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+\Z")
 
 
@@ -235,9 +240,13 @@ def _head_too_long() -> httpx.RemoteProtocolError:
     return httpx.RemoteProtocolError(f"the response's headers are longer than {MAX_HEAD_BYTES:,} bytes")
 
 
-def _interim_body() -> httpx.RemoteProtocolError:
-    # RFC 9110, section 15.2: it has none. llhttp would take the beginning of the next response for it.
-    return httpx.RemoteProtocolError("an interim response has a body")
+def _check_coding(head: bytes) -> None:
+    if b"\ntransfer-encoding:" in head and _CODINGS.findall(head) != [b"chunked"]:
+        raise httpx.RemoteProtocolError("the response has a transfer coding that was not asked for")
+
+
+class _InterimEnd(Exception):
+    """The header block of an interim response is complete: no error, but how a callback stops the parser."""
 
 
 class ResponseReader:
@@ -286,19 +295,16 @@ class ResponseReader:
         if self.head is None:
             self._buffer = self._buffer + data if self._buffer else data
             self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            raise httpx.RemoteProtocolError(
-                "the server switched to a protocol that was not asked for"
-            ) from None
-        except httptools.HttpParserError as error:
-            cause = error.__context__  # what a callback raised
-            if isinstance(cause, httpx.RemoteProtocolError):
-                raise cause from None
-            if not self.complete:
-                raise httpx.RemoteProtocolError(f"the response is not HTTP/1.1: {error}") from error
-            self.reusable = False  # what followed the response is not HTTP
+        rest = data
+        while True:
+            try:
+                self._parser.feed_data(rest)
+            except httptools.HttpParserError as error:
+                if self._is_interim_end(error):
+                    self._parser = httptools.HttpResponseParser(self)
+                    rest = self._buffer
+                    continue
+            break
         if self.head is None:
             if self._head_bytes > MAX_HEAD_BYTES + 3:  # of the four that end it
                 raise _head_too_long()
@@ -312,6 +318,18 @@ class ResponseReader:
                 raise httpx.RemoteProtocolError(
                     f"a chunk's size line or the trailers are longer than {MAX_FRAMING_BYTES:,} bytes"
                 )
+
+    def _is_interim_end(self, error: Exception) -> bool:
+        """Return whether the parser stopped for that, or raise what was wrong in the response."""
+        cause = error.__context__  # what a callback raised
+        if isinstance(cause, _InterimEnd):
+            return True
+        if isinstance(cause, httpx.RemoteProtocolError):
+            raise cause from None
+        if not self.complete:
+            raise httpx.RemoteProtocolError(f"the response is not HTTP/1.1: {error}") from error
+        self.reusable = False  # what followed the response is not HTTP
+        return False
 
     def end(self) -> None:
         """Take in that the connection has ended.
@@ -369,6 +387,8 @@ class ResponseReader:
         if status < 100:
             raise httpx.RemoteProtocolError(f"the response is not HTTP/1.1: it has the status {status}")
         self.status_code = status
+        if status == 101:
+            raise httpx.RemoteProtocolError("the server switched to a protocol that was not asked for")
         if status < 200:
             self._interim += 1
             if self._interim > MAX_INTERIM_RESPONSES:
@@ -376,7 +396,9 @@ class ResponseReader:
                     f"more than {MAX_INTERIM_RESPONSES} interim responses in a row"
                 )
             self._buffer = buffer[end + 4 :]
-            return
+            raise _InterimEnd
+        if not self._is_head and status not in (204, 304):
+            _check_coding(head.lower())
         self._buffer = b""
         self.head = head
         self._progress = True
@@ -386,21 +408,17 @@ class ResponseReader:
 
     def on_body(self, body: bytes) -> None:
         """Take in a part of the body."""
-        if self.head is None:
-            raise _interim_body()
         self._progress = True
         if not self.complete:
             self._body.append(body)
 
     def on_chunk_header(self) -> None:
         """Take in that a chunk begins."""
-        if self.head is None:
-            raise _interim_body()
         self._progress = True
 
     def on_message_complete(self) -> None:
         """Take in that the message has ended."""
-        if self.head is not None and not self.complete:
+        if not self.complete:
             self.complete = True
             self.reusable = self._may_be_reused()
 

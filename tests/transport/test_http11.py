@@ -76,6 +76,35 @@ CASES = {
         b"ok",
         True,
     ),
+    "after a 103 that closes": Case(
+        b"HTTP/1.1 103 Early Hints\r\nConnection: close\r\n\r\n" + HEAD + b"Content-Length: 2\r\n\r\nok", b"ok", True
+    ),
+    "after a 100 of HTTP/1.0 and a 102": Case(
+        b"HTTP/1.0 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n" + HEAD + b"Content-Length: 2\r\n\r\nok",
+        b"ok",
+        True,
+    ),
+    "after a 103 with a length": Case(
+        b"HTTP/1.1 103 Early Hints\r\nContent-Length: 9\r\n\r\n" + HEAD + b"Content-Length: 2\r\n\r\nok", b"ok", True
+    ),
+    "after a 103 with chunks and an upgrade": Case(
+        b"HTTP/1.1 103 Early Hints\r\nTransfer-Encoding: chunked\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"
+        + HEAD
+        + b"Transfer-Encoding: chunked\r\n\r\n1\r\n!\r\n0\r\n\r\n",
+        b"!",
+        True,
+    ),
+    "HEAD after a 103 that closes": Case(
+        b"HTTP/1.1 103 Early Hints\r\nConnection: close\r\n\r\n" + HEAD + b"Content-Length: 9\r\n\r\n",
+        b"",
+        True,
+        method="HEAD",
+    ),
+    "chunked, in other words": Case(
+        HEAD + b"TRANSFER-encoding:\t Chunked \r\n\r\n1\r\n!\r\n0\r\n\r\n", b"!", True
+    ),
+    "HEAD with another coding": Case(HEAD + b"Transfer-Encoding: gzip\r\n\r\n", b"", False, method="HEAD"),
+    "304 with another coding": Case(b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: gzip\r\n\r\n", b"", True, 304),
     "after an empty line": Case(b"\r\n" + HEAD + b"Content-Length: 2\r\n\r\nok", b"ok", True),
     "no reason phrase": Case(b"HTTP/1.1 429 \r\nRetry-After: 3\r\nContent-Length: 2\r\n\r\nno", b"no", True, 429),
     "with leftover bytes": Case(HEAD + b"Content-Length: 2\r\n\r\nok?", b"ok", False),
@@ -168,9 +197,21 @@ def test_what_arrived_together_is_handed_on_together() -> None:
         (b"HTTP/1.1 020 OK\r\nContent-Length: 2\r\n\r\nok", "status 20"),
         (
             b"HTTP/1.1 199 Hints\r\nContent-Length: 2\r\n\r\nok" + HEAD + b"\r\n",
-            "interim response has a body",
+            "not HTTP/1.1",
         ),
-        (b"HTTP/1.1 199 Hints\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "interim response has a body"),
+        (b"HTTP/1.1 199 Hints\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "not HTTP/1.1"),
+        (HEAD + b"Transfer-Encoding: chunked;q=1\r\n\r\n1\r\n!\r\n0\r\n\r\n", "transfer coding"),
+        (HEAD + b"Transfer-Encoding: gzip\r\n\r\nx", "transfer coding"),
+        (HEAD + b"Transfer-Encoding: identity\r\n\r\nx", "transfer coding"),
+        (HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", "transfer coding"),
+        (HEAD + b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", "transfer coding"),
+        (
+            HEAD + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "transfer coding",
+        ),
+        (HEAD + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "transfer coding"),
+        (HEAD + b"transfer-encoding: chunked\r\nX: y\r\nTRANSFER-ENCODING: gzip\r\n\r\n0", "transfer coding"),
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "not asked for"),
         (b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", "not asked for"),
     ],
 )
