@@ -27,7 +27,6 @@ from omnigate.exceptions import (
     ProviderRateLimitError,
     TimeoutError,
 )
-from omnigate.failures import connection_error
 from omnigate.gate import Gate
 from omnigate.meta import rate_limit_of
 from omnigate.models import ChatResponse
@@ -97,8 +96,7 @@ class Caller:
                 response, body = await session.run(session.attempt, call, None)
             except httpx.TransportError as error:
                 gate.ended(send)
-                failure = connection_error(error, session.base_url, attempts.count)
-                failure.__cause__ = error
+                failure = session.failure_of(error, attempts)
             except ConnectionError as error:
                 failure = error
                 gate.answered(send, None)

@@ -37,7 +37,6 @@ from omnigate.exceptions import (
     InvalidResponseError,
     StreamClosedError,
 )
-from omnigate.failures import connection_error
 from omnigate.meta import Meta
 from omnigate.models import StreamChunk, Usage
 from omnigate.session import Session
@@ -278,8 +277,7 @@ class BaseStream(Generic[T]):
             try:
                 await self._session.run(self._open_once, attempts)
             except httpx.TransportError as error:
-                failure: GatewayError = connection_error(error, self._session.base_url, attempts.count)
-                failure.__cause__ = error
+                failure = self._session.failure_of(error, attempts)
             except (APIError, ConnectionError) as error:
                 failure = error
             else:
@@ -355,12 +353,13 @@ class BaseStream(Generic[T]):
         self._delivered = self._delivered or bool(self._pieces)
         received = f"after {self._incoming.body.received:,} bytes of the stream, before its end"
         address = self._session.base_url
+        error: GatewayError
         if cause is None:
             error = ConnectionError(f"The connection to the gateway at {address} ended {received}")
         else:
-            error = connection_error(cause, address, attempts.count)
-            error.args = (f"The connection to the gateway at {address} broke {received}: {error.reason}",)
-            error.__cause__ = cause
+            error = self._session.failure_of(cause, attempts)
+            if isinstance(error, ConnectionError):
+                error.args = (f"The connection to the gateway at {address} broke {received}: {error.reason}",)
         error.attempts = attempts.count
         error.request_id = None if self._meta is None else self._meta.request_id
         if self._reader.error is not None:  # the provider's failure, of which at least the beginning came

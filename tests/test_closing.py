@@ -75,6 +75,33 @@ async def test_a_call_in_flight_says_that_its_client_was_closed(
     assert len(network.streams) == 1
 
 
+async def read_stream(client: AsyncClient) -> None:
+    async with client.chat_stream(**HELLO) as stream:
+        async for _ in stream:
+            pass
+
+
+async def run_batch(client: AsyncClient) -> None:
+    async with client.batch(["a"], model="gpt-4o-mini") as outcomes:
+        async for outcome in outcomes:
+            outcome.unwrap()
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+@pytest.mark.parametrize("use", [read_stream, run_batch])
+async def test_so_does_a_stream_in_the_middle_and_an_item_of_a_batch(use: Use, retries: int) -> None:
+    network = FakeNetwork(HALF)
+    client, _ = client_over(network, retries)
+    error = await closed_meanwhile(
+        client,
+        use,
+        lambda: bool(network.streams and not network.streams[0].incoming and network.streams[0].sends),
+    )
+    assert str(error) == DURING
+    assert network.open == 0
+    assert len(network.streams) == 1
+
+
 @pytest.mark.parametrize("retries", [0, 2])
 async def test_so_does_a_call_whose_body_is_on_its_way(retries: int) -> None:
     network = FakeNetwork(HALF)
