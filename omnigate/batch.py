@@ -127,6 +127,11 @@ class Batch:
         until = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
         return self._tally.stats(in_flight=self._in_flight, waiting_until=until)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether its block has been entered and not left."""
+        return self._state == "open"
+
     async def __aenter__(self) -> Self:
         if self._state != "new":
             raise NotStartedError("a batch can be entered only once; make a new one")
@@ -259,7 +264,7 @@ class Batch:
         Raises:
             BaseException: what ended the batch, once its outcomes are all taken.
         """
-        if self._state != "open":
+        if not self.is_open:
             raise NotStartedError("a batch is iterated inside of its `async with` block")
         if self._has_ended and not self._outcomes:
             await anyio.lowlevel.checkpoint()

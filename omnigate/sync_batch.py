@@ -130,13 +130,9 @@ class _Inside:
             self.wanted = max(1, min(self.batch.room(), _MOST)) if self.feed.is_wanted else 0
             if self.outcomes or self.wanted:
                 return
-            try:
-                is_over = not await self.batch.wait()
-            except NotStartedError:
-                if self._leaving.is_set():
-                    raise
-                raise ClientClosedError("the client was closed during the batch") from None
-            if is_over:
+            if not (self.batch.is_open or self._leaving.is_set()):
+                raise ClientClosedError("the client was closed during the batch")
+            if not await self.batch.wait():
                 self.has_ended = True
                 return
 
