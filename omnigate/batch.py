@@ -23,7 +23,6 @@ looks like. It is none if no scope around the worker is cancelled, and then it i
 from __future__ import annotations
 
 import itertools
-import math
 import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Sequence
@@ -53,7 +52,7 @@ from omnigate.journal_lines import digest_of
 from omnigate.outcome import BatchStats, Outcome, Tally
 from omnigate.plaintext import level_of_caller
 from omnigate.progress import Progress
-from omnigate.transport.event_loop import bounded, in_thread, isolated
+from omnigate.transport.event_loop import bounded, in_thread, is_cancelled, isolated
 
 if TYPE_CHECKING:
     from omnigate.session import Session
@@ -517,9 +516,7 @@ class Batch:
 
 def _is_cancellation(error: BaseException) -> bool:
     """Return whether an error that is about to leave a task is a cancellation that is meant for that task."""
-    return (
-        isinstance(error, anyio.get_cancelled_exc_class()) and anyio.current_effective_deadline() == -math.inf
-    )
+    return isinstance(error, anyio.get_cancelled_exc_class()) and is_cancelled()
 
 
 def _note(error: BaseException, failures: Sequence[BaseException]) -> None:

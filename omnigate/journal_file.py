@@ -207,7 +207,7 @@ class JournalFile:
             with contextlib.suppress(OSError):
                 os.unlink(second)
             if isinstance(error, OSError):
-                failure = NotCompactedError(_failure("compact", self.path, error))
+                failure = _failed("compact", self.path, error, NotCompactedError)
                 failure.add_note("Nothing is lost: it has all outcomes, and older lines of some ids besides.")
                 raise failure from error
             raise
@@ -286,9 +286,5 @@ def _sync_directory(path: str) -> None:
             os.close(fd)
 
 
-def _failed(verb: str, path: str, error: OSError) -> JournalError:
-    return JournalError(_failure(verb, path, error))
-
-
-def _failure(verb: str, path: str, error: OSError) -> str:
-    return f"Cannot {verb} the journal {path!r}: {error.strerror or error}."
+def _failed(verb: str, path: str, error: OSError, kind: type[JournalError] = JournalError) -> JournalError:
+    return kind(f"Cannot {verb} the journal {path!r}: {error.strerror or error}.")

@@ -54,6 +54,11 @@ def has_ended(loop: Any) -> bool:
     return False
 
 
+def is_cancelled() -> bool:
+    """Return whether the running task is being cancelled; what only looks so came of another task."""
+    return anyio.current_effective_deadline() == -math.inf
+
+
 async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> T:
     """Await `func(*args)`, on asyncio in a task of its own.
 
@@ -77,7 +82,7 @@ async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -
         try:
             results.append(await func(*args))
         except asyncio.CancelledError as error:
-            if anyio.current_effective_deadline() == -math.inf:
+            if is_cancelled():
                 raise
             # Of the caller's cancellation there is none: something that `func` waited for was cancelled.
             errors.append(httpx.ReadError("what the call waited for was cancelled"))
