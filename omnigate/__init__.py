@@ -3,15 +3,27 @@
 from omnigate import Client
 
 with Client(api_key="llmg_…", base_url="https://gateway.example") as client:
-print(client.chat(model="gpt-4o-mini", messages="Hello!").content)
+    print(client.chat(model="gpt-4o-mini", messages="Hello!").content)
 """
 
+from omnigate import _homes
+from omnigate._batch.batch import Batch
+from omnigate._batch.journal.journal import JournalWarning
+from omnigate._batch.outcomes import BatchStats, Outcome
+from omnigate._calls.configuration import PlaintextKeyWarning
+from omnigate._calls.retry import RetryConfig
+from omnigate._limits import Budget, RateLimit
+from omnigate._streams.chat import ChatStream, CompletionStream
+from omnigate._sync.batch import SyncBatch
+from omnigate._sync.streams import SyncChatStream, SyncCompletionStream
+from omnigate._transport.anyio_transport import AnyIOTransport
 from omnigate._version import __version__
-from omnigate.arguments import CallOptions
-from omnigate.async_admin import AsyncAdminClient
+from omnigate._wire.arguments import CallOptions
+from omnigate._wire.head import Meta
+from omnigate._wire.results import DictResult, ListResult
+from omnigate.admin import AdminClient, AsyncAdminClient
 from omnigate.async_client import AsyncClient
-from omnigate.batch import Batch
-from omnigate.client import AdminClient, Client, SyncChatStream, SyncCompletionStream
+from omnigate.client import Client
 from omnigate.exceptions import (
     APIError,
     AuthError,
@@ -34,8 +46,6 @@ from omnigate.exceptions import (
     TimeoutError,
     classify,
 )
-from omnigate.journal import JournalWarning
-from omnigate.meta import Budget, DictResult, ListResult, Meta, RateLimit
 from omnigate.models import (
     ApiKeyCreated,
     ApiKeyInfo,
@@ -56,12 +66,6 @@ from omnigate.models import (
     StreamChunk,
     Usage,
 )
-from omnigate.outcome import BatchStats, Outcome
-from omnigate.plaintext import PlaintextKeyWarning
-from omnigate.retry import RetryConfig
-from omnigate.streaming import ChatStream, CompletionStream
-from omnigate.sync_batch import SyncBatch
-from omnigate.transport.anyio_transport import AnyIOTransport
 
 __all__ = [
     "APIError",
@@ -126,3 +130,10 @@ __all__ = [
     "__version__",
     "classify",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "exceptions", "models"])
+
+
+_homes.settle(__name__, {name: globals()[name] for name in __all__})

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from omnigate.meta import RateLimit
+    from omnigate._limits import RateLimit
 
 __all__ = [
     "APIError",
@@ -203,15 +203,20 @@ _GATEWAY_DETAILS = frozenset(
         "Missing x-api-key header (or Authorization: Bearer token)",
     }
 )
+
 # Where the gateway names the provider: "OpenAI error 401: …", "OpenAI request failed: …",
 # "openai call failed: …", "openai circuit is open", "No openai key configured …".
 _PROVIDER_STATUS = re.compile(r"(?P<provider>[A-Za-z][\w .-]{0,63}?) error (?P<status>[1-5]\d\d)\b")
+
 _PROVIDER_FAILED = re.compile(
     r"(?P<provider>[A-Za-z][\w .-]{0,63}?) (?:request failed:|call failed:|circuit is open)"
 )
+
 _NO_PROVIDER_KEY = re.compile(r"No (?P<provider>\S{1,64}) key configured")
+
 # The published 0.1.0 took these beginnings, and "error 4xx"/"error 5xx" anywhere, for a provider's failure.
 _PROVIDER_BEGINNINGS = ("openai", "anthropic", "gemini", "azure", "no provider")
+
 _ERROR_STATUS = re.compile(r"\berror [45]\d\d\b", re.IGNORECASE)
 
 _HINTS: dict[type[APIError], str] = {

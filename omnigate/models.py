@@ -4,8 +4,6 @@ The limits are those of the protocol page. Some of them guard money: what the ga
 a 500 *after* the provider was paid is refused here, before anything is sent.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -14,8 +12,10 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 import msgspec
 
+from omnigate._wire.redaction import shown
+from omnigate._wire.results import Result
+from omnigate._wire.structs import WireStruct, decoder_for
 from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
-from omnigate.structs import Result, WireStruct, decoder_for, shown
 
 __all__ = [
     "ApiKeyCreated",
@@ -45,9 +45,12 @@ Role: TypeAlias = Literal["system", "user", "assistant"]
 
 # The gateway echoes the name in a Latin-1 header and stores 128 characters (protocol, "Errors", 500).
 ModelName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e\xa0-\xff]{1,128}\Z")]
+
 _Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
 # JSON has no other numbers, but decoders that take numbers in strings know "nan" and "inf".
 _Finite: TypeAlias = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+
 _Penalty: TypeAlias = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 _MODEL_ALLOWED = "text of 1 to 128 printable Latin-1 characters"

@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from omnigate.bodies import Inflater
+from omnigate._transport.bodies import Inflater
 
 TEXT = b"hello hello hello"
 GZIP = gzip.compress(TEXT, mtime=0)

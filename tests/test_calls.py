@@ -37,8 +37,8 @@ from omnigate import (
     ProviderError,
     RateLimitError,
     RetryConfig,
-    endpoints,
 )
+from omnigate._wire import endpoints
 
 from .support.scripted import ChunkStream, ScriptedTransport, Step, chat_answer, error_answer
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from omnigate import AsyncClient, AuthError, ClientClosedError, RateLimitError, RetryConfig
-from omnigate.transport import AnyIOTransport
+from omnigate._transport import AnyIOTransport
 
 from .support.fake_streams import FakeNetwork
 from .support.scripted import ScriptedTransport, Step, chat_answer, error_answer

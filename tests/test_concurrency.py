@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from omnigate.concurrency import AdaptiveConcurrency
+from omnigate._batch.pace.concurrency import AdaptiveConcurrency
 
 from .support.gateway_model import AdaptiveClient, Connections, Events, Provider
 

@@ -4,9 +4,10 @@ from itertools import combinations
 
 import pytest
 
-from omnigate import InvalidResponseError, decoders
-from omnigate.decoders import EventDecoder, EventTooLongError, TextDecoder
-from omnigate.stream_readers import CompletionReader
+from omnigate import InvalidResponseError
+from omnigate._streams import decoders
+from omnigate._streams.decoders import EventDecoder, EventTooLongError, TextDecoder
+from omnigate._streams.readers import CompletionReader
 
 
 def decode_text(parts: list[bytes]) -> tuple[str, str | None]:

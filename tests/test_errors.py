@@ -24,8 +24,8 @@ from omnigate import (
     RetryConfig,
     classify,
 )
-from omnigate.failures import response_error, stream_error, transient_status
-from omnigate.stream_readers import TextReader
+from omnigate._calls.failures import response_error, stream_error, transient_status
+from omnigate._streams.readers import TextReader
 
 from .support.scripted import ChunkStream, ScriptedTransport
 

@@ -3,7 +3,8 @@
 import httpx
 import pytest
 
-from omnigate.meta import Meta, RateLimit, rate_limit_of
+from omnigate._limits import RateLimit
+from omnigate._wire.head import Meta, rate_limit_of
 
 GATEWAYS = b"HTTP/1.1 200 OK\r\nserver: x\r\nx-ratelimit-limit: 60\r\nx-ratelimit-remaining: 59\r\nx-ratelimit-reset: 7\r\na: b"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from omnigate.pacing import UNLIMITED, Pacer
+from omnigate._batch.pace.pacer import UNLIMITED, Pacer
 
 from .support.gateway_model import Events, Gateway, HeedlessClient, PacedClient
 

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 import pytest
 
 from omnigate import InvalidArgumentError, RetryConfig
-from omnigate.retry import compute_delay, parse_retry_after, should_retry
+from omnigate._calls.retry import compute_delay, should_retry
+from omnigate._wire.head import parse_retry_after
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 

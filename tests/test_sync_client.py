@@ -357,7 +357,7 @@ def test_a_backend_that_cannot_start_is_an_error_not_a_hang(monkeypatch: pytest.
         raise LookupError("no such backend")
 
     with monkeypatch.context() as patch:
-        patch.setattr("omnigate.portal.anyio.run", no_loop)
+        patch.setattr("omnigate._sync.portal.anyio.run", no_loop)
         with pytest.raises(LookupError, match="no such backend"):
             sync_client(chat_answer).chat(**HELLO)
 
@@ -411,7 +411,7 @@ def test_ctrl_c_just_when_a_streams_head_has_come_leaves_nothing(
 @pytest.fixture
 def _no_wait_ends_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what waits for what has happened already wait for ever."""
-    monkeypatch.setattr("omnigate.portal._INTERRUPT_SECONDS", -1)
+    monkeypatch.setattr("omnigate._sync.portal._INTERRUPT_SECONDS", -1)
 
 
 @pytest.mark.usefixtures("_no_wait_ends_by_time")

@@ -26,10 +26,10 @@ from omnigate import (
     RetryConfig,
     TimeoutError,
 )
+from omnigate._transport.adapters import ThreadedTransport
+from omnigate._transport.default import environment_proxy
+from omnigate._transport.httpx_pool import PerLoopTransport
 from omnigate.testing import LocalGateway
-from omnigate.transport.adapters import ThreadedTransport
-from omnigate.transport.default import environment_proxy
-from omnigate.transport.per_loop import PerLoopTransport
 
 from .support.raw_server import RawServer, chat_bytes
 from .support.scripted import chat_answer

@@ -9,12 +9,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from omnigate import AdminClient, AuthError, Client, ProviderError
-from omnigate.redaction import mask
+from omnigate._wire.redaction import mask
 from omnigate.testing import LocalGateway
 
 _MODEL = "gpt-4o-mini"
+
 _WINDOW_SECONDS = 3
+
 _CALLS_A_WINDOW = 4
+
 _ITEMS = 10
 
 

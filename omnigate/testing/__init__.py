@@ -21,15 +21,6 @@ from omnigate.testing.faults import (
     StreamFailure,
 )
 
-try:
-    from omnigate.testing.gateway import LocalGateway, LocalProject
-except ImportError as _error:
-    if (_error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "pydantic"):
-        raise
-    raise ImportError(
-        f"the local gateway needs {_error.name}: pip install 'omnigate[gateway]'", name=_error.name
-    ) from _error
-
 __all__ = [
     "Answer",
     "Cut",
@@ -43,3 +34,12 @@ __all__ = [
     "Status",
     "StreamFailure",
 ]
+
+try:
+    from omnigate.testing.gateway import LocalGateway, LocalProject
+except ImportError as _error:
+    if (_error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "pydantic"):
+        raise
+    raise ImportError(
+        f"the local gateway needs {_error.name}: pip install 'omnigate[gateway]'", name=_error.name
+    ) from _error

@@ -13,20 +13,23 @@ from typing import Any, Final, Self, cast, get_args
 import anyio
 import anyio.to_thread
 
-from omnigate.arguments import check_budget, check_callable, check_key, check_number, check_text
+from omnigate._wire.arguments import check_budget, check_key
+from omnigate._wire.checks import check_callable, check_number, check_text
+from omnigate._wire.redaction import mask, shown
 from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
-from omnigate.redaction import mask
-from omnigate.structs import shown
-from omnigate.testing.accounts import new_key
-from omnigate.testing.app import GatewayApp
+from omnigate.testing._gateway.accounts import new_key
+from omnigate.testing._gateway.app import GatewayApp
+from omnigate.testing._gateway.limits import RateLimiter
+from omnigate.testing._gateway.server import Server
+from omnigate.testing._gateway.state import State
 from omnigate.testing.faults import Fault, RecordedRequest, Script, Scripts
-from omnigate.testing.limits import RateLimiter
-from omnigate.testing.server import Server
-from omnigate.testing.state import State
 
 _RECORDED_REQUESTS: Final = 10_000
+
 _PROVIDERS: Final = ("openai", "anthropic", "gemini")
+
 _ALL_PROVIDERS: Final = (*_PROVIDERS, "azure")
+
 _HIGH_LIMIT: Final = 1_000_000_000
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from omnigate import ChatRequest, InvalidArgumentError, InvalidArgumentTypeError, Message
-from omnigate.batch_items import check_source, open_source, read_item
+from omnigate._batch.items import check_source, open_source, read_item
 
 MODEL = "gpt-4o-mini"
 HELLO = [{"role": "user", "content": "hello"}]

@@ -12,16 +12,8 @@ from typing import Any
 import anyio
 import pytest
 
-from omnigate import (
-    AsyncClient,
-    AuthError,
-    Client,
-    JournalError,
-    JournalWarning,
-    Outcome,
-    RateLimitError,
-)
-from omnigate.journal_file import JournalFile
+from omnigate import AsyncClient, AuthError, Client, JournalError, JournalWarning, Outcome, RateLimitError
+from omnigate._batch.journal.file import JournalFile
 from omnigate.testing import LocalGateway
 
 from ..support.provider import Provider

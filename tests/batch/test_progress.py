@@ -14,7 +14,7 @@ from rich.console import Console
 
 import omnigate
 from omnigate import AsyncClient, BatchStats
-from omnigate.progress import Bar, words
+from omnigate._batch.progress import Bar, words
 
 from ..support.provider import Provider
 

@@ -13,14 +13,7 @@ import anyio
 import httpx
 import pytest
 
-from omnigate import (
-    AsyncClient,
-    AuthError,
-    GatewayError,
-    Outcome,
-    RateLimitError,
-    RetryConfig,
-)
+from omnigate import AsyncClient, AuthError, GatewayError, Outcome, RateLimitError, RetryConfig
 
 from ..support.provider import Provider
 from ..support.virtual_time import virtual_backend

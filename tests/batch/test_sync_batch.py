@@ -234,7 +234,7 @@ def test_ctrl_c_ends_a_batch_and_the_client_goes_on(backend: Any) -> None:
 @pytest.fixture
 def _no_wait_ends_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what waits for what has happened already wait for ever."""
-    monkeypatch.setattr("omnigate.portal._INTERRUPT_SECONDS", -1)
+    monkeypatch.setattr("omnigate._sync.portal._INTERRUPT_SECONDS", -1)
 
 
 @pytest.mark.usefixtures("_no_wait_ends_by_time")

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 MODULES = {
-    "decoders": ["omnigate.decoders", "omnigate.stream_readers"],
-    "transport": ["omnigate.transport.http11", "omnigate.bodies"],
+    "decoders": ["omnigate._streams.decoders", "omnigate._streams.readers"],
+    "transport": ["omnigate._transport.http11", "omnigate._transport.bodies"],
 }
 """What is instrumented: what is not tested here would only be slower."""
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import httpx
 
-from omnigate import decoders
-from omnigate.bodies import PIECE_BYTES, Inflater
-from omnigate.decoders import SENTINEL, EventDecoder, EventTooLongError, TextDecoder
-from omnigate.stream_readers import CompletionReader, TextReader, UsageReader
-from omnigate.transport import http11
-from omnigate.transport.http11 import RawResponse, ResponseReader
+from omnigate._streams import decoders
+from omnigate._streams.decoders import SENTINEL, EventDecoder, EventTooLongError, TextDecoder
+from omnigate._streams.readers import CompletionReader, TextReader, UsageReader
+from omnigate._transport import http11
+from omnigate._transport.bodies import PIECE_BYTES, Inflater
+from omnigate._transport.http11 import ResponseReader
+from omnigate._transport.messages import RawResponse
 
 CORPUS = Path(__file__).parent / "corpus"
 

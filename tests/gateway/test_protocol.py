@@ -8,14 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from omnigate.testing import (
-    Answer,
-    Delay,
-    LocalGateway,
-    ProviderFailure,
-    Status,
-    StreamFailure,
-)
+from omnigate.testing import Answer, Delay, LocalGateway, ProviderFailure, Status, StreamFailure
 
 pytestmark = pytest.mark.anyio
 

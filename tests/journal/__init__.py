@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from omnigate import GatewayError
-from omnigate.journal import Journal
-from omnigate.journal_lines import digest_of, encode_line
-from omnigate.meta import Meta
+from omnigate._batch.journal.journal import Journal
+from omnigate._batch.journal.lines import digest_of, encode_line
+from omnigate._batch.outcomes import Outcome
+from omnigate._wire.head import Meta
 from omnigate.models import ChatRequest, ChatResponse, Usage
-from omnigate.outcome import Outcome
 
 
 def ask(text: str = "hello") -> ChatRequest:

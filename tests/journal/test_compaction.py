@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from omnigate import JournalError
-from omnigate.journal_file import NotCompactedError, _second
+from omnigate._batch.journal.file import NotCompactedError, _second
 
 from . import DIGEST, failure, fill, ids_in, opened, start, success, text
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from omnigate import JournalError
-from omnigate.journal import Journal
-from omnigate.journal_lines import encode_line
+from omnigate._batch.journal.journal import Journal
+from omnigate._batch.journal.lines import encode_line
 
 from . import DIGEST, failure, fill, ids_in, opened, start, success
 

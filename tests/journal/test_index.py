@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from omnigate.journal_index import SEEN, SUCCEEDED, JournalIndex, make_entry, offset_of
+from omnigate._batch.journal.index import SEEN, SUCCEEDED, JournalIndex, make_entry, offset_of
 
 
 class Lines:
@@ -160,8 +160,8 @@ def test_every_slot_costs_twelve_bytes_and_at_most_half_are_free(lines: Lines) -
 # since peaks do not come down. The lines are as short as they may be; what they say makes no difference.
 MILLION = """
 import sys
-from omnigate.journal import Journal
-from omnigate.journal_lines import decode_line
+from omnigate._batch.journal.journal import Journal
+from omnigate._batch.journal.lines import decode_line
 
 def peak():
     if sys.platform == "linux":

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from omnigate import ChatResponse, InvalidArgumentError, JournalError
-from omnigate.journal_lines import digest_of
-from omnigate.outcome import Outcome
+from omnigate._batch.journal.lines import digest_of
+from omnigate._batch.outcomes import Outcome
 
 from . import DIGEST, ask, failure, fill, ids_in, opened, success, text
 

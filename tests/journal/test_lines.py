@@ -18,11 +18,11 @@ from omnigate import (
     ProviderRateLimitError,
     RateLimitError,
 )
+from omnigate._batch.journal.lines import decode_id, decode_line, digest_of, encode_line, is_torn, split_lines
+from omnigate._batch.outcomes import Outcome
+from omnigate._wire.head import Meta
 from omnigate.exceptions import classify
-from omnigate.journal_lines import decode_id, decode_line, digest_of, encode_line, is_torn, split_lines
-from omnigate.meta import Meta
 from omnigate.models import ChatRequest, ChatResponse, Message, Usage
-from omnigate.outcome import Outcome
 
 from . import DIGEST, answer, ask, failure, success
 
@@ -196,7 +196,7 @@ def test_a_success_comes_back_equal(response: ChatResponse, id: str, attempts: i
     assert parsed.custom_id == decode_id(line) == id
     assert parsed.digest == DIGEST
     assert parsed.chat_response() == response
-    assert (parsed.omnigate.attempts, parsed.omnigate.elapsed) == (attempts, elapsed)
+    assert (parsed.omnigate._calls.attempts, parsed.omnigate.elapsed) == (attempts, elapsed)
 
 
 def test_every_field_of_a_response_is_in_the_property_above() -> None:

@@ -20,14 +20,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from omnigate import (
-    AnyIOTransport,
-    APIError,
-    AsyncAdminClient,
-    AsyncClient,
-    RetryConfig,
-    StreamClosedError,
-)
+from omnigate import AnyIOTransport, APIError, AsyncAdminClient, AsyncClient, RetryConfig, StreamClosedError
 from omnigate.testing import LocalGateway
 
 from ..support.checkpoints import WAYS_OF_ASYNCIO, WAYS_OF_TRIO, cancelled_at_every_checkpoint

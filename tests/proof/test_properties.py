@@ -34,14 +34,21 @@ from omnigate import (
     RetryConfig,
     classify,
 )
-from omnigate.batch_items import open_source, read_item
-from omnigate.decoders import SENTINEL, EventDecoder
-from omnigate.endpoints import CHAT, SIGNUP
+from omnigate._batch.items import open_source, read_item
+from omnigate._batch.journal.journal import Journal
+from omnigate._batch.journal.lines import decode_id, decode_line, digest_of, encode_line
+from omnigate._batch.outcomes import Outcome
+from omnigate._calls.failures import response_error, stream_error
+from omnigate._calls.retry import compute_delay
+from omnigate._calls.session import Session
+from omnigate._streams.decoders import SENTINEL, EventDecoder
+from omnigate._streams.readers import CompletionReader, TextReader, UsageReader
+from omnigate._transport.http11 import ResponseReader
+from omnigate._transport.messages import RawResponse
+from omnigate._wire.endpoints import CHAT, SIGNUP
+from omnigate._wire.head import Meta, parse_retry_after
+from omnigate._wire.structs import WireStruct
 from omnigate.exceptions import normalise_detail
-from omnigate.failures import response_error, stream_error
-from omnigate.journal import Journal
-from omnigate.journal_lines import decode_id, decode_line, digest_of, encode_line
-from omnigate.meta import Meta
 from omnigate.models import (
     ApiKeyCreated,
     ApiKeyInfo,
@@ -57,12 +64,6 @@ from omnigate.models import (
     SignupResponse,
     Usage,
 )
-from omnigate.outcome import Outcome
-from omnigate.retry import compute_delay, parse_retry_after
-from omnigate.session import Session
-from omnigate.stream_readers import CompletionReader, TextReader, UsageReader
-from omnigate.structs import WireStruct
-from omnigate.transport.http11 import RawResponse, ResponseReader
 from tests.fuzz.targets import check_events, check_inflater, check_response, check_text
 
 MOST = 1 << 20
@@ -760,6 +761,6 @@ def scratch_journal() -> Iterator[Path]:
 @contextmanager
 def low_limits(most: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("omnigate.decoders.MAX_MESSAGE_CHARACTERS", most)
-        patch.setattr("omnigate.decoders.MAX_EVENT_BYTES", most)
+        patch.setattr("omnigate._streams.decoders.MAX_MESSAGE_CHARACTERS", most)
+        patch.setattr("omnigate._streams.decoders.MAX_EVENT_BYTES", most)
         yield

@@ -302,7 +302,7 @@ def test_what_holds_a_key_does_not_show_it() -> None:
 REPORTING = """
 import logging, sys
 logging.basicConfig(level=1, stream=sys.stderr)
-import omnigate.testing.accounts as accounts, omnigate.testing.gateway as gateway
+import omnigate.testing._gateway.accounts as accounts, omnigate.testing.gateway as gateway
 def new_key(make=accounts.new_key):
     key = make()
     open({path!r}, "a").write(key + "\\n")

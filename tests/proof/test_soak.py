@@ -22,13 +22,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from omnigate import (
-    AnyIOTransport,
-    AsyncClient,
-    Client,
-    GatewayError,
-    RetryConfig,
-)
+from omnigate import AnyIOTransport, AsyncClient, Client, GatewayError, RetryConfig
 from omnigate.testing import LocalGateway
 
 SERVER = Path(__file__).parent.parent / "support" / "faulty_server.py"

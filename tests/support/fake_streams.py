@@ -6,7 +6,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import ByteStream
 
-from omnigate.transport.http11 import Origin
+from omnigate._transport.messages import Origin
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 

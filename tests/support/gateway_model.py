@@ -12,8 +12,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from omnigate.concurrency import AdaptiveConcurrency
-from omnigate.pacing import Pacer
+from omnigate._batch.pace.concurrency import AdaptiveConcurrency
+from omnigate._batch.pace.pacer import Pacer
 
 
 class Events:

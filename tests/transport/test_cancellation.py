@@ -14,7 +14,7 @@ import httpx
 import pytest
 import trustme
 
-from omnigate.transport.anyio_transport import AnyIOTransport
+from omnigate._transport.anyio_transport import AnyIOTransport
 
 from ..support.cancellation import ASYNCIO_WAYS, cancelled_everywhere
 from ..support.fake_streams import FakeNetwork

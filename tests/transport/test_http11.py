@@ -8,15 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnigate.transport.http11 import (
+from omnigate._transport.http11 import (
     MAX_FRAMING_BYTES,
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     MAX_INTERIM_RESPONSES,
-    RawResponse,
     ResponseReader,
-    outgoing,
 )
+from omnigate._transport.messages import RawResponse, outgoing
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from omnigate import InvalidArgumentError
-from omnigate.transport.anyio_transport import AnyIOTransport
-from omnigate.transport.connection import Connection
+from omnigate._transport.anyio_transport import AnyIOTransport
+from omnigate._transport.connection import Connection
 
 from ..support.fake_streams import OK, FakeNetwork, FakeStream
 from ..support.servers import Peer, serving, until

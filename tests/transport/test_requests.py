@@ -8,8 +8,8 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from omnigate.transport.anyio_transport import AnyIOTransport
-from omnigate.transport.exchange import ResponseStream
+from omnigate._transport.anyio_transport import AnyIOTransport
+from omnigate._transport.exchange import ResponseStream
 
 from ..support.fake_streams import FakeNetwork, FakeStream
 from ..support.servers import OK, Peer, Received, serving, until

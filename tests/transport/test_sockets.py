@@ -17,7 +17,7 @@ import trustme
 import uvloop
 
 from omnigate import AsyncClient
-from omnigate.transport.anyio_transport import AnyIOTransport
+from omnigate._transport.anyio_transport import AnyIOTransport
 
 from ..support.raw_server import chat_bytes
 from ..support.servers import Peer, Received, serving, until

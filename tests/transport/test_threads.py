@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from omnigate.transport.event_loop import in_thread
+from omnigate._runtime.threads import in_thread
 
 from ..support.checkpoints import WAYS_OF_ASYNCIO, WAYS_OF_TRIO, cancelled_at_every_checkpoint
 from ..support.servers import until

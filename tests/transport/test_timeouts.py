@@ -10,8 +10,8 @@ import anyio
 import httpx
 import pytest
 
-from omnigate.transport.anyio_transport import AnyIOTransport
-from omnigate.transport.event_loop import in_trio
+from omnigate._runtime.loops import in_trio
+from omnigate._transport.anyio_transport import AnyIOTransport
 
 from ..support.fake_streams import FakeNetwork, FakeStream
 from ..support.servers import OK, Peer, serving

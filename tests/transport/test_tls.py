@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from omnigate import AsyncClient, Client, ConnectionError, RetryConfig
-from omnigate.transport.anyio_transport import AnyIOTransport
+from omnigate._transport.anyio_transport import AnyIOTransport
 
 from ..support.raw_server import chat_bytes
 from ..support.servers import OK, Peer, open_sockets, secure_stream, serving, until

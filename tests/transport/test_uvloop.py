@@ -7,7 +7,7 @@ import anyio
 import pytest
 import uvloop
 
-from omnigate.transport.anyio_transport import AnyIOTransport
+from omnigate._transport.anyio_transport import AnyIOTransport
 
 from ..support.cancellation import ASYNCIO_WAYS
 from ..support.servers import OK, Peer, serving

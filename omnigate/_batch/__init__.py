@@ -1,0 +1,1 @@
+"""Many calls, each of which ends in exactly one outcome."""

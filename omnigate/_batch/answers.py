@@ -1,0 +1,37 @@
+"""The answers of `chat_many`, in the order of the items."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from omnigate._batch.outcomes import Outcome
+from omnigate._wire.redaction import shown
+from omnigate.exceptions import GatewayError, InvalidArgumentTypeError
+from omnigate.models import ChatResponse
+
+
+class Answers:
+    """The answers to a batch, put in order."""
+
+    def __init__(self, return_exceptions: bool) -> None:
+        if not isinstance(return_exceptions, bool):
+            raise InvalidArgumentTypeError(
+                f"return_exceptions={shown(return_exceptions)} is not allowed: True or False"
+            )
+        self._return_exceptions = return_exceptions
+        self._by_index: dict[int, ChatResponse | GatewayError] = {}
+
+    def add(self, outcome: Outcome) -> None:
+        """Take an outcome in.
+
+        Raises:
+            GatewayError: its error, if errors are not to be returned.
+
+        """
+        error = outcome.error if self._return_exceptions else None
+        self._by_index[outcome.index] = outcome.unwrap() if error is None else error
+
+    def in_order(self) -> list[ChatResponse] | list[ChatResponse | GatewayError]:
+        """Return the answers in the order of their items."""
+        answers = [self._by_index[index] for index in range(len(self._by_index))]
+        return cast("list[ChatResponse]", answers)

@@ -1,0 +1,239 @@
+"""From what a user hands to a batch to requests: items in Python, lines of a file, sources of either.
+
+An item that is not a valid request is no exception here: it becomes an `Item` that carries its error, and
+in the end a failed outcome, while the batch goes on. What is wrong with the whole source is an exception.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias, cast
+
+import msgspec
+
+from omnigate._wire.redaction import shown
+from omnigate._wire.structs import construct, decoder_for
+from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
+from omnigate.models import ChatRequest, CompletionRequest, Message, MessagesInput
+
+BatchItem: TypeAlias = ChatRequest | Message | str | Mapping[str, Any] | list[Any] | tuple[Any, ...]
+"""A `ChatRequest`, a dict of its fields (and `id`), or, where `model=` is given, messages."""
+
+BatchSource: TypeAlias = Iterable[BatchItem] | AsyncIterable[BatchItem] | Path
+
+_ALLOWED: Final = (
+    "a ChatRequest, a dict of its fields (and id), or, where model= is given, messages: "
+    "text, a message, or a list of messages"
+)
+
+_ID_FIELDS: Final = ("id", "custom_id")
+
+_URLS: Final = ("/v1/chat", "/v1/chat/completions")
+
+_ID_BITS: Final = 8192  # Python writes no integer of more than some thousand digits
+
+_IGNORABLE: Final[Mapping[str, Any]] = {"n": 1, "stream": False}
+"""Fields of OpenAI's request that say nothing if they have this value."""
+
+
+class InvalidLine(NamedTuple):
+    """A line of a file that is not JSON."""
+
+    error: InvalidArgumentError
+
+
+class Item(msgspec.Struct, frozen=True, gc=False):
+    """One item of a batch, read.
+
+    Attributes:
+        index: its place in the input, from 0.
+        id: its id, else its index as text.
+        request: what is asked, or None.
+        error: why there is no request, or None.
+    """
+
+    index: int
+    id: str
+    request: ChatRequest | None
+    error: InvalidArgumentError | None
+
+
+def check_source(requests: Any, *, is_sync: bool) -> None:
+    """Check that `requests` is something that items can be read from.
+
+    Raises:
+        InvalidArgumentTypeError: it is not, or looks like a single item.
+    """
+    if isinstance(requests, str | bytes | bytearray | Mapping | Message | ChatRequest):
+        raise InvalidArgumentTypeError(
+            f"requests={shown(cast('object', requests))} is not allowed: an iterable of items, or a "
+            f"pathlib.Path of a file; "
+            f"for one item, write [item]"
+        )
+    if isinstance(requests, (Path, Iterable)):
+        return
+    if isinstance(requests, AsyncIterable):
+        if is_sync:
+            raise InvalidArgumentTypeError(
+                "requests is an async iterable, which the sync client cannot read: an iterable or a "
+                "pathlib.Path, or use AsyncClient"
+            )
+        return
+    raise InvalidArgumentTypeError(
+        f"requests={shown(requests)} is not allowed: an iterable{'' if is_sync else ' or async iterable'} of "
+        f"items, or a pathlib.Path of a file"
+    )
+
+
+def is_async_source(requests: BatchSource) -> bool:
+    """Return whether `open_source` returns an async iterator, which need not be async iterable itself."""
+    return not isinstance(requests, (Path, Iterable))
+
+
+def open_source(requests: BatchSource) -> Iterator[Any] | AsyncIterator[Any]:
+    """Return an iterator over the raw items of a source."""
+    if isinstance(requests, Path):
+        return _lines(requests)
+    if isinstance(requests, Iterable):
+        return iter(requests)
+    return aiter(requests)
+
+
+def _lines(path: Path) -> Iterator[Any]:
+    """Yield the items of a batch file: JSON objects, one a line; empty lines are passed over.
+
+    So is a byte order mark at its beginning, which editors on Windows put before UTF-8.
+    """
+    decode = decoder_for(dict[str, Any]).decode
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.strip():
+                continue
+            try:
+                yield decode(line)
+            except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+                yield InvalidLine(
+                    InvalidArgumentError(f"{path.name}, line {number}, is not a JSON object: {error}")
+                )
+
+
+def read_item(raw: object, index: int, model: str | None) -> Item:
+    """Return an item as it came from its source as a request, or with its error.
+
+    Args:
+        raw: the item.
+        index: its place.
+        model: the model where it names none.
+    """
+    if type(raw) is str and model is not None:  # the most frequent
+        fields: dict[str, Any] = {"model": model, "messages": raw}
+        id = str(index)
+    elif isinstance(raw, ChatRequest):
+        return _checked(raw, index, str(index))
+    elif isinstance(raw, InvalidLine):
+        return Item(index, str(index), None, raw.error)
+    else:
+        try:
+            id, fields = _fields(raw, index)
+        except InvalidArgumentError as error:
+            return Item(index, _id_or_index(raw, index), None, error)
+        if model is not None and fields.get("model") is None:
+            fields["model"] = model
+    try:
+        return _checked(construct(ChatRequest, fields), index, id)
+    except InvalidArgumentError as error:
+        problem = str(error)
+        if fields.get("model") is None:
+            problem = "model is missing: name one in the item, or give the batch model="
+        return Item(index, id, None, type(error)(f"item {index} (id {shown(id)}): {problem}"))
+
+
+def _checked(request: ChatRequest, index: int, id: str) -> Item:
+    if request.stream:
+        error = InvalidArgumentError(
+            f"item {index} (id {shown(id)}): stream=True is not allowed in a batch: False"
+        )
+        return Item(index, id, None, error)
+    return Item(index, id, request, None)
+
+
+def _fields(raw: object, index: int) -> tuple[str, dict[str, Any]]:
+    """Return an item's id and the fields of its request."""
+    if isinstance(raw, str | Message | list | tuple):
+        return str(index), {"messages": cast("MessagesInput", raw)}
+    if not isinstance(raw, Mapping):
+        raise InvalidArgumentTypeError(f"item {index}: {shown(raw)} is not allowed: {_ALLOWED}")
+    mapping = cast("Mapping[str, Any]", raw)
+    id = _id(mapping, index)
+    if "role" in mapping:
+        return id, {"messages": {name: value for name, value in mapping.items() if name not in _ID_FIELDS}}
+    if "body" in mapping:
+        return id, _body(mapping, index)
+    fields = {name: value for name, value in mapping.items() if name not in _ID_FIELDS}
+    if "prompt" in fields:
+        if "messages" in fields:
+            raise InvalidArgumentError(f"item {index}: prompt is not allowed together with messages")
+        fields["messages"] = fields.pop("prompt")
+    _refuse_unknown(fields, index)
+    return id, fields
+
+
+def _id(mapping: Mapping[str, Any], index: int) -> str:
+    value: Any = mapping.get("id") if mapping.get("custom_id") is None else mapping["custom_id"]
+    if value is None:
+        return str(index)
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= _ID_BITS:
+        return str(value)
+    if not isinstance(value, str) or not value or not _is_text(value):
+        raise InvalidArgumentTypeError(f"item {index}: id={shown(value)} is not allowed: text, or an integer")
+    return "".join(value)  # plain text, also of a subclass
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
+def _id_or_index(raw: object, index: int) -> str:
+    try:
+        return _id(cast("Mapping[str, Any]", raw), index) if isinstance(raw, Mapping) else str(index)
+    except InvalidArgumentError:
+        return str(index)
+
+
+def _body(line: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Return the fields of a request in OpenAI's batch input, as those of `/v1/chat`."""
+    method, url, body = line.get("method", "POST"), line.get("url", _URLS[1]), line["body"]
+    if method != "POST":
+        raise InvalidArgumentError(f"item {index}: method={shown(method)} is not allowed: 'POST'")
+    if url not in _URLS:
+        raise InvalidArgumentError(f"item {index}: url={shown(url)} is not allowed: {' or '.join(_URLS)}")
+    if not isinstance(body, Mapping):
+        raise InvalidArgumentTypeError(f"item {index}: body={shown(body)} is not allowed: a JSON object")
+    fields = {
+        name: value
+        for name, value in cast("Mapping[str, Any]", body).items()
+        if value is not None and not (name in _IGNORABLE and value == _IGNORABLE[name])
+    }
+    if "max_completion_tokens" in fields:
+        most = fields.pop("max_completion_tokens")
+        fields.setdefault(
+            "max_tokens", most
+        )  # read where max_tokens is absent (protocol, "OpenAI-compatible")
+    _refuse_unknown(fields, index)
+    return dict(CompletionRequest._prepare(fields))
+
+
+def _refuse_unknown(fields: Mapping[str, Any], index: int) -> None:
+    if unknown := fields.keys() - set(ChatRequest.__struct_fields__):
+        raise InvalidArgumentTypeError(
+            f"item {index}: {', '.join(map(repr, sorted(map(str, unknown))))} cannot be sent to /v1/chat; "
+            f"allowed are {', '.join(ChatRequest.__struct_fields__)}"
+        )

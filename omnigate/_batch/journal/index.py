@@ -1,0 +1,148 @@
+"""Where in a journal each id has its last line: a hash table of 17 to 26 bytes an id.
+
+A dict of a million ids takes some 150 bytes for each. This table keeps, for each id, 32 bits of its hash
+and one integer, the *entry*: the offset of its line and two flags. The ids themselves stay in the file.
+The rules:
+
+1. It is exact. Equal hashes only make the id at the offset be read (`read_id`) and compared.
+2. It is open addressing with linear probing (Knuth, TAOCP 3, 6.4, algorithm L): nothing is ever removed.
+3. It grows without doubling: 256 segments, each chosen by other bits of the hash than the slot within
+   it. A segment that is seven tenths full grows by half, alone, so the table's peak is its size plus one
+   segment. At 12 bytes a slot that is 12 / 0.7 to 12 / 0.7 * 1.5 bytes an id.
+4. Hashes are Python's own, keyed anew in every process: nothing of them may be stored.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+
+SUCCEEDED = 1
+"""Flag of an entry: its line is a success."""
+
+SEEN = 2
+"""Flag of an entry: its id was claimed in this run."""
+
+_FLAG_BITS = 2
+
+_SEGMENTS = 256
+
+_FIRST_CAPACITY = 8
+
+_MOST_FILLED = 0.7
+
+_GROWTH = 1.5
+
+_FRAGMENT = 0xFFFFFFFF
+
+
+def make_entry(offset: int, *, succeeded: bool, seen: bool) -> int:
+    """Return the entry of a line."""
+    return offset << _FLAG_BITS | (SEEN if seen else 0) | (SUCCEEDED if succeeded else 0)
+
+
+def offset_of(entry: int) -> int:
+    """Return the offset of an entry's line."""
+    return entry >> _FLAG_BITS
+
+
+class JournalIndex:
+    """A table from ids to entries.
+
+    Args:
+        read_id: returns the id of the line at an offset.
+
+    """
+
+    __slots__ = ("_counts", "_entries", "_fragments", "_read_id")
+
+    def __init__(self, read_id: Callable[[int], str]) -> None:
+        self._read_id = read_id
+        # Slot by slot: 32 bits of the id's hash, 0 where the slot is free, and its entry.
+        self._fragments = [array("I", [0]) * _FIRST_CAPACITY for _ in range(_SEGMENTS)]
+        self._entries = [array("Q", [0]) * _FIRST_CAPACITY for _ in range(_SEGMENTS)]
+        self._counts = [0] * _SEGMENTS
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def __repr__(self) -> str:
+        return f"<JournalIndex of {len(self)} ids>"
+
+    def find(self, id: str) -> int | None:
+        """Return the entry of an id, or None. Reads a line for every equal hash it meets."""
+        hashed = hash(id)
+        segment = hashed >> 32 & 0xFF
+        fragments = self._fragments[segment]
+        fragment = hashed & _FRAGMENT or 1
+        capacity = len(fragments)
+        slot = fragment * capacity >> 32
+        while found := fragments[slot]:
+            if found == fragment:
+                entry = self._entries[segment][slot]
+                if self._read_id(entry >> _FLAG_BITS) == id:
+                    return entry
+            slot += 1
+            if slot == capacity:
+                slot = 0
+        return None
+
+    def add(self, id: str, entry: int) -> None:
+        """Add an id that is known not to be in the table; nothing is read."""
+        hashed = hash(id)
+        segment = hashed >> 32 & 0xFF
+        fragments = self._fragments[segment]
+        count = self._counts[segment] = self._counts[segment] + 1
+        if count > _MOST_FILLED * len(fragments):
+            self._grow(segment)
+            fragments = self._fragments[segment]
+        _put(fragments, self._entries[segment], hashed & _FRAGMENT or 1, entry)
+
+    def replace(self, id: str, old: int, new: int) -> None:
+        """Give an id that has the entry `old` the entry `new`; nothing is read."""
+        segment, slot = self._slot(id, old)
+        self._entries[segment][slot] = new
+
+    def has(self, id: str, offset: int) -> bool:
+        """Tell whether the id's entry is that of the line at `offset`; nothing is read."""
+        hashed = hash(id)
+        segment = hashed >> 32 & 0xFF
+        fragments, entries = self._fragments[segment], self._entries[segment]
+        slot = (hashed & _FRAGMENT or 1) * len(fragments) >> 32
+        while fragments[slot]:
+            if entries[slot] >> _FLAG_BITS == offset:
+                return True
+            slot = slot + 1 if slot + 1 < len(fragments) else 0
+        return False
+
+    def _slot(self, id: str, entry: int) -> tuple[int, int]:
+        # Offsets are unique, so an equal entry on the id's path is the id's.
+        hashed = hash(id)
+        segment = hashed >> 32 & 0xFF
+        fragments, entries = self._fragments[segment], self._entries[segment]
+        slot = (hashed & _FRAGMENT or 1) * len(fragments) >> 32
+        while fragments[slot]:
+            if entries[slot] == entry:
+                return segment, slot
+            slot = slot + 1 if slot + 1 < len(fragments) else 0
+        raise KeyError(id)
+
+    def _grow(self, segment: int) -> None:
+        old_fragments, old_entries = self._fragments[segment], self._entries[segment]
+        capacity = int(len(old_fragments) * _GROWTH)
+        fragments, entries = array("I", [0]) * capacity, array("Q", [0]) * capacity
+        for fragment, entry in zip(old_fragments, old_entries, strict=True):
+            if fragment:
+                _put(fragments, entries, fragment, entry)
+        self._fragments[segment], self._entries[segment] = fragments, entries
+
+
+def _put(fragments: array[int], entries: array[int], fragment: int, entry: int) -> None:
+    capacity = len(fragments)
+    slot = fragment * capacity >> 32
+    while fragments[slot]:
+        slot += 1
+        if slot == capacity:
+            slot = 0
+    fragments[slot] = fragment
+    entries[slot] = entry

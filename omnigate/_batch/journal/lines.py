@@ -1,0 +1,275 @@
+"""The lines of a journal: an outcome to a line, a line to what it says. Sans-I/O; no clock.
+
+The rules:
+
+1. One line is one outcome: one JSON object and a newline. No header line, so that a journal can be read
+   from any line on, and so that two of them can be concatenated.
+2. The layout is that of OpenAI's batch output. `response.body` is a chat completion; what the gateway says
+   beyond it, and the book-keeping, is in an object `omnigate`. Tools made for the former read ours.
+3. A success is kept whole: the line gives back an equal `ChatResponse`, its `meta` with the request id.
+   Of an error its type and text are kept, to be read by people: failures are tried again.
+4. A line can be told from half of one: half an object is never an object.
+5. No key gets in. Texts of errors are redacted once more; what a model wrote is kept as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from typing import cast
+
+import httpx
+import msgspec
+
+from omnigate._batch.outcomes import Outcome
+from omnigate._wire.head import Meta
+from omnigate._wire.redaction import redact
+from omnigate.exceptions import APIError, ProviderError
+from omnigate.models import ChatRequest, ChatResponse, Usage
+
+_BEGINNING = b'{"id":"omnigate-'
+
+_BLOCK_BYTES = 64 * 1024
+
+_REQUEST_ID = re.compile(rb"\r\nx-request-id:([^\r\n]*)", re.IGNORECASE)
+
+
+class _Message(msgspec.Struct, gc=False):
+    role: str
+    content: str
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: int
+    message: _Message
+    finish_reason: str | None
+
+
+class _Body(msgspec.Struct, gc=False):
+    """OpenAI's chat completion."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[_Choice]
+    usage: Usage
+
+
+class _Response(msgspec.Struct, gc=False):
+    status_code: int
+    request_id: str | None
+    body: _Body
+
+
+class _Error(msgspec.Struct, gc=False):
+    code: str
+    message: str
+
+
+class _Extra(msgspec.Struct, gc=False, kw_only=True):
+    """The object `omnigate`; what is UNSET is not written."""
+
+    digest: str | None
+    index: int
+    attempts: int
+    elapsed: float
+    provider: str | msgspec.UnsetType | None = msgspec.UNSET
+    # Of successes.
+    cost_usd: float | msgspec.UnsetType = msgspec.UNSET
+    cached: bool | msgspec.UnsetType = msgspec.UNSET
+    fallback_used: bool | msgspec.UnsetType = msgspec.UNSET
+    latency_ms: int | msgspec.UnsetType = msgspec.UNSET
+    # Of errors.
+    request_id: str | msgspec.UnsetType | None = msgspec.UNSET
+    status_code: int | msgspec.UnsetType | None = msgspec.UNSET
+    provider_status: int | msgspec.UnsetType | None = msgspec.UNSET
+    retry_after: float | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class Line(msgspec.Struct, gc=False):
+    """What a line says: either `response` or `error` is not None."""
+
+    id: str
+    custom_id: str
+    response: _Response | None
+    error: _Error | None
+    omnigate: _Extra
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the line is a success."""
+        return self.response is not None
+
+    @property
+    def digest(self) -> str:
+        """The digest of the request; "" if the item was not a valid request."""
+        return self.omnigate.digest or ""
+
+    def chat_response(self) -> ChatResponse:
+        """Return the answer of a success as it was, with a `meta` of what the line knows of the head."""
+        assert self.response is not None
+        body, extra = self.response.body, self.omnigate
+        result = ChatResponse(
+            id=body.id,
+            provider=cast("str", extra.provider),
+            model=body.model,
+            content=body.choices[0].message.content,
+            usage=body.usage,
+            cost_usd=cast("float", extra.cost_usd),
+            finish_reason=body.choices[0].finish_reason,
+            cached=cast("bool", extra.cached),
+            fallback_used=cast("bool", extra.fallback_used),
+            latency_ms=cast("int", extra.latency_ms),
+        )
+        request_id = self.response.request_id
+        headers = [] if request_id is None else [(b"x-request-id", request_id.encode())]
+        result._meta = Meta(
+            self.response.status_code,
+            httpx.Headers(headers),
+            attempts=extra.attempts,
+            elapsed=extra.elapsed,
+        )
+        return result
+
+
+class _LineId(msgspec.Struct, gc=False):
+    custom_id: str
+
+
+_encode = msgspec.json.Encoder().encode
+
+_encode_sorted = msgspec.json.Encoder(order="sorted").encode
+
+_decode = msgspec.json.Decoder(Line).decode
+
+_decode_id = msgspec.json.Decoder(_LineId).decode
+
+_DECODE_ERRORS = (msgspec.MsgspecError, UnicodeError, RecursionError)
+
+
+def digest_of(request: ChatRequest) -> str:
+    """Return what tells requests apart: 32 hex digits, the BLAKE2b of the request as canonical JSON.
+
+    Canonical: fields sorted by name, those with their default left out. So neither the order of a dict's
+    fields nor a new optional field in a later version changes the digest of what is asked.
+    """
+    try:
+        text = _encode_sorted(request)
+    except UnicodeEncodeError:  # half a surrogate pair: cannot be sent either, but can fail as an outcome
+        text = repr(request).encode()
+    return blake2b(text, digest_size=16).hexdigest()
+
+
+def encode_line(outcome: Outcome, digest: str, *, created: int) -> bytes:
+    """Return the line of an outcome, its newline included.
+
+    Args:
+        outcome: how an item ended.
+        digest: of its request; "" if it was not a valid one.
+        created: the Unix time in seconds, for OpenAI's field of that name.
+
+    """
+    response = outcome.response
+    extra = _Extra(
+        digest=digest or None, index=outcome.index, attempts=outcome.attempts, elapsed=outcome.elapsed
+    )
+    line = Line(f"omnigate-{outcome.index}-{digest}", outcome.id, None, None, extra)
+    if response is not None:
+        extra.provider = response.provider
+        extra.cost_usd = response.cost_usd
+        extra.cached = response.cached
+        extra.fallback_used = response.fallback_used
+        extra.latency_ms = response.latency_ms
+        choice = _Choice(0, _Message("assistant", response.content), response.finish_reason)
+        body = _Body(response.id, "chat.completion", created, response.model, [choice], response.usage)
+        meta: Meta | None = getattr(response, "_meta", None)
+        if meta is None:
+            line.response = _Response(200, None, body)
+        else:
+            line.response = _Response(meta.status_code, _request_id(meta), body)
+    else:
+        error = outcome.error
+        assert error is not None
+        line.error = _Error(type(error).__name__, _utf8(redact(str(error))))
+        extra.request_id = error.request_id
+        if isinstance(error, APIError):
+            extra.status_code = error.status_code
+            extra.retry_after = error.retry_after  # msgspec writes what is not finite as null
+        if isinstance(error, ProviderError):
+            extra.provider = None if error.provider is None else _utf8(error.provider)
+            extra.provider_status = error.provider_status
+    return _encode(line) + b"\n"
+
+
+def decode_line(line: bytes) -> Line | None:
+    """Return what a line, its newline included or not, says; None if it is not a line of a journal."""
+    try:
+        parsed = _decode(line)
+    except _DECODE_ERRORS:
+        return None
+    response = parsed.response
+    if (response is None) == (parsed.error is None):
+        return None
+    if response is not None:
+        extra = parsed.omnigate
+        known = (extra.cost_usd, extra.cached, extra.fallback_used, extra.latency_ms)
+        if not response.body.choices or not isinstance(extra.provider, str) or msgspec.UNSET in known:
+            return None
+    return parsed
+
+
+def decode_id(line: bytes) -> str | None:
+    """Return the id in a line, or None if there is none. Cheaper than `decode_line`, and checks less."""
+    try:
+        return _decode_id(line).custom_id
+    except _DECODE_ERRORS:
+        return None
+
+
+def is_torn(line: bytes) -> bool:
+    """Tell whether what is not a line may be what a crash left of one.
+
+    That is a beginning of one of ours, with the zeros some file systems leave where data never arrived.
+    """
+    arrived = line.rstrip(b"\0\n")
+    return arrived[: len(_BEGINNING)] == _BEGINNING[: len(arrived)]
+
+
+def split_lines(read_at: Callable[[int, int], bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file with their offsets, without their newlines, in bounded memory.
+
+    What comes after the last newline is a line too, unless it is empty. Memory is bounded by a block of
+    64 KiB and a few times the longest line.
+
+    Args:
+        read_at: called with an offset and a number of bytes; returns at most that many, b"" at the end.
+
+    """
+    offset, rest, block_bytes = 0, b"", _BLOCK_BYTES
+    while block := read_at(offset + len(rest), block_bytes):
+        *complete, rest = (rest + block).split(b"\n")
+        for line in complete:
+            yield offset, line
+            offset += len(line) + 1
+        # A line of many blocks is not to be copied once for each of them.
+        block_bytes = _BLOCK_BYTES if complete else 2 * block_bytes
+    if rest:
+        yield offset, rest
+
+
+def _request_id(meta: Meta) -> str | None:
+    """Return `meta.request_id`, at a fifth of the price where the head has not been parsed yet."""
+    if isinstance(meta._headers, bytes):
+        found = _REQUEST_ID.findall(meta._headers)
+        if not found:
+            return None
+        if len(found) == 1 and found[0].isascii():
+            return cast("str", found[0].strip(b" \t").decode())
+    return meta.request_id
+
+
+def _utf8(text: str) -> str:
+    """Return `text` with what UTF-8 cannot express, lone surrogates, escaped."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()

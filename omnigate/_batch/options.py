@@ -1,0 +1,117 @@
+"""The arguments of a batch, checked once for the async and the sync client."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias, cast
+
+from omnigate._batch.items import BatchSource, check_source
+from omnigate._batch.outcomes import BatchStats
+from omnigate._batch.pace.gate import seconds_at_limit
+from omnigate._batch.progress import check_progress
+from omnigate._wire.arguments import CallOptions, check_options, check_user_id
+from omnigate._wire.checks import check_integer, check_not_async, check_not_awaitable, check_number
+from omnigate._wire.redaction import shown
+from omnigate._wire.structs import construct
+from omnigate.exceptions import (
+    AuthError,
+    BudgetExceededError,
+    GatewayError,
+    InvalidArgumentError,
+    InvalidArgumentTypeError,
+)
+from omnigate.models import ChatRequest
+
+StopOn: TypeAlias = type[GatewayError] | tuple[type[GatewayError], ...] | Callable[[GatewayError], bool]
+"""Types of errors, or a callable, that end a batch. What they are asked about is in `BatchOptions`."""
+
+ProgressArgument: TypeAlias = bool | Callable[[BatchStats], object]
+
+STOP_ON: Final = (AuthError, BudgetExceededError)
+
+MAX_WAIT_SECONDS: Final = 3_600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOptions:
+    """What `client.batch` was given, and what it says of errors.
+
+    Each failure is judged once. The gateway's own 429 is judged by `stops_at_limit`, when it comes: it is
+    waited out, unless that takes too long or its type is one to stop on. Any other is judged by `stops`, when
+    it has ended its item. So a callable is asked once about each failure that ends an item, and never about a
+    429 of the gateway's own.
+
+    Raises:
+        InvalidArgumentError: an argument is not allowed.
+    """
+
+    requests: BatchSource
+    model: str | None = None
+    max_concurrency: int | Literal["auto"] = "auto"
+    ordered: bool = False
+    stop_on: StopOn = STOP_ON
+    journal: str | os.PathLike[str] | None = None
+    replay: bool = True
+    progress: ProgressArgument = False
+    max_wait_seconds: float = MAX_WAIT_SECONDS
+    user_id: str | None = None
+    call_options: CallOptions
+
+    def __post_init__(self) -> None:
+        check_source(self.requests, is_sync=False)
+        if self.model is not None:
+            construct(ChatRequest, {"model": self.model, "messages": "checks the model's name"})
+        if self.max_concurrency != "auto":
+            if isinstance(cast("Any", self.max_concurrency), str):
+                raise InvalidArgumentError(
+                    f"max_concurrency={shown(self.max_concurrency)} is not allowed: 'auto', or an integer of "
+                    f"at least 1"
+                )
+            check_integer(self.max_concurrency, "max_concurrency", minimum=1)
+        for name in ("ordered", "replay"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidArgumentTypeError(
+                    f"{name}={shown(getattr(self, name))} is not allowed: True or False"
+                )
+        self._check_stop_on()
+        if self.journal is not None and (
+            not isinstance(cast("Any", self.journal), str | os.PathLike) or not os.fspath(self.journal)
+        ):
+            raise InvalidArgumentTypeError(f"journal={shown(self.journal)} is not allowed: a path, or None")
+        check_progress(self.progress)
+        check_number(self.max_wait_seconds, "max_wait_seconds", "seconds, a finite number above 0", above=0)
+        check_user_id(self.user_id)
+        check_options(self.call_options)
+
+    def stops_at_limit(self, error: GatewayError, seconds: float) -> bool:
+        """Return whether the gateway's own 429, which asks to wait for so long, ends the batch."""
+        stop_on = self.stop_on
+        return seconds > self.max_wait_seconds or (
+            isinstance(stop_on, type | tuple) and isinstance(error, stop_on)
+        )
+
+    def stops(self, error: GatewayError) -> bool:
+        """Return whether the error that an item ended with ends the batch."""
+        if seconds_at_limit(error) is not None:
+            return True  # it would not have ended the item otherwise
+        stop_on = self.stop_on
+        if isinstance(stop_on, type | tuple):
+            return isinstance(error, stop_on)
+        answer = stop_on(error)
+        check_not_awaitable(answer, "stop_on")
+        return answer
+
+    def _check_stop_on(self) -> None:
+        given: object = self.stop_on
+        if callable(given) and not isinstance(given, type):
+            check_not_async(given, "stop_on", takes="a callable takes an error and returns whether to stop")
+            return
+        kinds = cast("tuple[object, ...]", given) if isinstance(given, tuple) else (given,)
+        for kind in kinds:
+            if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+                raise InvalidArgumentTypeError(
+                    f"stop_on={shown(self.stop_on)} is not allowed: types of errors, or a callable that "
+                    f"takes an error and returns whether to stop"
+                )

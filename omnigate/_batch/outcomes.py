@@ -1,0 +1,132 @@
+"""What a batch hands out: an `Outcome` for each item, and `BatchStats` of the whole."""
+
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from omnigate.exceptions import GatewayError
+from omnigate.models import ChatRequest, ChatResponse
+
+_RATE_SECONDS: Final = 30
+
+
+class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """How one item of a batch ended: with a response, or with an error.
+
+    Attributes:
+        index: the item's place in the input, from 0.
+        id: the item's id, else its index as text.
+        request: what was asked; None where the item was not a valid request.
+        response: the answer, or None.
+        error: why there is none, or None.
+        attempts: how many times it was sent; 0 if it was not valid. Of a replayed one: in its own run.
+        elapsed: seconds from the reading of the item to its end, all waits included. Likewise.
+        replayed: whether the response comes from the journal of an earlier run.
+
+    """
+
+    index: int
+    id: str
+    request: ChatRequest | None
+    response: ChatResponse | None = None
+    error: GatewayError | None = None
+    attempts: int = 0
+    elapsed: float = 0.0
+    replayed: bool = False
+
+    def unwrap(self) -> ChatResponse:
+        """Return the response.
+
+        Raises:
+            GatewayError: `error`, if there is none.
+
+        """
+        if self.response is None:
+            assert self.error is not None
+            raise self.error
+        return self.response
+
+
+class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a batch stands.
+
+    Attributes:
+        succeeded: items answered, without those replayed.
+        failed: items that ended with an error.
+        replayed: successes taken from the journal, whether or not they were handed out again.
+        in_flight: items whose call has begun and has not ended, waits between attempts included.
+        calls_per_second: items ended a second, over the last half minute or so; replayed ones do not count.
+        prompt_tokens: of all answers of this run.
+        completion_tokens: likewise.
+        total_tokens: likewise.
+        cost_usd: likewise, in USD.
+        waiting_until: until when (UTC) the gateway's rate limit holds all sends back; None if it does not.
+
+    """
+
+    succeeded: int = 0
+    failed: int = 0
+    replayed: int = 0
+    in_flight: int = 0
+    calls_per_second: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cost_usd: float = 0.0
+    waiting_until: datetime | None = None
+
+
+class Tally:
+    """Counts how the items of a batch end."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """Begin; `clock` tells seconds."""
+        self.succeeded: int = 0
+        self.failed: int = 0
+        self.replayed = 0
+        self._clock = clock
+        self._started = clock()
+        self._prompt_tokens = 0
+        self._completion_tokens = 0
+        self._total_tokens = 0
+        self._cost_usd = 0.0
+        self._recent: deque[list[float]] = deque(maxlen=_RATE_SECONDS)  # [second, items ended in it]
+
+    def add(self, outcome: Outcome) -> None:
+        """Count an item of this run."""
+        response = outcome.response
+        if response is None:
+            self.failed += 1
+        else:
+            self.succeeded += 1
+            usage = response.usage
+            self._prompt_tokens += usage.prompt_tokens
+            self._completion_tokens += usage.completion_tokens
+            self._total_tokens += usage.total_tokens
+            self._cost_usd += response.cost_usd
+        second = self._clock() // 1
+        if self._recent and self._recent[-1][0] == second:
+            self._recent[-1][1] += 1
+        else:
+            self._recent.append([second, 1])
+
+    def stats(self, *, in_flight: int, waiting_until: datetime | None) -> BatchStats:
+        """Return the numbers as of now."""
+        now = self._clock()
+        since = max(self._started, now - _RATE_SECONDS)
+        ended = sum(count for second, count in self._recent if second >= since - 1)
+        return BatchStats(
+            succeeded=self.succeeded,
+            failed=self.failed,
+            replayed=self.replayed,
+            in_flight=in_flight,
+            calls_per_second=ended / max(now - since, 1.0),
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            total_tokens=self._total_tokens,
+            cost_usd=self._cost_usd,
+            waiting_until=waiting_until,
+        )

@@ -1,0 +1,1 @@
+"""How fast a batch sends, and how many calls are in flight."""

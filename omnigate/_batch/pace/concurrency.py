@@ -1,0 +1,347 @@
+"""How many calls at a time: what a provider bears, found out from how long its answers take.
+
+Sans-I/O: no clock, no waiting; outcomes go in, a limit comes out. The rules:
+
+1. By Little's law the throughput at a limit is the limit over the mean latency. So growth by a factor brings
+   throughput as long as the latencies grow by less than that factor. A level is worth it if it brings at
+   least half of what it could: if the latency's logarithm grows by less than half of the limit's.
+2. Latencies differ from call to call by a factor of ten. Like is compared with like: the typical latency
+   at one limit with that at another, measured one after the other, until the difference is
+   clear from the noise (or both have been looked at long enough). The first round after a change does not
+   count, because what ends early in it is what is short.
+3. Only calls that were sent with the limit used up tell anything about it. If something else holds the
+   sends back, the limit stays.
+4. From a low start the limit doubles until a level is not worth it. Then the space between the highest that
+   was and the lowest that was not is halved until they are close.
+5. After that the limit is held, and a step up and a step down are tried in turn, the more rarely the more
+   often they led nowhere. Latencies that climb while it is held make the step down come at once, and larger.
+6. Overload is cut at once, by twice the calls that failed, at most by half in one episode: failures of what
+   was sent before the cut belong to it. If no more follow, the limit goes back up, twice as far with each
+   round, and what was interrupted is taken up again. If more than a twentieth of all calls fail, the level
+   counts as one that is not worth it, and the limit goes back to seven tenths of it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Literal
+
+__all__ = ["AdaptiveConcurrency"]
+
+_INITIAL: Final = 8
+
+_MAXIMUM: Final = 1_024
+
+_WORTH: Final = 0.5  # the part of the throughput it could bring that a level must bring
+
+_LATENCY_MIN: Final = 0.1  # seconds; what takes less is no provider's queue, but the client's own work
+
+_CONFIDENCE: Final = 1.65  # standard errors: one wrong verdict in twenty
+
+_CONFIDENCE_FIRST: Final = 3.0  # for the verdict that ends the doubling
+
+_BLOCK: Final = 24  # the least number of latencies that are looked at together
+
+_SAMPLES_MAX: Final = 1_500  # after so many the likelier verdict is taken
+
+_NOISE_MIN: Final = 0.005  # of a mean, as a part of it: clocks, rounding
+
+_USED: Final = 0.8  # a call sent with so much of the limit in flight tells about it
+
+_STEP: Final = 1.07  # the ratio of levels that are close enough, if the noise allows to tell them apart
+
+_STEP_MAX: Final = 1.13
+
+_STEP_FAR: Final = 1.1  # where noise makes them larger, steps up are doubled, to be judged in time
+
+_STEPS_DOWN_MAX: Final = 4  # steps at once, after steps down that helped
+
+_GROWTH: Final = 2.0  # the ratio of a level to the next one while none is known to be bad
+
+_REGROWTH: Final = 1.15  # the same once one was; squared with each success
+
+_CLIMB: Final = 0.25  # of the latencies, as a logarithm, while a level is held
+
+_CLIMB_STEP: Final = 1.4
+
+_HOLD_MAX: Final = 8  # how much longer a level is held than another is tried
+
+_SEVERE: Final = 0.05  # of the calls fail: the level is too high; less may have other reasons
+
+_FAILURE_WEIGHT: Final = 0.01  # of one call in the average that says so
+
+_SEVERE_CUT: Final = 0.7
+
+
+class _Samples:
+    """Mean and variance of the latencies' square roots (Welford's recurrence).
+
+    The mean itself is what Little's law speaks of, but a few very long calls make it worthless; the mean
+    logarithm hardly sees that one call in sixteen waits. The root is between them.
+    """
+
+    __slots__ = ("count", "mean", "squares")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = 0.0
+        self.squares = 0.0
+
+    def add(self, latency: float) -> None:
+        value = math.sqrt(latency)
+        self.count += 1
+        difference = value - self.mean
+        self.mean += difference / self.count
+        self.squares += difference * (value - self.mean)
+
+    def merge(self, other: _Samples) -> None:
+        """Take in what others have collected (Chan, Golub and LeVeque, 1979)."""
+        if not other.count:
+            return
+        count = self.count + other.count
+        difference = other.mean - self.mean
+        self.mean += difference * other.count / count
+        self.squares += other.squares + difference**2 * self.count * other.count / count
+        self.count = count
+
+    def logarithm(self) -> float:
+        """Return the logarithm of the typical latency."""
+        return 2 * math.log(self.mean)
+
+    def variance(self) -> float:
+        """Return the variance of one latency, as a part of the typical one."""
+        return 4 * self.squares / (self.count - 1) / self.mean**2 if self.count > 1 else math.inf
+
+    def variance_of_mean(self) -> float:
+        return self.variance() / max(1, self.count) + _NOISE_MIN**2
+
+
+class AdaptiveConcurrency:
+    """Finds the number of calls in flight beyond which more of them bring no more throughput.
+
+    The signal is the climb of latency, as in TCP Vegas (Brakmo and Peterson, 1994); the search is that of
+    BIC-TCP (Xu, Harfoush and Rhee, 2004): growth, then halving between the highest level known to be good and
+    the lowest known not to be, then careful steps; the level sought is the knee that maximizes Kleinrock's
+    power (1979); overload is answered by a multiplicative decrease (Chiu and Jain, 1989).
+
+    Times are seconds of any monotonic clock.
+
+    Attributes:
+        limit: how many calls may be in flight.
+
+    Args:
+        initial: the limit to begin with.
+        minimum: what the limit never falls below, at least 1.
+        maximum: what it never exceeds.
+
+    """
+
+    def __init__(self, *, initial: int = _INITIAL, minimum: int = 1, maximum: int = _MAXIMUM) -> None:
+        self._minimum = max(1, minimum)
+        self._maximum = max(self._minimum, maximum)
+        self.limit: int = min(max(initial, self._minimum), self._maximum)
+        self._good = self.limit  # the highest level that was worth it
+        self._bad: int | None = None  # the lowest that was not
+        self._base = _Samples()  # at `_good`
+        self._recent = _Samples()  # at `limit`
+        self._try: Literal["hold", "up", "down", "recover"] = "hold"
+        self._next: Literal["up", "down"] = "up"
+        self._has_climbed = False  # the latencies, at the level that is held
+        self._steps_down = 1  # at once
+        self._growth = _GROWTH
+        self._skip = self.limit  # samples still to come from before the last change
+        self._hold = 1  # see `_HOLD_MAX`
+        self._failure_rate = 0.0
+        self._failures = 0  # in the present episode of overload ...
+        self._is_severe = False
+        self._level = self.limit  # the limit before the cuts, and what was being done at it
+        self._resume: Literal["hold", "up", "down"] = "hold"
+        self._cut_at = -math.inf  # ... which began then ...
+        self._cut_from = 0  # ... at that limit
+        self._successes = 0  # sent since then, at the present limit
+
+    def succeeded(self, now: float, latency: float, in_flight: int) -> None:
+        """Register a call that was answered.
+
+        Args:
+            now: the present time in seconds.
+            latency: seconds from when it was sent to its answer.
+            in_flight: how many calls were in flight when it was sent, itself included.
+
+        """
+        self._failure_rate *= 1 - _FAILURE_WEIGHT
+        if now - latency > self._cut_at:
+            self._successes += 1
+            if self._try == "recover":
+                self._recover()
+        if self._try == "recover" or in_flight < math.floor(self.limit * _USED):
+            return
+        if self._skip > 0:
+            self._skip -= 1
+            return
+        self._recent.add(max(latency, _LATENCY_MIN))
+        if self._try == "hold":
+            if self._recent.count >= self._block():
+                self._leave_or_stay()
+        elif self._recent.count >= self._block():
+            self._judge()
+
+    def overloaded(self, now: float, sent_at: float) -> None:
+        """Register a call that failed from overload: 500, 502, 503, a timeout, a provider's 429.
+
+        Args:
+            now: the present time in seconds.
+            sent_at: when it was sent.
+
+        """
+        self._failure_rate += _FAILURE_WEIGHT * (1 - self._failure_rate)
+        if sent_at > self._cut_at and now - self._cut_at >= self._typical_latency():
+            if self._successes or not self._failures:  # else the outage goes on
+                self._is_severe = False
+                if self._try != "recover":
+                    self._level, self._resume = self.limit, self._try
+            self._cut_at, self._cut_from, self._failures, self._successes = now, self.limit, 0, 0
+        elif self._try != "recover":
+            return  # a late one of an episode that is over
+        self._failures += 1
+        if self._failure_rate > _SEVERE and not self._is_severe:
+            self._is_severe, self._failure_rate = True, 0.0
+            self._growth, self._hold, self._skip = _REGROWTH, 1, 0
+            self._good = max(self._minimum, min(self._good, math.floor(self._level * _SEVERE_CUT)))
+            self._bad = max(self._level, self._good + 1)
+            self._level, self._resume = self._good, "hold"
+            self._base, self._recent = _Samples(), _Samples()
+        self._try = "recover"
+        cut = max(1, min(2 * self._failures, self._cut_from // 2))
+        self.limit = max(self._minimum, min(self.limit, self._cut_from - cut))
+
+    def _typical_latency(self) -> float:
+        samples = self._base if self._base.count else self._recent
+        return samples.mean**2
+
+    def _recover(self) -> None:
+        """Go back up, twice as far with each round that went well, and take up what was interrupted."""
+        level = self._level
+        if self._successes < min(self.limit, 8 * max(1, level - self.limit)):
+            return
+        self._successes = 0
+        if self.limit * 2 < level:
+            self.limit *= 2
+        else:
+            self._skip += abs(level - self.limit)
+            self.limit, self._try = level, self._resume
+
+    def __repr__(self) -> str:
+        return f"<AdaptiveConcurrency limit={self.limit} good={self._good} bad={self._bad} {self._try}>"
+
+    def _block(self) -> int:
+        return max(_BLOCK, self.limit)
+
+    def _move(self, limit: int) -> None:
+        self._skip = max(self.limit, limit)
+        self.limit = limit
+        self._recent = _Samples()
+
+    def _start_hold(self, level: int) -> None:
+        self._try = "hold"
+        self._good = level
+        self._base = _Samples()
+        self._has_climbed = False
+        self._move(level)
+
+    def _start_try(self, step: Literal["up", "down"], level: int) -> None:
+        self._try = step
+        self._move(level)
+
+    def _leave_or_stay(self) -> None:
+        """Look at another block of latencies at the level that is held."""
+        recent, base, level = self._recent, self._base, self.limit
+        self._recent = _Samples()
+        if self._has_climbed:  # what is measured now was not chosen for being slow
+            self._has_climbed = False
+            self._base, self._bad, self._hold = recent, None, 1
+            self._start_try("down", max(self._minimum, math.floor(level / _CLIMB_STEP)))
+            return
+        if base.count and level > self._minimum:
+            noise = math.sqrt(base.variance_of_mean() + recent.variance_of_mean())
+            if recent.logarithm() - base.logarithm() > _CLIMB + 2 * noise:
+                self._has_climbed = True
+                return
+        base.merge(recent)
+        step = self._step()
+        is_settled = self._bad is not None and self._bad <= max(level + 1, level * step)
+        above = self._above(step, is_settled)
+        below = max(self._minimum, min(level - 1, round(level / step**self._steps_down)))
+        if not is_settled and above > level:
+            if base.count >= self._samples_for(above / level):
+                self._start_try("up", above)
+        elif base.count >= self._hold * max(self._block(), self._samples_for(step)):
+            if above > level and (self._next == "up" or below == level):
+                self._start_try("up", above)
+            elif below < level:
+                self._start_try("down", below)
+
+    def _step(self) -> float:
+        """Return the ratio of two levels that can be told apart within `_SAMPLES_MAX` latencies."""
+        step = math.exp(_CONFIDENCE / _WORTH * math.sqrt(2 * self._base.variance() / _SAMPLES_MAX))
+        return min(_STEP_MAX, max(_STEP, step))
+
+    def _samples_for(self, ratio: float) -> float:
+        """Return how many latencies it takes to tell a level from one that ratio above it."""
+        samples = 2 * self._base.variance() * (_CONFIDENCE / (_WORTH * math.log(ratio))) ** 2
+        return min(_SAMPLES_MAX, samples)
+
+    def _above(self, step: float, is_settled: bool) -> int:
+        """Return the level to try above the one held, or that one itself."""
+        level, bad = self._good, self._bad
+        if bad is None:
+            above = max(level + 1, round(level * self._growth))
+        elif is_settled:
+            far = step**2 if step > _STEP_FAR else step
+            above = max(level + 1, round(level * far))  # known to be bad, but that may change
+        else:
+            above = max(level + 1, min(round(math.sqrt(level * bad)), bad - 1))
+        return min(above, self._maximum)
+
+    def _judge(self) -> None:
+        """Compare the level that is tried with the good one, once the difference is clear."""
+        recent, base, tried, good = self._recent, self._base, self.limit, self._good
+        if recent.count % max(1, _BLOCK // 2):
+            return  # the more often one looks the more often one errs
+        lower, higher = (base, recent) if tried > good else (recent, base)
+        excess = higher.logarithm() - lower.logarithm() - _WORTH * abs(math.log(tried / good))
+        noise = math.sqrt(base.variance_of_mean() + recent.variance_of_mean())
+        was_known = self._bad is not None and max(tried, good) >= self._bad
+        is_higher_worth = excess < 0
+        is_first = self._bad is None and excess > 0  # an error would cost much time
+        if abs(excess) < (_CONFIDENCE_FIRST if is_first else _CONFIDENCE) * noise:
+            enough = max(self._block(), base.count // 2) if was_known else max(_SAMPLES_MAX, tried)
+            if recent.count < min(enough, max(_SAMPLES_MAX, tried)):
+                return
+            is_higher_worth = is_higher_worth and not was_known
+        if tried > good:
+            self._next = "down"
+            if not is_higher_worth:
+                self._bad, self._growth = tried, _REGROWTH
+            elif was_known:
+                self._bad = None
+        elif is_higher_worth:
+            self._next = "up" if self._steps_down == 1 else "down"
+            self._steps_down = 1
+            was_known = True
+        else:
+            self._bad = good
+            self._steps_down = min(_STEPS_DOWN_MAX, self._steps_down * 2)
+        if (tried > good) == is_higher_worth:
+            self._hold = 1
+            if tried > good and self._bad is None and tried < self._maximum:  # go on without a break
+                self._good = tried
+                base.merge(recent)  # alone it would be chosen for being quick
+                self._growth = min(_GROWTH, self._growth**2)
+                self._start_try("up", self._above(_STEP, False))
+            else:
+                self._start_hold(tried)
+        else:
+            if was_known:
+                self._hold = min(_HOLD_MAX, self._hold * 2)
+            self._start_hold(good)

@@ -1,0 +1,149 @@
+"""How a batch shows where it stands: a bar in a terminal or notebook, lines in a log, or a callable's choice.
+
+The bar is rich's, from the extra `cli`. Where the output is neither a terminal nor a notebook, a line is
+written now and then, so that a log file can be read. All of it goes to stderr: stdout is the program's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+
+import anyio
+
+from omnigate._batch.outcomes import BatchStats
+from omnigate._wire.checks import check_not_async, check_not_awaitable
+from omnigate._wire.redaction import shown
+from omnigate.exceptions import GatewayError, InvalidArgumentTypeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+
+Show: TypeAlias = Callable[[BatchStats], object]
+
+_SECONDS: Final = 0.25
+
+_LOG_SECONDS: Final = 30.0
+
+
+def check_progress(progress: Any) -> None:
+    """Check a batch's argument `progress`.
+
+    Raises:
+        InvalidArgumentTypeError: it is neither a bool nor a callable, or is async.
+        GatewayError: it is True and rich is not installed.
+    """
+    if not isinstance(progress, bool) and not callable(progress):
+        raise InvalidArgumentTypeError(
+            f"progress={shown(progress)} is not allowed: True, False, or a callable that takes BatchStats"
+        )
+    check_not_async(progress, "progress", takes="a callable takes BatchStats")
+    if progress is True:
+        try:
+            import rich.progress  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        except ModuleNotFoundError as error:
+            raise GatewayError("progress=True needs rich: pip install 'omnigate[cli]'") from error
+
+
+class Progress:
+    """Shows the stats of a batch while it runs, and once more at its end."""
+
+    def __init__(self, progress: bool | Show, stats: Callable[[], BatchStats]) -> None:
+        self._stats = stats
+        self._bar = None if callable(progress) else Bar()
+        self._show: Show = progress if callable(progress) else cast("Bar", self._bar).show
+        self._has_failed = False
+
+    async def run(self) -> None:
+        """Show the stats again and again, until cancelled."""
+        while True:
+            self._update()
+            await anyio.sleep(_SECONDS)
+
+    def close(self) -> None:
+        """Show the stats a last time; a callable that has failed is left alone."""
+        if self._bar is not None:
+            self._bar.close(self._stats())
+        elif not self._has_failed:
+            self._update()
+
+    def _update(self) -> None:
+        try:
+            result = self._show(self._stats())
+            if not asyncio.isfuture(result):  # a task that it has started is its own business
+                check_not_awaitable(result, "progress")
+        except BaseException:
+            self._has_failed = True
+            raise
+
+
+class Bar:
+    """rich's live display, or lines where it can not be."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Begin; `console` is rich's, stderr if left out."""
+        from rich.console import Console
+
+        self._console = console or Console(stderr=True)
+        self._is_live = self._console.is_terminal or self._console.is_jupyter
+        self._live: RichProgress | None = None
+        self._printed_at: float | None = None
+
+    def show(self, stats: BatchStats) -> None:
+        """Show the stats."""
+        if self._is_live:
+            self._show_live(stats)
+            return
+        now = self._console.get_time()
+        if self._printed_at is None or now - self._printed_at >= _LOG_SECONDS:
+            self._printed_at = now
+            self._print(stats)
+
+    def close(self, stats: BatchStats) -> None:
+        """Show the last stats, and let them stand."""
+        if self._is_live:
+            self._show_live(stats)
+            cast("RichProgress", self._live).stop()
+        else:
+            self._print(stats)
+
+    def _show_live(self, stats: BatchStats) -> None:
+        if self._live is None:
+            from rich.progress import Progress as RichProgress
+            from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            self._live = RichProgress(
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                TimeElapsedColumn(),
+                console=self._console,
+                auto_refresh=False,  # which would be a thread
+            )
+            self._live.add_task("")
+            self._live.start()
+        self._live.update(self._live.task_ids[0], description=words(stats), refresh=True)
+
+    def _print(self, stats: BatchStats) -> None:
+        self._console.print(words(stats), highlight=False, soft_wrap=True, markup=False)
+
+
+def words(stats: BatchStats, *, timezone: Any = None) -> str:
+    """Return the stats as a line of text; times are local, or in `timezone`."""
+    parts = [f"{stats.succeeded:,} done"]
+    if stats.failed:
+        parts.append(f"{stats.failed:,} failed")
+    if stats.replayed:
+        parts.append(f"{stats.replayed:,} from the journal")
+    parts += [
+        f"{stats.in_flight:,} in flight",
+        f"{stats.calls_per_second:,.1f}/s",
+        f"{stats.total_tokens:,} tokens",
+        f"{stats.cost_usd:,.4f} USD",
+    ]
+    if stats.waiting_until is not None:
+        moment: datetime = stats.waiting_until.astimezone(timezone)
+        parts.append(f"rate limit: waiting until {moment:%H:%M:%S}")
+    return ", ".join(parts)

@@ -1,0 +1,134 @@
+"""When a failed request is sent again, and after how many seconds: the policy, and it exists once.
+
+Pure: no I/O and no clock of its own; whoever asks brings the time and the dice.
+"""
+
+import math
+import random
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from omnigate._wire.checks import check_bool, check_integer
+from omnigate._wire.endpoints import Resend
+from omnigate._wire.head import parse_retry_after
+from omnigate._wire.redaction import shown
+from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
+
+__all__ = ["RetryConfig", "compute_delay", "parse_retry_after", "should_retry"]
+
+_DEFAULT_STATUSES: Final = frozenset({429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True)
+class RetryConfig:
+    """How failed requests are retried.
+
+    Attributes:
+        max_retries: attempts after the first one, 0 or more.
+        backoff_base: seconds before the first retry; doubles with each one.
+        backoff_max: seconds that a backoff, before its jitter, never exceeds (`Retry-After` has a limit of
+            its own).
+        jitter: the fraction, 0 to 1, by which a backoff is randomly made shorter or longer.
+        retry_statuses: HTTP statuses that are retried.
+        retry_after_max: seconds of `Retry-After` that are waited for, in full. If the server asks for
+            more, the error is raised at once. The default is the gateway's rate-limit window.
+        retry_sent: whether a POST is sent again when it may have been carried out already (timeouts,
+            5xx and connections that broke after bytes were sent), and so may be billed twice. What
+            certainly was not carried out (a connect error, a 429) is retried all the same.
+
+    Raises:
+        InvalidArgumentError: a value is out of its limits.
+
+    """
+
+    max_retries: int = 2
+    backoff_base: float = 0.5
+    backoff_max: float = 8.0
+    jitter: float = 0.2
+    retry_statuses: Collection[int] = _DEFAULT_STATUSES
+    retry_after_max: float = 60.0
+    retry_sent: bool = True
+
+    def __post_init__(self) -> None:
+        check_integer(self.max_retries, "max_retries", minimum=0)
+        for name in ("backoff_base", "backoff_max", "retry_after_max"):
+            _check_number(name, getattr(self, name), math.inf)
+        _check_number("jitter", self.jitter, 1)
+        statuses: Any = self.retry_statuses
+        if (
+            isinstance(statuses, str | bytes | bytearray)
+            or not isinstance(statuses, Collection)
+            or not all(isinstance(s, int) and 100 <= s <= 999 for s in cast("Collection[Any]", statuses))
+        ):
+            raise InvalidArgumentTypeError(
+                f"retry_statuses={shown(self.retry_statuses)} is not allowed: "
+                f"a set of HTTP statuses, integers from 100 to 999"
+            )
+        check_bool(self.retry_sent, "retry_sent")
+
+
+def _check_number(name: str, value: Any, high: float) -> None:
+    allowed = f"a finite number from 0{'' if high == math.inf else f' to {high}'}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidArgumentTypeError(f"{name}={shown(value)} is not allowed: {allowed}")
+    if not 0 <= value <= min(high, sys.float_info.max):  # also an integer of any size
+        raise InvalidArgumentError(f"{name}={shown(value)} is not allowed: {allowed}")
+
+
+def should_retry(
+    config: RetryConfig,
+    *,
+    attempts: int,
+    status: int | None,
+    was_sent: bool,
+    resend: Resend,
+    retry_after: float | None = None,
+) -> bool:
+    """Return whether a failed request may be sent again.
+
+    Args:
+        config: the policy.
+        attempts: how many times it has been tried.
+        status: the response's HTTP status, None if there was no response.
+        was_sent: whether bytes of the request may have reached the gateway.
+        resend: what it does to send the request twice.
+        retry_after: seconds the server asked to wait.
+
+    """
+    if attempts > config.max_retries:
+        return False
+    if status is not None and status not in config.retry_statuses:
+        return False
+    if retry_after is not None and retry_after > config.retry_after_max:
+        return False
+    if resend == "never":
+        return not was_sent
+    return resend == "safe" or config.retry_sent or not was_sent or status == 429
+
+
+def compute_delay(
+    attempts: int,
+    config: RetryConfig,
+    retry_after: float | None = None,
+    *,
+    uniform: Callable[[float, float], float] = random.uniform,
+) -> float:
+    """Return the seconds to wait before the next attempt.
+
+    What the server asked for is waited in full. Else the wait is `backoff_base * 2 ** (attempts - 1)`,
+    at most `backoff_max`, made shorter or longer by a random part of up to `jitter` of it.
+
+    Args:
+        attempts: how many times it has been tried, at least 1.
+        config: the policy.
+        retry_after: seconds the server asked to wait.
+        uniform: draws a number between two, evenly.
+
+    """
+    if retry_after is not None:
+        return retry_after
+    exponent = min(attempts - 1, 1023)  # 2.0 ** 1024 overflows
+    delay = min(config.backoff_base * 2.0**exponent, config.backoff_max)
+    return delay * (1 + uniform(-config.jitter, config.jitter))

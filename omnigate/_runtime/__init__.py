@@ -1,0 +1,1 @@
+"""What the package needs of an event loop beyond anyio."""

@@ -1,0 +1,21 @@
+"""Where in the user's own code a warning belongs."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+
+
+def level_of_caller() -> int:
+    """Return the `stacklevel` of the first frame outside of this package, for who calls this function."""
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_ours(frame):
+        frame = frame.f_back
+        level += 1
+    return level
+
+
+def _is_ours(frame: FrameType) -> bool:
+    package = frame.f_globals.get("__package__")  # None in a plain script
+    return isinstance(package, str) and package.partition(".")[0] == "omnigate"

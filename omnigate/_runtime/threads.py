@@ -1,0 +1,62 @@
+"""Blocking work in a worker thread, which a cancelled caller does not wait for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Unpack
+
+import anyio
+import anyio.to_thread
+
+from omnigate._runtime.isolation import _CLOSE_SECONDS, Args, T, bounded
+
+
+async def in_thread(
+    func: Callable[[Unpack[Args]], T],
+    *args: *Args,
+    dispose: Callable[[T], None] | None = None,
+    lingers: bool = False,
+    limiter: anyio.CapacityLimiter | None = None,
+) -> T:
+    """Run `func(*args)` in a worker thread; a cancelled caller goes on without waiting for it.
+
+    Args:
+        func: the blocking function. It is not called if the caller is gone before a thread is free.
+        args: its arguments.
+        dispose: what to do, in a thread, with a result that nobody is there for any more.
+        lingers: whether a cancelled caller waits for the thread all the same, for at most a second.
+        limiter: of how many threads there may be; anyio's own if left out.
+    """
+    decided = threading.Lock()  # taken once: by the caller when it leaves, or by the thread when it is done
+    begun, done = threading.Event(), threading.Event()
+    results: list[T] = []
+
+    def work() -> None:
+        begun.set()
+        try:
+            if decided.locked():
+                return
+            results.append(func(*args))
+            if not decided.acquire(blocking=False) and dispose is not None:
+                dispose(results[0])
+        finally:
+            done.set()
+
+    async def end() -> None:
+        await anyio.to_thread.run_sync(done.wait, _CLOSE_SECONDS, abandon_on_cancel=True)
+
+    async def dispose_in_thread() -> None:
+        if dispose is not None:
+            await anyio.to_thread.run_sync(dispose, results[0], abandon_on_cancel=True)
+
+    try:
+        await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+    except BaseException:
+        if decided.acquire(blocking=False):
+            if lingers and begun.is_set() and not done.is_set():
+                await bounded(end)
+        else:
+            await bounded(dispose_in_thread)
+        raise
+    return results[0]

@@ -1,0 +1,1 @@
+"""An answer that is read while it arrives."""

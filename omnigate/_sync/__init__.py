@@ -1,0 +1,1 @@
+"""The same clients for sync code, from any thread."""

@@ -1,0 +1,275 @@
+"""Makes every kind of httpx transport look like one: an `httpx.AsyncBaseTransport` with async streams.
+
+Three kinds are not one already. A sync-only transport runs in worker threads, with a limiter of its own,
+so that it takes none of the application's. A transport of httpx2, the maintained continuation of httpx,
+gets requests of its own classes. And either may answer with a stream of the other face.
+
+Must never hold what it cannot let go of: a worker thread cannot be interrupted, so a cancelled call leaves
+it behind at once, and the thread itself closes what it gets in the end.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from typing import Any, Protocol, TypeVar, TypeVarTuple, Unpack, cast
+from weakref import WeakKeyDictionary
+
+import anyio
+import httpx
+
+from omnigate._runtime.loops import current_loop
+from omnigate._runtime.threads import in_thread
+from omnigate._transport.httpx_pool import HttpxTransport, drop_lost_connections
+from omnigate.exceptions import InvalidArgumentTypeError
+
+T = TypeVar("T")
+
+Args = TypeVarTuple("Args")
+
+MAX_THREADS = 128
+"""Worker threads, and so calls in flight, of one sync-only transport in one event loop."""
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+def adapt(transport: object) -> httpx.AsyncBaseTransport:
+    """Return `transport` as an async transport of httpx.
+
+    Raises:
+        InvalidArgumentTypeError: it is none that is known.
+
+    """
+    if isinstance(transport, httpx.AsyncHTTPTransport):
+        return HttpxTransport(transport)
+    if isinstance(transport, httpx.AsyncBaseTransport):
+        return transport
+    if isinstance(transport, httpx.BaseTransport):
+        return ThreadedTransport(transport)
+    httpx2 = sys.modules.get("httpx2")  # whoever has a transport of it has imported it
+    if httpx2 is not None and isinstance(transport, (httpx2.AsyncBaseTransport, httpx2.BaseTransport)):
+        return Httpx2Transport(transport, httpx2)
+    raise InvalidArgumentTypeError(
+        f"transport={type(transport).__name__} object is not allowed: "
+        "an httpx.AsyncBaseTransport or httpx.BaseTransport (or httpx2's)"
+    )
+
+
+def async_chunks(stream: object) -> AsyncIterator[bytes]:
+    """Return an iterator over a response stream of either face."""
+    if hasattr(stream, "__aiter__"):
+        return aiter(cast("httpx.AsyncByteStream", stream))
+    return ThreadedStream(cast("httpx.SyncByteStream", stream), Threads())
+
+
+async def close_stream(stream: object, chunks: AsyncIterator[bytes] | None) -> None:
+    """Close a response stream of either face, and the iterator over it."""
+    if isinstance(chunks, ThreadedStream):
+        await chunks.aclose()
+        return
+    aclose = getattr(stream, "aclose", None)
+    if aclose is None:
+        await Threads().run(cast("_Closable", stream).close)
+        return
+    try:
+        await aclose()
+    finally:
+        if isinstance(chunks, AsyncGenerator):
+            await _finish(cast("AsyncGenerator[bytes]", chunks))
+
+
+async def _finish(chunks: AsyncGenerator[bytes]) -> None:
+    """Bring an async generator to its end, and the ones that it reads from.
+
+    httpx's streams are generators that read from generators. Closing the outer one would leave the inner
+    ones to the garbage collector, of which trio complains. But the stream is closed already, so reading on
+    comes to an end or fails at once, and that finishes them all.
+    """
+    try:
+        while getattr(chunks, "ag_frame", None) is not None:
+            await chunks.__anext__()
+    except (StopAsyncIteration, httpx.HTTPError, httpx.StreamError, RuntimeError, OSError):
+        pass  # that is the end
+    finally:
+        await chunks.aclose()
+
+
+class Threads:
+    """Worker threads for a sync object: a limiter for each event loop, of the object's own."""
+
+    def __init__(self) -> None:
+        self._limiters: WeakKeyDictionary[object, anyio.CapacityLimiter] = WeakKeyDictionary()
+
+    async def run(
+        self,
+        func: Callable[[Unpack[Args]], T],
+        *args: *Args,
+        dispose: Callable[[T], None] | None = None,
+    ) -> T:
+        """Run `func(*args)` in a worker thread; a cancelled caller goes on without waiting for it.
+
+        Args:
+            func: the blocking function.
+            args: its arguments.
+            dispose: what to do, in that thread, with a result that nobody waits for any more.
+
+        """
+        token = current_loop()
+        limiter = self._limiters.get(token)
+        if limiter is None:
+            limiter = self._limiters[token] = anyio.CapacityLimiter(MAX_THREADS)
+        return await in_thread(func, *args, dispose=dispose, limiter=limiter)
+
+
+class ThreadedStream(httpx.AsyncByteStream):
+    """A sync response stream, read in worker threads."""
+
+    def __init__(self, stream: httpx.SyncByteStream, threads: Threads) -> None:
+        self._stream = stream
+        self._threads = threads
+        self._iterator: Iterator[bytes] | None = None
+        self._lock = threading.Lock()  # held by the thread that is in the stream's code
+        self._closed = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await self._threads.run(self._next)
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        """Close the stream; if a thread that nobody waits for is still reading it, that thread will."""
+        self._closed = True
+        await self._threads.run(self._close_if_free)
+
+    def _next(self) -> bytes | None:
+        try:
+            with self._lock:
+                if self._iterator is None:
+                    self._iterator = iter(self._stream)
+                return next(self._iterator, None)
+        finally:
+            if self._closed:
+                self._close_if_free()
+
+    def _close_if_free(self) -> None:
+        if self._lock.acquire(blocking=False):
+            try:
+                self._stream.close()
+            finally:
+                self._lock.release()
+
+
+class ThreadedTransport(httpx.AsyncBaseTransport):
+    """A sync-only transport, run in worker threads."""
+
+    def __init__(self, transport: httpx.BaseTransport) -> None:
+        self._transport = transport
+        self._threads = Threads()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send `request` in a worker thread; see httpx."""
+        response = await self._threads.run(
+            self._transport.handle_request, request, dispose=httpx.Response.close
+        )
+        stream = response.stream
+        if not isinstance(stream, httpx.AsyncByteStream):
+            stream = ThreadedStream(stream, self._threads)
+        return httpx.Response(
+            response.status_code, headers=response.headers, stream=stream, extensions=response.extensions
+        )
+
+    async def aclose(self) -> None:
+        """Close the transport, in a worker thread."""
+        await self._threads.run(self._transport.close)
+
+    def __repr__(self) -> str:
+        return f"<ThreadedTransport of {self._transport!r}>"
+
+
+class Httpx2Transport(httpx.AsyncBaseTransport):
+    """A transport of httpx2, async or sync, behind the classes of httpx."""
+
+    def __init__(self, transport: Any, httpx2: Any) -> None:
+        self._transport = transport
+        self._httpx2 = httpx2
+        self._threads = None if isinstance(transport, httpx2.AsyncBaseTransport) else Threads()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send `request`, made anew of httpx2's class; its errors come out as httpx's of the same name."""
+        foreign = self._httpx2.Request(
+            request.method,
+            str(request.url),
+            headers=request.headers.raw,
+            stream=self._httpx2.ByteStream(await request.aread()),
+            extensions=dict(request.extensions),
+        )
+        with _ErrorsOfHttpx(self._httpx2):
+            if self._threads is None:
+                try:
+                    response = await self._transport.handle_async_request(foreign)
+                except BaseException:
+                    await drop_lost_connections(self._transport)
+                    raise
+            else:
+                response = await self._threads.run(
+                    self._transport.handle_request, foreign, dispose=lambda late: late.close()
+                )
+        return httpx.Response(
+            response.status_code,
+            headers=response.headers.raw,
+            stream=_Httpx2Stream(response.stream, self._httpx2),
+            extensions=dict(response.extensions),
+        )
+
+    async def aclose(self) -> None:
+        """Close the transport."""
+        if self._threads is None:
+            await self._transport.aclose()
+        else:
+            await self._threads.run(self._transport.close)
+
+    def __repr__(self) -> str:
+        return f"<Httpx2Transport of {self._transport!r}>"
+
+
+class _Httpx2Stream(httpx.AsyncByteStream):
+    def __init__(self, stream: Any, httpx2: Any) -> None:
+        self._stream = stream
+        self._httpx2 = httpx2
+        self._chunks: AsyncIterator[bytes] | None = None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._chunks is None:
+            self._chunks = async_chunks(self._stream)
+        with _ErrorsOfHttpx(self._httpx2):
+            return await self._chunks.__anext__()
+
+    async def aclose(self) -> None:
+        await close_stream(self._stream, self._chunks)
+
+
+class _ErrorsOfHttpx:
+    """Turns httpx2's transport errors into httpx's of the same name."""
+
+    def __init__(self, httpx2: Any) -> None:
+        self._httpx2 = httpx2
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, self._httpx2.TransportError):
+            for base in type(error).__mro__:
+                ours = getattr(httpx, base.__name__, None)
+                if isinstance(ours, type) and issubclass(ours, httpx.TransportError):
+                    raise ours(str(error)) from error

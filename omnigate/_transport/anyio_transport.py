@@ -1,0 +1,197 @@
+"""`AnyIOTransport`: an HTTP/1.1 transport of httpx on anyio streams. Its cost does not grow with concurrency.
+
+What an await leaves behind when it is cancelled there, on trio or on asyncio, by a scope or natively:
+
+- waiting for a connection: nothing; what it was given meanwhile goes to the next who waits;
+- connecting: nothing; anyio closes what it was opening, and the slot is free;
+- writing the request, reading the response or its body: the connection is closed, at once and without
+  another await, since nobody knows what is on its way; its slot is free.
+
+Nothing runs in the background. A response that was read to its end has given its connection back before
+its last bytes are handed on.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import httpx
+
+from omnigate._runtime.loops import call_soon, current_loop, has_ended
+from omnigate._transport.connection import Connection, Connector, close_now
+from omnigate._transport.exchange import Exchange, Timeouts
+from omnigate._transport.messages import Origin, OutgoingMessage, PreparedRequest, outgoing
+from omnigate._transport.pool import Pool
+from omnigate._wire.checks import check_callable, check_integer, check_number, check_text, check_verify
+from omnigate.exceptions import ClientClosedError
+
+
+class AnyIOTransport(httpx.AsyncBaseTransport):
+    """An HTTP/1.1 transport for `httpx.AsyncClient` and for the clients of this package.
+
+    It runs on asyncio and trio, in one event loop after another and in several at once.
+
+    Args:
+        max_connections: connections at a time, over all origins and for each event loop; None for no limit.
+        max_idle_connections: of them, those kept for later; None for no limit but the one above.
+        idle_timeout_seconds: seconds after which an idle connection is not used again. The gateway closes
+            after 5.
+        verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use.
+        uds: path of a unix domain socket to connect to, whatever the URL's host.
+        clock: seconds, for the age of idle connections.
+
+    Raises:
+        InvalidArgumentError: an argument is not allowed (a `ValueError`).
+    """
+
+    def __init__(
+        self,
+        *,
+        max_connections: int | None = 1_024,
+        max_idle_connections: int | None = None,
+        idle_timeout_seconds: float = 4.0,
+        verify: bool | ssl.SSLContext = True,
+        uds: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if max_connections is not None:
+            check_integer(max_connections, "max_connections", minimum=1)
+        if max_idle_connections is not None:
+            check_integer(max_idle_connections, "max_idle_connections", minimum=0)
+        check_number(idle_timeout_seconds, "idle_timeout_seconds", "seconds, at least 0", minimum=0)
+        check_verify(verify)
+        if uds is not None:
+            check_text(uds, "uds")
+        check_callable(clock, "clock", "a callable that returns seconds")
+        self.max_connections = max_connections
+        self._pool_arguments = (max_connections, max_idle_connections, idle_timeout_seconds, clock)
+        self._connect = Connector(verify, uds)
+        self._pools: dict[Any, Pool] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request and return its response, whose stream is still to be read or closed.
+
+        Args:
+            request: the request; its extension "timeout" is a dict of seconds or None for "connect",
+                "read", "write" and "pool".
+
+        Raises:
+            httpx.TransportError: as httpx's own transports raise it.
+            ClientClosedError: the transport is closed, or was meanwhile (a `RuntimeError`, too).
+        """
+        loop = current_loop()
+        pool = self._pools.get(loop) or self._new_pool(loop)
+        message = (
+            OutgoingMessage(request.method, request.origin, request.message, None)
+            if isinstance(request, PreparedRequest)
+            else outgoing(request)
+        )
+        timeouts: Timeouts = request.extensions.get("timeout") or {}
+        is_last = False
+        while True:
+            connection = await self._connection(pool, message.origin, timeouts)
+            exchange = Exchange(message, connection, timeouts)
+            try:
+                await exchange.run()
+            except BaseException as error:
+                was_used = connection.used
+                pool.discard(connection)
+                if is_last or not was_used or not exchange.may_repeat(error):
+                    raise
+                is_last = True
+                pool.drop_idle(message.origin)
+                continue
+            return exchange.response(pool)
+
+    async def aclose(self) -> None:
+        """Close all connections, those of other event loops as soon as they run; what is in flight fails."""
+        loop = current_loop()
+        with self._lock:
+            self._closed = True
+            pools, self._pools = self._pools, {}
+        for other, pool in pools.items():
+            if other is not loop and not has_ended(other):
+                with suppress(RuntimeError):  # it has ended since
+                    call_soon(other, pool.close)
+                    continue
+            pool.close()
+        await anyio.lowlevel.checkpoint()
+
+    def stats(self) -> dict[str, Any]:
+        """Return the counts "idle", "in_use", "opening" and "waiting", and by origin those of "origins"."""
+        total: dict[str, Any] = {"idle": 0, "in_use": 0, "opening": 0, "waiting": 0, "origins": {}}
+        for pool in list(self._pools.values()):
+            stats = pool.stats()
+            for name in ("idle", "in_use", "opening", "waiting"):
+                total[name] += stats[name]
+            for origin, numbers in stats["origins"].items():
+                known = total["origins"].setdefault(origin, dict.fromkeys(numbers, 0))
+                for name, number in numbers.items():
+                    known[name] += number
+        return total
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        origins = [
+            f"{origin}: {n['idle']} idle, {n['in_use']} in use, {n['waiting']} waiting"
+            for origin, n in stats["origins"].items()
+        ]
+        return f"<AnyIOTransport {'closed' if self._closed else '; '.join(origins) or 'without connections'}>"
+
+    async def _connection(self, pool: Pool, origin: Origin, timeouts: Timeouts) -> Connection:
+        """Return a connection in use."""
+        found = pool.take(origin)
+        if found is False:
+            seconds = timeouts.get("pool")
+            try:
+                with anyio.fail_after(seconds):
+                    waited = await pool.wait(origin)
+            except TimeoutError as error:
+                raise httpx.PoolTimeout(f"no connection became free within {seconds:g} s") from error
+            if self._closed:
+                if waited is None:
+                    pool.free_slot()
+                else:
+                    pool.discard(waited)
+                raise ClientClosedError("the transport was closed")
+            if waited is not None and waited.is_quiet():
+                return waited
+            if waited is not None:
+                pool.keep_slot(waited)
+        elif found is not True:
+            return found
+        stream = None
+        try:
+            with anyio.CancelScope() as scope:
+                pool.opening.add(scope)
+                try:
+                    stream = await self._connect(origin, timeouts.get("connect"))
+                finally:
+                    pool.opening.discard(scope)
+            if stream is None or self._closed:
+                raise ClientClosedError("the transport was closed")
+            return pool.add(stream, origin)
+        except BaseException:
+            if stream is not None:
+                close_now(stream)
+            pool.free_slot()
+            raise
+
+    def _new_pool(self, loop: Any) -> Pool:
+        with self._lock:
+            if self._closed:
+                raise ClientClosedError("the transport is closed")
+            ended = [self._pools.pop(other) for other in list(self._pools) if has_ended(other)]
+            pool = self._pools[loop] = Pool(*self._pool_arguments, loop)
+        for other_pool in ended:
+            other_pool.close()
+        return pool

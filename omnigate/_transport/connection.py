@@ -1,0 +1,188 @@
+"""One connection: an anyio byte stream that is idle, in use, or closed, and this object decides which.
+
+Giving a connection up is synchronous: neither a shield nor a clean-up that awaits holds against asyncio's own
+`Task.cancel()`. `close_now` therefore runs the stream's own `aclose()` just as far as it goes without
+waiting, and anyio's socket streams close their socket on that way.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import anyio
+import httpx
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.tls import TLSAttribute
+
+from omnigate._transport.messages import Origin
+from omnigate._transport.timers import Limit
+
+MAX_RECEIVE_BYTES: Final = 262_144
+"""As much as asyncio reads at once, so that nothing stays in anyio's own buffer."""
+
+_STEPS: Final = 8
+
+Connect: TypeAlias = Callable[[Origin], Awaitable[ByteStream]]
+
+
+class Connection:
+    """A connection to an origin.
+
+    Attributes:
+        state: "idle", "in use" or "closed".
+        idle_since: by the pool's clock, while idle.
+        used: whether it has carried a response to its end.
+        limit: the time limit of what is awaited on it.
+    """
+
+    __slots__ = ("_poll", "_queue", "_tls", "idle_since", "limit", "origin", "state", "stream", "used")
+
+    def __init__(self, stream: ByteStream, origin: Origin, limit: Limit) -> None:
+        self.stream: ByteStream = stream
+        self.origin: Origin = origin
+        self.limit: Limit = limit
+        self.state: Literal["idle", "in use", "closed"] = "in use"
+        self.idle_since: float = 0.0
+        self.used: bool = False
+        raw_socket = stream.extra(SocketAttribute.raw_socket, None)
+        self._tls: ssl.SSLObject | None = stream.extra(TLSAttribute.ssl_object, None)
+        # What anyio has read from an asyncio transport already: uvloop lets it happen unasked, and of what
+        # came at once TLS takes a part.
+        beneath = getattr(stream, "transport_stream", stream)
+        self._queue: Any = getattr(getattr(beneath, "_protocol", None), "read_queue", None)
+        self._poll = None if raw_socket is None else _poll_of(raw_socket)
+
+    def is_quiet(self) -> bool:
+        """Return whether nothing has come since the last response, not even the end of the connection."""
+        if (self._poll is not None and self._poll(0)) or self._queue:
+            return False
+        if self._tls is None:
+            return True
+        try:
+            # What came in the last packet after the response's last record is not at the socket any more.
+            self._tls.read(1)
+        except ssl.SSLWantReadError:
+            return True
+        except ssl.SSLError:
+            pass
+        return False
+
+    def close(self) -> None:
+        """Close it, at once."""
+        if self.state != "closed":
+            self.state = "closed"
+            self._poll = None
+            close_now(self.stream)
+
+
+def _poll_of(raw_socket: socket.socket) -> Callable[[int], list[Any]]:
+    """Return what tells whether a socket has something to be read, or has ended; its argument is 0."""
+    if not hasattr(select, "poll"):  # Windows
+        return lambda timeout: select.select([raw_socket], [], [], timeout)[0]
+    poll = select.poll()
+    poll.register(raw_socket.fileno(), select.POLLIN)
+    return poll.poll
+
+
+def close_now(stream: Any) -> None:
+    """Close an anyio stream without waiting for anything, even if its event loop has ended."""
+    closing = stream.aclose()
+    try:
+        for _ in range(_STEPS):
+            if closing.send(None) is not None:  # asyncio's bare yields are None; for others nobody steps
+                break
+    except StopIteration:
+        pass
+    except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        pass  # it was broken: either way it is closed
+    except RuntimeError:
+        # Its event loop has ended. Its descriptor is asyncio's to close, when it is collected; for the
+        # server the connection ends now.
+        with suppress(OSError):
+            stream.extra(SocketAttribute.raw_socket).shutdown(socket.SHUT_RDWR)
+    finally:
+        closing.close()
+
+
+class Connector:
+    """Opens streams: TCP (happy eyeballs, as anyio does it) or a unix domain socket, and TLS over either."""
+
+    def __init__(self, verify: bool | ssl.SSLContext, uds: str | None) -> None:
+        self._verify = verify
+        self._uds = uds
+        self._context: ssl.SSLContext | None = None
+
+    async def __call__(self, origin: Origin, timeout: float | None) -> ByteStream:
+        """Return a new stream to `origin`.
+
+        Args:
+            origin: where to.
+            timeout: seconds for all of it; None for no limit.
+
+        Raises:
+            httpx.ConnectError: it cannot be reached, or has no certificate that we trust.
+            httpx.ConnectTimeout: it took longer.
+        """
+        address = self._uds or f"{origin[1]}:{origin[2]}"
+        try:
+            with anyio.fail_after(timeout):
+                return await self._connect(origin)
+        except TimeoutError as error:
+            if type(error) is not TimeoutError:  # pragma: no cover - a system's own time-out of a connect
+                raise httpx.ConnectError(f"{address}: {error}") from error
+            raise httpx.ConnectTimeout(f"connecting to {address} took longer than {timeout} s") from error
+        except ssl.SSLCertVerificationError as error:
+            raise httpx.ConnectError(
+                f"{address}: the certificate cannot be trusted: {error.verify_message}"
+            ) from error
+        except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
+            raise httpx.ConnectError(f"{address}: {_reason(error)}") from error
+
+    async def _connect(self, origin: Origin) -> ByteStream:
+        scheme, host, port = origin
+        if not 0 < port < 65_536:
+            raise OSError("no server can have this port")
+        context = self._ssl_context() if scheme == "https" else None
+        if self._uds is None:
+            if context is None:
+                return await anyio.connect_tcp(host, port)
+            return await anyio.connect_tcp(
+                host, port, ssl_context=context, tls_hostname=host, tls_standard_compatible=False
+            )
+        stream = await anyio.connect_unix(self._uds)
+        if context is None:
+            return stream
+        try:
+            from anyio.streams.tls import TLSStream
+
+            return await TLSStream.wrap(
+                stream, server_side=False, hostname=host, ssl_context=context, standard_compatible=False
+            )
+        except BaseException:
+            close_now(stream)
+            raise
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        if self._context is None:
+            if isinstance(self._verify, ssl.SSLContext):
+                self._context = self._verify
+            else:
+                self._context = httpx.create_ssl_context(verify=self._verify)
+            self._context.set_alpn_protocols(["http/1.1"])
+        return self._context
+
+
+def _reason(error: BaseException) -> str:
+    """Return why connecting failed: anyio says only that all attempts did, and chains why."""
+    cause = error.__cause__
+    causes: Sequence[BaseException] = (error,)
+    if isinstance(cause, BaseExceptionGroup):
+        causes = cast("BaseExceptionGroup[BaseException]", cause).exceptions
+    elif isinstance(cause, OSError):
+        causes = (cause,)
+    return "; ".join(str(cause) or type(cause).__name__ for cause in causes)

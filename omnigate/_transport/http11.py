@@ -1,0 +1,229 @@
+"""HTTP/1.1 without I/O: requests to bytes, bytes to responses.
+
+Parsing is llhttp's (through httptools), in its strict mode: a response with two lengths, with a length and
+chunks, with bare line feeds or with folded header lines is an error. What llhttp does not do is done here:
+
+- It has no limits. A header block, a line of chunk framing, trailers and interim responses in a row do here.
+- It tells of each header by a callback, which costs more than all the rest. The header block is kept as it
+  came instead, and taken apart when somebody reads `response.headers`; most calls never do.
+- It cannot be told that the answer to HEAD has no body, and not that the connection has ended.
+- An interim response ends with its header block, whatever that says (RFC 9110, section 15.2). llhttp goes by
+  what it says: after "Connection: close" it takes nothing more. So a parser is used for one response only.
+- A transfer coding that is not just `chunked` was not asked for. llhttp, as RFC 9112 has it (section 6.3),
+  reads such a body up to the end of the connection, and nobody notices if it is cut off. It is refused.
+
+A reader serves one response. Bytes that follow it were not asked for: they make its connection unusable.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import httptools
+import httpx
+
+from omnigate._wire.head import header_list
+
+MAX_HEAD_BYTES: Final = 65_536
+
+MAX_HEADERS: Final = 256
+
+MAX_FRAMING_BYTES: Final = 16_384
+
+MAX_INTERIM_RESPONSES: Final = 16
+
+_SHORTEST_EXCESS: Final = 4 * MAX_HEADERS
+"""Bytes of a head that could have too many headers: a name, a colon and the line's end each."""
+
+_CODINGS: Final = re.compile(rb"\ntransfer-encoding:[ \t]*([^\r]*?)[ \t]*(?:\r|\Z)")
+
+
+def _head_too_long() -> httpx.RemoteProtocolError:
+    return httpx.RemoteProtocolError(f"the response's headers are longer than {MAX_HEAD_BYTES:,} bytes")
+
+
+def _check_coding(head: bytes) -> None:
+    if b"\ntransfer-encoding:" in head and _CODINGS.findall(head) != [b"chunked"]:
+        raise httpx.RemoteProtocolError("the response has a transfer coding that was not asked for")
+
+
+class _InterimEnd(Exception):
+    """The header block of an interim response is complete: no error, but how a callback stops the parser."""
+
+
+class ResponseReader:
+    """Takes the bytes of one response apart.
+
+    Attributes:
+        head: the status line and the header block, once they are complete.
+        complete: whether the response has ended.
+        reusable: whether another request may follow on its connection; known once it is complete.
+        started: whether any byte of it has come.
+    """
+
+    __slots__ = (
+        "_body", "_buffer", "_forbidden", "_framing", "_head_bytes", "_interim", "_is_head", "_parser",
+        "_progress", "complete", "head", "reusable", "started", "status_code",
+    )  # fmt: skip
+
+    def __init__(self, method: str) -> None:
+        """Begin the response to a request with this method."""
+        self.head: bytes | None = None
+        self.status_code: int = 0
+        self.complete: bool = False
+        self.reusable: bool = False
+        self.started: bool = False
+        self._is_head = method == "HEAD"
+        self._forbidden = False
+        self._buffer = b""  # the head as far as it has come
+        self._head_bytes = 0
+        self._body: list[bytes] = []
+        self._interim = 0
+        self._framing = 0
+        self._progress = False
+        self._parser: Any = httptools.HttpResponseParser(self)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes in.
+
+        Raises:
+            httpx.RemoteProtocolError: they are not HTTP, or exceed a limit. What came before is taken in.
+        """
+        self.started = True
+        if self.complete:
+            self.reusable = False
+            return
+        self._progress = False
+        if self.head is None:
+            self._buffer = self._buffer + data if self._buffer else data
+            self._head_bytes += len(data)
+        rest = data
+        while True:
+            try:
+                self._parser.feed_data(rest)
+            except httptools.HttpParserError as error:
+                if self._is_interim_end(error):
+                    self._parser = httptools.HttpResponseParser(self)
+                    rest = self._buffer
+                    continue
+            break
+        if self.head is None:
+            if self._head_bytes > MAX_HEAD_BYTES + 3:  # of the four that end it
+                raise _head_too_long()
+        elif self.complete:
+            self._parser = None  # which refers to this: without the cycle there is nothing for the collector
+        elif self._progress:
+            self._framing = 0
+        else:
+            self._framing += len(data)
+            if self._framing > MAX_FRAMING_BYTES:
+                raise httpx.RemoteProtocolError(
+                    f"a chunk's size line or the trailers are longer than {MAX_FRAMING_BYTES:,} bytes"
+                )
+
+    def _is_interim_end(self, error: Exception) -> bool:
+        """Return whether the parser stopped for that, or raise what was wrong in the response."""
+        cause = error.__context__  # what a callback raised
+        if isinstance(cause, _InterimEnd):
+            return True
+        if isinstance(cause, httpx.RemoteProtocolError):
+            raise cause from None
+        if not self.complete:
+            raise httpx.RemoteProtocolError(f"the response is not HTTP/1.1: {error}") from error
+        self.reusable = False  # what followed the response is not HTTP
+        return False
+
+    def end(self) -> None:
+        """Take in that the connection has ended.
+
+        Raises:
+            httpx.RemoteProtocolError: the response was not complete.
+        """
+        self.reusable = False
+        if self.complete:
+            return
+        if self.head is None:
+            if self.started:
+                raise httpx.RemoteProtocolError("the server closed the connection in the response's headers")
+            raise httpx.RemoteProtocolError("the server closed the connection without sending a response")
+        names = {name.lower(): value for name, value in header_list(self.head)}
+        chunked = names.get(b"transfer-encoding", b"").lower().endswith(b"chunked")
+        if chunked or b"content-length" in names:
+            raise httpx.RemoteProtocolError(
+                "the server closed the connection before the end of the response's body"
+            )
+        self.complete = True  # RFC 9112, section 6.3: such a body ends with the connection
+
+    def forbid_reuse(self) -> None:
+        """Let the connection not be used again, whatever the response says."""
+        self._forbidden = True
+        self.reusable = False
+
+    def take_body(self) -> bytes:
+        """Return the part of the body that has come and was not taken."""
+        body = self._body
+        if not body:
+            return b""
+        self._body = []
+        return body[0] if len(body) == 1 else b"".join(body)
+
+    # Callbacks of the parser
+
+    def on_message_begin(self) -> None:
+        """Take in that a message begins."""
+        if self.complete:
+            self.reusable = False  # a response without a request
+
+    def on_headers_complete(self) -> None:
+        """Take in that a header block is complete."""
+        if self.complete:
+            return
+        status = self._parser.get_status_code()
+        buffer = self._buffer.lstrip(b"\r\n")  # as the parser does
+        end = buffer.find(b"\r\n\r\n")
+        head = buffer[:end]
+        if self._head_bytes - len(buffer) + end > MAX_HEAD_BYTES:  # with the interim responses before it
+            raise _head_too_long()
+        if end > _SHORTEST_EXCESS and head.count(b"\r\n") > MAX_HEADERS:
+            raise httpx.RemoteProtocolError(f"the response has more than {MAX_HEADERS} headers")
+        if status < 100:
+            raise httpx.RemoteProtocolError(f"the response is not HTTP/1.1: it has the status {status}")
+        self.status_code = status
+        if status == 101:
+            raise httpx.RemoteProtocolError("the server switched to a protocol that was not asked for")
+        if status < 200:
+            self._interim += 1
+            if self._interim > MAX_INTERIM_RESPONSES:
+                raise httpx.RemoteProtocolError(
+                    f"more than {MAX_INTERIM_RESPONSES} interim responses in a row"
+                )
+            self._buffer = buffer[end + 4 :]
+            raise _InterimEnd
+        if not self._is_head and status not in (204, 304):
+            _check_coding(head.lower())
+        self._buffer = b""
+        self.head = head
+        self._progress = True
+        if self._is_head:
+            self.complete = True
+            self.reusable = end + 4 == len(buffer) and self._may_be_reused()
+
+    def on_body(self, body: bytes) -> None:
+        """Take in a part of the body."""
+        self._progress = True
+        if not self.complete:
+            self._body.append(body)
+
+    def on_chunk_header(self) -> None:
+        """Take in that a chunk begins."""
+        self._progress = True
+
+    def on_message_complete(self) -> None:
+        """Take in that the message has ended."""
+        if not self.complete:
+            self.complete = True
+            self.reusable = self._may_be_reused()
+
+    def _may_be_reused(self) -> bool:
+        return not self._forbidden and self._parser.should_keep_alive()

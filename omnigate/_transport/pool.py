@@ -1,0 +1,242 @@
+"""The pool: which connection a request gets, and who waits. All of it synchronous but for the waiting itself.
+
+Rules. A slot is the right to have one connection; there are `max_connections` of them, taken before a
+connection is opened and given back when it is closed. Idle connections keep theirs. Taking and giving back
+cost the same however many there are: each origin's idle ones are a stack (the most recently used is taken
+first, since it is the least likely to have been closed), whose bottom is the oldest and expires first.
+Waiters are served in the order in which they came. What is given to a waiter is its own at once: if it is
+cancelled before it runs again, it passes it on. There is no task: what is too old is closed on the next use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import anyio
+from anyio.abc import ByteStream
+
+from omnigate._runtime.loops import has_ended
+from omnigate._transport.connection import Connection
+from omnigate._transport.messages import Origin
+from omnigate._transport.timers import Limit, Watch
+
+_MANY: Final = 64
+
+
+class Waiter:
+    """A request that waits for a connection, or for a slot to open one."""
+
+    __slots__ = ("abandoned", "connection", "event", "origin", "served")
+
+    def __init__(self, origin: Origin) -> None:
+        self.origin: Origin = origin
+        self.event: anyio.Event = anyio.Event()
+        self.served: bool = False
+        self.abandoned: bool = False
+        self.connection: Connection | None = None
+
+
+class Pool:
+    """The connections of one event loop.
+
+    Attributes:
+        loop: the event loop.
+        opening: scopes of those who open a connection.
+    """
+
+    def __init__(
+        self,
+        max_connections: int | None,
+        max_idle_connections: int | None,
+        idle_timeout_seconds: float,
+        clock: Callable[[], float],
+        loop: Any,
+    ) -> None:
+        self._max_connections = max_connections
+        self._max_idle = max_idle_connections
+        self._idle_timeout = idle_timeout_seconds
+        self._clock = clock
+        self._idle: dict[Origin, deque[Connection]] = {}
+        self._idle_count = 0
+        self._in_use: set[Connection] = set()
+        self.loop = loop
+        self.opening: set[anyio.CancelScope] = set()
+        self._watch = Watch(loop, self._in_use) if isinstance(loop, asyncio.AbstractEventLoop) else None
+        self._slots = 0
+        self._waiters: deque[Waiter] = deque()
+        self._waiting = 0
+
+    def take(self, origin: Origin) -> Connection | bool:
+        """Return an idle connection; else True with a slot to open one; else False: wait."""
+        if self._waiting:
+            return False  # others came first
+        stack = self._idle.get(origin)
+        if stack:
+            oldest_allowed = self._clock() - self._idle_timeout
+            while stack:
+                connection = stack.pop()
+                self._idle_count -= 1
+                if connection.idle_since >= oldest_allowed and connection.is_quiet():
+                    connection.state = "in use"
+                    self._in_use.add(connection)
+                    return connection
+                self._drop(connection)
+        if self._max_connections is None or self._slots < self._max_connections:
+            self._slots += 1
+            return True
+        if self._idle_count:  # of another origin: its slot is more use here
+            self._drop(self._oldest_idle())
+            self._slots += 1
+            return True
+        return False
+
+    async def wait(self, origin: Origin) -> Connection | None:
+        """Wait in line, and return a connection, or None with a slot to open one."""
+        waiter = Waiter(origin)
+        self._waiters.append(waiter)
+        self._waiting += 1
+        try:
+            await waiter.event.wait()
+        except BaseException:
+            if waiter.served:
+                self._pass_on(waiter.connection)
+            else:
+                waiter.abandoned = True  # taken out of the line when it comes to the front,
+                self._waiting -= 1
+                if len(self._waiters) > 2 * self._waiting + _MANY:  # or when there are too many of its kind
+                    self._waiters = deque(waiter for waiter in self._waiters if not waiter.abandoned)
+            raise
+        return waiter.connection
+
+    def add(self, stream: ByteStream, origin: Origin) -> Connection:
+        """Take in a connection that was opened with a slot, and return it, in use."""
+        connection = Connection(stream, origin, Limit(self._watch))
+        self._in_use.add(connection)
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        """Take back a connection that can be used again."""
+        if connection.state != "in use":
+            self.discard(connection)
+            return
+        self._in_use.discard(connection)
+        connection.used = True
+        if self._waiting:
+            self._pass_on(connection)
+            return
+        connection.state = "idle"
+        connection.idle_since = now = self._clock()
+        stack = self._idle.get(connection.origin)
+        if stack is None:
+            stack = self._idle[connection.origin] = deque()
+        stack.append(connection)
+        self._idle_count += 1
+        oldest_allowed = now - self._idle_timeout
+        while stack[0].idle_since < oldest_allowed:
+            self._idle_count -= 1
+            self._drop(stack.popleft())
+        if self._max_idle is not None and self._idle_count > self._max_idle:
+            self._drop(self._oldest_idle())
+
+    def discard(self, connection: Connection) -> None:
+        """Close a connection that is in use, and free its slot; a second time does nothing."""
+        if connection in self._in_use:
+            self._in_use.discard(connection)
+            connection.close()
+            self.free_slot()
+
+    def keep_slot(self, connection: Connection) -> None:
+        """Close a connection that is in use, and keep its slot, to open another one with."""
+        self._in_use.discard(connection)
+        connection.close()
+
+    def drop_idle(self, origin: Origin) -> None:
+        """Close an origin's idle connections: one of them was found dead, and the others are no younger."""
+        stack = self._idle.get(origin)
+        while stack:
+            self._idle_count -= 1
+            self._drop(stack.popleft())
+
+    def free_slot(self) -> None:
+        """Give back a slot that has no connection."""
+        self._pass_on(None)
+
+    def close(self) -> None:
+        """Close all connections and open no others; whoever waits is served, and finds the transport closed.
+
+        In a loop that has ended, nobody waits any more, and nothing is being opened.
+        """
+        if self._watch is not None:
+            self._watch.stop()
+        if has_ended(self.loop):
+            self._waiters.clear()
+            self._waiting = 0
+            self.opening.clear()
+        for scope in list(self.opening):
+            scope.cancel()
+        for origin in self._idle:
+            self.drop_idle(origin)
+        for connection in list(self._in_use):
+            self.discard(connection)
+        while self._waiting:
+            self._slots += 1
+            self._pass_on(None)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the numbers: connections idle, in use and being opened, and requests waiting; by origin.
+
+        From any thread: a list is made of a collection at once, while a loop over it would be disturbed.
+        """
+        origins: dict[Origin, dict[str, int]] = {}
+        for origin, stack in list(self._idle.items()):
+            origins.setdefault(origin, {"idle": 0, "in_use": 0, "waiting": 0})["idle"] = len(stack)
+        for connection in list(self._in_use):
+            origins.setdefault(connection.origin, {"idle": 0, "in_use": 0, "waiting": 0})["in_use"] += 1
+        for waiter in list(self._waiters):
+            if not waiter.abandoned:
+                origins.setdefault(waiter.origin, {"idle": 0, "in_use": 0, "waiting": 0})["waiting"] += 1
+        return {
+            "idle": self._idle_count,
+            "in_use": len(self._in_use),
+            "opening": self._slots - self._idle_count - len(self._in_use),
+            "waiting": self._waiting,
+            "origins": {
+                f"{s}://{h}:{p}": numbers for (s, h, p), numbers in origins.items() if any(numbers.values())
+            },
+        }
+
+    def _pass_on(self, connection: Connection | None) -> None:
+        """Give a connection in use, or the slot of none, to the first who waits; else let it go."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if waiter.abandoned:
+                continue
+            self._waiting -= 1
+            waiter.served = True
+            if connection is not None and (
+                connection.origin != waiter.origin or connection.state != "in use"
+            ):
+                self._in_use.discard(connection)
+                connection.close()
+                connection = None  # its slot is what the waiter gets
+            if connection is not None:
+                self._in_use.add(connection)
+            waiter.connection = connection
+            waiter.event.set()
+            return
+        if connection is None:
+            self._slots -= 1
+        else:
+            self.give_back(connection)
+
+    def _oldest_idle(self) -> Connection:
+        stack = min((stack for stack in self._idle.values() if stack), key=lambda stack: stack[0].idle_since)
+        self._idle_count -= 1
+        return stack.popleft()
+
+    def _drop(self, connection: Connection) -> None:
+        connection.close()
+        self._slots -= 1

@@ -1,0 +1,1 @@
+"""What the gateway speaks, as values and checks: no I/O, no clock."""

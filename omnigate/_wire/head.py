@@ -1,0 +1,170 @@
+"""What the head of a response says about a call: `Meta`, made of headers and never of a body.
+
+Parsing is put off until an attribute is read, since most calls never look. A header that is missing
+or malformed reads as None: a proxy's nonsense must never make a good answer fail.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import re
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Final
+
+import httpx
+
+from omnigate._limits import Budget, RateLimit
+
+
+class Meta:
+    """What is known of a call besides its result.
+
+    Attributes:
+        status_code: the HTTP status.
+        attempts: how many times the request was sent, the successful one included.
+        elapsed: seconds from the call to its end (of a stream: to its head), waits between attempts
+            included.
+
+    """
+
+    __slots__ = ("_headers", "attempts", "elapsed", "status_code")
+
+    def __init__(
+        self, status_code: int, headers: httpx.Headers | bytes, *, attempts: int, elapsed: float
+    ) -> None:
+        self.status_code: int = status_code
+        self.attempts: int = attempts
+        self.elapsed: float = elapsed
+        self._headers = headers
+
+    @property
+    def headers(self) -> httpx.Headers:
+        """All headers of the response."""
+        if isinstance(self._headers, bytes):  # the head as it came
+            self._headers = httpx.Headers(header_list(self._headers))
+        return self._headers
+
+    @property
+    def request_id(self) -> str | None:
+        """The gateway's id of the call, to be named in any question about it."""
+        return self._text("x-request-id")
+
+    @property
+    def rate_limit(self) -> RateLimit | None:
+        """The rate limit's state, or None if the response had none of its headers."""
+        return rate_limit_of(self._headers)
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budgets' state, or None if the response had none of their headers."""
+        names = (f"x-budget-{field.replace('_', '-')}" for field in Budget._fields)
+        values = [self._decimal(name) for name in names]
+        return None if all(value is None for value in values) else Budget(*values)
+
+    @property
+    def provider(self) -> str | None:
+        """The provider that answered."""
+        return self._text("x-llmgw-provider")
+
+    @property
+    def model(self) -> str | None:
+        """The model that answered, which is another than asked for after a fallback."""
+        return self._text("x-llmgw-model")
+
+    @property
+    def cached(self) -> bool | None:
+        """Whether the answer came from the gateway's cache."""
+        return _BOOLEANS.get(self.headers.get("x-llmgw-cached", "").lower())
+
+    @property
+    def fallback(self) -> bool | None:
+        """Whether one of `fallback_models` answered."""
+        return _BOOLEANS.get(self.headers.get("x-llmgw-fallback", "").lower())
+
+    def _text(self, name: str) -> str | None:
+        value: str | None = self.headers.get(name)
+        return value
+
+    def _decimal(self, name: str) -> Decimal | None:
+        try:
+            value = Decimal(self.headers.get(name, ""))
+        except InvalidOperation:
+            return None
+        return value if value.is_finite() else None
+
+    def __repr__(self) -> str:
+        shown = ("request_id", "rate_limit", "budget", "provider", "model", "cached", "fallback")
+        known = [(name, getattr(self, name)) for name in (*shown, "attempts", "elapsed")]
+        return f"Meta({', '.join(f'{name}={value!r}' for name, value in known if value is not None)})"
+
+
+_BOOLEANS = {"true": True, "false": False}
+
+_RATE_LIMIT = re.compile(rb"\r\nx-ratelimit-(limit|remaining|reset):[ \t]*(\d{1,18})[ \t]*(?![^\r])")
+
+_USUAL_RATE_LIMIT = re.compile(
+    rb"\r\nx-ratelimit-limit: (\d{1,18})\r\nx-ratelimit-remaining: (\d{1,18})"
+    rb"\r\nx-ratelimit-reset: (\d{1,18})\r"
+)
+"""As the gateway itself sends them: read twice as fast."""
+
+
+def rate_limit_of(headers: httpx.Headers | bytes) -> RateLimit | None:
+    """Return what headers, or a head as it came, say of the rate limit; None if nothing."""
+    if not isinstance(headers, bytes):
+        headers = b"".join(b"\r\n%b: %b" % pair for pair in headers.raw)
+    if usual := _USUAL_RATE_LIMIT.search(headers):
+        limit, remaining, reset = usual.groups()
+        return RateLimit(int(limit), int(remaining), int(reset))
+    found = dict(_RATE_LIMIT.findall(headers.lower()))
+    if not found:
+        return None
+    limit, remaining, reset = found.get(b"limit"), found.get(b"remaining"), found.get(b"reset")
+    return RateLimit(limit and int(limit), remaining and int(remaining), reset and int(reset))
+
+
+_SECONDS = re.compile(r"[0-9]+(\.[0-9]*)?\Z")
+
+_ABSURD_SECONDS: Final = 366 * 86_400.0
+
+
+def parse_retry_after(value: str | None, *, now: datetime | None = None) -> float | None:
+    """Return the seconds that a `Retry-After` header asks to wait, or None if it asks for nothing.
+
+    RFC 9110, section 10.2.3: an integer or an HTTP-date; proxies send fractions, too. A date in the past
+    is 0. What is not finite, negative, longer than a year or not readable is ignored.
+
+    Args:
+        value: the header.
+        now: the server's time where its `Date` header told it (so that the clocks need not agree),
+            else the present; what a date is measured against.
+
+    """
+    text = (value or "").strip()
+    if not text:
+        return None
+    seconds = float(text) if _SECONDS.match(text) else _seconds_until(text, now or datetime.now(UTC))
+    return seconds if 0 <= seconds <= _ABSURD_SECONDS else None
+
+
+def parse_http_date(value: str | None) -> datetime | None:
+    """Return an HTTP-date (RFC 9110, section 5.6.7) as a time in UTC, or None if it is not one."""
+    try:
+        moment = email.utils.parsedate_to_datetime(value or "")
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    except (ValueError, OverflowError):
+        return None
+
+
+def _seconds_until(text: str, now: datetime) -> float:
+    moment = parse_http_date(text)
+    return math.nan if moment is None else max(0.0, (moment - now).total_seconds())
+
+
+def header_list(head: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a head, without its first line."""
+    lines = head.split(b"\r\n")
+    pairs = (line.partition(b":") for line in lines[1:] if line)
+    return [(name, value.strip(b" \t")) for name, _, value in pairs]

@@ -1,0 +1,81 @@
+"""Takes secrets out of text that people may read: messages, details, reprs.
+
+It must never be used on what a model wrote or on what is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, cast
+
+_SHOWN_LENGTH = 80
+
+SECRET_HEADERS: Final = frozenset(
+    {b"api-key", b"authorization", b"cookie", b"proxy-authorization", b"x-admin-key", b"x-api-key"}
+)
+"""The headers of a request whose values are keys."""
+
+_KEY = re.compile(r"(?<![A-Za-z0-9])(llmg_|sk-)[A-Za-z0-9_\-*.]{4,}")
+
+_SHORTEST_CUT = 4  # characters of a secret that give something away
+
+_PREFIX_LENGTH = 12  # protocol: the first 12 characters of a gateway key are its public `key_prefix`
+
+
+def shown(value: object) -> str:
+    """Return a short repr of `value` for an error message, without keys."""
+    try:
+        text = cast("str", redact(repr(value)))
+    except Exception:  # noqa: BLE001 - nested too deeply, an integer of thousands of digits, a broken repr
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "…"
+
+
+def mask(secret: str) -> str:
+    """Return a stand-in for a key that tells which one it is without giving it away.
+
+    A gateway key keeps its public prefix (12 characters); of anything else nothing is shown.
+    """
+    if secret.startswith("llmg_") and len(secret) >= 2 * _PREFIX_LENGTH:
+        return secret[:_PREFIX_LENGTH] + "…"
+    return "***"
+
+
+def secrets_of(headers: Mapping[bytes, bytes]) -> tuple[str, ...]:
+    """Return the keys in a request's headers, with and without a scheme such as "Bearer"."""
+    secrets: list[str] = []
+    for name in SECRET_HEADERS & headers.keys():
+        value = headers[name].decode("latin-1")
+        secrets += (value, value.partition(" ")[2])
+    return tuple(secrets)
+
+
+def redact(value: Any, secrets: Iterable[str] = ()) -> Any:
+    """Return `value` (text, or JSON of any depth) with keys and the given secrets blacked out."""
+    forms = {form for secret in secrets if secret for form in (secret, json.dumps(secret)[1:-1])}
+    return _redact(value, sorted(forms, key=len, reverse=True))  # one may be a part of another
+
+
+def redact_cut(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return `text` as `redact` does, where it may break off in the middle of a secret."""
+    text = cast("str", redact(text, secrets))
+    for secret in secrets:
+        for length in range(min(len(secret), len(text)), _SHORTEST_CUT - 1, -1):
+            if text.endswith(secret[:length]):
+                return text[:-length] + "***"
+    return text
+
+
+def _redact(value: Any, forms: list[str]) -> Any:
+    if isinstance(value, str):
+        for form in forms:
+            value = value.replace(form, "***")
+        return _KEY.sub(r"\1***", value)
+    if isinstance(value, dict):
+        fields = cast("dict[Any, Any]", value)
+        return {_redact(name, forms): _redact(item, forms) for name, item in fields.items()}
+    if isinstance(value, list):
+        return [_redact(item, forms) for item in cast("list[Any]", value)]
+    return value

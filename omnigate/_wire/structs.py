@@ -1,0 +1,309 @@
+"""The base of every struct on the wire: msgspec's speed with constructors that convert and validate.
+
+msgspec validates what it decodes but trusts what is constructed. The people who write `Message(role=…)`
+need the opposite, so the metaclass sends a constructor's arguments through `msgspec.convert`; decoding
+does not pass there and costs nothing more. The `model_*` methods are those of the published 0.1.0.
+
+Errors name the argument, its value and what is allowed, and never show a key.
+"""
+
+from __future__ import annotations
+
+import numbers
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, TypeVar, cast
+
+import msgspec
+
+from omnigate._wire.redaction import mask, redact, shown
+from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
+
+_encoder: Final = msgspec.json.Encoder()
+
+T = TypeVar("T")
+
+_SECRET_FIELDS = frozenset({"api_key"})
+
+_MISSING_FIELD = re.compile(r"Object missing required field `(.+)`")
+
+_PATH_PART = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+
+
+def encode(body: object) -> bytes:
+    """Return `body` as JSON.
+
+    Raises:
+        InvalidArgumentError: it holds text that UTF-8 cannot encode, or an object that JSON has no form for.
+
+    """
+    try:
+        return _encoder.encode(body)
+    except UnicodeEncodeError:
+        where = unencodable(body) or "the request"
+        failure = InvalidArgumentError(
+            f"{where} is not allowed: text that UTF-8 can encode, without lone surrogates"
+        )
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        failure = InvalidArgumentTypeError(f"the request cannot be written as JSON: {error}")
+    raise failure  # outside of the except clauses, because some of those errors carry the text itself
+
+
+class _ConvertingMeta(msgspec.StructMeta):
+    """Makes `Struct(**arguments)` convert and validate as decoding does."""
+
+    if not TYPE_CHECKING:  # the checkers see the fields as the constructor's arguments
+
+        def __call__(self, /, *positional, **arguments):
+            if positional:
+                raise TypeError(f"{self.__name__} takes keyword arguments only")
+            result = construct(self, arguments)
+            if self._refuse_unknown and (unknown := arguments.keys() - set(self.__struct_fields__)):
+                raise InvalidArgumentTypeError(
+                    f"{self.__name__} has no argument {', '.join(map(repr, sorted(unknown)))}; "
+                    f"allowed are {', '.join(self.__struct_fields__)}"
+                )
+            return result
+
+
+class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMeta):
+    """Base of all structs: keyword-only, unknown fields ignored."""
+
+    _allowed: ClassVar[Mapping[str, str]] = {}
+    """What to say is allowed, by field name, where msgspec's own words would not be clear."""
+    _refuse_unknown: ClassVar[bool] = False
+    """Whether an unknown argument of the constructor is an error."""
+
+    @classmethod
+    def _prepare(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the constructor's arguments with the liberties taken that msgspec does not take."""
+        return arguments
+
+    @classmethod
+    def model_validate(cls, obj: object) -> Self:
+        """Return `obj`, a mapping of fields or already one of these, as this type.
+
+        Raises:
+            InvalidArgumentError: it does not fit.
+
+        """
+        if isinstance(obj, cls):
+            return obj
+        if not isinstance(obj, Mapping):
+            raise InvalidArgumentTypeError(
+                f"{cls.__name__}.model_validate: obj={shown(obj)} is not allowed: a mapping of its fields"
+            )
+        return construct(cls, cast("Mapping[str, Any]", obj))
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray) -> Self:
+        """Return the JSON object `json_data` as this type.
+
+        Raises:
+            InvalidArgumentError: it is not JSON, or does not fit.
+
+        """
+        try:
+            return cast("Self", decoder_for(cls).decode(json_data))
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise InvalidArgumentError(f"{cls.__name__}.model_validate_json: {error}") from error
+
+    def model_dump(
+        self,
+        *,
+        mode: Literal["python", "json"] = "python",
+        include: Collection[str] | None = None,
+        exclude: Collection[str] | None = None,
+        exclude_none: bool = False,
+        exclude_defaults: bool = False,
+    ) -> dict[str, Any]:
+        """Return the fields as a dict, nested structs too; `meta` is not among them.
+
+        Args:
+            mode: "json" makes times and decimals text, "python" leaves them as they are.
+            include: names of the only fields wanted.
+            exclude: names of fields not wanted.
+            exclude_none: leave out fields that are None, at every level.
+            exclude_defaults: leave out fields that have their default, at every level.
+
+        """
+        fields: dict[str, Any] = {}
+        for field in msgspec.structs.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if (include is not None and name not in include) or (exclude is not None and name in exclude):
+                continue
+            if (exclude_none and value is None) or (exclude_defaults and _is_default(field, value)):
+                continue
+            fields[name] = _dump(value, mode, exclude_none, exclude_defaults)
+        return fields
+
+    def model_dump_json(
+        self,
+        *,
+        indent: int | None = None,
+        include: Collection[str] | None = None,
+        exclude: Collection[str] | None = None,
+        exclude_none: bool = False,
+        exclude_defaults: bool = False,
+    ) -> str:
+        """Return the fields as JSON text.
+
+        Args:
+            indent: spaces a level; None for one line without spaces.
+            include: as in `model_dump`.
+            exclude: as in `model_dump`.
+            exclude_none: as in `model_dump`.
+            exclude_defaults: as in `model_dump`.
+
+        """
+        fields = self.model_dump(
+            mode="json",
+            include=include,
+            exclude=exclude,
+            exclude_none=exclude_none,
+            exclude_defaults=exclude_defaults,
+        )
+        text = msgspec.json.encode(fields)
+        return (text if indent is None else msgspec.json.format(text, indent=indent)).decode()
+
+    def __rich_repr__(self) -> Any:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            yield name, mask(value) if name in _SECRET_FIELDS and isinstance(value, str) else value
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({fields})"
+
+
+S = TypeVar("S", bound=WireStruct)
+
+
+@cache
+def decoder_for(kind: Any) -> msgspec.json.Decoder[Any]:
+    """Return the one JSON decoder for `kind`; numbers in strings are accepted for numbers."""
+    return msgspec.json.Decoder(kind, strict=False)
+
+
+def construct(kind: type[S], arguments: Mapping[str, Any]) -> S:
+    """Return `kind` made of `arguments`, converted and validated; unknown ones are ignored.
+
+    Raises:
+        InvalidArgumentError: an argument is missing or not allowed.
+
+    """
+    arguments = kind._prepare(arguments)
+    try:
+        return msgspec.convert(arguments, kind, strict=False)
+    except (msgspec.ValidationError, UnicodeError, RecursionError):
+        # Subclasses of str (enums) and numbers of other libraries are as good: made plain, once more.
+        try:
+            return msgspec.convert(_plain(arguments), kind, strict=False)
+        except UnicodeError:
+            problem = "text that UTF-8 can encode, without lone surrogates"
+            where = unencodable(arguments) or kind.__name__
+        except (msgspec.ValidationError, RecursionError) as error:
+            raise _argument_error(kind, arguments, str(error)) from None
+    raise InvalidArgumentError(f"{where} is not allowed: {problem}")
+
+
+def _argument_error(
+    kind: type[WireStruct], arguments: Mapping[str, Any], problem: str
+) -> InvalidArgumentError:
+    what, _, path = problem.partition(" - at `")
+    is_key = path.startswith("key` in `")  # of a mapping, whose keys are no text
+    path = path.removeprefix("key` in `").removeprefix("$").removeprefix(".").removesuffix("`")
+    if missing := _MISSING_FIELD.match(what):
+        where = f"{path}.{missing[1]}" if path else missing[1]
+        return InvalidArgumentTypeError(f"{where} is missing; {kind.__name__} requires it")
+    if not path and is_key:
+        return InvalidArgumentTypeError(f"{kind.__name__}: a key that is not text is not allowed")
+    if not path:
+        return InvalidArgumentTypeError(f"{kind.__name__}: {redact(what)}")
+    value: Any = arguments
+    name = where = ""
+    for part in _PATH_PART.finditer("." + path):
+        key, index = part.groups()
+        try:
+            if index:
+                value = value[int(index)]
+            elif isinstance(value, Mapping):
+                value = cast("Mapping[str, Any]", value)[key]
+            else:
+                value = getattr(value, key)
+        except (LookupError, AttributeError, TypeError):  # an item of a set, say: it is the set that is wrong
+            break
+        name = key or name
+        where += part[0]
+    where = where.removeprefix(".") or path
+    allowed = kind._allowed.get(name, what[0].lower() + what[1:])
+    is_type = is_key or ", got " in what
+    error_type = InvalidArgumentTypeError if is_type else InvalidArgumentError
+    value_text = "***" if name in _SECRET_FIELDS else shown(cast("object", value))
+    return error_type(f"{where}={value_text} is not allowed: {allowed}")
+
+
+def unencodable(value: object) -> str | None:
+    """Return where in what is to be sent there is text that UTF-8 cannot encode; None if nowhere."""
+    try:
+        path = _unencodable(value)
+    except RecursionError:
+        return ""
+    return None if path is None else path.removeprefix(".")
+
+
+def _unencodable(value: object) -> str | None:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return ""
+        return None
+    parts: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, WireStruct):
+        parts = ((f".{name}", getattr(value, name)) for name in value.__struct_fields__)
+    elif isinstance(value, Mapping):
+        mapping = cast("Mapping[Any, Any]", value)
+        if any(_unencodable(name) is not None for name in mapping):
+            return ""
+        parts = ((f".{name}", item) for name, item in mapping.items())
+    elif isinstance(value, (list, tuple)):
+        parts = ((f"[{index}]", item) for index, item in enumerate(cast("list[Any]", value)))
+    for name, item in parts:
+        path = _unencodable(item)
+        if path is not None:
+            return name + path
+    return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return str.__str__(value)
+    if value is None or isinstance(value, (bool, msgspec.Struct)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, Mapping):
+        mapping = cast("Mapping[Any, Any]", value)
+        return {_plain(name): _plain(item) for name, item in mapping.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in cast("list[Any]", value)]
+    return value
+
+
+def _dump(value: Any, mode: Literal["python", "json"], exclude_none: bool, exclude_defaults: bool) -> Any:
+    if isinstance(value, WireStruct):
+        return value.model_dump(mode=mode, exclude_none=exclude_none, exclude_defaults=exclude_defaults)
+    if isinstance(value, list):
+        items = cast("list[Any]", value)
+        return [_dump(item, mode, exclude_none, exclude_defaults) for item in items]
+    return msgspec.to_builtins(value) if mode == "json" else value
+
+
+def _is_default(field: msgspec.structs.FieldInfo, value: Any) -> bool:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return bool(value == cast("Callable[[], Any]", field.default_factory)())
+    return field.default is not msgspec.NODEFAULT and bool(value == field.default)

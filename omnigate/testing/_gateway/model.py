@@ -1,0 +1,117 @@
+"""The local gateway's models: deterministic answers made from the prompt, and failures as scripted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from omnigate.testing._gateway.pricing import DISPLAY_NAMES, cost_in_micro_usd
+from omnigate.testing.faults import Answer, Fault, ProviderFailure, StreamFailure
+
+_TRANSIENT: Final = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class ProviderError(Exception):
+    """A provider failed; the message is the one that the gateway's `detail` has."""
+
+    def __init__(self, status: int, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.transient = transient
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """What a model answered."""
+
+    model: str
+    text: str
+    pieces: Sequence[bytes]
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    failure: StreamFailure | None = None
+
+    @property
+    def micro_usd(self) -> int:
+        """Return the cost in millionths of a USD."""
+        return cost_in_micro_usd(self.model, self.prompt_tokens, self.completion_tokens)
+
+    def usage(self) -> dict[str, int]:
+        """Return the tokens as they travel."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+def provider_failure(provider: str, faults: Sequence[Fault]) -> ProviderError | None:
+    """Return the failure that is scripted for a provider's call, if any."""
+    for fault in faults:
+        if isinstance(fault, ProviderFailure):
+            name = DISPLAY_NAMES[provider]
+            if fault.status is None:
+                return ProviderError(502, f"{name} request failed: {fault.body}", transient=True)
+            message = f"{name} error {fault.status}: {fault.body}"
+            return ProviderError(fault.status, message, transient=fault.status in _TRANSIENT)
+    return None
+
+
+def stream_message(failure: ProviderError, faults: Sequence[Fault]) -> str:
+    """Return what a stream says of a failure: a timeout has no message there."""
+    unreachable = any(isinstance(fault, ProviderFailure) and fault.status is None for fault in faults)
+    return failure.message.partition("request failed: ")[2] if unreachable else failure.message
+
+
+def answer(
+    model: str,
+    contents: Sequence[str],
+    last_user_content: str,
+    max_tokens: int | None,
+    faults: Sequence[Fault],
+) -> ModelAnswer:
+    """Return the answer: an echo of the last user message, or what a script says.
+
+    A token is a word. An answer longer than `max_tokens` is cut there, with the finish reason "length".
+    """
+    pieces: list[bytes] | None = None
+    text = f"echo[{model}]: {last_user_content}"
+    for fault in faults:
+        if isinstance(fault, Answer):
+            if isinstance(fault.text, str):
+                text = fault.text
+            else:
+                pieces = list(fault.text)
+                text = b"".join(pieces).decode("utf-8", "replace")
+    finish_reason = "stop"
+    words = text.split(" ")
+    if max_tokens is not None and len(text.split()) > max_tokens and pieces is None:
+        words = words[:max_tokens]
+        text = " ".join(words)
+        finish_reason = "length"
+    if pieces is None:
+        pieces = [f"{word} ".encode() for word in words[:-1]] + [words[-1].encode()]
+    failure = next((fault for fault in faults if isinstance(fault, StreamFailure)), None)
+    return ModelAnswer(
+        model,
+        text,
+        [piece for piece in pieces if piece],
+        sum(len(content.split()) for content in contents),
+        len(text.split()),
+        finish_reason,
+        failure,
+    )
+
+
+def cut_pieces(pieces: Sequence[bytes], after_bytes: int) -> list[bytes]:
+    """Return the pieces up to a number of bytes."""
+    kept: list[bytes] = []
+    for piece in pieces:
+        if after_bytes <= 0:
+            break
+        kept.append(piece[:after_bytes])
+        after_bytes -= len(piece)
+    return kept
