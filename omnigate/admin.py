@@ -11,7 +11,7 @@ from uuid import UUID
 from omnigate._calls.base_client import BaseAsyncClient
 from omnigate._calls.retry import RetryConfig
 from omnigate._calls.session import Session
-from omnigate._sync.face import BaseClient, _method
+from omnigate._sync.face import BaseClient, method
 from omnigate._sync.portal import Backend, Portal
 from omnigate._wire import endpoints
 from omnigate._wire.arguments import (
@@ -240,8 +240,8 @@ class AdminClient(BaseClient[AsyncAdminClient]):
     def admin_key(self, value: str | None) -> None:
         self._async.admin_key = value
 
-    create_org: Final = _method(AsyncAdminClient.create_org)
-    list_orgs: Final = _method(AsyncAdminClient.list_orgs)
-    create_project: Final = _method(AsyncAdminClient.create_project)
-    list_projects: Final = _method(AsyncAdminClient.list_projects)
-    org_metrics: Final = _method(AsyncAdminClient.org_metrics)
+    create_org: Final = method(AsyncAdminClient.create_org)
+    list_orgs: Final = method(AsyncAdminClient.list_orgs)
+    create_project: Final = method(AsyncAdminClient.create_project)
+    list_projects: Final = method(AsyncAdminClient.list_projects)
+    org_metrics: Final = method(AsyncAdminClient.org_metrics)

@@ -17,7 +17,7 @@ from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, ProgressArgument,
 from omnigate._calls.retry import RetryConfig
 from omnigate._calls.session import MAX_RESPONSE_BYTES
 from omnigate._sync.batch import SyncBatch
-from omnigate._sync.face import BaseClient, _method, _stream_method
+from omnigate._sync.face import BaseClient, method, stream_method
 from omnigate._sync.portal import Backend, Portal
 from omnigate._sync.streams import SyncChatStream
 from omnigate._wire.arguments import CallOptions, Timeout
@@ -98,21 +98,21 @@ class Client(BaseClient[AsyncClient]):
     def user_id(self, value: str | None) -> None:
         self._async.user_id = value
 
-    chat: Final = _method(AsyncClient.chat)
-    race: Final = _method(AsyncClient.race)
-    completions: Final = _method(AsyncClient.completions)
-    models: Final = _method(AsyncClient.models)
-    model: Final = _method(AsyncClient.model)
-    metrics: Final = _method(AsyncClient.metrics)
-    signup: Final = _method(AsyncClient.signup)
-    set_provider_key: Final = _method(AsyncClient.set_provider_key)
-    create_api_key: Final = _method(AsyncClient.create_api_key)
-    list_api_keys: Final = _method(AsyncClient.list_api_keys)
-    revoke_api_key: Final = _method(AsyncClient.revoke_api_key)
-    me: Final = _method(AsyncClient.me)
-    health: Final = _method(AsyncClient.health)
-    ready: Final = _method(AsyncClient.ready)
-    version: Final = _method(AsyncClient.version)
+    chat: Final = method(AsyncClient.chat)
+    race: Final = method(AsyncClient.race)
+    completions: Final = method(AsyncClient.completions)
+    models: Final = method(AsyncClient.models)
+    model: Final = method(AsyncClient.model)
+    metrics: Final = method(AsyncClient.metrics)
+    signup: Final = method(AsyncClient.signup)
+    set_provider_key: Final = method(AsyncClient.set_provider_key)
+    create_api_key: Final = method(AsyncClient.create_api_key)
+    list_api_keys: Final = method(AsyncClient.list_api_keys)
+    revoke_api_key: Final = method(AsyncClient.revoke_api_key)
+    me: Final = method(AsyncClient.me)
+    health: Final = method(AsyncClient.health)
+    ready: Final = method(AsyncClient.ready)
+    version: Final = method(AsyncClient.version)
 
     @overload
     def chat_stream(
@@ -162,7 +162,7 @@ class Client(BaseClient[AsyncClient]):
     ) -> SyncChatStream[str] | SyncChatStream[StreamChunk]:
         return SyncChatStream(self._portal, cast("Any", self._async.chat_stream(**arguments)))
 
-    completions_stream: Final = _stream_method(AsyncClient.completions_stream)
+    completions_stream: Final = stream_method(AsyncClient.completions_stream)
 
     def batch(
         self,

@@ -43,7 +43,7 @@ class _Template(NamedTuple):
         return f"<_Template {self.url}>"
 
 
-class _Configuration:
+class Configuration:
     """What all calls have in common, worked out once so that none of them has to.
 
     It is never changed but replaced as a whole: a call of another thread has all of the old one or all of the

@@ -22,7 +22,7 @@ import msgspec
 
 from omnigate._batch.pace.gate import Gates
 from omnigate._calls.attempts import Attempts, Call
-from omnigate._calls.configuration import _Configuration, warn_of_plaintext_key
+from omnigate._calls.configuration import Configuration, warn_of_plaintext_key
 from omnigate._calls.failures import connection_error, invalid_response, response_error
 from omnigate._calls.retry import RetryConfig
 from omnigate._runtime.isolation import bounded, isolated
@@ -101,7 +101,7 @@ class Session:
         self._lock = threading.RLock()  # of who changes the configuration
         key, user_id = check_key(key, "api_key"), check_user_id(user_id)
         url = check_base_url(base_url)
-        self._configuration: _Configuration
+        self._configuration: Configuration
         self._configure(url, key, user_id)
         self._closed = False
         self._pauses = Pauses()
@@ -149,7 +149,7 @@ class Session:
 
     def _configure(self, base_url: httpx.URL, key: str | None, user_id: str | None) -> None:
         """Take over a configuration, unless the warning of a key in the clear is an error."""
-        configuration = _Configuration(base_url, self._key_header, key, user_id, self._own_headers)
+        configuration = Configuration(base_url, self._key_header, key, user_id, self._own_headers)
         if any(configuration.secrets) and not self._has_warned:
             self._has_warned = warn_of_plaintext_key(base_url)
         self._configuration = configuration

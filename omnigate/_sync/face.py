@@ -18,7 +18,7 @@ P = ParamSpec("P")
 C = TypeVar("C", bound=BaseAsyncClient, covariant=True)
 
 
-def _method(
+def method(
     method: Callable[Concatenate[C, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[BaseClient[C], P], T]:
     """Return the sync face of an async client's method: the same signature, the same words."""
@@ -30,7 +30,7 @@ def _method(
     return call
 
 
-def _stream_method(
+def stream_method(
     method: Callable[Concatenate[AsyncClient, P], CompletionStream],
 ) -> Callable[Concatenate[BaseClient[AsyncClient], P], SyncCompletionStream]:
     """Return the sync face of an async client's method that returns a stream."""
