@@ -196,7 +196,7 @@ def test_a_success_comes_back_equal(response: ChatResponse, id: str, attempts: i
     assert parsed.custom_id == decode_id(line) == id
     assert parsed.digest == DIGEST
     assert parsed.chat_response() == response
-    assert (parsed.omnigate._calls.attempts, parsed.omnigate.elapsed) == (attempts, elapsed)
+    assert (parsed.omnigate.attempts, parsed.omnigate.elapsed) == (attempts, elapsed)
 
 
 def test_every_field_of_a_response_is_in_the_property_above() -> None:
