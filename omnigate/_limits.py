@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class RateLimit(NamedTuple):
-    """The gateway's limit as of the request's *arrival* (protocol, "Headers")."""
+    """The gateway's limit as of the request's *arrival* (docs/protocol.md, "Headers")."""
 
     limit: int | None
     """Calls allowed in a window of one UTC minute."""

@@ -2,7 +2,7 @@
 
 The one hard question is whose failure it is: the gateway passes a provider's failure on *with the
 provider's own status*, so a 401 may mean a bad gateway key or a bad provider key, and a 429 the
-gateway's limit or the provider's. Only the text of `detail` tells them apart (protocol, "Errors").
+gateway's limit or the provider's. Only the text of `detail` tells them apart (docs/protocol.md, "Errors").
 
 Pure: no I/O. Nothing here may hold a secret: what comes from the wire is redacted before it gets here.
 """
@@ -194,7 +194,7 @@ class ForkedClientError(GatewayError, RuntimeError):
     """A sync client was used in a child process, but its thread lives in the parent."""
 
 
-# Details that are the gateway's own, whatever else they resemble (protocol, "Errors").
+# Details that are the gateway's own, whatever else they resemble (docs/protocol.md, "Errors").
 _GATEWAY_DETAILS = frozenset(
     {
         "Rate limit exceeded",
@@ -286,7 +286,7 @@ def classify(
     retry_after: float | None = None,
     request_id: str | None = None,
 ) -> APIError:
-    """Return the typed error for an error response (protocol, "Errors").
+    """Return the typed error for an error response (docs/protocol.md, "Errors").
 
     Args:
         status_code: the HTTP status.

@@ -1,6 +1,6 @@
 """What travels on the wire, as types: requests that validate, results that ignore what they do not know.
 
-The limits are those of the protocol page. Some of them guard money: what the gateway would answer with
+The limits are those of `docs/protocol.md`. Some of them guard money: what the gateway would answer with
 a 500 *after* the provider was paid is refused here, before anything is sent.
 """
 
@@ -43,7 +43,7 @@ __all__ = [
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
 
-# The gateway echoes the name in a Latin-1 header and stores 128 characters (protocol, "Errors", 500).
+# The gateway echoes the name in a Latin-1 header and stores 128 characters (docs/protocol.md, "Errors", 500).
 ModelName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e\xa0-\xff]{1,128}\Z")]
 
 _Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -378,7 +378,10 @@ def coerce_messages(messages: MessagesInput) -> list[Message]:
 
 
 def _without_developer(item: Any) -> Any:
-    """Return a message with the system role in place of OpenAI's newer name of it (protocol)."""
+    """Return a message with the system role in place of OpenAI's newer name of it.
+
+    See docs/protocol.md, "OpenAI-compatible".
+    """
     if isinstance(item, Mapping):
         message = cast("Mapping[str, Any]", item)
         return {**message, "role": "system"} if message.get("role") == "developer" else message

@@ -226,7 +226,7 @@ def _body(line: Mapping[str, Any], index: int) -> dict[str, Any]:
         most = fields.pop("max_completion_tokens")
         fields.setdefault(
             "max_tokens", most
-        )  # read where max_tokens is absent (protocol, "OpenAI-compatible")
+        )  # read where max_tokens is absent (docs/protocol.md, "OpenAI-compatible")
     _refuse_unknown(fields, index)
     return dict(CompletionRequest._prepare(fields))
 

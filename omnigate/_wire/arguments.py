@@ -45,7 +45,7 @@ def metrics_query(
     group_by: str | None,
     granularity: str | None,
 ) -> dict[str, str]:
-    """Return the query of a metrics endpoint (protocol, "Metrics and health")."""
+    """Return the query of a metrics endpoint (docs/protocol.md, "Metrics and health")."""
     query: dict[str, str] = {}
     if range is not None and (start is not None or end is not None):
         raise InvalidArgumentError("range is not allowed together with start and end: one or the other")
@@ -186,7 +186,10 @@ def check_key(value: Any, argument: str) -> str | None:
 
 
 def check_user_id(value: Any, argument: str = "user_id") -> str | None:
-    """Return a user id; longer ones make the gateway fail after the call was billed (protocol, "Headers")."""
+    """Return a user id; longer ones make the gateway fail after the call was billed.
+
+    See docs/protocol.md, "Headers".
+    """
     if value is None:
         return None
     allowed = f"Latin-1 text of at most {_USER_ID_LENGTH} characters without line breaks"

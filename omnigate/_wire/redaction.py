@@ -21,7 +21,8 @@ _KEY = re.compile(r"(?<![A-Za-z0-9])(llmg_|sk-)[A-Za-z0-9_\-*.]{4,}")
 
 _SHORTEST_CUT = 4  # characters of a secret that give something away
 
-_PREFIX_LENGTH = 12  # protocol: the first 12 characters of a gateway key are its public `key_prefix`
+# docs/protocol.md, "Headers": the first 12 characters of a gateway key are its public `key_prefix`
+_PREFIX_LENGTH = 12
 
 
 def shown(value: object) -> str:

@@ -27,9 +27,9 @@ from omnigate.exceptions import GatewayError, ProviderRateLimitError, RateLimitE
 def seconds_at_limit(error: GatewayError) -> float | None:
     """Return for how many seconds the gateway's own limit asks to wait; None if an error is not about it.
 
-    Only the detail tells it from a provider's limit (protocol, "Errors"). Where `Retry-After` is missing or
-    makes no sense, a proxy's doing, it is over when the window is: `reset` says when, else it is at most the
-    length of one. Retries in quick succession would all be in the same window, and the item lost.
+    Only the detail tells it from a provider's limit (docs/protocol.md, "Errors"). Where `Retry-After` is
+    missing or makes no sense, a proxy's doing, it is over when the window is: `reset` says when, else it is
+    at most the length of one. Retries in quick succession would all be in the same window, and the item lost.
     """
     if (
         not isinstance(error, RateLimitError)

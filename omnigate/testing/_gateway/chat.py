@@ -1,4 +1,4 @@
-"""The local gateway's two chat endpoints, in the order of checks that the protocol gives.
+"""The local gateway's two chat endpoints, in the order of checks of `docs/protocol.md`.
 
 JSON syntax (422), key (401), rate limit (429), budget (402), fields (422), provider.
 """
