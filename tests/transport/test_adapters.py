@@ -31,8 +31,8 @@ from omnigate.transport.adapters import ThreadedTransport
 from omnigate.transport.default import environment_proxy
 from omnigate.transport.per_loop import PerLoopTransport
 
-from .support.raw_server import RawServer, chat_bytes
-from .support.scripted import chat_answer
+from ..support.raw_server import RawServer, chat_bytes
+from ..support.scripted import chat_answer
 
 pytestmark = pytest.mark.anyio
 

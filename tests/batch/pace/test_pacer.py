@@ -9,7 +9,7 @@ import pytest
 
 from omnigate.pacing import UNLIMITED, Pacer
 
-from .support.gateway_model import Events, Gateway, HeedlessClient, PacedClient
+from ...support.gateway_model import Events, Gateway, HeedlessClient, PacedClient
 
 Latency = Callable[[random.Random], float]
 

@@ -40,7 +40,7 @@ from omnigate import (
     endpoints,
 )
 
-from .support.scripted import ChunkStream, ScriptedTransport, Step, chat_answer, error_answer
+from ..support.scripted import ChunkStream, ScriptedTransport, Step, chat_answer, error_answer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
