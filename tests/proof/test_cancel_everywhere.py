@@ -30,7 +30,7 @@ from omnigate import (
 )
 from omnigate.testing import LocalGateway
 
-from ..support.checkpoints import WAYS_OF_ASYNCIO, WAYS_OF_TRIO, cancelled_at_every_checkpoint
+from ..support.cancellation import LOOPS_AND_WAYS, cancelled_at_every_checkpoint, count_tasks
 from ..support.gateway_process import OVERLOADED, GatewayProcess, gateway_process, refuse_overloaded
 from ..support.servers import until
 
@@ -462,7 +462,7 @@ class Loop:
             asyncio.get_running_loop().set_exception_handler(lambda _, context: self.errors.append(context))
         except RuntimeError:
             pass
-        self.tasks = self.count_tasks()
+        self.tasks = count_tasks()
         self.descriptors = len(descriptors())
 
     @classmethod
@@ -471,18 +471,9 @@ class Loop:
             await anyio.lowlevel.checkpoint()
         return cls()
 
-    @staticmethod
-    def count_tasks() -> int:
-        try:
-            return len(asyncio.all_tasks())
-        except RuntimeError:
-            import trio
-
-            return trio.lowlevel.current_statistics().tasks_living
-
     async def assert_nothing_is_left(self, place: Place) -> None:
         await anyio.lowlevel.checkpoint()  # a task that has ended is forgotten only now
-        assert self.count_tasks() == self.tasks
+        assert count_tasks() == self.tasks
         place.assert_nothing_is_held()
         # asyncio closes sockets a turn of the loop later
         try:
@@ -534,13 +525,7 @@ async def prove(
     return count
 
 
-TRIO, ASYNCIO, UVLOOP = "trio", "asyncio", ("asyncio", {"use_uvloop": True})
-HARDEST = [pytest.param(ASYNCIO, "task", id="asyncio-task"), pytest.param(TRIO, "scope", id="trio-scope")]
-LOOPS_AND_WAYS = [
-    *(pytest.param(ASYNCIO, way, id=f"asyncio-{way}") for way in WAYS_OF_ASYNCIO),
-    *(pytest.param(UVLOOP, way, id=f"uvloop-{way}") for way in WAYS_OF_ASYNCIO),
-    *(pytest.param(TRIO, way, id=f"trio-{way}") for way in WAYS_OF_TRIO),
-]
+HARDEST = [("asyncio", "task"), ("trio", "scope")]
 everywhere = pytest.mark.parametrize(("anyio_backend", "way"), LOOPS_AND_WAYS, indirect=["anyio_backend"])
 
 
