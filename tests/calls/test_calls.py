@@ -416,6 +416,7 @@ def prepared(client: AsyncClient) -> tuple[str, bytes, bytes, bool]:
     return str(call.url), host, key, call.head is not None and host in call.head and key in call.head
 
 
+@pytest.mark.blocks
 async def test_a_call_of_another_thread_that_comes_while_the_configuration_changes_has_all_of_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,11 +2,14 @@
 
 import asyncio
 import sys
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import blockbuster
 import pytest
-from blockbuster import blockbuster_ctx
+from blockbuster import BlockingError, blockbuster_ctx
 
 from .virtual_time import virtual_backend
 
@@ -51,15 +54,37 @@ def every_event_loop(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any
     return backend_of(request)
 
 
-ALLOWED: list[tuple[str, tuple[str, ...]]] = []
-"""Where our code may block the loop (a file's end, its functions), and why."""
+MAY_BLOCK: list[tuple[str, tuple[str, ...]]] = []
+"""Where code of ours may block the loop: a file's end and its functions, each with the reason."""
+
+
+@contextmanager
+def refusing_to_block() -> Iterator[list[str]]:
+    """Raise where code of ours blocks an event loop of asyncio, and list what did, as an `except` may hide the error."""
+    found: list[str] = []
+
+    class Blocked(BlockingError):
+        def __init__(self, function: str) -> None:
+            super().__init__(function)
+            found.append(f"{function}, called from\n{''.join(traceback.format_stack(limit=12))}")
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        blockbuster_ctx("omnigate", excluded_modules=["omnigate.testing"]) as guard,
+    ):
+        patch.setattr(blockbuster.blockbuster, "BlockingError", Blocked)
+        for file, functions in MAY_BLOCK:
+            for function in guard.functions.values():
+                function.can_block_in(file, functions)
+        yield found
 
 
 @pytest.fixture(autouse=True)
-def nothing_blocks() -> Iterator[None]:
-    """Fail where code of ours blocks the event loop; known for asyncio alone."""
-    with blockbuster_ctx("omnigate", excluded_modules=["omnigate.testing"]) as guard:
-        for file, functions in ALLOWED:
-            for function in guard.functions.values():
-                function.can_block_in(file, functions)
+def nothing_blocks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test in which code of ours blocks the event loop. Seen on asyncio alone: blockbuster does not know trio."""
+    if request.node.get_closest_marker("blocks"):
         yield
+        return
+    with refusing_to_block() as found:
+        yield
+    assert not found, "\n".join(found)
