@@ -1,5 +1,6 @@
 """What all tests share: both event loops, virtual time on request, no environment of the developer's."""
 
+import gc
 import os
 import signal
 from typing import Any
@@ -21,6 +22,12 @@ def pytest_configure() -> None:
     """Let Ctrl-C arrive where the tests try it, also if they are run in a shell's background, where it does not."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Let the tests that collect garbage look only at what is younger than the modules."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

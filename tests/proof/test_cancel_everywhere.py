@@ -2,7 +2,8 @@
 
 After each cancellation there is no task, no descriptor but those of idle connections, no slot that is held, and the
 next call on the same client works; after all of them no warning. The normal run takes each operation in the two
-hardest ways over each transport, and each way with operations of each kind; the marker `heavy` takes the whole product.
+hardest ways over our own transport; the marker `proof` the other transports, and each way with operations of each
+kind; the marker `heavy` the whole product.
 """
 
 import asyncio
@@ -435,15 +436,6 @@ def gateway() -> Iterator[GatewayProcess]:
         yield gateway
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections() -> Iterator[None]:
-    """Garbage is collected after each operation, and only what is younger than the modules needs to be looked at."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def descriptors() -> list[str]:
     """Return what the process's open descriptors are."""
     found = list[str]()
@@ -529,6 +521,12 @@ HARDEST = [("asyncio", "task"), ("trio", "scope")]
 everywhere = pytest.mark.parametrize(("anyio_backend", "way"), LOOPS_AND_WAYS, indirect=["anyio_backend"])
 
 
+foreign_as_proof = pytest.mark.parametrize(
+    "transport",
+    ["own", *(pytest.param(place, marks=pytest.mark.proof) for place in PLACES if place != "own")],
+)
+
+
 @pytest.mark.anyio
 @pytest.mark.heavy
 @pytest.mark.parametrize("is_kept", [False, True], ids=["new", "kept"])
@@ -559,7 +557,7 @@ ONE_CALL = [
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("transport", PLACES)
+@foreign_as_proof
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ONE_CALL])
 @pytest.mark.parametrize(("anyio_backend", "way"), HARDEST, indirect=["anyio_backend"])
 async def test_calls_streams_and_batches(
@@ -578,6 +576,7 @@ async def test_accounts_keys_and_metrics(
 
 
 @pytest.mark.anyio
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("name", "transport"), [("chat_hedged", "own"), ("usage_stream", "own"), ("chat", "httpx")]
 )
@@ -589,6 +588,7 @@ async def test_every_way(
 
 
 @pytest.mark.anyio
+@pytest.mark.proof
 @pytest.mark.parametrize("transport", PLACES)
 @everywhere
 async def test_closing(transport: str, way: str, gateway: GatewayProcess) -> None:

@@ -44,11 +44,6 @@ HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
 PORTAL = "omnigate-portal"
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def backend(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Any:
     yield

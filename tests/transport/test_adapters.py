@@ -270,6 +270,7 @@ async def read_event_stream(client: AsyncClient) -> None:
             pass
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("use", [read_chat, read_text_stream, read_half_a_stream, read_event_stream])
 async def test_a_native_cancellation_anywhere_loses_no_slot_of_httpxs_pool(use: Any) -> None:
