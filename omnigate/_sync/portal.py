@@ -373,6 +373,18 @@ class Portal:
         if self._finalizer is not None:
             self._finalizer.detach()
 
+    def __repr__(self) -> str:
+        loop = self._loop
+        if self._closed:
+            state = "closed"
+        elif loop is None:
+            state = "not started"
+        elif loop.pid != os.getpid():
+            state = "in the parent process"
+        else:
+            state = "running"
+        return f"<Portal {self._backend}: {state}>"
+
     def _refuse_own_thread(self) -> None:
         if self.is_own_thread():
             raise NotStartedError(
