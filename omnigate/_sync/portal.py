@@ -352,6 +352,11 @@ class Portal:
 
         self.start(run)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._closed
+
     def is_own_thread(self) -> bool:
         """Return whether this is the thread that the loop runs in."""
         return self._loop is not None and self._loop.thread is threading.current_thread()
