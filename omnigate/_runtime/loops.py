@@ -86,9 +86,8 @@ class PerLoop(Generic[T]):
         for other in list(self._values):
             if has_ended(other):
                 self._discard(other)
-        return self._values.setdefault(
-            loop, self._make(loop)
-        )  # a signal handler may have been here meanwhile
+        value = self._make(loop)
+        return self._values.setdefault(loop, value)  # a signal handler may have made one meanwhile
 
     def pop(self) -> T | None:
         """Remove the running loop's value and return it; None if there is none.
