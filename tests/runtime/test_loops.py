@@ -108,10 +108,11 @@ async def test_a_signal_handler_may_ask_while_the_value_is_being_made() -> None:
     made: list[Thing] = []
 
     def make(loop: Any) -> Thing:
-        made.append(Thing(loop))
+        thing = Thing(loop)
+        made.append(thing)
         if len(made) == 1:
             signal.raise_signal(signal.SIGUSR1)
-        return made[-1]
+        return thing
 
     per_loop = PerLoop(make)
     before = signal.signal(signal.SIGUSR1, lambda *_: in_handler.append(per_loop.current()))
