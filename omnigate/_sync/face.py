@@ -73,4 +73,7 @@ class BaseClient(Generic[C]):
         self.close()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}{repr(self._async).removeprefix(type(self._async).__name__)}"
+        inside = repr(self._async).removeprefix(type(self._async).__name__)
+        if self._portal.is_closed and not inside.endswith(", closed)"):  # nothing had ever been called
+            inside = f"{inside[:-1]}, closed)"
+        return f"{type(self).__name__}{inside}"

@@ -39,11 +39,20 @@ async def test_a_result_is_used_or_disposed_of_once_wherever_the_caller_is_cance
 
 
 async def test_a_cancelled_caller_goes_on_and_the_thread_disposes_of_what_comes_too_late() -> None:
-    may_end = threading.Event()
+    has_begun, may_end = threading.Event(), threading.Event()
     disposed: list[Any] = []
-    with anyio.move_on_after(0.01) as scope:
-        await in_thread(may_end.wait, 10, dispose=disposed.append)
-    assert scope.cancelled_caught
+
+    def work() -> bool:
+        has_begun.set()
+        return may_end.wait(10)
+
+    async def call() -> None:
+        await in_thread(work, dispose=disposed.append)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(call)
+        await until(has_begun.is_set)
+        group.cancel_scope.cancel()
     assert not disposed
     may_end.set()
     await until(lambda: disposed == [True])
