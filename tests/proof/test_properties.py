@@ -342,6 +342,7 @@ DIGEST = digest_of(ChatRequest(model="m", messages="x"))
 
 
 @given(histories(), st.data())
+@pytest.mark.proof
 def test_any_journal_cut_at_any_byte_resumes(history: list[Outcome], data: st.DataObject) -> None:
     texts = [encode_line(outcome, DIGEST, created=0) for outcome in history]
     whole = b"".join(texts)
@@ -732,6 +733,7 @@ def test_any_line_is_one_of_a_journal_or_is_not(text: bytes) -> None:
 
 
 @given(st.lists(anything(REPLAYED) | anything(FAILED), max_size=4), st.sampled_from([b"\n", b""]))
+@pytest.mark.proof
 def test_any_file_is_a_journal_or_is_refused_as_it_is(texts: list[bytes], end: bytes) -> None:
     content = b"\n".join(texts) + end
     with scratch_journal() as path:

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from omnigate._runtime.threads import in_thread
+from omnigate.transport.event_loop import in_thread
 
 from ..support.cancellation import LOOPS_AND_WAYS, cancelled_at_every_checkpoint
 from ..support.servers import until
@@ -39,20 +39,22 @@ async def test_a_result_is_used_or_disposed_of_once_wherever_the_caller_is_cance
 
 
 async def test_a_cancelled_caller_goes_on_and_the_thread_disposes_of_what_comes_too_late() -> None:
-    has_begun, may_end = threading.Event(), threading.Event()
+    begun, may_end = threading.Event(), threading.Event()
     disposed: list[Any] = []
 
     def work() -> bool:
-        has_begun.set()
+        begun.set()
         return may_end.wait(10)
 
-    async def call() -> None:
-        await in_thread(work, dispose=disposed.append)
+    async def cancel_once_begun() -> None:
+        await until(begun.is_set)
+        scope.cancel()
 
     async with anyio.create_task_group() as group:
-        group.start_soon(call)
-        await until(has_begun.is_set)
-        group.cancel_scope.cancel()
+        with anyio.CancelScope() as scope:
+            group.start_soon(cancel_once_begun)
+            await in_thread(work, dispose=disposed.append)
+    assert scope.cancelled_caught
     assert not disposed
     may_end.set()
     await until(lambda: disposed == [True])

@@ -298,6 +298,7 @@ async def test_a_native_cancellation_anywhere_loses_no_slot_of_httpxs_pool(use: 
 
 
 @pytest.mark.parametrize("library", [httpx, httpx2])
+@pytest.mark.proof
 async def test_calls_that_are_cancelled_in_line_for_httpxs_pool_take_no_slot_with_them(library: Any) -> None:
     """All at once, so that who leaves hands a connection to one that leaves, too."""
     async with LocalGateway() as gateway:

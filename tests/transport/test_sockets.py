@@ -19,6 +19,7 @@ import uvloop
 from omnigate import AsyncClient
 from omnigate._transport.anyio_transport import AnyIOTransport
 
+from ..support.event_loops import without_debug
 from ..support.raw_server import chat_bytes
 from ..support.servers import Peer, Received, serving, until
 
@@ -160,6 +161,7 @@ async def test_the_proxys_user_and_password_are_sent_to_the_proxy_only(
     assert proxy.received[0].header("authorization") is None
 
 
+@without_debug
 async def test_behind_a_proxy_more_than_httpxs_hundred_calls_are_in_flight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
