@@ -120,7 +120,7 @@ class BaseStream(Generic[T]):
         If the first attempt failed inside the stream and was retried, it is the last attempt's.
         """
         if self._meta is None:
-            raise AttributeError("the stream is not open yet and has no meta; enter it with `async with`")
+            raise AttributeError("the stream has no meta before it is open: enter it first, or read a piece")
         return self._meta
 
     @property
@@ -395,7 +395,7 @@ class BaseStream(Generic[T]):
             self._incoming = None
             close_soon(incoming.loop, incoming.close)
             warnings.warn(
-                f"{type(self).__name__} was dropped before its end; use `async with`, or call `aclose()`",
+                f"{type(self).__name__} was dropped before its end: close it, or use it as a context manager",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,
