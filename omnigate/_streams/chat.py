@@ -24,8 +24,8 @@ ChatPiece = TypeVar("ChatPiece", str, StreamChunk)
 class ChatStream(BaseStream[ChatPiece]):
     """The stream of a chat: `str` pieces, or `StreamChunk`s where `as_chunks=True` was asked for.
 
-    Use it as `async with client.chat_stream(…) as stream: async for piece in stream: …`. Entering returns when
-    the head of the response has come. Only one task at a time may read it.
+    Use it as `async with client.chat_stream(…) as stream: async for piece in stream: …`. Entering returns
+    when the head of the response has come. Only one task at a time may read it.
     """
 
     def __init__(

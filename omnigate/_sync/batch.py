@@ -165,9 +165,9 @@ class SyncBatch:
     thread iterates the source, and only one thread at a time may read the batch. Leaving the block early
     cancels what is in flight, and returns only when nothing runs any more.
 
-    After the last outcome, iterating raises the error that `stop_on` was given for, what the source raised, or
-    a `JournalError`. If the block is left before that, an outcome that could not be written is raised at its
-    end, or noted on what the block raised. A journal that could not be compacted is a `JournalWarning`:
+    After the last outcome, iterating raises the error that `stop_on` was given for, what the source raised,
+    or a `JournalError`. If the block is left before that, an outcome that could not be written is raised at
+    its end, or noted on what the block raised. A journal that could not be compacted is a `JournalWarning`:
     nothing is lost.
     """
 

@@ -22,11 +22,11 @@ ChatPiece = TypeVar("ChatPiece", str, StreamChunk)
 class BaseSyncStream(Generic[T, S]):
     """What all sync streams are: an iterator of pieces and a context manager.
 
-    Use it as `with client.chat_stream(…) as stream: for piece in stream: …`. Entering returns when the head of
-    the response has come, before the first text. Without `with` the first piece waits for the head, too, and
-    a loop that is left early should be followed by `close()`. A stream opens once: entered again, it goes on
-    where it was, yields nothing if it has ended, and raises `StreamClosedError` if it was closed before its
-    end. Only one thread at a time may read it.
+    Use it as `with client.chat_stream(…) as stream: for piece in stream: …`. Entering returns when the head
+    of the response has come, before the first text. Without `with` the first piece waits for the head, too,
+    and a loop that is left early should be followed by `close()`. A stream opens once: entered again, it goes
+    on where it was, yields nothing if it has ended, and raises `StreamClosedError` if it was closed before
+    its end. Only one thread at a time may read it.
 
     Reading raises `ProviderError` when the provider fails on the way, `ConnectionError` when the body ends
     too early, and what a call raises while the stream opens. A failure before the first piece is retried
@@ -36,6 +36,7 @@ class BaseSyncStream(Generic[T, S]):
     def __init__(self, portal: Portal, stream: S) -> None:
         self._portal = portal
         self._stream = stream
+        stream._words = ("Sync", "`with`", "`close()`")
         self._pieces: deque[T] = deque()
 
     @property
@@ -93,8 +94,8 @@ class BaseSyncStream(Generic[T, S]):
 class SyncChatStream(BaseSyncStream[ChatPiece, ChatStream[ChatPiece]]):
     """The stream of a chat: `str` pieces, or `StreamChunk`s where `as_chunks=True` was asked for.
 
-    Use it as `with client.chat_stream(…) as stream: for piece in stream: …`. Entering returns when the head of
-    the response has come. Only one thread at a time may read it.
+    Use it as `with client.chat_stream(…) as stream: for piece in stream: …`. Entering returns when the head
+    of the response has come. Only one thread at a time may read it.
     """
 
     @property

@@ -264,3 +264,23 @@ def test_a_missing_argument_of_a_sync_method_is_a_type_error_that_names_it(kind:
         with kind("k", transport=httpx.MockTransport(lambda _: httpx.Response(500))) as client:
             with pytest.raises(TypeError, match=rf"^{kind.__name__}\.{name}\(\) missing \d required"):
                 getattr(client, name)(modle="m")
+
+
+def test_errors_of_sync_streams_and_batches_name_no_async_block() -> None:
+    with Client("k", transport=httpx.MockTransport(lambda _: httpx.Response(500)), retries=0) as client:
+        batch = client.batch(["x"], model="m")
+        stream = client.chat_stream(model="m", messages="x")
+        with pytest.raises(omnigate.NotStartedError, match="`with`") as unstarted:
+            next(batch)
+        with pytest.raises(AttributeError, match="enter it with `with`") as unopened:
+            _ = stream.meta
+        with batch:
+            pass
+        with pytest.raises(omnigate.NotStartedError, match="once") as second:
+            batch.__enter__()
+        stream.close()
+        with pytest.raises(omnigate.StreamClosedError) as closed:
+            next(stream)
+    assert [
+        str(e.value) for e in (unstarted, unopened, second, closed) if NOT_SYNC.search(str(e.value))
+    ] == []
