@@ -1,7 +1,5 @@
 """The clients of the administration endpoints, `/v1/admin/*`: the async one, and the sync one on it."""
 
-from __future__ import annotations
-
 import os
 import ssl
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 They are bound to no event loop before the first call, and own no task at any time.
 """
 
-from __future__ import annotations
-
 import os
 import ssl
 from collections.abc import Mapping, Sequence
@@ -261,8 +259,9 @@ class AsyncClient(BaseAsyncClient):
                 `usage` and `finish_reason`.
             include_usage: whether to use the OpenAI-compatible endpoint.
             options: `max_tokens`, `temperature` and the like, `user_id`, `timeout`, `deadline_seconds` (from
-                the opening to the last piece), `extra_headers`; see `SamplingOptions`. `fallback_models` and
-                `cache` are refused, because the gateway ignores them for streams.
+                the opening to the last piece), `extra_headers`; see `ChatStreamOptions` and
+                `SamplingOptions`. `fallback_models` and `cache` are refused, because the gateway ignores them
+                for streams.
 
         Raises:
             InvalidArgumentError: an argument is not allowed; nothing was sent.

@@ -4,8 +4,6 @@ Each method passes its arguments to the async client's method of that name, in t
 signatures and texts are written out for editors and `help()`; a test compares them with the async client's.
 """
 
-from __future__ import annotations
-
 import os
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
@@ -230,8 +228,9 @@ class Client(BaseClient):
                 `usage` and `finish_reason`.
             include_usage: whether to use the OpenAI-compatible endpoint.
             options: `max_tokens`, `temperature` and the like, `user_id`, `timeout`, `deadline_seconds` (from
-                the opening to the last piece), `extra_headers`; see `SamplingOptions`. `fallback_models` and
-                `cache` are refused, because the gateway ignores them for streams.
+                the opening to the last piece), `extra_headers`; see `ChatStreamOptions` and
+                `SamplingOptions`. `fallback_models` and `cache` are refused, because the gateway ignores them
+                for streams.
 
         Raises:
             InvalidArgumentError: an argument is not allowed; nothing was sent.

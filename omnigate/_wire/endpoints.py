@@ -1,4 +1,4 @@
-"""The gateway's endpoints as data: name, method, path, and what sending a request twice does (protocol)."""
+"""The gateway's endpoints as data: method, path, and what sending a request twice does (protocol)."""
 
 from __future__ import annotations
 

@@ -30,7 +30,6 @@ IN_SYNC_WORDS = {
     "SyncChatStream": "ChatStream",
     "SyncCompletionStream": "CompletionStream",
     "SyncBatch": "Batch",
-    "BatchSource": "Iterable[BatchItem] | Path",
     "async with": "with",
     "async for": "for",
     "aclose()": "close()",
@@ -85,13 +84,18 @@ def sentences(thing: Any) -> list[str]:
 
 
 def shape(function: Any) -> list[Any]:
-    """Return a signature as what can be compared, in sync words."""
+    """Return a signature as what can be compared, in sync words; a batch's sources are of another kind."""
     signature = inspect.signature(function)
     parameters = [
-        (p.name, p.kind, p.default, None if p.name == "self" else in_sync_words(p.annotation))
+        (
+            p.name,
+            p.kind,
+            p.default,
+            p.name == "requests" or in_sync_words(inspect.formatannotation(p.annotation)),
+        )
         for p in signature.parameters.values()
     ]
-    return [*parameters, in_sync_words(signature.return_annotation)]
+    return [*parameters, in_sync_words(inspect.formatannotation(signature.return_annotation))]
 
 
 # Compared with the async classes
@@ -201,6 +205,19 @@ def test_each_shared_argument_is_described_where_it_is_named(options: Any, base:
     described = re.findall(r"^    (\w+): ", inspect.getdoc(options) or "", re.MULTILINE)
     inherited = () if base is None else base.__annotations__
     assert described == [name for name in options.__annotations__ if name not in inherited]
+
+
+@pytest.mark.parametrize(("kind", "name"), functions([*CLIENTS, *CLIENTS.values()]))
+def test_a_method_names_where_its_shared_arguments_are_described(kind: type, name: str) -> None:
+    method = getattr(kind, name)
+    options = inspect.signature(method).parameters.get("options")
+    if options is None:
+        assert name in ("close", "aclose")
+        return
+    (taken,) = typing.get_args(options.annotation)
+    assert getattr(omnigate, taken.__name__) is taken
+    text = inspect.getdoc(method) or ""
+    assert re.search(rf"^    options:[^:]*`{taken.__name__}`", text, re.MULTILINE)
 
 
 REQUIRED: dict[str, Any] = {
