@@ -34,17 +34,16 @@ from omnigate._transport.exchange import ResponseStream
 from omnigate._transport.messages import RawResponse, request_head
 from omnigate._wire.arguments import (
     USER_ID_HEADER,
-    CallOptions,
     Timeout,
     check_base_url,
     check_headers,
     check_key,
-    check_options,
     check_timeout,
     check_user_id,
 )
 from omnigate._wire.checks import check_integer, check_verify
 from omnigate._wire.endpoints import Endpoint
+from omnigate._wire.options import CallOptions, check_options
 from omnigate._wire.redaction import mask, secrets_of, shown
 from omnigate._wire.structs import decoder_for, encode
 from omnigate.exceptions import (
@@ -68,7 +67,13 @@ _NO_OPTIONS: Final = CallOptions()
 
 
 class Session:
-    """What the clients share: configuration, and the way from a request to an answer."""
+    """What the clients share: configuration, and the way from a request to an answer.
+
+    Attributes:
+        owner: the name of the client's class, as the program sees it, for errors that name a method.
+    """
+
+    owner = "AsyncClient"
 
     def __init__(
         self,
@@ -194,7 +199,7 @@ class Session:
         if suffix or query:
             url = httpx.URL(f"{configuration.address}{endpoint.path}{suffix}", params=query)
         if options or user_id is not None:
-            extra_headers, timeout, deadline_seconds = check_options(options)
+            extra_headers, timeout, deadline_seconds = check_options(options, f"{self.owner}.{endpoint.name}")
             if timeout is not None:
                 extensions = {"timeout": timeout}
             checked_user_id = check_user_id(user_id)

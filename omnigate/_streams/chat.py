@@ -22,7 +22,11 @@ ChatPiece = TypeVar("ChatPiece", str, StreamChunk)
 
 
 class ChatStream(BaseStream[ChatPiece]):
-    """The stream of a chat: `str` pieces, or `StreamChunk`s where `as_chunks=True` was asked for."""
+    """The stream of a chat: `str` pieces, or `StreamChunk`s where `as_chunks=True` was asked for.
+
+    Use it as `async with client.chat_stream(…) as stream: async for piece in stream: …`. Entering returns
+    when the head of the response has come. Only one task at a time may read it.
+    """
 
     def __init__(
         self, session: Session, call: Call, piece_type: type[ChatPiece], *, include_usage: bool
@@ -38,11 +42,11 @@ class ChatStream(BaseStream[ChatPiece]):
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the model stopped, likewise."""
+        """Why the model stopped, once the stream has ended, with `include_usage=True`."""
         return getattr(self._reader, "finish_reason", None)
 
     async def text(self) -> str:
-        """Return the rest of the text at once.
+        """Return the rest of the text, once the stream has ended.
 
         Raises:
             GatewayError: as reading does; the text before the failure is lost then.
@@ -66,7 +70,11 @@ class ChatStream(BaseStream[ChatPiece]):
 
 
 class CompletionStream(BaseStream[dict[str, Any]]):
-    """The stream of a completion: OpenAI's chunks, as dicts, up to `[DONE]`."""
+    """The stream of a completion: OpenAI's chunks, as dicts, up to `[DONE]`.
+
+    Use it as `async with client.completions_stream(…) as stream: async for chunk in stream: …`. Entering
+    returns when the head of the response has come. Only one task at a time may read it.
+    """
 
     def _new_reader(self, request_id: str | None) -> StreamReader[dict[str, Any]]:
         return CompletionReader(request_id=request_id, secrets=self._call.secrets)

@@ -91,6 +91,12 @@ class BaseStream(Generic[T]):
     like that of a call; after it nothing is.
     """
 
+    _words: tuple[str, str, str] = (
+        "",
+        "`async with`",
+        "`aclose()`",
+    )  # for messages; a sync stream sets its own
+
     def __init__(self, session: Session, call: Call) -> None:
         self._session = session
         self._call = call
@@ -120,7 +126,9 @@ class BaseStream(Generic[T]):
         If the first attempt failed inside the stream and was retried, it is the last attempt's.
         """
         if self._meta is None:
-            raise AttributeError("the stream is not open yet and has no meta; enter it with `async with`")
+            raise AttributeError(
+                f"the stream is not open yet and has no meta; enter it with {self._words[1]}"
+            )
         return self._meta
 
     @property
@@ -394,8 +402,9 @@ class BaseStream(Generic[T]):
         if incoming is not None:
             self._incoming = None
             close_soon(incoming.loop, incoming.close)
+            prefix, block, close = self._words
             warnings.warn(
-                f"{type(self).__name__} was dropped before its end; use `async with`, or call `aclose()`",
+                f"{prefix}{type(self).__name__} was dropped before its end; use {block}, or call {close}",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,

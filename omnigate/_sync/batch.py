@@ -160,7 +160,15 @@ class _Inside:
 class SyncBatch:
     """A batch, to be used as `with client.batch(…) as batch: for outcome in batch: …`.
 
-    It mirrors `Batch`; the source is iterated in the caller's thread. Not to be read by two threads at once.
+    Each item of the source ends in exactly one `Outcome`, unless the batch ends before the item was sent.
+    Outcomes come in the order in which they end, or with `ordered=True` in that of the source. The caller's
+    thread iterates the source, and only one thread at a time may read the batch. Leaving the block early
+    cancels what is in flight, and returns only when nothing runs any more.
+
+    After the last outcome, iterating raises the error that `stop_on` was given for, what the source raised,
+    or a `JournalError`. If the block is left before that, an outcome that could not be written is raised at
+    its end, or noted on what the block raised. A journal that could not be compacted is a `JournalWarning`:
+    nothing is lost.
     """
 
     def __init__(
@@ -177,7 +185,7 @@ class SyncBatch:
 
     @property
     def stats(self) -> BatchStats:
-        """Where the batch stands; at any time once it has started, also after its end, and in a callback."""
+        """Where the batch stands: once it has started, after its end, and in a callback."""
         if self._is_open and not self._portal.is_own_thread():
             return self._portal.call(self._inside.stats)
         return self._inside.batch.stats
