@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from omnigate.transport.event_loop import in_thread
+from omnigate._runtime.threads import in_thread
 
 from ..support.cancellation import LOOPS_AND_WAYS, cancelled_at_every_checkpoint
 from ..support.servers import until
