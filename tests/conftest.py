@@ -29,8 +29,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     impossible = {
         item
         for item in items
-        if isinstance(item, pytest.Function)
-        and item.get_closest_marker("virtual_time")
+        if item.get_closest_marker("virtual_time")
+        and hasattr(item, "callspec")
         and item.callspec.params.get("anyio_backend") == "asyncio+uvloop"
     }
     if impossible:

@@ -147,6 +147,7 @@ def repeating(name: str) -> ScriptedTransport:
 @pytest.mark.usefixtures("_records")
 @pytest.mark.parametrize("key", [GATEWAY_KEY, PLAIN_KEY], ids=["known", "unknown"])
 @pytest.mark.parametrize("name", ECHOES)
+@pytest.mark.proof
 async def test_a_gateway_that_repeats_keys_puts_none_into_errors_logs_or_journals(
     name: str, key: str, tmp_path: Path
 ) -> None:

@@ -157,6 +157,7 @@ def test_many_threads_share_one_client_and_one_portal(backend: Any) -> None:
         assert len(portal_threads()) == 1
 
 
+@pytest.mark.blocks  # a call of the sync client blocks the loop that it is made in
 def test_it_works_inside_a_running_event_loop(backend: Any) -> None:
     async def notebook_cell() -> str:
         with sync_client(chat_answer) as client:
@@ -451,6 +452,7 @@ def test_a_call_from_the_clients_own_thread_is_refused_at_once(backend: Any) -> 
         assert client.chat(**HELLO).content == "hello"
 
 
+@pytest.mark.blocks  # a call of the sync client blocks the loop that it is made in
 def test_a_callback_may_use_another_client(backend: Any) -> None:
     with sync_client(chat_answer, backend=backend) as other:
 

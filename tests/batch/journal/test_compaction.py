@@ -175,6 +175,7 @@ journal.close(finished=True)
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("function", ["open", "fsync", "replace"])
+@pytest.mark.proof
 def test_a_compaction_that_is_killed_leaves_one_journal_or_the_other(
     path: Path, function: str, when: str
 ) -> None:

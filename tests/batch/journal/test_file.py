@@ -295,6 +295,7 @@ def test_a_journal_in_use_by_this_process_is_refused(path: Path) -> None:
     opened(path).close(finished=False)
 
 
+@pytest.mark.proof
 def test_processes_killed_while_they_write_leave_whole_lines(path: Path) -> None:
     known = 0
     for _ in range(5):
