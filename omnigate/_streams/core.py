@@ -29,7 +29,7 @@ from omnigate._calls.session import Session
 from omnigate._runtime.isolation import close_soon
 from omnigate._runtime.loops import current_loop
 from omnigate._streams.readers import StreamReader
-from omnigate._streams.states import ABANDONED, BUSY, HOLDING, REFUSALS, SETTLED, Event, State, after
+from omnigate._streams.states import ABANDONED, BUSY, HOLDING, REFUSALS, SETTLED, TRANSITIONS, Event, State
 from omnigate._transport.adapters import async_chunks, close_stream
 from omnigate._transport.bodies import BodyReader
 from omnigate._transport.messages import RawResponse
@@ -195,7 +195,7 @@ class StreamCore(Generic[T]):
                 await self._release()
 
     def _move(self, event: Event) -> None:
-        self.state = after(self.state, event)
+        self.state = TRANSITIONS[self.state, event]
 
     async def _step(self, step: Callable[[Attempts], Awaitable[None]]) -> None:
         """Do one step of reading, within the deadline; one that does not come to rest closes the stream."""
@@ -222,7 +222,7 @@ class StreamCore(Generic[T]):
             if self.state in BUSY:
                 self._move(Event.BREAK)
                 await self._release()
-            else:
+            elif self._left is not None:
                 self._leave()
         if self.state is State.CLOSED:
             raise StreamClosedError(REFUSALS[self.state])
@@ -297,8 +297,8 @@ class StreamCore(Generic[T]):
         """Read until there are pieces, or the end, or an error to raise."""
         if self._incoming is None:
             await self._open(attempts)
-        if self.state in ABANDONED:  # just as the head came
-            return
+            if self.state in ABANDONED:  # just as the head came
+                return
         incoming, reader = self._incoming, self.reader
         assert incoming is not None
         assert reader is not None
@@ -313,7 +313,9 @@ class StreamCore(Generic[T]):
             return
         if self.state in ABANDONED:
             return
-        self._add(reader.finish() if data is None else reader.feed(data))
+        pieces = reader.finish() if data is None else reader.feed(data)
+        self.pieces.extend(pieces)
+        self._arrived += len(pieces)
         if reader.done:  # what came before is handed on before the tail is waited for
             self._move(Event.PAUSE)
         elif reader.error is not None:
@@ -330,10 +332,6 @@ class StreamCore(Generic[T]):
     def _next(self, incoming: _Incoming) -> Awaitable[bytes | None]:
         """Return the next piece of the body, or None at its end; to be awaited."""
         return self._session.run(incoming.body.next)
-
-    def _add(self, pieces: list[T]) -> None:
-        self.pieces.extend(pieces)
-        self._arrived += len(pieces)
 
     async def _finish(self, reader: StreamReader[T], attempts: Attempts) -> None:
         """Read the tail, and end as the gateway has said before it."""
@@ -370,7 +368,9 @@ class StreamCore(Generic[T]):
         attempts: Attempts,
     ) -> None:
         """End with a connection that broke, what was held back handed on first, or prepare to open anew."""
-        self._add(reader.flush())
+        pieces = reader.flush()
+        self.pieces.extend(pieces)
+        self._arrived += len(pieces)
         received = f"after {incoming.body.received:,} bytes of the stream, before its end"
         address = self._session.base_url
         error: GatewayError
