@@ -48,6 +48,9 @@ _TAIL_SECONDS: Final = 1.0
 
 _TAIL_BYTES: Final = 65_536
 
+_READ: Final = Event.READ  # an enum's attributes are slow, and these two come with each piece
+_PAUSE: Final = Event.PAUSE
+
 
 class _Incoming:
     """The response of an open stream, and what reads it.
@@ -205,7 +208,7 @@ class StreamCore(Generic[T]):
             self._attempts = self._session.attempts(self._call)
         attempts = self._attempts
         incoming = self._incoming
-        self._move(Event.SEND if incoming is None else Event.READ)
+        self._move(Event.SEND if incoming is None else _READ)
         try:
             if incoming is not None and incoming.is_own and attempts.deadline == math.inf:
                 await step(attempts)
@@ -224,7 +227,7 @@ class StreamCore(Generic[T]):
                 await self._release()
             elif self._left is not None:
                 self._leave()
-        if self.state is State.CLOSED:
+        if self.state in REFUSALS:
             raise StreamClosedError(REFUSALS[self.state])
 
     async def _until_left(self) -> None:
@@ -255,7 +258,7 @@ class StreamCore(Generic[T]):
 
     async def _receive_head(self, attempts: Attempts) -> None:
         await self._open(attempts)
-        self._move(Event.PAUSE)
+        self._move(_PAUSE)
 
     async def _open(self, attempts: Attempts) -> None:
         """Send the request, again if need be, until a head of success has come."""
@@ -317,12 +320,12 @@ class StreamCore(Generic[T]):
         self.pieces.extend(pieces)
         self._arrived += len(pieces)
         if reader.done:  # what came before is handed on before the tail is waited for
-            self._move(Event.PAUSE)
+            self._move(_PAUSE)
         elif reader.error is not None:
             await self._close()
             self._fail(reader.error, reader.transient, attempts)
         elif data is not None:
-            self._move(Event.PAUSE)
+            self._move(_PAUSE)
         elif reader.ends_with_body:
             await self._close()
             self._move(Event.END)
