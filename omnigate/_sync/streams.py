@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from omnigate._streams.chat import ChatStream, CompletionStream
+from omnigate._streams.core import Face
 from omnigate._streams.stream import BaseStream
 from omnigate._sync.portal import Portal
 from omnigate._wire.head import Meta
@@ -36,7 +37,7 @@ class BaseSyncStream(Generic[T, S]):
     def __init__(self, portal: Portal, stream: S) -> None:
         self._portal = portal
         self._stream = stream
-        stream._words = ("Sync", "`with`", "`close()`")
+        stream._core.face = Face(type(self).__name__, "`with`", "`close()`")
         self._pieces: deque[T] = deque()
 
     @property
@@ -85,10 +86,10 @@ class BaseSyncStream(Generic[T, S]):
 
     async def _fetch(self) -> None:
         """Fetch the pieces that have arrived, in the portal's loop, where no interrupt can lose them."""
-        self._pieces.extend(await self._stream.fetch())
+        self._pieces.extend(await self._stream._core.fetch())
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._stream!r}>"
+        return repr(self._stream)
 
 
 class SyncChatStream(BaseSyncStream[ChatPiece, ChatStream[ChatPiece]]):
