@@ -9,7 +9,8 @@ with Client(api_key="llmg_…", base_url="https://gateway.example") as client:
 from omnigate import _homes
 from omnigate._batch.batch import Batch
 from omnigate._batch.journal.journal import JournalWarning
-from omnigate._batch.outcomes import BatchStats, Outcome
+from omnigate._batch.outcomes import AnyOutcome as Outcome
+from omnigate._batch.outcomes import BatchStats
 from omnigate._calls.configuration import PlaintextKeyWarning
 from omnigate._calls.retry import RetryConfig
 from omnigate._limits import Budget, RateLimit
