@@ -10,7 +10,8 @@ from omnigate import _homes
 from omnigate._batch.batch import Batch
 from omnigate._batch.journal.journal import JournalWarning
 from omnigate._batch.options import BatchSettings
-from omnigate._batch.outcomes import BatchStats, Outcome
+from omnigate._batch.outcomes import AnyOutcome as Outcome
+from omnigate._batch.outcomes import BatchStats
 from omnigate._calls.configuration import PlaintextKeyWarning
 from omnigate._calls.retry import RetryConfig
 from omnigate._limits import Budget, RateLimit

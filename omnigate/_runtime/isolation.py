@@ -34,6 +34,11 @@ def is_cancelled() -> bool:
     return anyio.current_effective_deadline() == -math.inf
 
 
+def is_cancellation(error: BaseException) -> bool:
+    """Return whether an error that is about to leave a task is a cancellation meant for that task."""
+    return isinstance(error, anyio.get_cancelled_exc_class()) and is_cancelled()
+
+
 async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> T:
     """Await `func(*args)`, on asyncio in a task of its own.
 

@@ -27,7 +27,7 @@ import anyio
 
 from omnigate._batch.batch import Batch
 from omnigate._batch.items import BatchItem, open_source
-from omnigate._batch.outcomes import BatchStats, Outcome
+from omnigate._batch.outcomes import AnyOutcome, BatchStats
 from omnigate._runtime.loops import call_soon, current_loop
 from omnigate._sync.portal import Portal
 from omnigate.exceptions import ClientClosedError, NotStartedError
@@ -85,7 +85,7 @@ class _Inside:
     def __init__(self, make: Callable[[Any], Batch]) -> None:
         self.feed = _Feed()
         self.batch = make(self.feed)
-        self.outcomes: deque[Outcome] = deque()  # taken out by the caller
+        self.outcomes: deque[AnyOutcome] = deque()  # taken out by the caller
         self.wanted = 0
         self.has_ended = False
         self._loop: Any = None
@@ -125,15 +125,16 @@ class _Inside:
 
     async def exchange(self) -> None:
         """Take items in, and wait for outcomes, or until more items are wanted."""
+        batch, outbox = self.batch, self.batch._outbox
         self.feed.take_in()
         while True:
-            self.outcomes.extend(self.batch.take(_MOST))
-            self.wanted = max(1, min(self.batch.room(), _MOST)) if self.feed.is_wanted else 0
+            self.outcomes.extend(outbox.take(_MOST))
+            self.wanted = max(1, min(batch._room(), _MOST)) if self.feed.is_wanted else 0
             if self.outcomes or self.wanted:
                 return
-            if not (self.batch.is_open or self._leaving.is_set()):
+            if not (batch._lifecycle.is_open or self._leaving.is_set()):
                 raise ClientClosedError("the client was closed during the batch")
-            if not await self.batch.wait():
+            if not await outbox.wait():
                 self.has_ended = True
                 return
 
@@ -145,7 +146,7 @@ class _Inside:
         """Hold the batch open."""
         try:
             async with self.batch as batch:
-                self.feed.on_empty = batch.notify
+                self.feed.on_empty = batch._outbox.notify
                 self._entered.set()
                 await self._leaving.wait()
         except anyio.get_cancelled_exc_class():
@@ -190,6 +191,9 @@ class SyncBatch:
             return self._portal.call(self._inside.stats)
         return self._inside.batch.stats
 
+    def __repr__(self) -> str:
+        return f"<SyncBatch {self._inside.batch._description()}>"
+
     def __enter__(self) -> Self:
         inside, portal = self._inside, self._portal
         source = cast("Iterator[Any]", open_source(self._requests))
@@ -223,7 +227,7 @@ class SyncBatch:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Outcome:
+    def __next__(self) -> AnyOutcome:
         if not self._is_open:
             raise NotStartedError("a batch is iterated inside of its `with` block")
         inside = self._inside

@@ -14,6 +14,7 @@ from omnigate import (
     BatchSettings,
     BatchStats,
     CallOptions,
+    ChatRequest,
     ChatResponse,
     ChatStream,
     ChatStreamOptions,
@@ -189,6 +190,34 @@ def errors(error: GatewayError) -> None:
     if isinstance(error, RaceError):
         assert_type(error.exceptions, tuple[GatewayError | ExceptionGroup[GatewayError], ...])
     assert_type(classify(401, "x"), APIError)
+
+
+async def narrowed(client: AsyncClient, sync: Client, outcome: Outcome, outcomes: list[Outcome]) -> None:
+    if outcome.error is None:
+        assert_type(outcome.response, ChatResponse)
+        assert_type(outcome.request, ChatRequest)
+    else:
+        assert_type(outcome.response, None)
+    if outcome.error is not None:
+        assert_type(outcome.error, GatewayError)
+        assert_type(outcome.response, None)
+        return
+    assert_type(outcome.response.content, str)
+    for each in outcomes:
+        if each.response is None:
+            assert_type(each.error, GatewayError)
+            continue
+        assert_type(each.error, None)
+    async with client.batch(["a"], model="m") as batch:
+        async for one in batch:
+            assert_type(one.response if one.error is None else one.error, ChatResponse | GatewayError)
+    with sync.batch(["a"], model="m") as sync_batch:
+        assert_type([one.response.content for one in sync_batch if one.error is None], list[str])
+
+
+def an_outcome(given: object) -> None:
+    if isinstance(given, Outcome):
+        assert_type(given, Outcome)
 
 
 def refused(client: Client) -> None:

@@ -12,6 +12,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
@@ -49,6 +50,8 @@ class Gate:
         clock: the event loop's clock, which the pacer's times are of.
         concurrency: the limit that all batches with `max_concurrency="auto"` share.
         in_flight: how many calls of those batches there are.
+        opens_at: until when (UTC) the first in line last began to wait; None if it never did. For reprs,
+            which may be asked for in any thread.
     """
 
     def __init__(self, loop: Any) -> None:
@@ -56,6 +59,7 @@ class Gate:
         self.clock: Callable[[], float] = loop.time if is_asyncio else sys.modules["trio"].current_time
         self.concurrency: AdaptiveConcurrency = AdaptiveConcurrency()
         self.in_flight = 0
+        self.opens_at: datetime | None = None
         self._pacer = Pacer()
         self._again: deque[anyio.Event] = deque()
         self._new: deque[anyio.Event] = deque()
@@ -84,6 +88,9 @@ class Gate:
                     moment = self._pacer.ask(now)
                     if moment <= now:
                         return self._pacer.sent(now)
+                    self.opens_at = (
+                        None if moment == math.inf else datetime.now(UTC) + timedelta(seconds=moment - now)
+                    )
                 with anyio.CancelScope(deadline=moment):
                     await event.wait()
                 if event.is_set():
