@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
-import pydantic
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
+from omnigate.testing._gateway.answers import BadRequestError, UnhandledError, answer_json
 from omnigate.testing._gateway.pricing import PRICES, card
 from omnigate.testing._gateway.schemas import (
     ApiKeyBody,
-    BadRequestError,
     OrgBody,
     ProjectBody,
     ProviderKeyBody,
     SignupBody,
+    check_storable,
+    check_uuid,
     read_json,
     validate,
 )
@@ -37,18 +36,21 @@ _RANGES: Final = {
     "30d": timedelta(days=30),
 }
 
-_UUID: Final = pydantic.TypeAdapter(uuid.UUID)
+# Byte for byte what the recorded gateway says.
+_SIGNED_UP: Final = (
+    "Save your api_key now — it cannot be retrieved later. "
+    "Add a provider key via POST /v1/keys before calling /v1/chat."
+)
 
+_GROUPS: Final = ("provider", "model", "user", "status")
 
-def answer_json(value: Any, status: int = 200) -> Response:
-    """Return a JSON response."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    return Response(text, status, media_type="application/json")
+_GRANULARITIES: Final = ("minute", "hour", "day")
 
 
 async def signup(state: State, request: Request) -> Response:
     """`POST /v1/signup`."""
     body = validate(SignupBody, await read_json(request))
+    check_storable(body.email, body.org_name, body.project_name)
     now = state.now()
     org = state.accounts.create_org(body.org_name or body.email, Decimal(0), Decimal(0), now)
     project, secret = state.accounts.create_project(
@@ -59,7 +61,7 @@ async def signup(state: State, request: Request) -> Response:
         "project_id": project.id,
         "email": body.email,
         "api_key": secret,
-        "message": "This api_key is shown only once. Store a provider key with POST /v1/keys, then chat.",
+        "message": _SIGNED_UP,
     }
     return answer_json(created, 201)
 
@@ -74,7 +76,7 @@ async def set_provider_key(state: State, request: Request) -> Response:
         if not str(meta.get("endpoint") or "").startswith("https://"):
             raise BadRequestError(400, "Azure provider requires meta.endpoint (an https:// URL).")
         if not meta.get("deployment"):
-            raise BadRequestError(400, "Azure provider requires meta.deployment.")
+            raise BadRequestError(400, "Azure provider requires meta.deployment (the deployment name).")
     project.providers.add(body.provider)
     return _no_content()
 
@@ -84,6 +86,7 @@ async def create_api_key(state: State, request: Request) -> Response:
     parsed = await read_json(request)
     project = state.authenticate(request).project
     body = validate(ApiKeyBody, parsed)
+    check_storable(body.name)
     key, secret = state.accounts.create_key(project, body.name, state.now())
     return answer_json({**key.body(), "api_key": secret}, 201)
 
@@ -97,7 +100,7 @@ async def list_api_keys(state: State, request: Request) -> Response:
 async def revoke_api_key(state: State, request: Request) -> Response:
     """`DELETE /v1/keys/api/{id}`."""
     project = state.authenticate(request).project
-    key_id = check_uuid(request.path_params["key_id"], ["path", "key_id"])
+    key_id = check_uuid(request.path_params["key_id"], "path", "key_id")
     for key in state.accounts.named_keys(project):
         if key.id == key_id:
             key.revoked_at = key.revoked_at or state.now()
@@ -134,7 +137,7 @@ async def model(state: State, request: Request) -> Response:
     state.authenticate(request)
     found = card(request.path_params["model_id"])
     if found is None:
-        message = f"model '{request.path_params['model_id']}' not found"
+        message = f"model {request.path_params['model_id']!r} not found"
         error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
         return answer_json({"error": error}, 404)
     return answer_json(found)
@@ -149,7 +152,7 @@ async def metrics(state: State, request: Request) -> Response:
 async def org_metrics(state: State, request: Request) -> Response:
     """`GET /v1/admin/orgs/{org_id}/metrics`."""
     state.authenticate_admin(request)
-    org_id = check_uuid(request.path_params["org_id"], ["path", "org_id"])
+    org_id = check_uuid(request.path_params["org_id"], "path", "org_id")
     if org_id not in state.accounts.orgs:
         raise BadRequestError(404, "Organisation not found")
     return _metrics(state, request, "org_id", org_id)
@@ -160,6 +163,7 @@ async def create_org(state: State, request: Request) -> Response:
     parsed = await read_json(request)
     state.authenticate_admin(request)
     body = validate(OrgBody, parsed)
+    check_storable(body.name, body.daily_budget, body.monthly_budget)
     org = state.accounts.create_org(body.name, body.daily_budget, body.monthly_budget, state.now())
     return answer_json(org.body(), 201)
 
@@ -175,9 +179,10 @@ async def create_project(state: State, request: Request) -> Response:
     parsed = await read_json(request)
     state.authenticate_admin(request)
     body = validate(ProjectBody, parsed)
-    org = state.accounts.orgs.get(check_uuid(body.org_id, ["body", "org_id"]))
+    org = state.accounts.orgs.get(str(body.org_id))
     if org is None:
         raise BadRequestError(404, "Organisation not found")
+    check_storable(body.name, body.daily_budget, body.monthly_budget, body.rate_limit_per_min)
     project, secret = state.accounts.create_project(
         org, body.name, body.daily_budget, body.monthly_budget, body.rate_limit_per_min, state.now()
     )
@@ -189,7 +194,7 @@ async def list_projects(state: State, request: Request) -> Response:
     state.authenticate_admin(request)
     wanted = request.query_params.get("org_id")
     if wanted is not None:
-        wanted = check_uuid(wanted, ["query", "org_id"])
+        wanted = check_uuid(wanted, "query", "org_id")
     projects = state.accounts.projects.values()
     return answer_json([project.body() for project in projects if wanted in (None, project.org.id)])
 
@@ -227,60 +232,53 @@ async def prometheus(state: State, request: Request) -> Response:
     return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
 
-def check_uuid(value: str, place: list[str]) -> str:
-    """Return an id in its usual form.
-
-    Raises:
-        BadRequestError: 422, it is no UUID.
-    """
-    try:
-        return str(_UUID.validate_python(value))
-    except pydantic.ValidationError as error:
-        first = json.loads(error.json(include_url=False))[-1]
-        raise BadRequestError(422, [{**first, "loc": place}]) from None
-
-
 def _no_content() -> Response:
     return Response(status_code=204, headers={"content-type": "application/json"})
 
 
 def _metrics(state: State, request: Request, scope: Scope, scope_id: str) -> Response:
     query = request.query_params
-    start, end = _window(state, query.get("range"), query.get("from"), query.get("to"))
-    group_by = _choice(query.get("group_by"), "group_by", ("provider", "model", "user", "status"))
-    granularity = _choice(query.get("granularity"), "granularity", ("minute", "hour", "day"))
+    try:
+        start, end = _window(state, query.get("range"), query.get("from"), query.get("to"))
+    except ValueError as error:
+        raise BadRequestError(422, str(error)) from None
+    except OverflowError:  # a time whose offset takes it out of the calendar
+        raise UnhandledError from None
+    group_by = query.get("group_by")
+    if group_by is not None and group_by not in _GROUPS:
+        raise BadRequestError(422, f"invalid group_by; expected one of {', '.join(_GROUPS)}")
+    granularity = query.get("granularity") or None
+    if granularity is not None and granularity not in _GRANULARITIES:
+        raise BadRequestError(422, f"invalid granularity; expected one of {', '.join(_GRANULARITIES)}")
     return answer_json(state.usage.metrics(scope, scope_id, start, end, group_by, granularity))
 
 
 def _window(state: State, range: str | None, start: str | None, end: str | None) -> tuple[datetime, datetime]:
-    if start is None:
-        if end is not None:
-            raise BadRequestError(422, "'to' needs 'from'")
+    """Return the window that a query asks for; an empty `range` is none, unlike an empty `from` or `to`.
+
+    Raises:
+        ValueError: the parameters make no window; the message is the gateway's.
+        OverflowError: a time lies outside of the calendar in UTC.
+    """
+    if start is None and end is None:
         length = _RANGES.get(range or "24h")
         if length is None:
-            raise BadRequestError(422, f"invalid range '{range}'; expected one of {', '.join(_RANGES)}")
+            raise ValueError(f"invalid range {range!r}; expected one of {', '.join(_RANGES)}")
         now = state.now()
         return now - length, now
     if range is not None:
-        raise BadRequestError(422, "'range' and 'from' exclude each other")
+        raise ValueError("'range' is mutually exclusive with 'from'/'to'")
+    if start is None:
+        raise ValueError("'from' is required when 'to' is supplied")
     first = _moment(start, "from")
     last = state.now() if end is None else _moment(end, "to")
     if last <= first:
-        raise BadRequestError(422, "'to' must be after 'from'")
+        raise ValueError("'to' must be after 'from'")
     return first, last
 
 
 def _moment(value: str, name: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(value.replace(" ", "+"))
-    except ValueError:
-        moment = datetime.min
+    moment = datetime.fromisoformat(value)  # not a `+` sent as such, which arrives as a blank
     if moment.tzinfo is None:
-        raise BadRequestError(422, f"'{name}' must be ISO-8601 with an offset")
-    return moment
-
-
-def _choice(value: str | None, name: str, choices: tuple[str, ...]) -> str | None:
-    if value is not None and value not in choices:
-        raise BadRequestError(422, f"invalid {name} '{value}'; expected one of {', '.join(choices)}")
-    return value
+        raise ValueError(f"'{name}' must be timezone-aware")
+    return moment.astimezone(UTC)

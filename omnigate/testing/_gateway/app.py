@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnigate.testing._gateway import account_endpoints as accounts
 from omnigate.testing._gateway import chat
 from omnigate.testing._gateway.account_endpoints import Endpoint
+from omnigate.testing._gateway.answers import (
+    UNHANDLED,
+    BadRequestError,
+    UnhandledError,
+    answer_json,
+    unhandled,
+)
 from omnigate.testing._gateway.connection import hang_up
-from omnigate.testing._gateway.schemas import BadRequestError
 from omnigate.testing._gateway.state import State, recorded, request_id
 from omnigate.testing.faults import Cut, Delay, Fault, Garbage, RecordedRequest, Scripts, Status
 
@@ -55,10 +61,9 @@ class GatewayApp:
         self._state = state
         self._scripts = scripts
         self._requests = requests
-        # A GET route of starlette's answers HEAD, too; the gateway's do not, and a 405 is as good.
         self._app = Starlette(
             routes=[
-                Route(path, self._bind(endpoint), methods=[method]) for method, path, endpoint in _ROUTES
+                _OneMethodRoute(method, path, self._bind(endpoint)) for method, path, endpoint in _ROUTES
             ],
             exception_handlers={HTTPException: _http_error},
         )
@@ -97,10 +102,23 @@ class GatewayApp:
         async def handle(request: Request) -> ASGIApp:
             try:
                 return await endpoint(state, request)
+            except UnhandledError:
+                return unhandled()
             except BadRequestError as error:
-                return JSONResponse({"detail": error.detail}, error.status, error.headers)
+                try:
+                    return answer_json({"detail": error.detail}, error.status, error.headers)
+                except UnhandledError:  # the refused value, which the detail shows, is not JSON
+                    return unhandled()
 
         return handle
+
+
+class _OneMethodRoute(Route):
+    """A route that answers its one method only: starlette adds HEAD to GET, the gateway answers it 405."""
+
+    def __init__(self, method: str, path: str, endpoint: Callable[[Request], Awaitable[ASGIApp]]) -> None:
+        super().__init__(path, endpoint, methods=[method])
+        self.methods = {method}
 
 
 class _CutError(Exception):
@@ -124,8 +142,8 @@ class _Sender:
         if message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))
             names = {name for name, _ in headers}
-            if b"omnigate-unhandled" in names:
-                headers = [(name, value) for name, value in headers if name != b"omnigate-unhandled"]
+            if UNHANDLED in names:
+                headers = [(name, value) for name, value in headers if name != UNHANDLED]
             elif b"x-request-id" not in names:
                 headers.append((b"x-request-id", self._request_id))
             message = {**message, "headers": headers}
@@ -168,7 +186,7 @@ def _status_response(fault: Status) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+    return answer_json({"detail": error.detail}, error.status_code, error.headers)
 
 
 async def _read(receive: Receive) -> bytes:

@@ -5,7 +5,6 @@ JSON syntax (422), key (401), rate limit (429), budget (402), fields (422), prov
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import uuid
@@ -15,15 +14,16 @@ from typing import Any, Final
 
 import anyio
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from omnigate.testing._gateway.accounts import Project
+from omnigate.testing._gateway.answers import BadRequestError, answer_json, unhandled
 from omnigate.testing._gateway.connection import drop
 from omnigate.testing._gateway.limits import Admission
 from omnigate.testing._gateway.model import ModelAnswer, ProviderError, answer, provider_failure
 from omnigate.testing._gateway.pricing import provider_of_model
-from omnigate.testing._gateway.schemas import BadRequestError, ChatBody, CompletionBody, read_json, validate
+from omnigate.testing._gateway.schemas import ChatBody, CompletionBody, read_json, validate
 from omnigate.testing._gateway.state import CACHE_SECONDS, State, faults_of
 from omnigate.testing._gateway.streams import EventStream, TextStream
 from omnigate.testing._gateway.usage import UsageRecord
@@ -83,7 +83,7 @@ async def chat(state: State, request: Request) -> ASGIApp:
         record = _recorder(state, admitted, body.model, result)
         if not _can_be_stored(body.model, admitted.user_id):
             record(False)
-            return _unhandled(body.model)
+            return _after_billing(body.model)
         return TextStream(state, request, result, record, headers)
     key = _cache_key(admitted.project, body)
     cached = None if key is None else state.cache.get(key)
@@ -95,7 +95,7 @@ async def chat(state: State, request: Request) -> ASGIApp:
             state,
             request,
             admitted,
-            [body.model, *(body.fallback_models or ())],
+            [model for model in dict.fromkeys([body.model, *body.fallback_models]) if model],
             contents,
             prompt,
             body.max_tokens,
@@ -106,7 +106,7 @@ async def chat(state: State, request: Request) -> ASGIApp:
     latency_ms = int((time.perf_counter() - started) * 1_000)
     _record(state, admitted, result.model, result, latency_ms=latency_ms)
     if not _can_be_stored(result.model, admitted.user_id):
-        return _unhandled(result.model)
+        return _after_billing(result.model)
     answered = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "provider": provider_of_model(result.model),
@@ -119,7 +119,7 @@ async def chat(state: State, request: Request) -> ASGIApp:
         "fallback_used": result.model != body.model,
         "latency_ms": latency_ms,
     }
-    if key is not None:
+    if key is not None and result.model == body.model:
         state.cache[key] = (state.clock(), answered)
     return _chat_response(admitted, answered)
 
@@ -132,8 +132,9 @@ async def completions(state: State, request: Request) -> ASGIApp:
     problem = _unsupported(body)
     if problem is not None:
         return _envelope(400, problem, headers)
-    contents = [str(message.content) for message in body.messages]
-    prompt = _last_user_content([(message.role, str(message.content)) for message in body.messages])
+    texts = [(message.role, str(message.content or "")) for message in body.messages]
+    contents = [content for _, content in texts]
+    prompt = _last_user_content(texts)
     max_tokens = body.max_tokens or body.max_completion_tokens
     completion_id = f"chatcmpl-{uuid.uuid4().hex}"
     if body.stream:
@@ -144,14 +145,14 @@ async def completions(state: State, request: Request) -> ASGIApp:
         record = _recorder(state, admitted, body.model, result)
         if not _can_be_stored(body.model, admitted.user_id):
             record(False)
-            return _unhandled(body.model)
+            return _after_billing(body.model)
         headers = {
             "x-request-id": completion_id,
             "cache-control": "no-cache",
             "content-type": "text/event-stream; charset=utf-8",
             **headers,
         }
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        include_usage = bool((body.stream_options or {}).get("include_usage"))
         return EventStream(
             state, request, result, record, headers, model=body.model, include_usage=include_usage
         )
@@ -164,7 +165,7 @@ async def completions(state: State, request: Request) -> ASGIApp:
     latency_ms = int((time.perf_counter() - started) * 1_000)
     _record(state, admitted, result.model, result, latency_ms=latency_ms)
     if not _can_be_stored(result.model, admitted.user_id):
-        return _unhandled(result.model)
+        return _after_billing(result.model)
     answered = {
         "id": completion_id,
         "object": "chat.completion",
@@ -179,7 +180,7 @@ async def completions(state: State, request: Request) -> ASGIApp:
         ],
         "usage": result.usage(),
     }
-    return _json(answered, 200, headers)
+    return answer_json(answered, 200, headers)
 
 
 def check_provider(state: State, project: Project, model: str) -> str:
@@ -190,7 +191,7 @@ def check_provider(state: State, project: Project, model: str) -> str:
     """
     provider = provider_of_model(model)
     if provider is None:
-        raise ProviderError(400, f"No provider registered for model '{model}'")
+        raise ProviderError(400, f"No provider registered for model {model!r}")
     if provider not in project.providers:
         message = f"No {provider} key configured for this project. Add one via POST /v1/keys."
         raise ProviderError(400, message)
@@ -243,8 +244,7 @@ async def _stream_result(
     """
     try:
         provider = check_provider(state, admitted.project, model)
-    except ProviderError as error:
-        _record(state, admitted, model, None, failed=True)
+    except ProviderError as error:  # not recorded, unlike the same failure of a call that does not stream
         raise BadRequestError(error.status, error.message) from None
     if state.latency_seconds:
         await anyio.sleep(state.latency_seconds)
@@ -312,13 +312,16 @@ def _chat_response(admitted: Admitted, answered: dict[str, Any]) -> Response:
         "x-llmgw-cached": "true" if answered["cached"] else "false",
         "x-llmgw-fallback": "true" if answered["fallback_used"] else "false",
     }
-    return _json(answered, 200, headers)
+    return answer_json(answered, 200, headers)
 
 
-def _cache_key(project: Project, body: ChatBody) -> str | None:
-    if body.temperature != 0 or not body.cache:
+def _cache_key(project: Project, body: ChatBody) -> Any:
+    """Return what must be equal for an answer to be taken from the cache, or None if it may not be."""
+    if body.temperature != 0 or not body.cache or provider_of_model(body.model) is None:
         return None
-    return project.id + body.model_dump_json(exclude={"cache", "fallback_models"})
+    messages = tuple((message.role, message.content) for message in body.messages)
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    return project.id, body.model, messages, body.max_tokens, body.top_p, stop, body.seed
 
 
 def _last_user_content(messages: Sequence[tuple[str, str]]) -> str:
@@ -327,12 +330,14 @@ def _last_user_content(messages: Sequence[tuple[str, str]]) -> str:
 
 
 def _unsupported(body: CompletionBody) -> str | None:
+    if body.n is not None and body.n > 1:
+        return "n > 1 is not supported"
     for message in body.messages:
         if message.role not in ("system", "developer", "user", "assistant"):
-            return f"role '{message.role}' not supported"
-        if not isinstance(message.content, str):
-            return "only text content is supported"
-    return "n > 1 not supported" if body.n is not None and body.n > 1 else None
+            return f"role {message.role!r} not supported"
+        if isinstance(message.content, list):
+            return "multimodal not supported"
+    return None
 
 
 def _can_be_stored(model: str, user_id: str | None) -> bool:
@@ -343,19 +348,14 @@ def _can_be_stored(model: str, user_id: str | None) -> bool:
     )
 
 
-def _unhandled(model: str) -> ASGIApp:
+def _after_billing(model: str) -> ASGIApp:
     """Return what the gateway does when it fails after the provider was paid."""
     if "\r" in model or "\n" in model:
         return drop
-    return PlainTextResponse("Internal Server Error", 500, {"omnigate-unhandled": "1"})
+    return unhandled()
 
 
 def _envelope(status: int, message: str, headers: dict[str, str]) -> Response:
     kind = "provider_error" if status >= 500 else "invalid_request_error"
     error = {"message": message, "type": kind, "param": None, "code": None}
-    return _json({"error": error}, status, headers)
-
-
-def _json(value: Any, status: int, headers: dict[str, str]) -> Response:
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    return Response(text, status, headers, "application/json")
+    return answer_json({"error": error}, status, headers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from typing import Any, Final
 
 # USD for 1,000 tokens: input, output.
@@ -43,6 +45,8 @@ _PROVIDERS: Final = (
     ("azure", ("azure/", "azure-")),
 )
 
+_DATE: Final = re.compile(r"-(\d{3}|\d{6,8}|\d{4}-\d{2}-\d{2})\Z")
+
 _OWNERS: Final = {"gemini": "google"}
 
 DISPLAY_NAMES: Final = {
@@ -54,40 +58,47 @@ DISPLAY_NAMES: Final = {
 
 
 def provider_of_model(model: str) -> str | None:
-    """Return the provider that a model's name is routed to by its beginning, or None."""
+    """Return the provider that a model is routed to by the beginning of its name, in any case, or None."""
+    name = model.lower()
     for provider, beginnings in _PROVIDERS:
-        if model.startswith(beginnings):
+        if name.startswith(beginnings):
             return provider
     return None
 
 
 def prices_of(model: str) -> tuple[float, float] | None:
     """Return a model's prices; a dated name (`gpt-4o-2024-08-06`) has those of the undated one."""
-    name = model.removeprefix("models/").removeprefix("azure/").removeprefix("azure-")
-    known = [candidate for candidate in PRICES if name.startswith(candidate)]
-    return PRICES[max(known, key=len)] if known else None
+    if model in PRICES:
+        return PRICES[model]
+    name = model.strip().removeprefix("azure/")
+    while name not in PRICES:
+        undated = _DATE.sub("", name)
+        if undated == name:
+            return None
+        name = undated
+    return PRICES[name]
 
 
 def cost_in_micro_usd(model: str, prompt_tokens: int, completion_tokens: int) -> int:
-    """Return what a call costs in millionths of a USD, as the gateway rounds it."""
+    """Return what a call costs in millionths of a USD, as the gateway rounds it: half to even."""
     prices = prices_of(model)
     if prices is None:
         return 0
-    return round((prompt_tokens * prices[0] + completion_tokens * prices[1]) * 1_000)
+    for_input, for_output = (Decimal(repr(price)) for price in prices)
+    return round((prompt_tokens * for_input + completion_tokens * for_output) * 1_000)
 
 
 def card(model: str) -> dict[str, Any] | None:
-    """Return a model's card, or None if no provider has it."""
-    provider = provider_of_model(model)
-    if provider is None:
-        return None
+    """Return a model's card, or None if it is not in the table of prices."""
     prices = prices_of(model)
-    pricing = None if prices is None else {"input_per_1k_usd": prices[0], "output_per_1k_usd": prices[1]}
+    if prices is None:
+        return None
+    provider = provider_of_model(model) or "unknown"
     return {
         "id": model,
         "object": "model",
         "created": 0,
         "owned_by": _OWNERS.get(provider, provider),
         "provider": provider,
-        "pricing": pricing,
+        "pricing": {"input_per_1k_usd": prices[0], "output_per_1k_usd": prices[1]},
     }

@@ -6,24 +6,18 @@ Validation is pydantic's, as the real gateway's is, so that the errors are the s
 from __future__ import annotations
 
 import json
+import uuid
 from decimal import Decimal
-from typing import Annotated, Any, Literal, TypeVar
+from email.message import Message
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import pydantic
 from pydantic import Field
 from starlette.requests import Request
 
+from omnigate.testing._gateway.answers import BadRequestError, UnhandledError
+
 M = TypeVar("M", bound=pydantic.BaseModel)
-
-
-class BadRequestError(Exception):
-    """A request that is answered with an error; `detail` is its body's."""
-
-    def __init__(self, status: int, detail: Any, headers: dict[str, str] | None = None) -> None:
-        super().__init__(status, detail)
-        self.status = status
-        self.detail = detail
-        self.headers: dict[str, str] = headers or {}
 
 
 class ChatMessage(pydantic.BaseModel):
@@ -33,48 +27,54 @@ class ChatMessage(pydantic.BaseModel):
     content: str
 
 
+MaxTokens = Annotated[int | None, Field(ge=1)]
+Temperature = Annotated[float | None, Field(ge=0, le=2)]
+TopP = Annotated[float | None, Field(ge=0, le=1)]
+Penalty = Annotated[float | None, Field(ge=-2, le=2)]
+
+
 class ChatBody(pydantic.BaseModel):
     """The body of `POST /v1/chat`."""
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0.0, le=2.0)
+    max_tokens: MaxTokens = None
+    temperature: Temperature = None
     stream: bool = False
-    top_p: float | None = Field(default=None, ge=0.0, le=1.0)
+    top_p: TopP = None
     stop: str | list[str] | None = None
-    presence_penalty: float | None = Field(default=None, ge=-2.0, le=2.0)
-    frequency_penalty: float | None = Field(default=None, ge=-2.0, le=2.0)
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
     seed: int | None = None
-    fallback_models: list[str] | None = Field(default=None, max_length=5)
+    fallback_models: list[str] = Field(default=[], max_length=5)
     cache: bool | None = None
 
 
-class StreamOptionsBody(pydantic.BaseModel):
-    """OpenAI's `stream_options`."""
-
-    include_usage: bool = False
-
-
 class CompletionMessage(pydantic.BaseModel):
-    """A message of a completion; what is not supported is told apart later, in OpenAI's envelope."""
+    """A message of a completion; unsupported roles and contents get a 400 in OpenAI's envelope later."""
 
     role: str
-    content: Any = None
+    content: str | list[Any] | None = None
+    name: str | None = None
 
 
 class CompletionBody(pydantic.BaseModel):
-    """The body of `POST /v1/chat/completions`."""
+    """The body of `POST /v1/chat/completions`. Fields of OpenAI's that are not here are ignored."""
 
     model: str
     messages: list[CompletionMessage] = Field(min_length=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0.0, le=2.0)
-    top_p: float | None = Field(default=None, ge=0.0, le=1.0)
-    n: int | None = None
+    max_tokens: MaxTokens = None
+    max_completion_tokens: MaxTokens = None
+    temperature: Temperature = None
+    top_p: TopP = None
+    stop: str | list[str] | None = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
+    seed: int | None = None
     stream: bool = False
-    stream_options: StreamOptionsBody | None = None
+    stream_options: dict[str, Any] | None = None
+    user: str | None = None
+    n: int | None = Field(default=None, ge=1)
 
 
 class SignupBody(pydantic.BaseModel):
@@ -113,28 +113,33 @@ class OrgBody(pydantic.BaseModel):
 class ProjectBody(pydantic.BaseModel):
     """The body of `POST /v1/admin/projects`."""
 
-    org_id: str
+    org_id: uuid.UUID
     name: str = Field(min_length=1, max_length=255)
     daily_budget: Amount = Decimal(0)
     monthly_budget: Amount = Decimal(0)
     rate_limit_per_min: int = Field(default=60, ge=1)
 
 
+_UUID: Final = pydantic.TypeAdapter(uuid.UUID)
+
+_MAX_AMOUNT: Final = Decimal(10) ** 8
+
+_MAX_INTEGER: Final = 2**31
+
+
 async def read_json(request: Request) -> Any:
-    """Return the body parsed; text that is not meant as JSON comes back as text.
+    """Return the parsed body: None if there is none, bytes if it is not declared as JSON.
 
     Raises:
-        BadRequestError: it is not JSON, or not even text.
+        BadRequestError: 422 if it is not JSON, 400 if it cannot be decoded.
     """
     body = await request.body()
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if not body:
         return None
+    if not _is_json(request.headers.get("content-type")):
+        return body
     try:
-        text = body.decode()
-        return json.loads(text) if kind.endswith("json") else text
-    except UnicodeDecodeError:
-        raise BadRequestError(400, "There was an error parsing the body") from None
+        return json.loads(body)
     except json.JSONDecodeError as error:
         detail = {
             "type": "json_invalid",
@@ -144,7 +149,7 @@ async def read_json(request: Request) -> Any:
             "ctx": {"error": error.msg},
         }
         raise BadRequestError(422, [detail]) from None
-    except RecursionError:
+    except (ValueError, RecursionError):  # not Unicode, an integer of over 4,300 digits, nested too deeply
         raise BadRequestError(400, "There was an error parsing the body") from None
 
 
@@ -154,11 +159,57 @@ def validate(kind: type[M], body: Any) -> M:
     Raises:
         BadRequestError: 422, it does not fit.
     """
-    if body is None:
+    if body is None:  # `null` is no body
         missing = {"type": "missing", "loc": ["body"], "msg": "Field required", "input": None}
         raise BadRequestError(422, [missing])
     try:
-        return kind.model_validate(body)
+        # As FastAPI calls it: this decides how the error for something that is no object reads.
+        return kind.model_validate(body, from_attributes=True)
     except pydantic.ValidationError as error:
-        details: list[Any] = json.loads(error.json(include_url=False))
-        raise BadRequestError(422, [{**item, "loc": ["body", *item["loc"]]} for item in details]) from None
+        raise _refused(error, "body") from None
+
+
+def check_uuid(value: str, *place: str) -> str:
+    """Return an id in its usual form.
+
+    Raises:
+        BadRequestError: 422, it is not a UUID.
+    """
+    try:
+        return str(_UUID.validate_python(value))
+    except pydantic.ValidationError as error:
+        raise _refused(error, *place) from None
+
+
+def check_storable(*values: str | int | Decimal | None) -> None:
+    """Check that the gateway's database has room for these values.
+
+    Raises:
+        UnhandledError: NUL in a text, or a number that is too large.
+    """
+    for value in values:
+        if isinstance(value, str):
+            storable = "\0" not in value
+        elif isinstance(value, Decimal):
+            storable = value < _MAX_AMOUNT
+        else:
+            storable = value is None or value < _MAX_INTEGER
+        if not storable:
+            raise UnhandledError
+
+
+def _refused(error: pydantic.ValidationError, *place: str) -> BadRequestError:
+    return BadRequestError(
+        422, [{**item, "loc": [*place, *item["loc"]]} for item in error.errors(include_url=False)]
+    )
+
+
+def _is_json(content_type: str | None) -> bool:
+    if not content_type:
+        return True
+    message = Message()
+    message["content-type"] = content_type
+    subtype = message.get_content_subtype()
+    return message.get_content_maintype() == "application" and (
+        subtype == "json" or subtype.endswith("+json")
+    )

@@ -12,8 +12,8 @@ from typing import Any, Final
 from starlette.requests import Request
 
 from omnigate.testing._gateway.accounts import Accounts, Key, Project
+from omnigate.testing._gateway.answers import BadRequestError
 from omnigate.testing._gateway.limits import CircuitBreakers, RateLimiter
-from omnigate.testing._gateway.schemas import BadRequestError
 from omnigate.testing._gateway.usage import Usage
 from omnigate.testing.faults import Fault, RecordedRequest
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sqlite3
 import threading
 import weakref
@@ -64,7 +63,7 @@ class Usage:
         row = (
             record.time, record.project_id, record.org_id, record.provider, record.model, record.user_id,
             record.prompt_tokens, record.completion_tokens, record.micro_usd, record.latency_ms,
-            record.cached, record.failed, "error" if record.failed else "success",
+            record.cached, record.failed, _status(record),
         )  # fmt: skip
         day, month = _periods(record.time)
         with self._lock:
@@ -179,13 +178,22 @@ class Usage:
         ]
 
 
+def _status(record: UsageRecord) -> str:
+    if record.failed:
+        return "error"
+    return "cache_hit" if record.cached else "ok"
+
+
 def _periods(now: float) -> tuple[str, str]:
     day = datetime.fromtimestamp(now, UTC).date().isoformat()
     return day, day[:7]
 
 
 def _percentile(ordered: list[int], fraction: float) -> float | None:
-    """Return the smallest value that `fraction` of them do not exceed (the nearest-rank method)."""
+    """Return a percentile, interpolated between the values around it (PostgreSQL's `percentile_cont`)."""
     if not ordered:
         return None
-    return float(ordered[max(0, math.ceil(fraction * len(ordered)) - 1)])
+    place = fraction * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
