@@ -43,16 +43,15 @@ from omnigate._wire.arguments import (
     check_timeout,
     check_user_id,
 )
-from omnigate._wire.checks import check_integer, check_verify
+from omnigate._wire.checks import check_integer, check_verify, refusal
 from omnigate._wire.endpoints import Endpoint
-from omnigate._wire.redaction import mask, secrets_of, shown
+from omnigate._wire.redaction import mask, secrets_of
 from omnigate._wire.structs import decoder_for, encode
 from omnigate.exceptions import (
     APIError,
     ClientClosedError,
     ConnectionError,
     GatewayError,
-    InvalidArgumentTypeError,
     InvalidResponseError,
 )
 
@@ -87,9 +86,7 @@ class Session:
     ) -> None:
         check_verify(verify)
         if retry_config is not None and not isinstance(retry_config, RetryConfig):
-            raise InvalidArgumentTypeError(
-                f"retry_config={shown(retry_config)} is not allowed: a RetryConfig"
-            )
+            raise refusal("retry_config", retry_config, "be a RetryConfig, or None", is_type=True)
         if retry_config is None:
             check_integer(retries, "retries", minimum=0)
         self.retry_config: RetryConfig = retry_config or RetryConfig(max_retries=retries)
