@@ -144,7 +144,7 @@ def read_item(raw: object, index: int, model: str | None) -> Item:
     except InvalidArgumentError as error:
         problem = str(error)
         if fields.get("model") is None:
-            problem = "model is required: name one in the item, or pass model= to the batch"
+            problem = "model is required: name it in the item, or pass model= to the batch"
         return Item(index, id, None, type(error)(f"item {index} (id {shown(id)}): {problem}"))
 
 

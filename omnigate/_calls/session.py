@@ -94,9 +94,10 @@ class Session:
         self._extensions = {"timeout": check_timeout(timeout)}
         self._own_headers = check_headers(headers, "headers")
         self._key_header = key_header
+        self._key_argument = key_header.removeprefix("x-").replace("-", "_")  # what its errors name
         self._has_warned = transport is not None  # where that sends the key to is its owner's to know
         self._lock = threading.RLock()  # of who changes the configuration
-        key, user_id = check_key(key, "api_key"), check_user_id(user_id)
+        key, user_id = check_key(key, self._key_argument), check_user_id(user_id)
         url = check_base_url(base_url)
         self._configuration: Configuration
         self._configure(url, key, user_id)
@@ -127,7 +128,7 @@ class Session:
 
     @key.setter
     def key(self, value: str | None) -> None:
-        key = check_key(value, "api_key")
+        key = check_key(value, self._key_argument)
         with self._lock:
             old = self._configuration
             self._configure(old.base_url, key, old.user_id)

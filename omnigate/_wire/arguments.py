@@ -144,7 +144,7 @@ def check_headers(headers: Any, argument: str) -> dict[bytes, bytes]:
     checked: dict[bytes, bytes] = {}
     for name, value in cast("Mapping[Any, Any]", headers).items():
         if not isinstance(name, str):
-            raise refusal(argument, name, "have names of text", is_type=True)
+            raise refusal(argument, name, "have text as names", is_type=True)
         if not _TOKEN.match(name):
             raise refusal(argument, name, "have names of letters, digits and -_.")
         raw_name = name.lower().encode("ascii")

@@ -221,8 +221,8 @@ def check_not_async(given: object, argument: str, kind: str) -> None:
     """
     for function in (given, getattr(type(given), "__call__", None)):  # noqa: B004 - it is looked at, not called
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            must = f"be {kind} and is not async (its result is not awaited)"
-            raise refusal(argument, given, must, is_type=True)
+            must = f"be {kind}, and not async"
+            raise refusal(argument, given, must, is_type=True, hint="its result is not awaited")
 
 
 def check_not_awaitable(result: object, name: str) -> None:
