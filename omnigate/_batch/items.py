@@ -77,7 +77,13 @@ def check_source(requests: Any, *, is_sync: bool) -> None:
     if isinstance(requests, AsyncIterable):
         if is_sync:
             must = "be an iterable or a pathlib.Path for the sync client"
-            raise refusal("requests", requests, must, is_type=True, hint="AsyncClient reads async iterables")
+            raise refusal(
+                "requests",
+                cast("object", requests),
+                must,
+                is_type=True,
+                hint="AsyncClient reads async iterables",
+            )
         return
     must = f"be an iterable{'' if is_sync else ' or async iterable'} of items, or a pathlib.Path of a file"
     raise refusal("requests", requests, must, is_type=True)

@@ -111,5 +111,5 @@ class BatchOptions:
             return
         if not isinstance(given, str | os.PathLike):
             raise refusal("journal", given, "be a path, or None", is_type=True)
-        if not os.fspath(cast("str | os.PathLike[str]", given)):
+        if not os.fspath(given):
             raise refusal("journal", given, "be a path that is not empty, or None")

@@ -63,10 +63,9 @@ def _check_statuses(value: Any) -> None:
     if isinstance(value, str | bytes | bytearray) or not isinstance(value, Collection):
         raise refusal("retry_statuses", value, must, is_type=True)
     statuses = cast("Collection[Any]", value)
-    if not all(isinstance(status, int) for status in statuses):
-        raise refusal("retry_statuses", value, must, is_type=True)
-    if not all(status in _STATUSES for status in statuses):
-        raise refusal("retry_statuses", value, must)
+    is_type = not all(isinstance(status, int) for status in statuses)
+    if is_type or not all(status in _STATUSES for status in statuses):
+        raise refusal("retry_statuses", statuses, must, is_type=is_type)
 
 
 def should_retry(

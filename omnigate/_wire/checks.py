@@ -11,6 +11,7 @@ import ssl
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
@@ -74,7 +75,7 @@ class Range:
     is_integer: bool = False
     unit: str = ""
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: float | Decimal) -> bool:
         highest = self.maximum
         if highest is None and not self.is_integer:
             highest = sys.float_info.max  # also for an integer of any size
@@ -99,7 +100,9 @@ class Range:
     @property
     def meta(self) -> msgspec.Meta:
         """The same bounds for msgspec."""
-        return msgspec.Meta(ge=self.minimum, gt=self.above, le=self.maximum)
+        if self.above is not None:
+            return msgspec.Meta(gt=self.above, le=self.maximum)
+        return msgspec.Meta(ge=self.minimum, le=self.maximum)
 
     def check(self, value: Any, argument: str, *, otherwise: str = "") -> Any:
         """Return `value` if it is one of these numbers.

@@ -264,7 +264,9 @@ def _argument_error(
     elif not must:
         must, hint = "be valid", redact(what[0].lower() + what[1:])
     is_type = is_key or ", got " in what
-    return refusal(where, value, must, is_type=is_type, secret=name in _SECRET_FIELDS, hint=hint)
+    return refusal(
+        where, cast("object", value), must, is_type=is_type, secret=name in _SECRET_FIELDS, hint=hint
+    )
 
 
 def _encoding_error(value: object, whole: str) -> InvalidArgumentError:

@@ -572,5 +572,5 @@ async def test_chat_many_returns_exceptions_on_request() -> None:
     items = ["a", "status=401", "b"]
     answers = await client_of(Provider()).chat_many(items, model=MODEL, return_exceptions=True)
     assert [type(answer).__name__ for answer in answers] == ["ChatResponse", "AuthError", "ChatResponse"]
-    with pytest.raises(InvalidArgumentTypeError, match="return_exceptions='x'"):
+    with pytest.raises(InvalidArgumentTypeError, match="return_exceptions must be True or False, got 'x'"):
         await client_of(Provider()).chat_many(items, model=MODEL, return_exceptions="x")  # type: ignore[call-overload]
