@@ -4,7 +4,7 @@ import inspect
 import math
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import httpx
 import pytest
@@ -13,7 +13,6 @@ from omnigate import (
     AdminClient,
     AsyncAdminClient,
     AsyncClient,
-    CallOptions,
     ChatRequest,
     Client,
     InvalidArgumentError,
@@ -65,10 +64,11 @@ class Unfit:
 
 
 def arguments_of(function: Callable[..., Any]) -> Iterator[str]:
-    """Yield the names of a callable's arguments, those of every call included."""
+    """Yield the names of a callable's arguments, those of a `TypedDict` that it unpacks included."""
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            yield from CallOptions.__annotations__
+            (unpacked,) = get_args(get_type_hints(function)[name])
+            yield from unpacked.__annotations__
         elif name != "self":
             yield name
 
