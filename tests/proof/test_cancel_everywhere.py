@@ -526,7 +526,7 @@ foreign_as_proof = pytest.mark.parametrize(
 @pytest.mark.parametrize("transport", PLACES)
 @pytest.mark.parametrize("name", OPERATIONS)
 @everywhere
-async def test_all_operations_in_all_ways(
+async def test_every_operation_cancelled_at_any_checkpoint_in_any_way_leaves_nothing_behind(
     name: str, transport: str, way: str, is_kept: bool, gateway: GatewayProcess, tmp_path: Path
 ) -> None:
     assert await prove(name, transport, way, gateway, tmp_path, is_kept=is_kept) >= 3
@@ -553,7 +553,7 @@ ONE_CALL = [
 @foreign_as_proof
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ONE_CALL])
 @pytest.mark.parametrize(("anyio_backend", "way"), HARDEST, indirect=["anyio_backend"])
-async def test_calls_streams_and_batches(
+async def test_call_stream_or_batch_cancelled_at_any_checkpoint_leaves_nothing_behind(
     name: str, transport: str, way: str, gateway: GatewayProcess, tmp_path: Path
 ) -> None:
     assert await prove(name, transport, way, gateway, tmp_path) >= 3
@@ -563,7 +563,7 @@ async def test_calls_streams_and_batches(
 @pytest.mark.parametrize("name", ONE_CALL)
 @pytest.mark.parametrize(("anyio_backend", "way"), HARDEST, indirect=["anyio_backend"])
 @pytest.mark.proof
-async def test_accounts_keys_and_metrics(
+async def test_account_key_or_metrics_call_cancelled_at_any_checkpoint_leaves_nothing_behind(
     name: str, way: str, gateway: GatewayProcess, tmp_path: Path
 ) -> None:
     assert await prove(name, "own", way, gateway, tmp_path) >= 3
@@ -575,7 +575,7 @@ async def test_accounts_keys_and_metrics(
     ("name", "transport"), [("chat_hedged", "own"), ("usage_stream", "own"), ("chat", "httpx")]
 )
 @everywhere
-async def test_every_way(
+async def test_operation_cancelled_in_any_way_leaves_nothing_behind(
     name: str, transport: str, way: str, gateway: GatewayProcess, tmp_path: Path
 ) -> None:
     assert await prove(name, transport, way, gateway, tmp_path) >= 3
@@ -585,7 +585,9 @@ async def test_every_way(
 @pytest.mark.proof
 @pytest.mark.parametrize("transport", PLACES)
 @everywhere
-async def test_closing(transport: str, way: str, gateway: GatewayProcess) -> None:
+async def test_client_cancelled_while_opened_used_or_closed_leaves_nothing_behind(
+    transport: str, way: str, gateway: GatewayProcess
+) -> None:
     """A client is made, used and closed; cancelled anywhere in that, its end closes it."""
     places: list[Place] = []
 

@@ -148,7 +148,7 @@ def repeating(name: str) -> ScriptedTransport:
 @pytest.mark.parametrize("key", [GATEWAY_KEY, PLAIN_KEY], ids=["known", "unknown"])
 @pytest.mark.parametrize("name", ECHOES)
 @pytest.mark.proof
-async def test_a_gateway_that_repeats_keys_puts_none_into_errors_logs_or_journals(
+async def test_keys_echoed_by_a_gateway_do_not_reach_errors_logs_or_journals(
     name: str, key: str, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {
@@ -216,7 +216,7 @@ BAD_KEY = "bad-key-of-no-known-shape\r\n\ud800"
         lambda: AsyncClient(base_url=f"https://user:{BAD_KEY[:20]}@gateway.test"),
     ],
 )
-async def test_a_key_that_is_refused_is_not_shown(use: Callable[[], Any]) -> None:
+async def test_error_for_an_invalid_key_does_not_show_the_key(use: Callable[[], Any]) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         result = use()
         if isinstance(result, Awaitable):
@@ -240,7 +240,9 @@ async def test_a_key_that_is_refused_is_not_shown(use: Callable[[], Any]) -> Non
     ],
 )
 @pytest.mark.proof
-async def test_no_key_is_in_the_locals_of_a_failed_call(make: Any, key: str, answer: bytes | None) -> None:
+async def test_traceback_locals_of_a_failed_call_hold_no_key(
+    make: Any, key: str, answer: bytes | None
+) -> None:
     async def handle(peer: Any) -> None:
         await peer.request()
         if answer:
@@ -268,7 +270,7 @@ async def test_no_key_is_in_the_locals_of_a_failed_call(make: Any, key: str, ans
             assert_no_key(repr(transport))
 
 
-def test_what_holds_a_key_does_not_show_it() -> None:
+def test_reprs_of_objects_that_hold_a_key_do_not_show_it() -> None:
     created = {"id": "1", "name": "x", "key_prefix": GATEWAY_KEY[:12], "api_key": GATEWAY_KEY}
     signup = {"org_id": "1", "project_id": "2", "email": "a@b.test", "api_key": GATEWAY_KEY, "message": "m"}
     key = ApiKeyCreated.model_validate(created | {"created_at": "2026-01-01T00:00:00Z"})
@@ -315,7 +317,7 @@ def command(path: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-X", "dev", "-W", "error", "-c", REPORTING.format(path=str(path)), *arguments]
 
 
-def test_the_demonstration_prints_and_logs_no_key(tmp_path: Path) -> None:
+def test_demo_command_prints_and_logs_no_key(tmp_path: Path) -> None:
     made = tmp_path / "keys"
     done = subprocess.run(command(made, "demo"), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -325,7 +327,7 @@ def test_the_demonstration_prints_and_logs_no_key(tmp_path: Path) -> None:
     assert_no_key(done.stdout + done.stderr, "sk-any-key-will-do-here", *keys)
 
 
-def test_the_gateway_prints_its_keys_once_where_they_are_to_be_copied_from_and_logs_none(
+def test_gateway_command_prints_its_keys_once_to_be_copied_and_logs_none(
     tmp_path: Path,
 ) -> None:
     made = tmp_path / "keys"
@@ -385,7 +387,7 @@ with Client(retries=1) as client:
         (Status(403, GATEWAY_KEY), "AdminClient().list_orgs()"),
     ],
 )
-def test_a_script_that_fails_shows_no_key_in_its_traceback_or_log(pretty: str, fault: Any, call: str) -> None:
+def test_failing_script_shows_no_key_in_its_traceback_or_log(pretty: str, fault: Any, call: str) -> None:
     with LocalGateway() as gateway:
         gateway.script(fault, times=20)
         environment = os.environ | {
@@ -415,7 +417,7 @@ REPEATED = Status(400, {"detail": f"bad {GATEWAY_KEY}"})
     # older releases of openai show what the gateway says
     [pytest.param(example, id=example.name) for example in EXAMPLES if example.name != "openai_sdk.py"],
 )
-def test_an_example_that_fails_prints_and_logs_no_key(example: Path) -> None:
+def test_failing_example_prints_and_logs_no_key(example: Path) -> None:
     """That it shows none when all is well: tests/test_examples.py."""
     with LocalGateway() as gateway:
         gateway.script(REPEATED, times=100)

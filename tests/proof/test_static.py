@@ -52,7 +52,7 @@ def is_described(thing: Any) -> bool:
     return first.endswith((".", ":")) and len(first) <= 110
 
 
-def test_every_public_name_says_what_it_is_for() -> None:
+def test_every_public_name_has_a_docstring_with_a_one_line_summary() -> None:
     found = dict(documented())
     assert len(found) > 200
     assert [name for name, thing in found.items() if not is_described(thing)] == []
@@ -99,13 +99,13 @@ def undescribed(function: Callable[..., Any]) -> set[str]:
     return wrong
 
 
-def test_the_arguments_of_every_public_function_are_described() -> None:
+def test_every_public_function_documents_its_arguments() -> None:
     found = dict(callables())
     assert len(found) > 100
     assert {name: wrong for name, function in found.items() if (wrong := undescribed(function))} == {}
 
 
-def test_the_types_of_every_overload_are_tested_on_both_faces() -> None:
+def test_every_overload_has_a_typing_test_for_sync_and_async() -> None:
     found = 0
     untested: list[str] = []
     for module, name in NAMES:
@@ -155,7 +155,7 @@ if broken:
 
 
 @pytest.mark.proof
-def test_every_module_can_be_imported_first_and_warns_of_nothing() -> None:
+def test_every_module_can_be_imported_first_without_warnings() -> None:
     assert len(modules()) > 50
     strictly(IMPORTS, *modules())
 
@@ -191,5 +191,5 @@ with LocalGateway() as gateway:
 """
 
 
-def test_a_program_that_uses_everything_runs_with_all_warnings_as_errors() -> None:
+def test_program_using_every_kind_of_call_runs_with_warnings_as_errors() -> None:
     strictly(PROGRAM)

@@ -198,7 +198,7 @@ def reset(peer: Peer) -> None:
 
 @every_transport
 @every_kind
-async def test_a_connection_that_is_refused(kind: Kind, transport: str) -> None:
+async def test_refused_connection_raises_a_connection_error(kind: Kind, transport: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         async with calling(f"http://127.0.0.1:{taken.getsockname()[1]}", transport) as client:
@@ -211,7 +211,9 @@ async def test_a_connection_that_is_refused(kind: Kind, transport: str) -> None:
 @own_at_least
 @every_form
 @pytest.mark.parametrize("when", ["accepted", "requested", "in the head", "after the head", "in the body"])
-async def test_a_connection_that_is_reset(kind: Kind, whole: bytes, when: str, transport: str) -> None:
+async def test_connection_reset_at_any_stage_raises_a_connection_error(
+    kind: Kind, whole: bytes, when: str, transport: str
+) -> None:
     head = whole.index(b"\r\n\r\n") + 4
     length = {"in the head": head // 2, "after the head": head, "in the body": (head + len(whole)) // 2}.get(
         when, 0
@@ -237,7 +239,7 @@ async def test_a_connection_that_is_reset(kind: Kind, whole: bytes, when: str, t
 @own_at_least
 @every_form
 @pytest.mark.parametrize("ending", ["closed", "reset"])
-async def test_an_answer_that_is_cut_at_every_byte(
+async def test_response_cut_at_any_byte_raises_a_connection_error_unless_complete(
     kind: Kind, whole: bytes, ending: str, transport: str
 ) -> None:
     """A cut answer is an error, a whole one the result; of events the end is `[DONE]`, whatever follows."""
@@ -267,7 +269,9 @@ async def test_an_answer_that_is_cut_at_every_byte(
 
 @own_at_least
 @every_form
-async def test_an_answer_that_stalls_at_every_stage(kind: Kind, whole: bytes, transport: str) -> None:
+async def test_response_that_stalls_at_any_stage_raises_a_timeout_error(
+    kind: Kind, whole: bytes, transport: str
+) -> None:
     """Before the request is read, and after every so many bytes; all at once, so that it takes one timeout."""
     lengths = [0, *range(0, len(whole), 29), len(whole) - 3, len(whole) - 1]
     complete = whole.index(DONE) + len(DONE) if DONE in whole else len(whole)
@@ -305,7 +309,7 @@ async def test_an_answer_that_stalls_at_every_stage(kind: Kind, whole: bytes, tr
 
 
 @every_transport
-async def test_a_server_whose_queue_is_full_and_one_that_does_not_shake_hands(transport: str) -> None:
+async def test_full_accept_queue_or_silent_tls_handshake_raises_a_timeout_error(transport: str) -> None:
     timeout = httpx.Timeout(SECONDS, connect=SHORT)
     with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
         listener.bind(("127.0.0.1", 0))
@@ -332,7 +336,7 @@ async def test_a_server_whose_queue_is_full_and_one_that_does_not_shake_hands(tr
 
 
 @every_transport
-async def test_a_request_that_nobody_reads(transport: str) -> None:
+async def test_request_that_the_server_never_reads_raises_a_timeout_error(transport: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         timeout = httpx.Timeout(SECONDS, write=SHORT)
         async with calling(f"http://127.0.0.1:{deaf.getsockname()[1]}", transport, timeout=timeout) as client:
@@ -345,7 +349,9 @@ async def test_a_request_that_nobody_reads(transport: str) -> None:
 
 @own_at_least
 @every_form
-async def test_one_byte_at_a_time(kind: Kind, whole: bytes, transport: str) -> None:
+async def test_response_sent_one_byte_at_a_time_is_read_whole(
+    kind: Kind, whole: bytes, transport: str
+) -> None:
     async def handle(peer: Peer) -> None:
         while True:
             await peer.request()
@@ -362,7 +368,7 @@ async def test_one_byte_at_a_time(kind: Kind, whole: bytes, transport: str) -> N
 @every_transport
 @every_form
 @pytest.mark.proof
-async def test_all_at_once(kind: Kind, whole: bytes, transport: str) -> None:
+async def test_response_sent_in_one_piece_is_read_whole(kind: Kind, whole: bytes, transport: str) -> None:
     async with served(whole) as server, calling(server.url, transport) as client:
         for _ in range(3):
             assert await kind.call(client) == kind.result
@@ -370,7 +376,9 @@ async def test_all_at_once(kind: Kind, whole: bytes, transport: str) -> None:
 
 
 @every_form
-async def test_two_responses_in_one_segment(kind: Kind, whole: bytes) -> None:
+async def test_surplus_response_is_not_taken_for_the_answer_to_the_next_request(
+    kind: Kind, whole: bytes
+) -> None:
     """The second one answers nothing: it is never taken for the answer to the next request.
 
     httpx's own transport does take it for that, whoever calls.
@@ -402,7 +410,7 @@ GARBAGE = {
 
 @every_transport
 @every_kind
-async def test_garbage_in_place_of_a_response(kind: Kind, transport: str) -> None:
+async def test_garbage_instead_of_a_response_raises_a_connection_error(kind: Kind, transport: str) -> None:
     garbage = b""
 
     async def handle(peer: Peer) -> None:
@@ -417,7 +425,7 @@ async def test_garbage_in_place_of_a_response(kind: Kind, transport: str) -> Non
 
 
 @every_transport
-async def test_garbage_in_a_body(transport: str) -> None:
+async def test_garbage_in_a_response_body_raises_a_typed_error_or_is_replaced(transport: str) -> None:
     noise = bytes(range(256)) * 4
     async with served(with_length(noise)) as server, calling(server.url, transport) as client:
         with pytest.raises(InvalidResponseError):
@@ -450,12 +458,14 @@ LENGTHS: dict[str, tuple[bytes, type[GatewayError]]] = {
 
 @own_at_least
 @pytest.mark.parametrize(("wrong", "error"), LENGTHS.values(), ids=LENGTHS.keys())
-async def test_wrong_lengths(wrong: bytes, error: type[GatewayError], transport: str) -> None:
+async def test_response_with_a_wrong_length_raises_an_error_and_loses_its_connection(
+    wrong: bytes, error: type[GatewayError], transport: str
+) -> None:
     """The connection is used by nobody afterwards; a stream of text cannot know that its length is too short."""
     await assert_refused(wrong, error, transport)
 
 
-async def test_a_length_and_chunks() -> None:
+async def test_response_with_both_content_length_and_chunked_encoding_is_rejected() -> None:
     """Are not both taken (RFC 9112, section 6.3); httpx's own transport takes the chunks."""
     await assert_refused(answer(chunked(CHAT), CHUNKED, b"content-length: 40"), ConnectionError, "own")
 
@@ -513,7 +523,9 @@ ENDLESS = {
 @own_at_least
 @every_kind
 @pytest.mark.parametrize(("start", "again"), ENDLESS.values(), ids=ENDLESS.keys())
-async def test_endless_framing(kind: Kind, start: bytes, again: bytes, transport: str) -> None:
+async def test_endless_response_framing_is_abandoned_after_bounded_bytes(
+    kind: Kind, start: bytes, again: bytes, transport: str
+) -> None:
     """Is given up after a bounded number of bytes, though each of them comes in time."""
     await assert_given_up(kind, start, again, transport)
 
@@ -522,7 +534,7 @@ INTERIM = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"
 
 
 @every_kind
-async def test_endless_interim_responses(kind: Kind) -> None:
+async def test_endless_interim_responses_are_abandoned_after_bounded_bytes(kind: Kind) -> None:
     await assert_given_up(kind, b"", INTERIM, "own")
 
 
@@ -540,7 +552,7 @@ async def assert_given_up(kind: Kind, start: bytes, again: bytes, transport: str
 
 
 @every_transport
-async def test_endless_interim_responses_end_with_the_deadline(transport: str) -> None:
+async def test_slow_endless_interim_responses_end_at_the_deadline(transport: str) -> None:
     """httpx's own transport reads them for ever, each of them in time: only a deadline ends that."""
 
     async def handle(peer: Peer) -> None:
@@ -568,7 +580,9 @@ ENDLESS_BODIES = {
 @every_kind
 @pytest.mark.parametrize(("start", "again"), ENDLESS_BODIES.values(), ids=ENDLESS_BODIES.keys())
 @pytest.mark.proof
-async def test_an_endless_body(kind: Kind, start: bytes, again: bytes, transport: str) -> None:
+async def test_endless_response_body_is_abandoned_at_max_response_bytes(
+    kind: Kind, start: bytes, again: bytes, transport: str
+) -> None:
     async def handle(peer: Peer) -> None:
         await endless(peer, start, again)
 
@@ -582,7 +596,7 @@ async def test_an_endless_body(kind: Kind, start: bytes, again: bytes, transport
 
 @own_at_least
 @every_form
-async def test_a_storm_of_interim_responses_before_the_answer(
+async def test_many_interim_responses_before_the_final_one_are_skipped(
     kind: Kind, whole: bytes, transport: str
 ) -> None:
     interim = b"HTTP/1.1 102 Processing\r\n\r\n" + b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"
@@ -596,7 +610,7 @@ async def test_a_storm_of_interim_responses_before_the_answer(
 
 
 @every_transport
-async def test_a_server_that_reads_slowly(transport: str) -> None:
+async def test_large_request_reaches_a_server_that_reads_slowly(transport: str) -> None:
     """A large request is written as it is read. The server's socket is bare: asyncio's would read ahead."""
     length = 2_000_000
 
@@ -621,7 +635,9 @@ async def test_a_server_that_reads_slowly(transport: str) -> None:
 
 @every_transport
 @pytest.mark.parametrize("is_events", [False, True])
-async def test_a_consumer_that_reads_slowly(is_events: bool, transport: str) -> None:
+async def test_slow_stream_consumer_holds_the_server_back_and_loses_nothing(
+    is_events: bool, transport: str
+) -> None:
     """The server is held back meanwhile, and everything arrives."""
     count = 0
     many = 400
@@ -654,7 +670,7 @@ async def test_a_consumer_that_reads_slowly(is_events: bool, transport: str) -> 
 @own_at_least
 @every_form
 @pytest.mark.parametrize("part", ["nothing", "half", "all"])
-async def test_a_server_that_closes_its_side_only(
+async def test_half_closed_connection_is_closed_and_a_partial_response_raises_a_connection_error(
     kind: Kind, whole: bytes, part: str, transport: str
 ) -> None:
     ended = closed = 0
@@ -687,7 +703,7 @@ async def test_a_server_that_closes_its_side_only(
 
 @own_at_least
 @every_form
-async def test_a_server_that_answers_before_it_has_the_request_and_closes(
+async def test_response_sent_before_the_request_is_not_taken_on_a_reused_connection(
     kind: Kind, whole: bytes, transport: str
 ) -> None:
     """Its answer belongs to nothing that was asked on a connection used before; the first one may be taken."""

@@ -43,7 +43,7 @@ async def get(transport: AnyIOTransport, url: str) -> bytes:
     return await response.aread()
 
 
-async def test_a_trusted_server_and_its_connection_kept(identity: Identity) -> None:
+async def test_tls_connection_to_a_trusted_server_is_reused(identity: Identity) -> None:
     async with serving(tls=identity.server) as server:
         transport = AnyIOTransport(verify=identity.trusting)
         for _ in range(3):
@@ -54,7 +54,7 @@ async def test_a_trusted_server_and_its_connection_kept(identity: Identity) -> N
         await until(lambda: server.open == 0)
 
 
-async def test_both_clients_take_a_context(identity: Identity) -> None:
+async def test_sync_and_async_clients_accept_an_ssl_context(identity: Identity) -> None:
     def sync(url: str) -> str:
         with Client("k", base_url=url, verify=identity.trusting) as client:
             return client.chat(model="gpt-4o-mini", messages="hello").content
@@ -66,7 +66,7 @@ async def test_both_clients_take_a_context(identity: Identity) -> None:
         assert await anyio.to_thread.run_sync(sync, server.url) == "hello"
 
 
-async def test_alpn_and_sni_are_sent(identity: Identity) -> None:
+async def test_tls_handshake_sends_alpn_and_sni(identity: Identity) -> None:
     names: list[str | None] = []
     protocols: list[str | None] = []
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -89,7 +89,7 @@ async def test_alpn_and_sni_are_sent(identity: Identity) -> None:
     assert (names, protocols) == (["localhost"], ["http/1.1"])
 
 
-async def test_an_untrusted_certificate_is_refused_with_the_reason(identity: Identity) -> None:
+async def test_untrusted_certificate_raises_a_connect_error_with_the_reason(identity: Identity) -> None:
     before = open_sockets()
     async with serving(tls=identity.server) as server:
         transport = AnyIOTransport()
@@ -105,7 +105,7 @@ async def test_an_untrusted_certificate_is_refused_with_the_reason(identity: Ide
     await until(lambda: open_sockets() == before)
 
 
-async def test_a_certificate_for_another_name_is_refused(identity: Identity) -> None:
+async def test_certificate_for_another_host_raises_a_connect_error(identity: Identity) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     identity.authority.issue_cert("elsewhere.test").configure_cert(context)
     async with serving(tls=context) as server:
@@ -115,14 +115,14 @@ async def test_a_certificate_for_another_name_is_refused(identity: Identity) -> 
         await transport.aclose()
 
 
-async def test_verify_false_takes_any_certificate(identity: Identity) -> None:
+async def test_verify_false_accepts_any_certificate(identity: Identity) -> None:
     async with serving(tls=identity.server) as server:
         transport = AnyIOTransport(verify=False)
         assert await get(transport, server.url) == b"ok"
         await transport.aclose()
 
 
-async def test_a_server_that_does_not_speak_tls_is_a_connect_error() -> None:
+async def test_server_that_does_not_speak_tls_raises_a_connect_error() -> None:
     async with serving(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n") as server:
 
         async def plain(peer: Peer) -> None:
@@ -134,7 +134,7 @@ async def test_a_server_that_does_not_speak_tls_is_a_connect_error() -> None:
                 await get(AnyIOTransport(), f"https://localhost:{server.port}/")
 
 
-async def test_a_server_that_hangs_up_in_the_handshake_is_a_connect_error() -> None:
+async def test_server_that_hangs_up_during_the_tls_handshake_raises_a_connect_error() -> None:
     async def hang_up(peer: Peer) -> None:
         await peer.stream.receive()
 
@@ -143,7 +143,7 @@ async def test_a_server_that_hangs_up_in_the_handshake_is_a_connect_error() -> N
             await get(AnyIOTransport(), f"https://localhost:{server.port}/")
 
 
-async def test_a_handshake_that_stalls_is_a_connect_timeout() -> None:
+async def test_stalled_tls_handshake_raises_a_connect_timeout() -> None:
     async def stall(peer: Peer) -> None:
         await peer.closed()
 
@@ -157,7 +157,7 @@ async def test_a_handshake_that_stalls_is_a_connect_timeout() -> None:
         await until(lambda: server.open == 0)
 
 
-async def test_a_body_until_the_end_needs_no_close_notify_and_a_length_is_held_against_it(
+async def test_tls_close_without_close_notify_ends_an_unframed_body_but_truncates_one_with_a_length(
     identity: Identity,
 ) -> None:
     """Neither side waits for the other's farewell; what is cut short is still an error."""
@@ -181,7 +181,7 @@ async def test_a_body_until_the_end_needs_no_close_notify_and_a_length_is_held_a
         await transport.aclose()
 
 
-async def test_closing_does_not_wait_for_the_peers_farewell(identity: Identity) -> None:
+async def test_closing_a_tls_connection_does_not_wait_for_the_peers_close_notify(identity: Identity) -> None:
     release = anyio.Event()
 
     async def silent(peer: Peer) -> None:
@@ -227,7 +227,7 @@ UNASKED = b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nunasked"
 @pytest.mark.parametrize(
     "unasked", [UNASKED, UNASKED + b"x" * 200_000, None], ids=["one", "many", "farewell"]
 )
-async def test_a_connection_on_which_a_record_came_unasked_is_not_used_again(
+async def test_tls_connection_with_an_unsolicited_record_is_not_reused(
     identity: Identity, unasked: bytes | None
 ) -> None:
     """It may have arrived in the response's own packet: there is nothing to be seen at the socket, then."""
@@ -257,7 +257,7 @@ async def test_a_connection_on_which_a_record_came_unasked_is_not_used_again(
         await transport.aclose()
 
 
-async def test_what_anyio_has_read_from_the_socket_and_tls_not_yet_taken_is_noticed(
+async def test_tls_connection_with_unsolicited_bytes_buffered_by_anyio_is_not_reused(
     identity: Identity,
 ) -> None:
     """anyio hands TLS 64 KiB at a time. Here a response ends exactly there, and something unasked follows."""
@@ -299,7 +299,7 @@ async def test_what_anyio_has_read_from_the_socket_and_tls_not_yet_taken_is_noti
         await transport.aclose()
 
 
-async def test_a_large_answer_in_many_records(identity: Identity) -> None:
+async def test_large_tls_response_arrives_whole_across_many_records(identity: Identity) -> None:
     body = bytes(range(256)) * 4_000
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body
     async with serving(answer, tls=identity.server) as server:
@@ -310,7 +310,7 @@ async def test_a_large_answer_in_many_records(identity: Identity) -> None:
         await transport.aclose()
 
 
-async def test_tls_over_a_unix_domain_socket(identity: Identity, tmp_path: Path) -> None:
+async def test_tls_works_over_a_unix_domain_socket(identity: Identity, tmp_path: Path) -> None:
     path = str(tmp_path / "gateway.sock")
     async with serving(tls=identity.server, uds=path) as server:
         transport = AnyIOTransport(verify=identity.trusting, uds=path)
