@@ -1,4 +1,4 @@
-"""Every input of the corpus, and mutations of it, through the fuzzers' targets: without atheris, the same each run."""
+"""Replay the corpus and seeded mutations of it through the fuzz targets, without atheris."""
 
 import random
 from pathlib import Path

@@ -1,7 +1,6 @@
-"""What may not cross a border: injected headers, redirected keys, keys in the clear, endless answers.
+"""Trust boundaries: no injected headers, no redirected keys, a warning for plaintext keys, no endless responses.
 
-A gateway that is malicious, or gone mad, can at worst make a call fail: with a typed error, in bounded memory
-and time.
+A malicious or broken gateway can at worst make a call fail: with a typed error, in bounded memory and time.
 """
 
 import re
@@ -169,7 +168,7 @@ def test_unambiguous_base_url_is_accepted(address: str) -> None:
 
 @asynccontextmanager
 async def redirected(status: str, body: bytes = b"", **headers: str) -> AsyncIterator[tuple[Served, Served]]:
-    """Serve a redirect to another host; return it and that host."""
+    """Serve a redirect to another host; yield both servers."""
     async with serving(chat_bytes(), host="127.0.0.2") as other:
         location = f"http://127.0.0.2:{other.port}/v1/chat"
         async with serving(response_bytes(body, status, location=location, **headers)) as first:
@@ -352,7 +351,7 @@ async def test_all_clients_verify_certificates_before_sending_the_key() -> None:
 
 @cache
 def bomb() -> bytes:
-    """Return a megabyte of gzip that is a gigabyte of spaces: blocks that start afresh, over and over."""
+    """Return a megabyte of gzip that inflates to a gigabyte of spaces: one full-flushed block, repeated."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
     head = compressor.compress(b"") + compressor.flush(zlib.Z_FULL_FLUSH)
     block = compressor.compress(b" " * (16 * MEGABYTE)) + compressor.flush(zlib.Z_FULL_FLUSH)
@@ -365,7 +364,7 @@ def test_sample_gzip_bomb_inflates_a_megabyte_to_a_gigabyte() -> None:
 
 
 def chunked(data: bytes, status: str = "200 OK", **headers: str) -> Callable[[Peer], Awaitable[None]]:
-    """Answer with a chunked body that begins so and then goes on until the client hangs up."""
+    """Answer with a chunked body that begins with `data` and continues until the client hangs up."""
 
     async def handle(peer: Peer) -> None:
         await peer.request()
@@ -456,11 +455,11 @@ async def test_response_over_its_size_limit_is_rejected_in_bounded_memory(name: 
     assert peak < 3 * limit
 
 
-# A gateway gone mad
+# Malicious gateways
 
 
 def answer(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
-    """Return a response whose body ends with its connection, unless the headers say more."""
+    """Return a response whose body ends with the connection, unless the headers frame it."""
     return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode("latin-1") + body
 
 
@@ -479,7 +478,7 @@ def chat(**changes: bytes) -> bytes:
 
 DEEP = 200_000
 MALICIOUS: dict[str, bytes] = {
-    # what is not HTTP, or not one message
+    # not HTTP, or not one message
     "nothing": b"",
     "garbage": bytes(range(256)) * 300,
     "zeros": b"\x00" * MEGABYTE,
@@ -522,14 +521,14 @@ MALICIOUS: dict[str, bytes] = {
     "folded header": answer(b"{}", "a: b", " c"),
     "header with NUL": answer(b"{}", "a: b\x00c"),
     "header with a bare return": answer(b"{}", "a: b\rc: d"),
-    "headers of ours without sense": answer(
+    "nonsense in gateway headers": answer(
         chat(), "x-request-id: " + "\xff" * 5_000, "x-ratelimit-limit: " + "9" * 5_000, "x-ratelimit-remaining: -1",
         "x-ratelimit-reset: 1e999", "x-budget-project-daily-spend: 1e999999999", "x-llmgw-cached: maybe",
         "x-budget-org-daily-limit: NaN", "date: Thu, 99 Foo 99999 99:99:99 GMT", "content-type: \xe4",
     ),
     "retry after a long time": answer(b"{}", "retry-after: " + "9" * 400, status="429 x"),
-    "retry after less than nothing": answer(b"{}", "retry-after: -1", status="429 x"),
-    "retry after a date that is none": answer(b"{}", "retry-after: Fri, 31 Feb 99999 00:00:00 +9999", status="503 x"),
+    "negative retry after": answer(b"{}", "retry-after: -1", status="429 x"),
+    "retry after an invalid date": answer(b"{}", "retry-after: Fri, 31 Feb 99999 00:00:00 +9999", status="503 x"),
     "encoding of a thousand layers": answer(b"{}", "content-encoding: " + "gzip, " * 1_000 + "gzip"),
     "broken gzip": answer(b"\x1f\x8b\x08\x00" + b"\xff" * 1_000, "content-encoding: gzip"),
     "gzip without end": answer(in_gzip(b"{")[:5_000], "content-encoding: gzip"),
@@ -595,7 +594,7 @@ async def test_malicious_response_at_worst_makes_the_call_fail_in_bounded_memory
             for call in ("chat", "models", "completions", "text", "usage", "chunks"):
                 tracemalloc.start()
                 try:
-                    with anyio.fail_after(15):  # most take milliseconds; a machine that is busy takes longer
+                    with anyio.fail_after(15):  # most take milliseconds, longer on a busy machine
                         result = await call_of(client, call)()
                 except GatewayError as error:
                     assert len(str(error)) < 2 * MEGABYTE

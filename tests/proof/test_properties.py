@@ -1,7 +1,7 @@
-"""What holds for every input: of the wire's decoders, of the journal, of the backoff.
+"""Properties that hold for every input of the wire's decoders, the journal and the backoff.
 
-The profile in `tests/conftest.py` makes the examples the same in every run; `HYPOTHESIS_PROFILE=long` searches
-long, at random. Coverage-guided search of the same oracles: `tests/fuzz`.
+The default profile in `tests/conftest.py` makes every run use the same examples; `HYPOTHESIS_PROFILE=long` searches
+longer, at random. `tests/fuzz` searches with the same oracles, guided by coverage.
 """
 
 import codecs
@@ -72,7 +72,7 @@ MOST = 1 << 20
 
 @st.composite
 def split(draw: st.DrawFn, data: bytes) -> list[bytes]:
-    """Return `data` in pieces: many, a few, or one each byte; some may be empty."""
+    """Return `data` in pieces: many, a few, or one per byte; some may be empty."""
     if draw(st.booleans()):
         size = draw(st.integers(1, 9))
         return [data[i : i + size] for i in range(0, len(data), size)]
@@ -182,7 +182,7 @@ def test_event_decoder_returns_the_events_that_were_sent(
     assert read + decoder.finish() == [b"\n".join(event) for event in events]
 
 
-# A response parsed whole equals it parsed in pieces.
+# A response parsed whole equals the same response parsed in pieces.
 
 names = st.from_regex(rb"[A-Za-z!#$%&'*+.^_`|~-]{1,8}", fullmatch=True).filter(
     lambda name: name.lower() not in (b"connection", b"upgrade", b"trailer", b"te")
@@ -227,7 +227,7 @@ def responses(draw: st.DrawFn) -> tuple[str, bytes, int, bytes, bytes, bool, boo
         for _ in range(draw(st.integers(0, 2)))
     )
     until_close = has_body and framing == "close"
-    # With a HEAD's answer that has no framing llhttp is careful: it might have ended with the connection.
+    # llhttp does not reuse the connection of an unframed response to HEAD: it might end with the connection.
     reusable = not closes and (framing != "close" or status in (204, 304))
     data = interim + head + b"\r\n\r\n" + (wire if has_body else b"")
     return (
@@ -250,7 +250,7 @@ def test_response_reader_reads_a_valid_response_whole_and_in_pieces(
         reader = ResponseReader(method)
         read = b""
         for piece in pieces:
-            if piece:  # an empty one is the end of the connection, to whoever reads it
+            if piece:  # an empty piece would mean the end of the connection
                 reader.feed(piece)
                 read += reader.take_body()
         assert reader.complete != until_close
@@ -325,7 +325,7 @@ answers = st.builds(
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Outcome]:
-    """Return the lines of a journal, ids again and again among them."""
+    """Return the lines of a journal, with repeated ids."""
     names = draw(st.lists(ids, min_size=1, max_size=4, unique=True))
     ended: list[Outcome] = []
     for index in range(draw(st.integers(0, 8))):
@@ -352,7 +352,7 @@ def test_journal_cut_at_any_byte_resumes(history: list[Outcome], data: st.DataOb
     size = 0
     for outcome, text in zip(history, texts, strict=True):
         size += len(text)
-        if cut >= size - 1:  # a line that lacks nothing but its newline is whole
+        if cut >= size - 1:  # a line that lacks only its newline is whole
             left[outcome.id] = outcome
     with scratch_journal() as path:
         path.write_bytes(whole[:cut] + data.draw(st.sampled_from([b"", b"\0" * 9])) * (cut > 0))
@@ -433,7 +433,7 @@ def test_retry_after_in_seconds_does_not_depend_on_the_clock(value: int, now: da
     assert parse_retry_after(str(value), now=now) == value
 
 
-# Anything, into every decoder, is a value or a typed error.
+# Every decoder turns any input into a value or a typed error.
 
 scalars = st.one_of(
     st.none(),
@@ -502,7 +502,7 @@ RESULTS: list[tuple[Any, Any]] = [
 
 @st.composite
 def changed(draw: st.DrawFn, value: Any) -> Any:
-    """Return JSON like `value`, with parts of it changed, gone or new."""
+    """Return JSON like `value`, with parts changed, removed or added."""
     if draw(st.integers(0, 9)) == 0:
         return draw(json_values)
     if isinstance(value, dict):
@@ -515,7 +515,7 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
 
 @st.composite
 def damaged(draw: st.DrawFn, value: Any) -> bytes:
-    """Return the text of JSON like `value`, perhaps broken."""
+    """Return JSON text like `value`, possibly broken."""
     data = bytearray(json.dumps(draw(changed(value)), ensure_ascii=draw(st.booleans())).encode())
     if draw(st.integers(0, 3)) == 0:
         place = draw(st.integers(0, len(data)))
@@ -756,7 +756,7 @@ def test_any_file_opens_as_a_journal_or_is_rejected_unchanged(texts: list[bytes]
 
 @contextmanager
 def scratch_journal() -> Iterator[Path]:
-    """Give the path of a journal that nobody waits for the disk for."""
+    """Yield the path of a journal that is written without fsync."""
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda fd: None)
         yield Path(directory, "journal")

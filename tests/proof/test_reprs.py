@@ -1,4 +1,4 @@
-"""Every representation tells the state of its object, in one line and without a secret."""
+"""Every repr shows the state of its object, in one line and without a secret."""
 
 from typing import Any
 

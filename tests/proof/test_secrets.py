@@ -1,8 +1,8 @@
-"""No key leaves the process but in the header, or the body, that it is meant for.
+"""Keys leave the process only in the header or body they are meant for.
 
-Keys of every kind, most of shapes that no pattern knows, are searched for in everything that a run produces: reprs, log
-records of all loggers, exceptions with all that hangs on them, the locals of the package's own frames, journals, and
-what subprocesses print.
+Keys of every kind, most in shapes that no pattern matches, are searched for in everything a run produces: reprs, log
+records of all loggers, exceptions with their causes and notes, the locals of the package's own frames, journals, and
+the output of subprocesses.
 """
 
 import json
@@ -55,7 +55,7 @@ FAST = RetryConfig(max_retries=1, backoff_base=0.001, backoff_max=0.001)
 
 
 def everything_of(error: BaseException) -> Iterator[str]:
-    """Yield all that can be read of an exception and of those that led to it, suppressed ones too."""
+    """Yield all the text of an exception and of its causes and contexts, including suppressed ones."""
     seen: list[BaseException] = []
     pending: list[BaseException | None] = [error]
     while pending:
@@ -83,7 +83,7 @@ def locals_of(error: BaseException) -> str:
 
 @pytest.fixture
 def _records(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Look, at the end, at the records of all loggers, at every level."""
+    """Check the records of all loggers, at every level, after the test."""
     with caplog.at_level(1):
         yield
     for record in caplog.get_records("call"):
@@ -91,7 +91,7 @@ def _records(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def echo_of(request: httpx.Request) -> str:
-    """Return all keys that a request brought."""
+    """Return a message with all the keys of a request."""
     names = ("x-api-key", "x-admin-key", "authorization")
     found = [request.headers[name] for name in names if name in request.headers]
     if request.content and "api_key" in (body := json.loads(request.content)):
@@ -109,18 +109,18 @@ ECHOES: dict[str, Callable[[str], Step]] = {
         502, json={"error": {"message": echo, "type": "provider_error"}}
     ),
     "text": lambda echo: lambda _: httpx.Response(500, text=echo),
-    "text that is cut": lambda echo: lambda _: httpx.Response(500, text="." * 1_970 + echo),
-    "JSON that is cut": lambda echo: lambda _: httpx.Response(500, text='{"detail": ' + json.dumps(echo)),
+    "truncated text": lambda echo: lambda _: httpx.Response(500, text="." * 1_970 + echo),
+    "truncated JSON": lambda echo: lambda _: httpx.Response(500, text='{"detail": ' + json.dumps(echo)),
     "a page": lambda echo: lambda _: httpx.Response(503, text=f"<html><title>{echo}</title></html>"),
-    "a page that is cut": lambda echo: lambda _: httpx.Response(503, text=f"<html><title>{'.' * 170}{echo}</title>"),
+    "a truncated page": lambda echo: lambda _: httpx.Response(503, text=f"<html><title>{'.' * 170}{echo}</title>"),
     "the reason phrase": lambda echo: lambda _: httpx.Response(
         400, extensions={"reason_phrase": echo.encode("latin-1")}
     ),
     "a retry": lambda echo: error_answer(503, echo),
     "another type": lambda echo: lambda _: httpx.Response(200, json=[echo]),
-    "another type, cut": lambda echo: lambda _: httpx.Response(200, json=["." * 160 + echo]),
-    "no JSON": lambda echo: lambda _: httpx.Response(200, text=echo),
-    "no JSON, cut": lambda echo: lambda _: httpx.Response(200, text="." * 160 + echo),
+    "another type, truncated": lambda echo: lambda _: httpx.Response(200, json=["." * 160 + echo]),
+    "not JSON": lambda echo: lambda _: httpx.Response(200, text=echo),
+    "not JSON, truncated": lambda echo: lambda _: httpx.Response(200, text="." * 160 + echo),
     "an encoding": lambda echo: lambda _: httpx.Response(200, headers={"content-encoding": echo}, stream=httpx.ByteStream(b"x")),
     "a redirect": lambda echo: lambda _: httpx.Response(307, headers={"location": "/" + echo}, text=echo),
     "a sentinel": lambda echo: stream_answer(b"\n[error] OpenAI error 401: " + echo.encode("latin-1")),
@@ -128,13 +128,13 @@ ECHOES: dict[str, Callable[[str], Step]] = {
     "an error event": lambda echo: stream_answer(
         b"data: " + json.dumps({"error": {"message": echo}}).encode() + b"\n\n"
     ),
-    "no event": lambda echo: stream_answer(b"data: " + echo.encode("latin-1") + b"\n\n"),
-    "no event, cut": lambda echo: stream_answer(b"data: " + b"." * 160 + echo.encode("latin-1") + b"\n\n"),
+    "not an event": lambda echo: stream_answer(b"data: " + echo.encode("latin-1") + b"\n\n"),
+    "not an event, truncated": lambda echo: stream_answer(b"data: " + b"." * 160 + echo.encode("latin-1") + b"\n\n"),
 }  # fmt: skip
 
 
 def repeating(name: str) -> ScriptedTransport:
-    """Return a transport that answers with the keys that it was sent."""
+    """Return a transport that answers with the keys it was sent."""
 
     def step(request: httpx.Request) -> Any:
         answer = ECHOES[name](echo_of(request))
@@ -313,7 +313,7 @@ main()
 
 
 def command(path: Path, *arguments: str) -> list[str]:
-    """Return the command line of `omnigate`, with all loggers at every level, its keys noted in a file."""
+    """Return the command line of `omnigate` that logs everything and writes the keys it makes to a file."""
     return [sys.executable, "-X", "dev", "-W", "error", "-c", REPORTING.format(path=str(path)), *arguments]
 
 
@@ -414,11 +414,11 @@ REPEATED = Status(400, {"detail": f"bad {GATEWAY_KEY}"})
 @pytest.mark.proof
 @pytest.mark.parametrize(
     "example",
-    # older releases of openai show what the gateway says
+    # older releases of openai print the gateway's message
     [pytest.param(example, id=example.name) for example in EXAMPLES if example.name != "openai_sdk.py"],
 )
 def test_failing_example_prints_and_logs_no_key(example: Path) -> None:
-    """That it shows none when all is well: tests/test_examples.py."""
+    """tests/test_examples.py tests the examples when nothing fails."""
     with LocalGateway() as gateway:
         gateway.script(REPEATED, times=100)
         environment = os.environ | {"OMNIGATE_BASE_URL": gateway.url, "OMNIGATE_API_KEY": gateway.api_key}

@@ -1,4 +1,4 @@
-"""Load and soak: many calls with faults among them, many streams, threads, loops and forks through one client.
+"""Load and soak: many calls (some faulty), streams, threads, event loops and forks through one client.
 
 The sizes are small with the marker `proof`; `pytest -m heavy tests/proof/test_soak.py -s` runs the large ones and prints figures.
 """
@@ -35,7 +35,7 @@ RETRIES = RetryConfig(max_retries=2, backoff_base=0.01, jitter=0)
 
 @contextmanager
 def faulty_server(fraction: float = FRACTION) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Run the server; yield its address, and what fills with its counts at its end."""
+    """Run the server; yield its address, and a dict that receives its counts when it stops."""
     counts: dict[str, Any] = {}
     command = [sys.executable, str(SERVER), str(fraction), "7"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -96,10 +96,10 @@ async def test_calls_with_faults_of_all_kinds_are_all_accounted_for_and_leak_not
     print(f"\n{calls:,} calls, {attempts - calls:,} sent again, {dict(ends)}")
     print(f"MB {[round(value, 1) for value in memory]}, sockets {open_sockets}, faults {counts['made']}")
     assert sum(ends.values()) == calls
-    assert counts["requests"] <= attempts  # a connection may have failed before the request came
+    assert counts["requests"] <= attempts  # a connection may have failed before its request arrived
     assert min(counts["made"].values()) > 0
     assert ends["fine"] > calls * 0.99
-    # Not one is lost: what is never retried fails once for each time it was made, the rest may pass.
+    # No fault is lost: each one that is never retried fails a call, the others may succeed on a retry.
     made = counts["made"]
     assert ends["ProviderError"] >= made["400"]
     assert ends["InvalidResponseError"] == made["not JSON"] + made["another type"]
@@ -148,7 +148,7 @@ def test_sync_client_serves_64_threads_despite_interrupts(backend: Any) -> None:
 
         def work(number: int) -> None:
             for turn in range(10):
-                if (number + turn) % 4 == 0:  # leaves in the middle
+                if (number + turn) % 4 == 0:  # leaves the stream midway
                     with client.chat_stream(model=MODEL, messages="a b c d e f") as stream:
                         next(stream)
                     end = "stream"

@@ -1,4 +1,4 @@
-"""What is true of the public names without a call: they are documented, typed for every face, and warn of nothing."""
+"""Static checks of the public names: documented, typed for sync and async, and importable without warnings."""
 
 import inspect
 import pkgutil
@@ -21,7 +21,7 @@ NAMES += [(omnigate.testing, name) for name in omnigate.testing.__all__]
 
 
 def members(kind: type) -> Iterator[tuple[str, Any]]:
-    """Yield the public methods and properties that a class of ours has."""
+    """Yield the public methods and properties of a class that the package defines."""
     for name in dir(kind):
         if name.startswith("_"):
             continue
@@ -44,8 +44,8 @@ def documented() -> Iterator[tuple[str, Any]]:
 
 
 def is_described(thing: Any) -> bool:
-    """Tell whether the docstring begins with one line that is a sentence."""
-    if typing.get_origin(thing) is not None:  # an alias of a union: described by what it joins
+    """Return whether the docstring begins with a one-line sentence."""
+    if typing.get_origin(thing) is not None:  # an alias of a union, described by its members
         return True
     doc = inspect.getdoc(thing.fget if isinstance(thing, property) else thing)
     first = doc.splitlines()[0] if doc else ""
@@ -66,7 +66,7 @@ CONSTRUCTED = [
     omnigate.AnyIOTransport,
     omnigate.RetryConfig,
     omnigate.testing.LocalGateway,
-]  # the classes that users make with arguments; structs and faults describe theirs in words
+]  # the classes that users construct; structs and faults describe their arguments in prose
 
 
 def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -84,7 +84,7 @@ def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def undescribed(function: Callable[..., Any]) -> set[str]:
-    """Return the arguments that the docstring leaves out, and those that it describes and there are not."""
+    """Return the arguments missing from the docstring, and those it describes that do not exist."""
     doc = inspect.getdoc(function) or ""
     if re.search(r"arguments (and errors )?are those of `", doc):
         return set()

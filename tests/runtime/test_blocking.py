@@ -1,4 +1,4 @@
-"""The guard of these tests: code of ours that blocks the event loop is found, code of others is not."""
+"""The guard against blocking: it reports package code that blocks the event loop, and no other code."""
 
 import time
 

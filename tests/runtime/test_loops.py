@@ -1,4 +1,4 @@
-"""A value for each event loop, from several threads, from signal handlers, and after a loop has ended."""
+"""One value per event loop: across threads, in signal handlers, and after a loop has ended."""
 
 import asyncio
 import gc
@@ -18,7 +18,7 @@ EACH_BACKEND = pytest.mark.parametrize("other", ["asyncio", "trio"])
 
 
 class Thing:
-    """A value that can be referred to weakly and told from others."""
+    """A value with an identity, which can be weakly referenced."""
 
     def __init__(self, loop: Any) -> None:
         self.loop = loop

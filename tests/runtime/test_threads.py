@@ -1,4 +1,4 @@
-"""A worker thread that a cancelled caller leaves behind: what it made is used, or disposed of, exactly once."""
+"""Worker threads whose caller may be cancelled: their result is used or disposed of exactly once."""
 
 import threading
 from contextlib import aclosing

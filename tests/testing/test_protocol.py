@@ -1,4 +1,4 @@
-"""The local gateway against the facts of the protocol, seen from outside, in-process and with a fake clock."""
+"""The local gateway speaks the protocol: tested over HTTP, in-process, with a fake clock."""
 
 import json
 import re
@@ -19,7 +19,7 @@ NOON = 1_795_435_200.0  # 2026-11-23T12:00:00Z
 
 
 class Outside:
-    """A gateway with a clock that stands still, and an HTTP client of it."""
+    """A gateway whose clock the test sets, and an HTTP client for it."""
 
     def __init__(self, **arguments: Any) -> None:
         self.now = NOON

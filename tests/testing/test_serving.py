@@ -1,4 +1,4 @@
-"""The local gateway over real sockets: start, stop, cuts, garbage, hang-ups, and the pytest fixture."""
+"""The local gateway over real sockets: start, stop, cuts, garbage, client hang-ups, and the pytest fixture."""
 
 import gc
 import socket

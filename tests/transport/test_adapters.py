@@ -1,4 +1,4 @@
-"""Transports of every kind plug in: async, sync, httpx2's, and the default one in several event loops."""
+"""Every kind of transport plugs in: async, sync, httpx2's, and the default one in several event loops."""
 
 import asyncio
 import gc
@@ -300,7 +300,7 @@ async def test_native_cancellation_at_any_point_loses_no_slot_of_httpxs_pool(use
 @pytest.mark.parametrize("library", [httpx, httpx2])
 @pytest.mark.proof
 async def test_calls_cancelled_while_queued_for_httpxs_pool_lose_no_slot(library: Any) -> None:
-    """All at once, so that who leaves hands a connection to one that leaves, too."""
+    """All are cancelled simultaneously, so that each one hands its connection to another cancelled call."""
     async with LocalGateway() as gateway:
         transport = library.AsyncHTTPTransport(limits=library.Limits(max_connections=2))
         client = AsyncClient(
@@ -356,7 +356,7 @@ def run_in_new_loop(client: AsyncClient, backend: str) -> str:
 
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning"
-)  # asyncio says it of sockets whose loop was closed over them
+)  # asyncio warns about sockets left open when their loop was closed
 async def test_client_works_in_successive_and_simultaneous_event_loops() -> None:
     async with RawServer(chat_bytes()) as server:
         client = AsyncClient("k", base_url=server.url)

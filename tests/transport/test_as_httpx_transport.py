@@ -1,4 +1,4 @@
-"""The transport under a plain `httpx.AsyncClient`."""
+"""Our transport under a plain `httpx.AsyncClient`."""
 
 import anyio
 import httpx
@@ -58,7 +58,7 @@ async def test_httpx_client_reads_a_response_split_at_every_byte(name: str) -> N
         while True:
             await peer.request()
             await peer.send(data[:cut])
-            for _ in range(3):  # lets the client read what has come
+            for _ in range(3):  # let the client read the first part
                 await anyio.lowlevel.checkpoint()
             await peer.send(data[cut:])
             if name == "until the end":

@@ -1,4 +1,4 @@
-"""The undoing of compressed bodies, sans-I/O: what tests/calls/test_calls.py shows with calls, at every split."""
+"""Decompression of response bodies, sans-I/O, at every split (tests/calls/test_calls.py tests it through calls)."""
 
 import gzip
 import tracemalloc

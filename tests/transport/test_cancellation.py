@@ -1,7 +1,7 @@
-"""Cancelled at its first, second, third, … await, a call leaves a clean pool: slots free, waiters served.
+"""A call cancelled at its first, second, third, … await leaves a clean pool: slots free, waiters served.
 
-Each way of cancelling is tried on each operation and event loop: an anyio scope, and asyncio's own `Task.cancel()` and
-`asyncio.timeout()`, which go through anyio's shields.
+Each operation is tried on each event loop with each way of cancelling: an anyio scope, and asyncio's own
+`Task.cancel()` and `asyncio.timeout()`, which go through anyio's shields.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ async def whole(transport: AnyIOTransport, url: str) -> None:
 
 
 class Body:
-    """A request's body in three pieces, each waited for."""
+    """A request body in three pieces, with a checkpoint before each."""
 
     left = 3
 
@@ -109,7 +109,7 @@ async def test_call_cancelled_at_any_await_leaves_a_clean_pool_over_fake_streams
 
 @pytest.mark.parametrize("victim", ["first", "middle", "last"])
 async def test_waiter_cancelled_at_any_await_leaves_the_other_waiters_served(victim: str, way: str) -> None:
-    """Whoever waits is cancelled at each await, with others before and behind, who must be served."""
+    """Cancel a waiter at each await; the waiters before and behind it must still be served."""
     network = FakeNetwork()
     transport = AnyIOTransport(max_connections=1)
     transport._connect = network  # type: ignore[assignment]
@@ -140,7 +140,7 @@ async def test_waiter_cancelled_at_any_await_leaves_the_other_waiters_served(vic
         assert is_clean(transport), transport
     assert served == 2 * rounds
 
-    # and with those behind it already in line while it is cancelled
+    # again, with the others already queued behind it when it is cancelled
     if victim == "first":
         return
     served = 0
@@ -217,7 +217,7 @@ async def test_call_cancelled_at_any_await_leaves_no_open_socket(
 
 
 async def test_calls_cancelled_after_each_number_of_loop_iterations_leave_no_open_socket(way: str) -> None:
-    """Where the awaits of child tasks are hit, too: connecting is done in some."""
+    """Counting loop iterations also hits the awaits of child tasks, which connecting uses."""
     before = open_sockets()
     async with serving() as server:
         transport = AnyIOTransport(max_connections=3)

@@ -1,4 +1,4 @@
-"""The parser and the serializer: responses of every kind, whole and in pieces, and their limits."""
+"""The HTTP/1.1 parser and serializer: responses of every kind, whole and in pieces, and their limits."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Case:
     reusable: bool
     status: int = 200
     method: str = "POST"
-    ends: bool = False  # the connection's end belongs to it
+    ends: bool = False  # the body lasts until the connection closes
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -48,7 +48,7 @@ CASES = {
         HEAD + b"Connection: keep-alive\r\nConnection: x,close\r\nContent-Length: 2\r\n\r\nok", b"ok", False
     ),
     "connection: closed": Case(HEAD + b"Connection: closed\r\nContent-Length: 2\r\n\r\nok", b"ok", True),
-    "an upgrade that is only offered": Case(
+    "upgrade offered but not made": Case(
         HEAD + b"Upgrade: h2\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\nok", b"ok", True
     ),
     "chunked, closed": Case(
@@ -99,11 +99,11 @@ CASES = {
         True,
         method="HEAD",
     ),
-    "chunked, in other words": Case(
+    "chunked, in other case and spacing": Case(
         HEAD + b"TRANSFER-encoding:\t Chunked \r\n\r\n1\r\n!\r\n0\r\n\r\n", b"!", True
     ),
-    "HEAD with another coding": Case(HEAD + b"Transfer-Encoding: gzip\r\n\r\n", b"", False, method="HEAD"),
-    "304 with another coding": Case(b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: gzip\r\n\r\n", b"", True, 304),
+    "HEAD with an unknown transfer coding": Case(HEAD + b"Transfer-Encoding: gzip\r\n\r\n", b"", False, method="HEAD"),
+    "304 with an unknown transfer coding": Case(b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: gzip\r\n\r\n", b"", True, 304),
     "after an empty line": Case(b"\r\n" + HEAD + b"Content-Length: 2\r\n\r\nok", b"ok", True),
     "no reason phrase": Case(b"HTTP/1.1 429 \r\nRetry-After: 3\r\nContent-Length: 2\r\n\r\nno", b"no", True, 429),
     "with leftover bytes": Case(HEAD + b"Content-Length: 2\r\n\r\nok?", b"ok", False),

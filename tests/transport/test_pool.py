@@ -1,4 +1,4 @@
-"""The pool: who gets which connection, who waits, and when a connection is too old."""
+"""The connection pool: reuse, limits, the queue of waiters, expiry and closing."""
 
 import asyncio
 import re
@@ -182,13 +182,13 @@ async def test_pool_drops_cancelled_waiters_and_serves_the_others() -> None:
             await until(lambda: numbers(transport)[3] == 100)
             assert transport.stats()["origins"]["http://a.test:80"]["waiting"] == 100
             (pool,) = transport._pools.values()
-            assert len(pool._waiters) < 300  # those who left are not kept until they come to the front
+            assert len(pool._waiters) < 300  # cancelled waiters are removed before they reach the front
     assert sorted(served) == list(range(0, 300, 3))
     assert numbers(transport) == (0, 0, 0, 0)
 
 
 async def test_pool_hands_a_cancelled_waiters_connection_to_the_next_waiter() -> None:
-    """It is served and cancelled in the same turn of the loop: the wake-up must not be lost."""
+    """The waiter is served and cancelled in the same loop iteration: the wake-up must not be lost."""
     network = FakeNetwork()
     transport = over(network, max_connections=1)
     scope = anyio.CancelScope()
@@ -225,7 +225,7 @@ async def test_pool_hands_a_cancelled_waiters_connection_to_the_next_waiter() ->
 async def test_pool_hands_on_a_natively_cancelled_waiters_connection_or_slot(
     is_connection: bool,
 ) -> None:
-    """A native cancellation arrives although what was awaited is there, which a scope's does not."""
+    """Unlike a scope's, a native cancellation arrives even after the awaited result is ready."""
     network = FakeNetwork()
     transport = over(network, max_connections=1)
     response = await transport.handle_async_request(httpx.Request("GET", "http://a.test/"))
@@ -348,7 +348,7 @@ async def test_pool_closes_expired_idle_connections_when_their_origin_is_used() 
         for _ in range(5):
             group.start_soon(get, transport)
     clock.now = 3.9
-    await get(transport)  # one of them is young again
+    await get(transport)  # this one is now recently used
     assert len(network.streams) == 5
     clock.now = 4.1
     await get(transport)
@@ -376,7 +376,7 @@ async def test_pool_does_not_reuse_a_connection_closed_by_the_server() -> None:
 async def test_pool_does_not_hand_a_waiter_a_connection_closed_by_the_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Between its response and the moment when the next in line runs, its end may have come."""
+    """The server may close it between the end of a response and the moment the next waiter runs."""
     network = FakeNetwork(*HALF)
     transport = over(network, max_connections=1)
     sent: list[int] = []
@@ -406,7 +406,7 @@ async def test_pool_does_not_hand_a_waiter_a_connection_closed_by_the_server(
 async def test_pool_closes_a_stream_it_cannot_wrap_and_frees_its_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As one whose socket was closed just after it was opened."""
+    """For example, one whose socket was closed just after it was opened."""
     network = FakeNetwork()
     transport = over(network, max_connections=1)
 
@@ -422,7 +422,7 @@ async def test_pool_closes_a_stream_it_cannot_wrap_and_frees_its_slot(
 
 @without_debug
 async def test_transport_repr_can_be_read_from_another_thread() -> None:
-    """As from the one that uses the sync client."""
+    """For example, from the thread that uses the sync client."""
     transport = over(FakeNetwork(), max_connections=20)
     errors: list[Exception] = []
     done = threading.Event()

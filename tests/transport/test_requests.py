@@ -1,4 +1,4 @@
-"""Requests of every shape over real sockets, and what becomes of the connection after each response."""
+"""Requests of every shape over real sockets, and whether the connection is reused afterwards."""
 
 import gc
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -23,7 +23,7 @@ async def chunks(*parts: bytes) -> AsyncGenerator[bytes, None]:
 
 
 class Parts:
-    """A body of these parts, or an error in place of one."""
+    """A request body that yields these parts, or raises the part that is an error."""
 
     def __init__(self, *parts: bytes | Exception) -> None:
         self.parts = list(parts)
@@ -125,7 +125,7 @@ async def test_exception_raised_by_a_request_body_propagates_unchanged() -> None
 
 
 async def test_response_sent_before_the_request_is_complete_is_read() -> None:
-    """As of a server that refuses a large body and closes."""
+    """For example, from a server that rejects a large body and closes."""
     answered = anyio.Event()
 
     async def refuses(peer: Peer) -> None:
@@ -156,7 +156,7 @@ async def test_response_sent_before_the_request_is_complete_is_read() -> None:
             response = await exchange(transport, request)
             assert (response.status_code, response.content) == (413, b"big")
         except httpx.WriteError:
-            pass  # the reset was faster than the answer, which the kernel then throws away
+            pass  # the reset overtook the response, which the kernel then discards
         assert transport.stats()["in_use"] == transport.stats()["idle"] == 0
         await transport.aclose()
 
@@ -191,7 +191,7 @@ async def test_response_sent_before_the_server_aborts_a_large_request_is_read(
 
 
 async def test_write_error_raised_by_a_request_body_is_not_mistaken_for_a_broken_connection() -> None:
-    """As of a body that comes from another request of httpx."""
+    """For example, a body that is itself read from another httpx request."""
 
     network = FakeNetwork(answer=lambda _: None)
     transport = AnyIOTransport()
@@ -237,7 +237,7 @@ NOT_KEPT = {
     "connection: close": b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok",
     "HTTP/1.0": b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok",
     "leftover": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok-and-more",
-    "an unasked response": KEPT["length"] * 2,
+    "an unsolicited response": KEPT["length"] * 2,
 }
 
 
@@ -354,7 +354,7 @@ async def test_closing_or_dropping_a_half_read_stream_closes_its_connection() ->
 
 
 class Dying:
-    """Answers one request on each connection, and is gone when the next one comes."""
+    """A server that answers once on its first connection and closes it at the next request."""
 
     def __init__(self, kill: str) -> None:
         self.kill = kill
@@ -413,7 +413,7 @@ async def test_idle_connection_whose_write_fails_is_replaced_for_any_method() ->
     transport = AnyIOTransport()
     transport._connect = network  # type: ignore[assignment]
     await exchange(transport, httpx.Request("POST", "http://a.test/", content=b"1"))
-    network.streams[0].closed = True  # the peer's close was not to be seen before the write
+    network.streams[0].closed = True  # the peer's close could not be seen before the write
     assert (await exchange(transport, httpx.Request("POST", "http://a.test/", content=b"2"))).content == b"ok"
     assert len(network.streams) == 2
     assert network.streams[1].sends[0].endswith(b"\r\n\r\n2")
@@ -427,7 +427,7 @@ async def test_finding_one_dead_idle_connection_discards_the_others() -> None:
         for _ in range(3):
             group.start_soon(exchange, transport, httpx.Request("GET", "http://a.test/"))
     for stream in network.streams:
-        stream.closed = True  # as after a restart of the server, not to be seen before the write
+        stream.closed = True  # as after a server restart, which cannot be seen before the write
     assert (await exchange(transport, httpx.Request("POST", "http://a.test/", content=b"2"))).content == b"ok"
     assert (len(network.streams), transport.stats()["idle"]) == (4, 1)
 

@@ -64,7 +64,7 @@ async def test_transport_connects_to_whichever_address_of_a_host_answers(
             addresses = (("::1", socket.AF_INET6), ("127.0.0.1", socket.AF_INET))
             return [(family, socket.SOCK_STREAM, 6, "", (host, server.port)) for host, family in addresses]
 
-        # anyio's own binding of the name
+        # the name as anyio imported it
         monkeypatch.setattr("anyio._core._sockets.getaddrinfo", two_addresses)
         transport = AnyIOTransport()
         with anyio.fail_after(5):
@@ -73,7 +73,7 @@ async def test_transport_connects_to_whichever_address_of_a_host_answers(
 
 
 class Proxy:
-    """A small proxy: requests with a whole URL are forwarded, CONNECT is tunnelled. All hosts are this one."""
+    """A small proxy that forwards absolute-URL requests and tunnels CONNECT, always to this machine."""
 
     def __init__(self) -> None:
         self.received: list[Received] = []
@@ -192,7 +192,7 @@ def in_new_loop(backend: str, func: Callable[..., Any], *arguments: Any) -> Any:
     return anyio.run(func, *arguments, backend=backend)
 
 
-# asyncio says it of sockets whose loop was closed over them
+# asyncio warns about sockets left open when their loop was closed
 ABANDONED = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
@@ -219,7 +219,7 @@ LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 
 def in_abandoned_loop(make_loop: Callable[[], asyncio.AbstractEventLoop], main: Any) -> None:
-    """Run `main` in a loop that is closed over the tasks and connections that it leaves."""
+    """Run `main` in a loop that is then closed with its tasks and connections still open."""
     loop = make_loop()
     loop.run_until_complete(main)
     loop.close()

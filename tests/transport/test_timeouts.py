@@ -1,4 +1,4 @@
-"""The four timeouts of httpx, and every error as httpx's own transports raise it."""
+"""httpx's four timeouts, and the same errors as httpx's own transports raise."""
 
 import asyncio
 import gc
@@ -249,13 +249,13 @@ async def test_calls_share_one_timer_that_keeps_nothing_alive_and_ends_with_the_
 async def test_timeout_that_fires_just_as_its_await_finishes_is_raised_by_the_next_await(
     read: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection is closed by then, whatever limit the next await has."""
+    """The timeout has closed the connection, so the next await must report it, whatever its own limit."""
     send_now = FakeStream.send
 
     async def late(self: FakeStream, item: bytes) -> None:
         with anyio.CancelScope(shield=True):
             await anyio.sleep(3.5)
-            self.closed = False  # what was awaited had come already
+            self.closed = False  # the await had already succeeded
             await send_now(self, item)
             self.closed = True
 
@@ -265,7 +265,7 @@ async def test_timeout_that_fires_just_as_its_await_finishes_is_raised_by_the_ne
     request = httpx.Request("POST", URL, content=b"x", extensions={"timeout": timeouts})
     with pytest.raises(httpx.WriteTimeout, match="could not be written within 3 s"):
         await transport.handle_async_request(request)
-    if not in_trio():  # where the connection is not closed, and the next await has its own limit
+    if not in_trio():  # trio leaves the connection open, and the next await has its own limit
         request = httpx.Request("POST", URL, content=b"x" * 100_000, extensions={"timeout": timeouts})
         with pytest.raises(httpx.WriteTimeout, match="could not be written within 3 s"):
             await transport.handle_async_request(request)
@@ -317,7 +317,7 @@ async def test_broken_response_raises_a_remote_protocol_error_and_frees_its_conn
 
 
 async def test_broken_responses_raise_the_same_errors_as_httpxs_own_transport() -> None:
-    """The same misbehaviour through both gives the same class."""
+    """Both transports raise the same class for the same broken response."""
     behaviours = [
         b"",
         b"HTTP/1.1 200 OK\r\ncontent-le",

@@ -1,4 +1,4 @@
-"""TLS against a real server whose certificate was made here, by an authority made here."""
+"""TLS against a real server, with a certificate and an authority made for the test."""
 
 import ssl
 from collections.abc import Callable
@@ -160,7 +160,7 @@ async def test_stalled_tls_handshake_raises_a_connect_timeout() -> None:
 async def test_tls_close_without_close_notify_ends_an_unframed_body_but_truncates_one_with_a_length(
     identity: Identity,
 ) -> None:
-    """Neither side waits for the other's farewell; what is cut short is still an error."""
+    """Neither side waits for the other's close_notify; a truncated body is still an error."""
 
     def cutting(answer: bytes) -> "object":
         async def handle(peer: Peer) -> None:
@@ -168,7 +168,7 @@ async def test_tls_close_without_close_notify_ends_an_unframed_body_but_truncate
             secure = Peer(stream)
             await secure.request()
             await secure.send(answer)
-            await peer.stream.aclose()  # the socket beneath, without a farewell
+            await peer.stream.aclose()  # the underlying socket, without close_notify
 
         return handle
 
@@ -189,7 +189,7 @@ async def test_closing_a_tls_connection_does_not_wait_for_the_peers_close_notify
         secure = Peer(stream)
         await secure.request()
         await secure.send(OK)
-        await release.wait()  # reads nothing more, answers no farewell
+        await release.wait()  # reads nothing more, answers no close_notify
 
     async with serving(silent) as server:
         transport = AnyIOTransport(verify=identity.trusting)
@@ -201,7 +201,7 @@ async def test_closing_a_tls_connection_does_not_wait_for_the_peers_close_notify
 
 
 class Records:
-    """The server's side of TLS, record by record: what is sent in one packet is the test's own."""
+    """The server's side of TLS, record by record, so that the test decides which records share a packet."""
 
     def __init__(self, peer: Peer, context: ssl.SSLContext) -> None:
         self.peer = peer
@@ -221,16 +221,16 @@ class Records:
             await self.peer.send(self.outgoing.read())
 
 
-UNASKED = b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nunasked"
+UNSOLICITED = b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nunasked"
 
 
 @pytest.mark.parametrize(
-    "unasked", [UNASKED, UNASKED + b"x" * 200_000, None], ids=["one", "many", "farewell"]
+    "unsolicited", [UNSOLICITED, UNSOLICITED + b"x" * 200_000, None], ids=["one", "many", "close_notify"]
 )
 async def test_tls_connection_with_an_unsolicited_record_is_not_reused(
-    identity: Identity, unasked: bytes | None
+    identity: Identity, unsolicited: bytes | None
 ) -> None:
-    """It may have arrived in the response's own packet: there is nothing to be seen at the socket, then."""
+    """If it arrived in the same packet as the response, the socket shows nothing to read."""
 
     async def handle(peer: Peer) -> None:
         records = Records(peer, identity.server)
@@ -238,20 +238,20 @@ async def test_tls_connection_with_an_unsolicited_record_is_not_reused(
         while True:
             await records.call(lambda: records.tls.read(65_536))
             records.tls.write(OK)
-            if unasked is not None:
-                records.tls.write(unasked)
+            if unsolicited is not None:
+                records.tls.write(unsolicited)
             else:
                 with suppress(ssl.SSLWantReadError):
                     records.tls.unwrap()
             await records.flush()
-            if unasked is None:
+            if unsolicited is None:
                 await peer.closed()
                 return
 
     async with serving(handle) as server:
         transport = AnyIOTransport(verify=identity.trusting)
         for count in range(1, 4):
-            request = httpx.Request("POST", f"https://localhost:{server.port}/")  # never sent again once sent
+            request = httpx.Request("POST", f"https://localhost:{server.port}/")  # a POST is never resent
             assert await (await transport.handle_async_request(request)).aread() == b"ok"
             assert server.accepted == count
         await transport.aclose()
@@ -260,7 +260,7 @@ async def test_tls_connection_with_an_unsolicited_record_is_not_reused(
 async def test_tls_connection_with_unsolicited_bytes_buffered_by_anyio_is_not_reused(
     identity: Identity,
 ) -> None:
-    """anyio hands TLS 64 KiB at a time. Here a response ends exactly there, and something unasked follows."""
+    """anyio hands TLS 64 KiB at a time; here a response ends exactly there, and unsolicited bytes follow."""
     part = 65_536
     bodies = [b"ok"]
 
@@ -274,7 +274,7 @@ async def test_tls_connection_with_unsolicited_bytes_buffered_by_anyio_is_not_re
                 records.tls.write(answer)
                 await records.flush()
                 continue
-            overhead = 22  # of a record of TLS 1.3
+            overhead = 22  # bytes for each TLS 1.3 record
             sizes = [16_384] * 3
             sizes.append(part - sum(sizes) - overhead * 4)
             head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"
@@ -285,7 +285,7 @@ async def test_tls_connection_with_unsolicited_bytes_buffered_by_anyio_is_not_re
                 data = data[size:]
             assert records.outgoing.pending == part
             bodies.append(body)
-            records.tls.write(UNASKED)
+            records.tls.write(UNSOLICITED)
             await records.flush()
         await peer.closed()
 

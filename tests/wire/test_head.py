@@ -1,4 +1,4 @@
-"""What the head of a response says of the rate limit, however it is written."""
+"""The rate limit in the head of a response, however its headers are written."""
 
 import httpx
 import pytest
