@@ -37,7 +37,7 @@ from omnigate._wire.arguments import (
     environment_base_url,
     metrics_query,
 )
-from omnigate._wire.checks import check_bool, check_choice, check_number, check_text
+from omnigate._wire.checks import check_bool, check_choice, check_seconds, check_text, refusal
 from omnigate._wire.options import (
     CallOptions,
     ChatStreamOptions,
@@ -45,10 +45,9 @@ from omnigate._wire.options import (
     check_known,
     split_options,
 )
-from omnigate._wire.redaction import shown
 from omnigate._wire.results import DictResult, ListResult, list_with_meta
 from omnigate._wire.structs import construct
-from omnigate.exceptions import GatewayError, InvalidArgumentError, InvalidArgumentTypeError
+from omnigate.exceptions import GatewayError
 from omnigate.models import (
     ApiKeyCreated,
     ApiKeyInfo,
@@ -209,7 +208,7 @@ class AsyncClient(BaseAsyncClient):
         call = self._session.prepare(endpoints.CHAT, body=request, user_id=user_id, options=options)
         if hedge_after is None:
             return await self._fetch(ChatResponse, call)
-        check_number(hedge_after, "hedge_after", "seconds above 0, or None", above=0)
+        check_seconds(hedge_after, "hedge_after", otherwise=", or None")
         # Both are held to the time at which the call began: its deadline, and what it took.
         copies = [partial(self._fetch, ChatResponse, call, self._session.attempts(call)) for _ in range(2)]
         return await hedged(copies, hedge_after)
@@ -275,9 +274,8 @@ class AsyncClient(BaseAsyncClient):
         for argument in ("fallback_models", "cache"):
             value = fields.pop(argument, None)
             if value is not None:
-                raise InvalidArgumentTypeError(
-                    f"{argument}={shown(value)} is not allowed for a stream: None (the gateway ignores it)"
-                )
+                must = "be None for a stream"
+                raise refusal(argument, value, must, is_type=True, hint="the gateway ignores it")
         request = construct(
             CompletionRequest if include_usage else ChatRequest,
             {
@@ -466,7 +464,7 @@ class AsyncClient(BaseAsyncClient):
 
         """
         if meta is not None and not isinstance(meta, Mapping):
-            raise InvalidArgumentTypeError(f"meta={shown(meta)} is not allowed: a dict, or None")
+            raise refusal("meta", meta, "be a dict, or None", is_type=True)
         body = {
             "provider": check_choice(provider, "provider", _PROVIDERS),
             "api_key": check_text(api_key, "api_key", minimum=8, secret=True),
@@ -705,9 +703,9 @@ class AsyncClient(BaseAsyncClient):
         """
         fields, user_id, call_options = split_options(options, SamplingOptions, f"{self._session.owner}.race")
         if isinstance(models, str) or not isinstance(models, Sequence):
-            raise InvalidArgumentTypeError(f"models={shown(models)} is not allowed: a list of models")
+            raise refusal("models", models, "be a list of models", is_type=True)
         if not models:
-            raise InvalidArgumentError("models=[] is not allowed: at least one model")
+            raise refusal("models", models, "be a list of at least one model")
         calls = [
             self._session.prepare(
                 endpoints.CHAT,

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias, cast, get_args
 
 import msgspec
 
-from omnigate._wire.redaction import shown
+from omnigate._wire.checks import BE_BOOL, Range, one_of, refusal
 from omnigate._wire.results import Result
 from omnigate._wire.structs import WireStruct, decoder_for
-from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
+from omnigate.exceptions import InvalidArgumentError
 
 __all__ = [
     "ApiKeyCreated",
@@ -51,9 +51,17 @@ _Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 # JSON has no other numbers, but decoders that take numbers in strings know "nan" and "inf".
 _Finite: TypeAlias = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 
-_Penalty: TypeAlias = Annotated[float, msgspec.Meta(ge=-2, le=2)]
+_TOKENS: Final = Range(minimum=1, is_integer=True)
 
-_MODEL_ALLOWED = "text of 1 to 128 printable Latin-1 characters"
+_TEMPERATURES: Final = Range(minimum=0, maximum=2)
+
+_PROBABILITIES: Final = Range(minimum=0, maximum=1)
+
+_PENALTIES: Final = Range(minimum=-2, maximum=2)
+
+_MODEL: Final = "text of 1 to 128 printable Latin-1 characters"
+
+_BE_MESSAGE: Final = "be a Message or a dict with role and content"
 
 
 class Message(WireStruct, kw_only=True, gc=False):
@@ -65,10 +73,7 @@ class Message(WireStruct, kw_only=True, gc=False):
 
     """
 
-    _allowed: ClassVar[Mapping[str, str]] = {
-        "role": "one of 'system', 'user', 'assistant'",
-        "content": "text (str)",
-    }
+    _must: ClassVar[Mapping[str, str]] = {"role": f"be {one_of(get_args(Role))}", "content": "be text"}
 
     role: Role
     content: str
@@ -97,20 +102,23 @@ class ChatRequest(WireStruct, kw_only=True, gc=False, omit_defaults=True):
     """
 
     _refuse_unknown: ClassVar[bool] = True
-    _allowed: ClassVar[Mapping[str, str]] = {
-        **Message._allowed,
-        "model": _MODEL_ALLOWED,
-        "messages": "text, a message, or a list of at least one message",
-        "max_tokens": "an integer of at least 1",
-        "temperature": "a number from 0 to 2",
-        "stream": "True or False",
-        "top_p": "a number from 0 to 1",
-        "stop": "text or a list of texts",
-        "presence_penalty": "a number from -2 to 2",
-        "frequency_penalty": "a number from -2 to 2",
-        "seed": "an integer of 64 bits",
-        "fallback_models": f"a list of at most 5 models, each {_MODEL_ALLOWED}",
-        "cache": "True or False",
+    _must: ClassVar[Mapping[str, str]] = {
+        **Message._must,
+        "model": f"be {_MODEL}",
+        "messages": "be text, a message, or a list of messages",
+        "messages[]": _BE_MESSAGE,
+        "max_tokens": f"be {_TOKENS}",
+        "temperature": f"be {_TEMPERATURES}",
+        "stream": BE_BOOL,
+        "top_p": f"be {_PROBABILITIES}",
+        "stop": "be text or a list of texts",
+        "stop[]": "be text",
+        "presence_penalty": f"be {_PENALTIES}",
+        "frequency_penalty": f"be {_PENALTIES}",
+        "seed": "be an integer of 64 bits",
+        "fallback_models": "be a list of models",
+        "fallback_models[]": f"be {_MODEL}",
+        "cache": BE_BOOL,
     }
 
     @classmethod
@@ -124,13 +132,13 @@ class ChatRequest(WireStruct, kw_only=True, gc=False, omit_defaults=True):
 
     model: ModelName
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
-    max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    max_tokens: Annotated[int, _TOKENS.meta] | None = None
+    temperature: Annotated[float, _TEMPERATURES.meta] | None = None
     stream: bool = False
-    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    top_p: Annotated[float, _PROBABILITIES.meta] | None = None
     stop: str | list[str] | None = None
-    presence_penalty: _Penalty | None = None
-    frequency_penalty: _Penalty | None = None
+    presence_penalty: Annotated[float, _PENALTIES.meta] | None = None
+    frequency_penalty: Annotated[float, _PENALTIES.meta] | None = None
     seed: _Int64 | None = None
     fallback_models: Annotated[list[ModelName], msgspec.Meta(max_length=5)] | None = None
     cache: bool | None = None
@@ -372,9 +380,7 @@ def coerce_messages(messages: MessagesInput) -> list[Message]:
         return [Message.model_validate(messages)]
     if isinstance(messages, (list, tuple)):
         return [_coerce_message(item, index) for index, item in enumerate(messages)]
-    raise InvalidArgumentTypeError(
-        f"messages={shown(messages)} is not allowed: {ChatRequest._allowed['messages']}"
-    )
+    raise refusal("messages", messages, ChatRequest._must["messages"], is_type=True)
 
 
 def _without_developer(item: Any) -> Any:
@@ -392,9 +398,7 @@ def _coerce_message(item: Any, index: int) -> Message:
     if isinstance(item, Message):
         return item
     if not isinstance(item, Mapping):
-        raise InvalidArgumentTypeError(
-            f"messages[{index}]={shown(item)} is not allowed: a Message or a dict with role and content"
-        )
+        raise refusal(f"messages[{index}]", item, _BE_MESSAGE, is_type=True)
     try:
         return Message.model_validate(cast("Mapping[str, Any]", item))
     except InvalidArgumentError as error:

@@ -3,6 +3,7 @@
 import enum
 import math
 import pickle
+import re
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -35,25 +36,25 @@ HELLO = [{"role": "user", "content": "hello"}]
         ("model", "gpt-😀", "printable Latin-1"),
         ("model", "gpt\x85", "printable Latin-1"),
         ("model", None, "text"),
-        ("messages", [], "at least one message"),
+        ("messages", [], "at least 1 item"),
         ("messages", 5, "text, a message, or a list"),
         ("max_tokens", 0, "at least 1"),
         ("max_tokens", 1.5, "at least 1"),
         ("max_tokens", True, "at least 1"),
-        ("temperature", -0.1, "0 to 2"),
-        ("temperature", 2.1, "0 to 2"),
-        ("temperature", math.nan, "0 to 2"),
-        ("temperature", math.inf, "0 to 2"),
-        ("temperature", "hot", "0 to 2"),
-        ("top_p", 1.1, "0 to 1"),
-        ("top_p", math.nan, "0 to 1"),
-        ("presence_penalty", -2.1, "-2 to 2"),
-        ("frequency_penalty", math.inf, "-2 to 2"),
+        ("temperature", -0.1, "must be between 0 and 2, got"),
+        ("temperature", 2.1, "must be between 0 and 2, got"),
+        ("temperature", math.nan, "must be between 0 and 2, got"),
+        ("temperature", math.inf, "must be between 0 and 2, got"),
+        ("temperature", "hot", "must be between 0 and 2, got"),
+        ("top_p", 1.1, "must be between 0 and 1, got"),
+        ("top_p", math.nan, "must be between 0 and 1, got"),
+        ("presence_penalty", -2.1, "must be between -2 and 2, got"),
+        ("frequency_penalty", math.inf, "must be between -2 and 2, got"),
         ("seed", 2**63, "64 bits"),
         ("seed", "x", "64 bits"),
         ("stop", 5, "text or a list of texts"),
         ("fallback_models", ["gpt-4"] * 6, "at most 5"),
-        ("fallback_models", ["gpt\r\n"], "at most 5 models"),
+        ("fallback_models", ["gpt\r\n"], "printable Latin-1"),
         ("fallback_models", ["x" * 129], "1 to 128"),
         ("fallback_models", "gpt-4", "a list"),
         ("cache", "perhaps", "True or False"),
@@ -65,7 +66,7 @@ def test_a_value_out_of_its_limits_is_refused_with_its_name_its_value_and_what_i
     with pytest.raises(InvalidArgumentError) as caught:
         ChatRequest(**{"model": "gpt-4o", "messages": HELLO, argument: value})
     message = str(caught.value)
-    assert message.startswith(argument)
+    assert re.match(rf"{argument}(\[0\])? must .*, got ", message)
     assert allowed in message
     assert repr(value)[:20] in message or repr(value[0])[:20] in message  # type: ignore[index]
 
@@ -75,12 +76,12 @@ def test_a_value_out_of_its_limits_is_refused_with_its_name_its_value_and_what_i
     [
         (
             [{"role": "robot", "content": "x"}],
-            "messages[0].role='robot' is not allowed: one of 'system', 'user'",
+            "messages[0].role must be 'system', 'user' or 'assistant', got 'robot'",
         ),
-        ([*HELLO, {"role": "user", "content": 5}], "messages[1].content=5 is not allowed: text"),
-        ([{"role": "user"}], "messages[0].content is missing"),
-        ([*HELLO, "bare"], "messages[1]='bare' is not allowed"),
-        ([None], "messages[0]=None is not allowed"),
+        ([*HELLO, {"role": "user", "content": 5}], "messages[1].content must be text, got 5"),
+        ([{"role": "user"}], "messages[0].content is required"),
+        ([*HELLO, "bare"], "messages[1] must be a Message or a dict with role and content, got 'bare'"),
+        ([None], "messages[0] must be a Message or a dict with role and content, got None"),
     ],
 )
 def test_a_bad_message_is_named_by_its_place(messages: object, words: str) -> None:
@@ -91,7 +92,8 @@ def test_a_bad_message_is_named_by_its_place(messages: object, words: str) -> No
 
 def test_a_misspelt_argument_is_refused() -> None:
     with pytest.raises(
-        InvalidArgumentTypeError, match="'max_token'; allowed are model, messages, max_tokens"
+        InvalidArgumentTypeError,
+        match="ChatRequest has no argument 'max_token'; it takes model, messages, max_tokens",
     ):
         ChatRequest(model="gpt-4o", messages=HELLO, max_token=5)
     with pytest.raises(TypeError, match="keyword arguments only"):
@@ -187,7 +189,7 @@ def test_every_field_of_a_request_is_dumped_though_only_what_is_set_is_sent() ->
 
 @pytest.mark.parametrize("obj", [None, [], "x", {"id": 1}])
 def test_what_does_not_fit_is_a_value_error(obj: object) -> None:
-    with pytest.raises(ValueError, match="ChatResponse|not allowed|missing"):
+    with pytest.raises(ValueError, match="^(obj|id) must be .*, got |^[a-z]+ is required$"):
         ChatResponse.model_validate(obj)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import cast
 
 from omnigate._batch.outcomes import Outcome
-from omnigate._wire.redaction import shown
-from omnigate.exceptions import GatewayError, InvalidArgumentTypeError
+from omnigate._wire.checks import check_bool
+from omnigate.exceptions import GatewayError
 from omnigate.models import ChatResponse
 
 
@@ -14,11 +14,7 @@ class Answers:
     """The answers to a batch, put in order."""
 
     def __init__(self, return_exceptions: bool) -> None:
-        if not isinstance(return_exceptions, bool):
-            raise InvalidArgumentTypeError(
-                f"return_exceptions={shown(return_exceptions)} is not allowed: True or False"
-            )
-        self._return_exceptions = return_exceptions
+        self._return_exceptions = check_bool(return_exceptions, "return_exceptions")
         self._by_index: dict[int, ChatResponse | GatewayError] = {}
 
     def add(self, outcome: Outcome) -> None:

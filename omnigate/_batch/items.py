@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import msgspec
 
+from omnigate._wire.checks import BE_ENCODABLE, one_of, refusal
 from omnigate._wire.redaction import shown
 from omnigate._wire.structs import construct, decoder_for
 from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
@@ -23,8 +24,8 @@ BatchItem: TypeAlias = ChatRequest | Message | str | Mapping[str, Any] | list[An
 
 BatchSource: TypeAlias = Iterable[BatchItem] | AsyncIterable[BatchItem] | Path
 
-_ALLOWED: Final = (
-    "a ChatRequest, a dict of its fields (and id), or, where model= is given, messages: "
+_BE_ITEM: Final = (
+    "be a ChatRequest, a dict of its fields (and id), or, where model= is given, messages: "
     "text, a message, or a list of messages"
 )
 
@@ -67,24 +68,25 @@ def check_source(requests: Any, *, is_sync: bool) -> None:
         InvalidArgumentTypeError: it is not, or looks like a single item.
     """
     if isinstance(requests, str | bytes | bytearray | Mapping | Message | ChatRequest):
-        raise InvalidArgumentTypeError(
-            f"requests={shown(cast('object', requests))} is not allowed: an iterable of items, or a "
-            f"pathlib.Path of a file; "
-            f"for one item, write [item]"
+        must = "be an iterable of items, or a pathlib.Path of a file"
+        raise refusal(
+            "requests", cast("object", requests), must, is_type=True, hint="for one item, write [item]"
         )
     if isinstance(requests, (Path, Iterable)):
         return
     if isinstance(requests, AsyncIterable):
         if is_sync:
-            raise InvalidArgumentTypeError(
-                "requests is an async iterable, which the sync client cannot read: an iterable or a "
-                "pathlib.Path, or use AsyncClient"
+            must = "be an iterable or a pathlib.Path for the sync client"
+            raise refusal(
+                "requests",
+                cast("object", requests),
+                must,
+                is_type=True,
+                hint="AsyncClient reads async iterables",
             )
         return
-    raise InvalidArgumentTypeError(
-        f"requests={shown(requests)} is not allowed: an iterable{'' if is_sync else ' or async iterable'} of "
-        f"items, or a pathlib.Path of a file"
-    )
+    must = f"be an iterable{'' if is_sync else ' or async iterable'} of items, or a pathlib.Path of a file"
+    raise refusal("requests", requests, must, is_type=True)
 
 
 def is_async_source(requests: BatchSource) -> bool:
@@ -148,15 +150,13 @@ def read_item(raw: object, index: int, model: str | None) -> Item:
     except InvalidArgumentError as error:
         problem = str(error)
         if fields.get("model") is None:
-            problem = "model is missing: name one in the item, or give the batch model="
+            problem = "model is required: name it in the item, or pass model= to the batch"
         return Item(index, id, None, type(error)(f"item {index} (id {shown(id)}): {problem}"))
 
 
 def _checked(request: ChatRequest, index: int, id: str) -> Item:
     if request.stream:
-        error = InvalidArgumentError(
-            f"item {index} (id {shown(id)}): stream=True is not allowed in a batch: False"
-        )
+        error = refusal(f"item {index} (id {shown(id)}): stream", request.stream, "be False in a batch")
         return Item(index, id, None, error)
     return Item(index, id, request, None)
 
@@ -166,7 +166,7 @@ def _fields(raw: object, index: int) -> tuple[str, dict[str, Any]]:
     if isinstance(raw, str | Message | list | tuple):
         return str(index), {"messages": cast("MessagesInput", raw)}
     if not isinstance(raw, Mapping):
-        raise InvalidArgumentTypeError(f"item {index}: {shown(raw)} is not allowed: {_ALLOWED}")
+        raise refusal(f"item {index}", raw, _BE_ITEM, is_type=True)
     mapping = cast("Mapping[str, Any]", raw)
     id = _id(mapping, index)
     if "role" in mapping:
@@ -176,7 +176,8 @@ def _fields(raw: object, index: int) -> tuple[str, dict[str, Any]]:
     fields = {name: value for name, value in mapping.items() if name not in _ID_FIELDS}
     if "prompt" in fields:
         if "messages" in fields:
-            raise InvalidArgumentError(f"item {index}: prompt is not allowed together with messages")
+            must = "not be given together with messages"
+            raise refusal(f"item {index}: prompt", fields["prompt"], must)
         fields["messages"] = fields.pop("prompt")
     _refuse_unknown(fields, index)
     return id, fields
@@ -186,10 +187,17 @@ def _id(mapping: Mapping[str, Any], index: int) -> str:
     value: Any = mapping.get("id") if mapping.get("custom_id") is None else mapping["custom_id"]
     if value is None:
         return str(index)
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= _ID_BITS:
+    argument = f"item {index}: id"
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value.bit_length() > _ID_BITS:
+            raise refusal(argument, value, f"be text, or an integer of at most {_ID_BITS} bits")
         return str(value)
-    if not isinstance(value, str) or not value or not _is_text(value):
-        raise InvalidArgumentTypeError(f"item {index}: id={shown(value)} is not allowed: text, or an integer")
+    if not isinstance(value, str):
+        raise refusal(argument, value, "be text or an integer", is_type=True)
+    if not value:
+        raise refusal(argument, value, "be text that is not empty, or an integer")
+    if not _is_text(value):
+        raise refusal(argument, value, BE_ENCODABLE)
     return "".join(value)  # plain text, also of a subclass
 
 
@@ -212,11 +220,11 @@ def _body(line: Mapping[str, Any], index: int) -> dict[str, Any]:
     """Return the fields of a request in OpenAI's batch input, as those of `/v1/chat`."""
     method, url, body = line.get("method", "POST"), line.get("url", _URLS[1]), line["body"]
     if method != "POST":
-        raise InvalidArgumentError(f"item {index}: method={shown(method)} is not allowed: 'POST'")
+        raise refusal(f"item {index}: method", method, "be 'POST'")
     if url not in _URLS:
-        raise InvalidArgumentError(f"item {index}: url={shown(url)} is not allowed: {' or '.join(_URLS)}")
+        raise refusal(f"item {index}: url", url, f"be {one_of(_URLS)}")
     if not isinstance(body, Mapping):
-        raise InvalidArgumentTypeError(f"item {index}: body={shown(body)} is not allowed: a JSON object")
+        raise refusal(f"item {index}: body", body, "be a JSON object", is_type=True)
     fields = {
         name: value
         for name, value in cast("Mapping[str, Any]", body).items()
@@ -235,5 +243,5 @@ def _refuse_unknown(fields: Mapping[str, Any], index: int) -> None:
     if unknown := fields.keys() - set(ChatRequest.__struct_fields__):
         raise InvalidArgumentTypeError(
             f"item {index}: {', '.join(map(repr, sorted(map(str, unknown))))} cannot be sent to /v1/chat; "
-            f"allowed are {', '.join(ChatRequest.__struct_fields__)}"
+            f"it takes {', '.join(ChatRequest.__struct_fields__)}"
         )

@@ -5,24 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Final, Literal, TypeAlias, cast
 
 from omnigate._batch.items import BatchSource, check_source
 from omnigate._batch.outcomes import BatchStats
 from omnigate._batch.pace.gate import seconds_at_limit
 from omnigate._batch.progress import check_progress
 from omnigate._wire.arguments import check_user_id
-from omnigate._wire.checks import check_integer, check_not_async, check_not_awaitable, check_number
-from omnigate._wire.options import CallOptions, check_options
-from omnigate._wire.redaction import shown
-from omnigate._wire.structs import construct
-from omnigate.exceptions import (
-    AuthError,
-    BudgetExceededError,
-    GatewayError,
-    InvalidArgumentError,
-    InvalidArgumentTypeError,
+from omnigate._wire.checks import (
+    check_bool,
+    check_integer,
+    check_not_async,
+    check_not_awaitable,
+    check_number,
+    refusal,
 )
+from omnigate._wire.options import CallOptions, check_options
+from omnigate._wire.structs import construct
+from omnigate.exceptions import AuthError, BudgetExceededError, GatewayError
 from omnigate.models import ChatRequest
 
 StopOn: TypeAlias = type[GatewayError] | tuple[type[GatewayError], ...] | Callable[[GatewayError], bool]
@@ -33,6 +33,8 @@ ProgressArgument: TypeAlias = bool | Callable[[BatchStats], object]
 STOP_ON: Final = (AuthError, BudgetExceededError)
 
 MAX_WAIT_SECONDS: Final = 3_600.0
+
+_STOP_CALLABLE: Final = "a callable that takes an error and returns whether to stop"
 
 
 class BatchSettings(CallOptions, total=False):
@@ -89,24 +91,13 @@ class BatchOptions:
         if self.model is not None:
             construct(ChatRequest, {"model": self.model, "messages": "checks the model's name"})
         if self.max_concurrency != "auto":
-            if isinstance(cast("Any", self.max_concurrency), str):
-                raise InvalidArgumentError(
-                    f"max_concurrency={shown(self.max_concurrency)} is not allowed: 'auto', or an integer of "
-                    f"at least 1"
-                )
-            check_integer(self.max_concurrency, "max_concurrency", minimum=1)
+            check_integer(self.max_concurrency, "max_concurrency", minimum=1, otherwise=", or 'auto'")
         for name in ("ordered", "replay"):
-            if not isinstance(getattr(self, name), bool):
-                raise InvalidArgumentTypeError(
-                    f"{name}={shown(getattr(self, name))} is not allowed: True or False"
-                )
+            check_bool(getattr(self, name), name)
         self._check_stop_on()
-        if self.journal is not None and (
-            not isinstance(cast("Any", self.journal), str | os.PathLike) or not os.fspath(self.journal)
-        ):
-            raise InvalidArgumentTypeError(f"journal={shown(self.journal)} is not allowed: a path, or None")
+        self._check_journal()
         check_progress(self.progress)
-        check_number(self.max_wait_seconds, "max_wait_seconds", "seconds, a finite number above 0", above=0)
+        check_number(self.max_wait_seconds, "max_wait_seconds", above=0)
         check_user_id(self.user_id)
         check_options(self.call_options, self.method)
 
@@ -131,12 +122,19 @@ class BatchOptions:
     def _check_stop_on(self) -> None:
         given: object = self.stop_on
         if callable(given) and not isinstance(given, type):
-            check_not_async(given, "stop_on", takes="a callable takes an error and returns whether to stop")
+            check_not_async(given, "stop_on", _STOP_CALLABLE)
             return
         kinds = cast("tuple[object, ...]", given) if isinstance(given, tuple) else (given,)
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-                raise InvalidArgumentTypeError(
-                    f"stop_on={shown(self.stop_on)} is not allowed: types of errors, or a callable that "
-                    f"takes an error and returns whether to stop"
-                )
+                must = f"be a type of errors, a tuple of such types, or {_STOP_CALLABLE}"
+                raise refusal("stop_on", given, must, is_type=True)
+
+    def _check_journal(self) -> None:
+        given: object = self.journal
+        if given is None:
+            return
+        if not isinstance(given, str | os.PathLike):
+            raise refusal("journal", given, "be a path, or None", is_type=True)
+        if not os.fspath(given):
+            raise refusal("journal", given, "be a path that is not empty, or None")

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 import anyio
 
 from omnigate._batch.outcomes import BatchStats, words_of
-from omnigate._wire.checks import check_not_async, check_not_awaitable
-from omnigate._wire.redaction import shown
-from omnigate.exceptions import GatewayError, InvalidArgumentTypeError
+from omnigate._wire.checks import check_not_async, check_not_awaitable, refusal
+from omnigate.exceptions import GatewayError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
 Show: TypeAlias = Callable[[BatchStats], object]
+
+_CALLABLE: Final = "a callable that takes BatchStats"
 
 _SECONDS: Final = 0.25
 
@@ -37,10 +38,8 @@ def check_progress(progress: Any) -> None:
         GatewayError: it is True and rich is not installed.
     """
     if not isinstance(progress, bool) and not callable(progress):
-        raise InvalidArgumentTypeError(
-            f"progress={shown(progress)} is not allowed: True, False, or a callable that takes BatchStats"
-        )
-    check_not_async(progress, "progress", takes="a callable takes BatchStats")
+        raise refusal("progress", progress, f"be True, False, or {_CALLABLE}", is_type=True)
+    check_not_async(progress, "progress", _CALLABLE)
     if progress is True:
         try:
             import rich.progress  # noqa: F401  # pyright: ignore[reportUnusedImport]

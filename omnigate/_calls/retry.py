@@ -3,22 +3,20 @@
 Pure: no I/O and no clock of its own; whoever asks brings the time and the dice.
 """
 
-import math
 import random
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from omnigate._wire.checks import check_bool, check_integer
+from omnigate._wire.checks import Range, check_bool, check_integer, check_number, refusal
 from omnigate._wire.endpoints import Resend
 from omnigate._wire.head import parse_retry_after
-from omnigate._wire.redaction import shown
-from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
 
 __all__ = ["RetryConfig", "compute_delay", "parse_retry_after", "should_retry"]
 
 _DEFAULT_STATUSES: Final = frozenset({429, 500, 502, 503, 504})
+
+_STATUSES: Final = Range(minimum=100, maximum=999, is_integer=True)
 
 
 @dataclass(frozen=True)
@@ -54,27 +52,20 @@ class RetryConfig:
     def __post_init__(self) -> None:
         check_integer(self.max_retries, "max_retries", minimum=0)
         for name in ("backoff_base", "backoff_max", "retry_after_max"):
-            _check_number(name, getattr(self, name), math.inf)
-        _check_number("jitter", self.jitter, 1)
-        statuses: Any = self.retry_statuses
-        if (
-            isinstance(statuses, str | bytes | bytearray)
-            or not isinstance(statuses, Collection)
-            or not all(isinstance(s, int) and 100 <= s <= 999 for s in cast("Collection[Any]", statuses))
-        ):
-            raise InvalidArgumentTypeError(
-                f"retry_statuses={shown(self.retry_statuses)} is not allowed: "
-                f"a set of HTTP statuses, integers from 100 to 999"
-            )
+            check_number(getattr(self, name), name, minimum=0)
+        check_number(self.jitter, "jitter", minimum=0, maximum=1)
+        _check_statuses(self.retry_statuses)
         check_bool(self.retry_sent, "retry_sent")
 
 
-def _check_number(name: str, value: Any, high: float) -> None:
-    allowed = f"a finite number from 0{'' if high == math.inf else f' to {high}'}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidArgumentTypeError(f"{name}={shown(value)} is not allowed: {allowed}")
-    if not 0 <= value <= min(high, sys.float_info.max):  # also an integer of any size
-        raise InvalidArgumentError(f"{name}={shown(value)} is not allowed: {allowed}")
+def _check_statuses(value: Any) -> None:
+    must = f"be a collection of HTTP statuses, each {_STATUSES}"
+    if isinstance(value, str | bytes | bytearray) or not isinstance(value, Collection):
+        raise refusal("retry_statuses", value, must, is_type=True)
+    statuses = cast("Collection[Any]", value)
+    is_type = not all(isinstance(status, int) for status in statuses)
+    if is_type or not all(status in _STATUSES for status in statuses):
+        raise refusal("retry_statuses", statuses, must, is_type=is_type)
 
 
 def should_retry(

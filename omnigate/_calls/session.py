@@ -41,17 +41,16 @@ from omnigate._wire.arguments import (
     check_timeout,
     check_user_id,
 )
-from omnigate._wire.checks import check_integer, check_verify
+from omnigate._wire.checks import check_integer, check_verify, refusal
 from omnigate._wire.endpoints import Endpoint
 from omnigate._wire.options import CallOptions, check_options
-from omnigate._wire.redaction import mask, secrets_of, shown
+from omnigate._wire.redaction import mask, secrets_of
 from omnigate._wire.structs import decoder_for, encode
 from omnigate.exceptions import (
     APIError,
     ClientClosedError,
     ConnectionError,
     GatewayError,
-    InvalidArgumentTypeError,
     InvalidResponseError,
 )
 
@@ -92,9 +91,7 @@ class Session:
     ) -> None:
         check_verify(verify)
         if retry_config is not None and not isinstance(retry_config, RetryConfig):
-            raise InvalidArgumentTypeError(
-                f"retry_config={shown(retry_config)} is not allowed: a RetryConfig"
-            )
+            raise refusal("retry_config", retry_config, "be a RetryConfig, or None", is_type=True)
         if retry_config is None:
             check_integer(retries, "retries", minimum=0)
         self.retry_config: RetryConfig = retry_config or RetryConfig(max_retries=retries)
@@ -102,9 +99,10 @@ class Session:
         self._extensions = {"timeout": check_timeout(timeout)}
         self._own_headers = check_headers(headers, "headers")
         self._key_header = key_header
+        self._key_argument = key_header.removeprefix("x-").replace("-", "_")  # what its errors name
         self._has_warned = transport is not None  # where that sends the key to is its owner's to know
         self._lock = threading.RLock()  # of who changes the configuration
-        key, user_id = check_key(key, "api_key"), check_user_id(user_id)
+        key, user_id = check_key(key, self._key_argument), check_user_id(user_id)
         url = check_base_url(base_url)
         self._configuration: Configuration
         self._configure(url, key, user_id)
@@ -135,7 +133,7 @@ class Session:
 
     @key.setter
     def key(self, value: str | None) -> None:
-        key = check_key(value, "api_key")
+        key = check_key(value, self._key_argument)
         with self._lock:
             old = self._configuration
             self._configure(old.base_url, key, old.user_id)

@@ -27,12 +27,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, get_args
 
 import anyio
 
 from omnigate._runtime.loops import call_soon, current_loop, in_trio
-from omnigate.exceptions import ClientClosedError, ForkedClientError, InvalidArgumentError, NotStartedError
+from omnigate._wire.checks import check_choice
+from omnigate.exceptions import ClientClosedError, ForkedClientError, NotStartedError
 
 _library: contextvars.ContextVar[str | None] | None
 
@@ -297,8 +298,7 @@ class Portal:
             clean_up: awaited in the loop before it ends. Must hold no reference to the portal's owner.
 
         """
-        if backend not in ("asyncio", "trio"):
-            raise InvalidArgumentError(f"backend={backend!r} is not allowed: 'asyncio' or 'trio'")
+        check_choice(backend, "backend", get_args(Backend))
         self._backend: Backend = backend
         self._clean_up = clean_up
         self._lock = threading.Lock()

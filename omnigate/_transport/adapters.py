@@ -21,7 +21,7 @@ import httpx
 from omnigate._runtime.loops import PerLoop
 from omnigate._runtime.threads import in_thread
 from omnigate._transport.httpx_pool import HttpxTransport, drop_lost_connections
-from omnigate.exceptions import InvalidArgumentTypeError
+from omnigate._wire.checks import a_type, refusal
 
 T = TypeVar("T")
 
@@ -51,10 +51,8 @@ def adapt(transport: object) -> httpx.AsyncBaseTransport:
     httpx2 = sys.modules.get("httpx2")  # whoever has a transport of it has imported it
     if httpx2 is not None and isinstance(transport, (httpx2.AsyncBaseTransport, httpx2.BaseTransport)):
         return Httpx2Transport(transport, httpx2)
-    raise InvalidArgumentTypeError(
-        f"transport={type(transport).__name__} object is not allowed: "
-        "an httpx.AsyncBaseTransport or httpx.BaseTransport (or httpx2's)"
-    )
+    must = "be an httpx.AsyncBaseTransport or httpx.BaseTransport (or httpx2's)"
+    raise refusal("transport", transport, must, is_type=True, got=a_type(transport))
 
 
 def async_chunks(stream: object) -> AsyncIterator[bytes]:

@@ -64,7 +64,7 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
             check_integer(max_connections, "max_connections", minimum=1)
         if max_idle_connections is not None:
             check_integer(max_idle_connections, "max_idle_connections", minimum=0)
-        check_number(idle_timeout_seconds, "idle_timeout_seconds", "seconds, at least 0", minimum=0)
+        check_number(idle_timeout_seconds, "idle_timeout_seconds", minimum=0)
         check_verify(verify)
         if uds is not None:
             check_text(uds, "uds")

@@ -14,7 +14,7 @@ import httpx
 from omnigate._transport.anyio_transport import AnyIOTransport
 from omnigate._transport.httpx_pool import HttpxTransport, PerLoopTransport
 from omnigate._wire.arguments import is_loopback
-from omnigate.exceptions import InvalidArgumentError
+from omnigate._wire.checks import refusal
 
 LIMITS = httpx.Limits(max_connections=1_024, max_keepalive_connections=1_024, keepalive_expiry=4.0)
 """Those of `AnyIOTransport`, in place of httpx's 100 connections, which are less than a batch needs."""
@@ -40,17 +40,18 @@ def default_transport(base_url: httpx.URL, verify: bool | ssl.SSLContext) -> htt
     # Nothing of an error is chained or shown, since the address may hold a password.
     try:
         url = httpx.URL(proxy)
-        problem = None if url.host and (url.port or 0) <= 65_535 else "it is no address"
+        problem = None if url.host and (url.port or 0) <= 65_535 else "no address"
         make()  # opens nothing
     except ImportError:
-        problem = "SOCKS needs the package socksio: pip install 'httpx[socks]'"
+        problem = "a SOCKS address, which needs the package socksio: pip install 'httpx[socks]'"
     except (ValueError, httpx.InvalidURL):
-        problem = "it is no address, or of an unknown kind"
+        problem = "no address, or one of an unknown kind"
     if problem is not None:
-        raise InvalidArgumentError(
-            f"{_variable(base_url.scheme)} is not allowed as the proxy for {base_url.host}: {problem}; "
-            f"allowed is http://, https://, socks5:// or socks5h:// and host[:port], or the host in NO_PROXY"
+        must = (
+            f"be the address of a proxy for {base_url.host}, http://, https://, socks5:// or socks5h:// and "
+            f"host[:port], unless NO_PROXY exempts the host"
         )
+        raise refusal(_variable(base_url.scheme), None, must, got=problem)
     return PerLoopTransport(make)
 
 

@@ -30,12 +30,16 @@ def request_head(method: str, target: bytes, headers: list[tuple[bytes, bytes]])
     """
     raw_method = method.encode("ascii", "replace")
     if not _TOKEN.match(raw_method) or not _TARGET.match(target):
-        raise httpx.LocalProtocolError(f"the request line {method!r} {target!r} is not allowed")
+        raise httpx.LocalProtocolError(
+            f"a request line must have a method and a target without spaces and control characters, "
+            f"got {method!r} and {target!r}"
+        )
     lines = [b"%b %b HTTP/1.1\r\n" % (raw_method, target)]
     for name, value in headers:
         if not _TOKEN.match(name) or _UNSAFE_VALUE.search(value):
             raise httpx.LocalProtocolError(
-                f"the header {name!r} is not allowed: a name or value with controls"
+                f"the header {name!r} must have a name of letters, digits and -_., "
+                f"and a value without control characters"
             )
         lines.append(b"%b: %b\r\n" % (name, value))
     return b"".join(lines)
@@ -141,7 +145,7 @@ def origin_of(url: httpx.URL) -> Origin:
     """
     scheme = url.scheme
     if scheme not in ("http", "https"):
-        raise httpx.UnsupportedProtocol(f"the URL's scheme {scheme!r} is not allowed: http or https")
+        raise httpx.UnsupportedProtocol(f"the URL's scheme must be http or https, got {scheme!r}")
     port = url.port
     if port is None:
         port = 443 if scheme == "https" else 80

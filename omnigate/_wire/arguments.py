@@ -1,6 +1,6 @@
 """Checks of the arguments that are not fields of a struct: addresses, headers, times, path segments.
 
-An error names the argument, its value (never a key) and what is allowed. Nothing is sent.
+An error names the argument, what must hold and what was given (never a key). Nothing is sent.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from uuid import UUID
 
 import httpx
 
-from omnigate._wire.checks import check_choice, check_number, check_text
+from omnigate._wire.checks import BE_ENCODABLE, Range, check_choice, check_seconds, check_text, refusal
 from omnigate._wire.redaction import SECRET_HEADERS, shown
-from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
 
 _DEFAULT_BASE_URL: Final = "http://localhost:8000"
 
@@ -48,9 +47,9 @@ def metrics_query(
     """Return the query of a metrics endpoint (docs/protocol.md, "Metrics and health")."""
     query: dict[str, str] = {}
     if range is not None and (start is not None or end is not None):
-        raise InvalidArgumentError("range is not allowed together with start and end: one or the other")
+        raise refusal("range", range, "not be given together with start or end")
     if end is not None and start is None:
-        raise InvalidArgumentError("end is not allowed without start")
+        raise refusal("end", end, "be given together with start")
     if start is not None:
         query["from"] = check_moment(start, "start")
         if end is not None:
@@ -89,83 +88,72 @@ _FRAMING: Final = frozenset({"connection", "content-length", "te", "transfer-enc
 
 _USER_ID_LENGTH: Final = 255
 
+_BE_ID: Final = "be an id as the gateway gives it"
+
+_USD: Final = Range(minimum=0, unit="USD")
+
 _OFFSET = re.compile(r"(Z|[+-]\d\d:?\d\d)\Z", re.IGNORECASE)
 
 
 def check_base_url(value: Any) -> httpx.URL:
     """Return `base_url` as a URL without a trailing slash."""
-    allowed = "http(s)://host[:port][/prefix], without user, query and fragment"
+    must = "be http(s)://host[:port][/prefix] without user, query and fragment"
     if not isinstance(value, str | httpx.URL):
-        raise InvalidArgumentTypeError(f"base_url={shown(value)} is not allowed: {allowed}")
+        raise refusal("base_url", value, must, is_type=True)
     try:
         url = httpx.URL(str(value).rstrip("/"))
         _ = url.host  # decodes it
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise InvalidArgumentError(
-            f"base_url={shown(str(value))} is not allowed ({error}): {allowed}"
-        ) from None
+        raise refusal("base_url", str(value), must, hint=str(error)) from None
     if url.userinfo:  # may be a password: not shown
-        raise InvalidArgumentError(f"base_url with a user or password is not allowed: {allowed}")
+        raise refusal("base_url", None, must, got="one with a user or password")
     labels = url.raw_host.removesuffix(b".").split(b".")  # RFC 1035, section 2.3.4
     is_name = _HOST.match(url.raw_host) and all(0 < len(label) < 64 for label in labels)
     is_address = is_name or b":" in url.raw_host  # IPv6, which httpx has checked
     if url.scheme not in ("http", "https") or not is_address or (url.port or 0) > 65_535:
-        raise InvalidArgumentError(f"base_url={shown(str(value))} is not allowed: {allowed}")
+        raise refusal("base_url", str(value), must)
     if "?" in str(url) or "#" in str(url):  # also empty ones, behind which the paths would be lost
-        raise InvalidArgumentError(f"base_url={shown(str(value))} is not allowed: {allowed}")
+        raise refusal("base_url", str(value), must)
     return url
 
 
-def check_header(name: Any, value: Any, where: str, *, secret: bool = False) -> tuple[bytes, bytes]:
-    """Return a header as the bytes that are sent.
-
-    Args:
-        name: the header's name.
-        value: its value.
-        where: the argument it came from.
-        secret: whether the value must not be shown.
-
-    """
-    if not isinstance(name, str) or not isinstance(value, str):
-        culprit = name if not isinstance(name, str) else value
-        what = f"of type {type(culprit).__name__}" if secret else shown(culprit)
-        raise InvalidArgumentTypeError(f"{where} {what} is not allowed: header names and values are text")
-    if not _TOKEN.match(name):
-        raise InvalidArgumentError(
-            f"{where} header name {shown(name)} is not allowed: letters, digits and -_."
-        )
-    if not _FIELD_VALUE.match(value):
-        text = "with a line break or the like" if secret else f"{name}: {shown(value)}"
-        raise InvalidArgumentError(
-            f"{where} {text} is not allowed: Latin-1 without line breaks and control characters"
-        )
-    return name.lower().encode("ascii"), value.strip(" \t").encode("latin-1")
-
-
-def check_headers(headers: Any, where: str) -> dict[bytes, bytes]:
+def check_headers(headers: Any, argument: str) -> dict[bytes, bytes]:
     """Return `headers` as the bytes that are sent, by lower-case name."""
     if headers is None:
         return {}
     if not isinstance(headers, Mapping):
-        raise InvalidArgumentTypeError(f"{where}={shown(headers)} is not allowed: a dict of names and values")
+        raise refusal(argument, headers, "be a dict of names and values", is_type=True)
     checked: dict[bytes, bytes] = {}
     for name, value in cast("Mapping[Any, Any]", headers).items():
-        secret = isinstance(name, str) and name.lower().encode("latin-1", "replace") in SECRET_HEADERS
-        raw_name, raw_value = check_header(name, value, where, secret=secret)
+        if not isinstance(name, str):
+            raise refusal(argument, name, "have text as names", is_type=True)
+        if not _TOKEN.match(name):
+            raise refusal(argument, name, "have names of letters, digits and -_.")
+        raw_name = name.lower().encode("ascii")
         if raw_name.decode() in _FRAMING:
-            raise InvalidArgumentError(f"{where} {name!r} is not allowed: the client itself sets that header")
+            raise refusal(argument, name, "leave out the headers that the client itself sets")
+        where = f"{argument}[{shown(name)}]"
+        checked[raw_name] = _header_value(value, where, secret=raw_name in SECRET_HEADERS)
         if raw_name == USER_ID_HEADER:
-            check_user_id(value, f"{where} {name}")
-        checked[raw_name] = raw_value
+            check_user_id(value, where)
     return checked
+
+
+def _header_value(value: Any, argument: str, *, secret: bool) -> bytes:
+    """Return a header's value as the bytes that are sent; a secret is not shown."""
+    must = "be Latin-1 text without line breaks and control characters"
+    if not isinstance(value, str):
+        raise refusal(argument, value, must, is_type=True, secret=secret)
+    if not _FIELD_VALUE.match(value):
+        raise refusal(argument, value, must, secret=secret)
+    return value.strip(" \t").encode("latin-1")
 
 
 def check_key(value: Any, argument: str) -> str | None:
     """Return an API key that a header can carry."""
     if value is None:
         return None
-    check_header("x-api-key", value, argument, secret=True)
-    return str(value).strip(" \t")  # as the header is sent
+    return _header_value(value, argument, secret=True).decode("latin-1")
 
 
 def check_user_id(value: Any, argument: str = "user_id") -> str | None:
@@ -175,11 +163,11 @@ def check_user_id(value: Any, argument: str = "user_id") -> str | None:
     """
     if value is None:
         return None
-    allowed = f"Latin-1 text of at most {_USER_ID_LENGTH} characters without line breaks"
+    must = f"be Latin-1 text of at most {_USER_ID_LENGTH} characters without line breaks"
     if not isinstance(value, str):
-        raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
+        raise refusal(argument, value, must, is_type=True)
     if len(value) > _USER_ID_LENGTH or not _FIELD_VALUE.match(value):
-        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: {allowed}")
+        raise refusal(argument, value, must)
     return value
 
 
@@ -189,10 +177,10 @@ def check_timeout(value: Any) -> dict[str, float | None]:
         parts = value.as_dict()
         for name, seconds in parts.items():
             if seconds is not None:
-                check_number(seconds, f"timeout.{name}", "seconds above 0, or None", above=0)
+                check_seconds(seconds, f"timeout.{name}", otherwise=", or None")
         return parts
     if value is not None:
-        check_number(value, "timeout", "seconds above 0, an httpx.Timeout, or None", above=0)
+        check_seconds(value, "timeout", otherwise=", an httpx.Timeout, or None")
     return httpx.Timeout(value).as_dict()
 
 
@@ -200,19 +188,17 @@ def check_id(value: Any, argument: str) -> str:
     """Return an id, text or a UUID, as text."""
     text = str(value) if isinstance(value, UUID) else value
     if not isinstance(text, str):
-        raise InvalidArgumentTypeError(
-            f"{argument}={shown(value)} is not allowed: an id as the gateway gives it, text or a UUID"
-        )
+        raise refusal(argument, value, f"{_BE_ID}, text or a UUID", is_type=True)
     check_text(text, argument)
     return _encodable(text, argument)
 
 
 def check_segment(value: Any, argument: str, *, slashes: bool = False) -> str:
-    """Return an id as a part of a URL's path, percent-encoded; it can not lead out of its place."""
+    """Return an id as a part of a URL's path, percent-encoded; it cannot lead out of its place."""
     text = _encodable(check_text(value, argument), argument)
     parts = text.split("/") if slashes else [text]
     if any(part in ("", ".", "..") for part in parts) or _CONTROL.search(text):
-        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: an id as the gateway gives it")
+        raise refusal(argument, value, _BE_ID)
     return quote(text, safe="/" if slashes else "")
 
 
@@ -220,39 +206,37 @@ def _encodable(text: str, argument: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidArgumentError(
-            f"{argument}={shown(text)} is not allowed: text that UTF-8 can encode"
-        ) from None
+        raise refusal(argument, text, BE_ENCODABLE) from None
     return text
 
 
 def check_moment(value: Any, argument: str) -> str:
     """Return a point in time, a datetime with a time zone or ISO-8601 text with an offset, as the latter."""
-    allowed = "a datetime with a time zone, or ISO-8601 text with an offset"
+    must = "be a datetime with a time zone, or ISO-8601 text with an offset"
     if isinstance(value, datetime):
         if value.tzinfo is None:
-            raise InvalidArgumentError(f"{argument}={value!r} is not allowed: {allowed}")
+            raise refusal(argument, value, must)
         return value.isoformat()
     if not isinstance(value, str):
-        raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
+        raise refusal(argument, value, must, is_type=True)
     try:
         datetime.fromisoformat(value)
     except ValueError:
-        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: {allowed}") from None
+        raise refusal(argument, value, must) from None
     if not _OFFSET.search(value):
-        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: {allowed}")
+        raise refusal(argument, value, must)
     return value
 
 
 def check_budget(value: Any, argument: str) -> int | float | str:
     """Return an amount of USD, 0 for no limit."""
-    allowed = "USD, a finite number of at least 0 (0: none)"
+    must = f"be {_USD} (0 for no limit)"
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
-        raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
+        raise refusal(argument, value, must, is_type=True)
     try:
         amount = Decimal(value)
     except InvalidOperation:
-        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: {allowed}") from None
-    if not amount.is_finite() or amount < 0:
-        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: {allowed}")
+        raise refusal(argument, value, must) from None
+    if not amount.is_finite() or amount not in _USD:
+        raise refusal(argument, value, must)
     return value if isinstance(value, int | float) else str(amount)

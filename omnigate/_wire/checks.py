@@ -1,6 +1,7 @@
-"""Callables that a user passes in and that are called without an await: those that want one are refused.
+"""Checks of arguments, and the words of what they refuse: "temperature must be between 0 and 2, got 3".
 
-A coroutine nobody awaits does nothing, and is true: as an answer it would always say yes.
+Every error of an argument is made by `refusal`. The bounds of a number are a `Range`, which both checks
+and words them, so that the text cannot disagree with the check.
 """
 
 from __future__ import annotations
@@ -8,86 +9,214 @@ from __future__ import annotations
 import inspect
 import ssl
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final
+
+import msgspec
 
 from omnigate._wire.redaction import shown
 from omnigate.exceptions import GatewayError, InvalidArgumentError, InvalidArgumentTypeError
 
-_MOST: Final = sys.float_info.max
+BE_BOOL: Final = "be True or False"
+
+BE_ENCODABLE: Final = "not contain lone surrogates, which UTF-8 cannot encode"
+
+
+def refusal(
+    argument: str,
+    value: object,
+    must: str,
+    *,
+    is_type: bool = False,
+    secret: bool = False,
+    got: str | None = None,
+    hint: str = "",
+) -> InvalidArgumentError:
+    """Return the error for an argument that cannot be sent: "<argument> must <must>, got <value> (<hint>)".
+
+    Args:
+        argument: its name, or its place in the argument ("messages[0].role").
+        value: what was given; keys in it are masked, and it is shortened.
+        must: what must hold, as the words after "must".
+        is_type: whether the type is wrong, not just the value.
+        secret: whether the value must not be shown.
+        got: words for the value, where it cannot be shown itself.
+        hint: what may help, in parentheses at the end.
+    """
+    if got is None and secret:
+        got = a_type(value) if is_type else "***"
+    kind = InvalidArgumentTypeError if is_type else InvalidArgumentError
+    ending = f" ({hint})" if hint else ""
+    return kind(f"{argument} must {must}, got {shown(value) if got is None else got}{ending}")
+
+
+def a_type(value: object) -> str:
+    """Return words for a value that say no more than its type."""
+    return f"an object of type {type(value).__name__}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """The numbers that an argument may have: which they are, and the words for them.
+
+    Attributes:
+        minimum: the least, if there is one.
+        maximum: the greatest, if there is one.
+        above: what it must be greater than, in place of a minimum.
+        is_integer: whether only integers count.
+        unit: what is counted ("seconds"), where the argument's name does not say it.
+    """
+
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    is_integer: bool = False
+    unit: str = ""
+
+    def __contains__(self, value: float | Decimal) -> bool:
+        highest = self.maximum
+        if highest is None and not self.is_integer:
+            highest = sys.float_info.max  # also for an integer of any size
+        return (
+            (self.minimum is None or value >= self.minimum)
+            and (self.above is None or value > self.above)
+            and (highest is None or value <= highest)
+        )
+
+    def __str__(self) -> str:
+        if self.minimum is not None and self.maximum is not None:
+            return f"{'an integer ' if self.is_integer else ''}between {self.minimum} and {self.maximum}"
+        noun = "an integer" if self.is_integer else "a finite number"
+        if self.unit:
+            noun += f" of {self.unit}"
+        if self.above is not None:
+            return f"{noun} above {self.above}"
+        if self.is_integer:
+            return f"{noun} of at least {self.minimum}"
+        return f"{noun}, at least {self.minimum}"
+
+    @property
+    def meta(self) -> msgspec.Meta:
+        """The same bounds for msgspec."""
+        if self.above is not None:
+            return msgspec.Meta(gt=self.above, le=self.maximum)
+        return msgspec.Meta(ge=self.minimum, le=self.maximum)
+
+    def check(self, value: Any, argument: str, *, otherwise: str = "") -> Any:
+        """Return `value` if it is one of these numbers.
+
+        Args:
+            value: the argument.
+            argument: its name.
+            otherwise: what else it may be, for the error's text (", or None").
+        """
+        is_type = isinstance(value, bool) or not isinstance(value, int if self.is_integer else int | float)
+        if is_type or value not in self:
+            raise refusal(argument, value, f"be {self}{otherwise}", is_type=is_type)
+        return value
+
+
+SECONDS: Final = Range(above=0, unit="seconds")
+"""A limit of time."""
 
 
 def check_number(
-    value: Any, argument: str, allowed: str, *, above: float = -_MOST, minimum: float = -_MOST
+    value: Any,
+    argument: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    otherwise: str = "",
 ) -> float:
-    """Return a finite number above a bound, or of at least a minimum."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
-    if not (above < value and minimum <= value <= _MOST):  # also an integer of any size
-        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: {allowed}")
-    return value
+    """Return a finite number within bounds."""
+    number: float = Range(minimum=minimum, maximum=maximum, above=above).check(
+        value, argument, otherwise=otherwise
+    )
+    return number
+
+
+def check_seconds(value: Any, argument: str, *, otherwise: str = "") -> float:
+    """Return a number of seconds above 0."""
+    seconds: float = SECONDS.check(value, argument, otherwise=otherwise)
+    return seconds
+
+
+def check_integer(
+    value: Any, argument: str, *, minimum: int, maximum: int | None = None, otherwise: str = ""
+) -> int:
+    """Return an integer within bounds."""
+    integer: int = Range(minimum=minimum, maximum=maximum, is_integer=True).check(
+        value, argument, otherwise=otherwise
+    )
+    return integer
 
 
 def check_bool(value: Any, argument: str) -> bool:
     """Return True or False."""
     if not isinstance(value, bool):
-        raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: True or False")
+        raise refusal(argument, value, BE_BOOL, is_type=True)
     return value
 
 
 def check_verify(value: Any) -> bool | ssl.SSLContext:
     """Return what certificates are verified with."""
     if not isinstance(value, bool | ssl.SSLContext):
-        raise InvalidArgumentTypeError(
-            f"verify={shown(value)} is not allowed: True, False or an ssl.SSLContext"
-        )
+        raise refusal("verify", value, "be True, False or an ssl.SSLContext", is_type=True)
     return value
 
 
-def check_callable(value: Any, argument: str, allowed: str) -> None:
-    """Check that something can be called."""
+def check_callable(value: Any, argument: str, kind: str) -> None:
+    """Check that something can be called; `kind` says what it must be ("a callable that …")."""
     if not callable(value):
-        raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
-
-
-def check_integer(value: Any, argument: str, *, minimum: int) -> int:
-    """Return an integer of at least `minimum`."""
-    allowed = f"an integer of at least {minimum}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
-    if value < minimum:
-        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: {allowed}")
-    return value
+        raise refusal(argument, value, f"be {kind}", is_type=True)
 
 
 def check_text(
     value: Any, argument: str, *, minimum: int = 1, maximum: int | None = None, secret: bool = False
 ) -> str:
     """Return text of a length within limits; a secret's value is not shown."""
-    allowed = (
-        f"text of {minimum} to {maximum} characters" if maximum else f"text of at least {minimum} characters"
-    )
-    what = argument if secret else f"{argument}={shown(value)}"
+    must = f"be {text_of(minimum, maximum)}"
     if not isinstance(value, str):
-        raise InvalidArgumentTypeError(f"{what} is not allowed: {allowed}")
+        raise refusal(argument, value, must, is_type=True, secret=secret)
     if len(value) < minimum or (maximum is not None and len(value) > maximum):
-        raise InvalidArgumentError(f"{what} is not allowed: {allowed}")
+        raise refusal(argument, value, must, secret=secret)
     return value
 
 
-def check_choice(value: Any, argument: str, choices: tuple[str, ...]) -> str:
+def text_of(minimum: int, maximum: int | None) -> str:
+    """Return the words for text of a length within limits."""
+    if maximum is None:
+        return f"text of at least {minimum} character{'' if minimum == 1 else 's'}"
+    if minimum == 0:
+        return f"text of at most {maximum} characters"
+    return f"text of {minimum} to {maximum} characters"
+
+
+def check_choice(value: Any, argument: str, choices: Sequence[str]) -> str:
     """Return one of `choices`."""
     if not isinstance(value, str) or value not in choices:
-        raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: one of {', '.join(choices)}")
+        raise refusal(argument, value, f"be {one_of(choices)}", is_type=not isinstance(value, str))
     return value
 
 
-def check_not_async(given: object, name: str, *, takes: str) -> None:
+def one_of(choices: Sequence[str]) -> str:
+    """Return the words for one of several texts: "'a', 'b' or 'c'"."""
+    *others, last = map(repr, choices)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def check_not_async(given: object, argument: str, kind: str) -> None:
     """Check that an argument, if it can be called, does its work when it is called.
+
+    A coroutine nobody awaits does nothing, and is true: as an answer it would always say yes.
 
     Args:
         given: the argument.
-        name: its name.
-        takes: what it is to be, in words.
+        argument: its name.
+        kind: what it must be ("a callable that …").
 
     Raises:
         InvalidArgumentTypeError: it is a coroutine function, an async generator function, or an object with
@@ -95,9 +224,8 @@ def check_not_async(given: object, name: str, *, takes: str) -> None:
     """
     for function in (given, getattr(type(given), "__call__", None)):  # noqa: B004 - it is looked at, not called
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            raise InvalidArgumentTypeError(
-                f"{name}={shown(given)} is not allowed: {takes}, and is not async (its result is not awaited)"
-            )
+            must = f"be {kind}, and not async"
+            raise refusal(argument, given, must, is_type=True, hint="its result is not awaited")
 
 
 def check_not_awaitable(result: object, name: str) -> None:

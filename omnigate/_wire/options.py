@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TypedDict, cast
 
 from omnigate._wire.arguments import Timeout, check_headers, check_timeout
-from omnigate._wire.checks import check_number
+from omnigate._wire.checks import check_seconds
 from omnigate.exceptions import InvalidArgumentTypeError
 
 
@@ -105,7 +105,7 @@ def check_options(
     timeout = check_timeout(options["timeout"]) if "timeout" in options else None
     deadline_seconds = options.get("deadline_seconds")
     if deadline_seconds is not None:
-        check_number(deadline_seconds, "deadline_seconds", "seconds above 0, or None", above=0)
+        check_seconds(deadline_seconds, "deadline_seconds", otherwise=", or None")
     return check_headers(options.get("extra_headers"), "extra_headers"), timeout, deadline_seconds
 
 

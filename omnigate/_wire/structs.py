@@ -4,7 +4,7 @@ msgspec validates what it decodes but trusts what is constructed. The people who
 need the opposite, so the metaclass sends a constructor's arguments through `msgspec.convert`; decoding
 does not pass there and costs nothing more. The `model_*` methods are those of the published 0.1.0.
 
-Errors name the argument, its value and what is allowed, and never show a key.
+Errors name the argument, what must hold and what was given, and never show a key.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, TypeVar, 
 
 import msgspec
 
-from omnigate._wire.redaction import mask, redact, shown
+from omnigate._wire.checks import BE_ENCODABLE, refusal
+from omnigate._wire.redaction import mask, redact
 from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
 
 _encoder: Final = msgspec.json.Encoder()
@@ -25,6 +26,21 @@ _encoder: Final = msgspec.json.Encoder()
 _SECRET_FIELDS = frozenset({"api_key"})
 
 _MISSING_FIELD = re.compile(r"Object missing required field `(.+)`")
+
+_EXPECTED = re.compile(r"Expected (.+?)(?:, got `.*`)?$", re.DOTALL)
+
+_LIST_LENGTH = re.compile(r"Expected `array` of length (>=|<=) (\d+)")
+
+_KINDS: Final = {
+    "array": "a list",
+    "bool": "True or False",
+    "float": "a number",
+    "int": "an integer",
+    "null": "None",
+    "object": "a dict",
+    "str": "text",
+}
+"""What msgspec's names for kinds of values are in Python."""
 
 _PATH_PART = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 
@@ -39,10 +55,7 @@ def encode(body: object) -> bytes:
     try:
         return _encoder.encode(body)
     except UnicodeEncodeError:
-        where = unencodable(body) or "the request"
-        failure = InvalidArgumentError(
-            f"{where} is not allowed: text that UTF-8 can encode, without lone surrogates"
-        )
+        failure = _encoding_error(body, "the request")
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         failure = InvalidArgumentTypeError(f"the request cannot be written as JSON: {error}")
     raise failure  # outside of the except clauses, because some of those errors carry the text itself
@@ -60,7 +73,7 @@ class _ConvertingMeta(msgspec.StructMeta):
             if self._refuse_unknown and (unknown := arguments.keys() - set(self.__struct_fields__)):
                 raise InvalidArgumentTypeError(
                     f"{self.__name__} has no argument {', '.join(map(repr, sorted(unknown)))}; "
-                    f"allowed are {', '.join(self.__struct_fields__)}"
+                    f"it takes {', '.join(self.__struct_fields__)}"
                 )
             return result
 
@@ -68,8 +81,11 @@ class _ConvertingMeta(msgspec.StructMeta):
 class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMeta):
     """Base of all structs: keyword-only, unknown fields ignored."""
 
-    _allowed: ClassVar[Mapping[str, str]] = {}
-    """What to say is allowed, by field name, where msgspec's own words would not be clear."""
+    _must: ClassVar[Mapping[str, str]] = {}
+    """What must hold, as the words after "must", where msgspec's own would not be clear.
+
+    By field name; "name[]" is an item of the list in that field.
+    """
     _refuse_unknown: ClassVar[bool] = False
     """Whether an unknown argument of the constructor is an error."""
 
@@ -89,9 +105,7 @@ class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMe
         if isinstance(obj, cls):
             return obj
         if not isinstance(obj, Mapping):
-            raise InvalidArgumentTypeError(
-                f"{cls.__name__}.model_validate: obj={shown(obj)} is not allowed: a mapping of its fields"
-            )
+            raise refusal("obj", obj, f"be a {cls.__name__} or a mapping of its fields", is_type=True)
         return construct(cls, cast("Mapping[str, Any]", obj))
 
     @classmethod
@@ -199,11 +213,10 @@ def construct(kind: type[S], arguments: Mapping[str, Any]) -> S:
         try:
             return msgspec.convert(_plain(arguments), kind, strict=False)
         except UnicodeError:
-            problem = "text that UTF-8 can encode, without lone surrogates"
-            where = unencodable(arguments) or kind.__name__
+            failure = _encoding_error(arguments, kind.__name__)
         except (msgspec.ValidationError, RecursionError) as error:
             raise _argument_error(kind, arguments, str(error)) from None
-    raise InvalidArgumentError(f"{where} is not allowed: {problem}")
+    raise failure
 
 
 def _argument_error(
@@ -214,13 +227,15 @@ def _argument_error(
     path = path.removeprefix("key` in `").removeprefix("$").removeprefix(".").removesuffix("`")
     if missing := _MISSING_FIELD.match(what):
         where = f"{path}.{missing[1]}" if path else missing[1]
-        return InvalidArgumentTypeError(f"{where} is missing; {kind.__name__} requires it")
+        return InvalidArgumentTypeError(f"{where} is required")
     if not path and is_key:
-        return InvalidArgumentTypeError(f"{kind.__name__}: a key that is not text is not allowed")
+        key = next(name for name in cast("Mapping[Any, Any]", arguments) if not isinstance(name, str))
+        return refusal(kind.__name__, key, "have text as the names of its fields", is_type=True)
     if not path:
         return InvalidArgumentTypeError(f"{kind.__name__}: {redact(what)}")
     value: Any = arguments
     name = where = ""
+    is_item = False
     for part in _PATH_PART.finditer("." + path):
         key, index = part.groups()
         try:
@@ -233,30 +248,45 @@ def _argument_error(
         except (LookupError, AttributeError, TypeError):  # an item of a set, say: it is the set that is wrong
             break
         name = key or name
+        is_item = key is None
         where += part[0]
     where = where.removeprefix(".") or path
-    allowed = kind._allowed.get(name, what[0].lower() + what[1:])
+    if length := _LIST_LENGTH.match(what):
+        bound = "at least" if length[1] == ">=" else "at most"
+        must = f"have {bound} {length[2]} item{'' if length[2] == '1' else 's'}"
+    else:
+        must = kind._must.get(f"{name}[]" if is_item else name, "")
+    hint = ""
+    if not must and (expected := _EXPECTED.match(what)):
+        must = "be " + re.sub(r"`(\w+)`", lambda found: _KINDS.get(found[1], found[1]), expected[1])
+    elif not must:
+        must, hint = "be valid", redact(what[0].lower() + what[1:])
     is_type = is_key or ", got " in what
-    error_type = InvalidArgumentTypeError if is_type else InvalidArgumentError
-    value_text = "***" if name in _SECRET_FIELDS else shown(cast("object", value))
-    return error_type(f"{where}={value_text} is not allowed: {allowed}")
+    return refusal(
+        where, cast("object", value), must, is_type=is_type, secret=name in _SECRET_FIELDS, hint=hint
+    )
 
 
-def unencodable(value: object) -> str | None:
-    """Return where in what is to be sent there is text that UTF-8 cannot encode; None if nowhere."""
+def _encoding_error(value: object, whole: str) -> InvalidArgumentError:
+    """Return the error for text in `value`, called `whole`, that UTF-8 cannot encode."""
     try:
-        path = _unencodable(value)
+        found = _unencodable(value)
     except RecursionError:
-        return ""
-    return None if path is None else path.removeprefix(".")
+        found = None
+    path, culprit = found or ("", value)
+    name = next((key for key, _ in reversed(_PATH_PART.findall(path)) if key), "")
+    if not path:
+        return refusal(whole, value, BE_ENCODABLE, got="text that does")
+    return refusal(path.removeprefix("."), culprit, BE_ENCODABLE, secret=name in _SECRET_FIELDS)
 
 
-def _unencodable(value: object) -> str | None:
+def _unencodable(value: object) -> tuple[str, object] | None:
+    """Return the path of the first string that is not valid UTF-8, and the string, or None."""
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
-            return ""
+            return "", value
         return None
     parts: Iterable[tuple[str, Any]] = ()
     if isinstance(value, WireStruct):
@@ -264,14 +294,15 @@ def _unencodable(value: object) -> str | None:
     elif isinstance(value, Mapping):
         mapping = cast("Mapping[Any, Any]", value)
         if any(_unencodable(name) is not None for name in mapping):
-            return ""
+            return "", mapping
         parts = ((f".{name}", item) for name, item in mapping.items())
     elif isinstance(value, (list, tuple)):
         parts = ((f"[{index}]", item) for index, item in enumerate(cast("list[Any]", value)))
     for name, item in parts:
-        path = _unencodable(item)
-        if path is not None:
-            return name + path
+        found = _unencodable(item)
+        if found is not None:
+            path, culprit = found
+            return name + path, culprit
     return None
 
 

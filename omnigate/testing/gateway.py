@@ -14,9 +14,8 @@ import anyio
 import anyio.to_thread
 
 from omnigate._wire.arguments import check_budget, check_key
-from omnigate._wire.checks import check_callable, check_number, check_text
-from omnigate._wire.redaction import mask, shown
-from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
+from omnigate._wire.checks import check_callable, check_integer, check_number, check_text, one_of, refusal
+from omnigate._wire.redaction import mask
 from omnigate.testing._gateway.accounts import new_key
 from omnigate.testing._gateway.app import GatewayApp
 from omnigate.testing._gateway.limits import RateLimiter
@@ -79,20 +78,20 @@ class LocalGateway:
         usage_delay_seconds: float = 0.0,
     ) -> None:
         if check_text(host, "host").isspace():
-            raise InvalidArgumentError(f"host={shown(host)} is not allowed: an address to listen on")
-        _check_integer("port", port, 0, 65_535)
-        _check_integer("rate_limit_per_min", rate_limit_per_min, 1, _HIGH_LIMIT)
-        _check_integer("rate_window_seconds", rate_window_seconds, 1, 60)
+            raise refusal("host", host, "be an address to listen on")
+        check_integer(port, "port", minimum=0, maximum=65_535)
+        check_integer(rate_limit_per_min, "rate_limit_per_min", minimum=1, maximum=_HIGH_LIMIT)
+        check_integer(rate_window_seconds, "rate_window_seconds", minimum=1, maximum=60)
         for name, value in (
             ("latency_seconds", latency_seconds),
             ("chunk_delay_seconds", chunk_delay_seconds),
             ("usage_delay_seconds", usage_delay_seconds),
         ):
-            check_number(value, name, "seconds, at least 0", minimum=0)
+            check_number(value, name, minimum=0)
         check_callable(clock, "clock", "a callable that returns the seconds since 1970")
         key = check_key(admin_key, "admin_key")
         if key == "":
-            raise InvalidArgumentError("admin_key='' is not allowed: text, or None for a random one")
+            raise refusal("admin_key", key, "be text that is not empty, or None for a random one")
         self.admin_key: str = key or new_key().replace("llmg_", "admin_")
         """The key for `AdminClient`."""
         self.requests: deque[RecordedRequest] = deque(maxlen=_RECORDED_REQUESTS)
@@ -152,17 +151,17 @@ class LocalGateway:
         Raises:
             ValueError: an argument is out of its limits.
         """
-        _check_integer("rate_limit_per_min", rate_limit_per_min, 1, _HIGH_LIMIT)
+        check_integer(rate_limit_per_min, "rate_limit_per_min", minimum=1, maximum=_HIGH_LIMIT)
         daily, monthly = (
             Decimal(check_budget(value, name))
             for name, value in (("daily_budget", daily_budget), ("monthly_budget", monthly_budget))
         )
-        allowed = f"an iterable of {', '.join(_ALL_PROVIDERS)}"
+        must = f"be an iterable, each item {one_of(_ALL_PROVIDERS)}"
         if isinstance(providers, str) or not isinstance(cast("Any", providers), Iterable):
-            raise InvalidArgumentTypeError(f"providers={shown(providers)} is not allowed: {allowed}")
+            raise refusal("providers", providers, must, is_type=True)
         names = list(providers)
         if any(name not in _ALL_PROVIDERS for name in names):
-            raise InvalidArgumentError(f"providers={shown(names)} is not allowed: {allowed}")
+            raise refusal("providers", names, must)
         accounts = self._state.accounts
         now = self._state.now()
         org = accounts.create_org("Local", Decimal(0), Decimal(0), now)
@@ -193,13 +192,13 @@ class LocalGateway:
         """
         if not isinstance(cast("Any", fault), Fault):
             kinds = ", ".join(kind.__name__ for kind in get_args(Fault))
-            raise InvalidArgumentTypeError(f"fault={shown(fault)} is not allowed: one of {kinds}")
+            raise refusal("fault", fault, f"be an instance of one of {kinds}", is_type=True)
         for name, value in (("method", method), ("path", path)):
             if value is not None:
                 check_text(value, name)
         if when is not None:
             check_callable(when, "when", "a callable that takes a RecordedRequest, or None")
-        _check_integer("times", times, 1, _HIGH_LIMIT)
+        check_integer(times, "times", minimum=1, maximum=_HIGH_LIMIT)
         self._scripts.add(Script(fault, times, method, path, when))
 
     @property
@@ -237,8 +236,3 @@ class LocalGateway:
         where = "not serving" if self._server is None else self.url
         key = "" if self._project is None else f", api_key={mask(self._project.api_key)!r}"
         return f"<LocalGateway {where}{key}>"
-
-
-def _check_integer(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidArgumentError(f"{name}={shown(value)} is not allowed: an integer from {low} to {high}")

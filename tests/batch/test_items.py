@@ -71,32 +71,76 @@ def test_an_item_becomes_a_request(raw: object, id: str, fields: dict[str, Any])
 @pytest.mark.parametrize(
     ("raw", "id", "message"),
     [
-        (None, "7", "item 7: None is not allowed: a ChatRequest, a dict"),
-        (3.5, "7", "item 7: 3.5 is not allowed"),
-        ([], "7", r"item 7 \(id '7'\): messages=\[\] is not allowed"),
-        ({}, "7", "messages is missing"),
-        ({"id": "x"}, "x", r"item 7 \(id 'x'\): messages is missing"),
-        ({"id": "", "messages": HELLO}, "7", "item 7: id='' is not allowed: text"),
-        ({"id": True, "messages": HELLO}, "7", "id=True"),
-        ({"id": "", **HELLO[0]}, "7", "item 7: id='' is not allowed: text"),
-        ({"id": "q", "role": "robot", "content": "x"}, "q", "role='robot'"),
-        ({"id": "\ud800", "messages": HELLO}, "7", "id="),
+        (
+            None,
+            "7",
+            r"item 7 must be a ChatRequest, a dict of its fields \(and id\), or, where model= is given, messages: text, a message, or a list of messages, got None",
+        ),
+        (
+            3.5,
+            "7",
+            r"item 7 must be a ChatRequest, a dict of its fields \(and id\), or, where model= is given, messages: text, a message, or a list of messages, got 3\.5",
+        ),
+        ([], "7", r"item 7 \(id '7'\): messages must have at least 1 item, got \[\]"),
+        ({}, "7", "messages is required"),
+        ({"id": "x"}, "x", r"item 7 \(id 'x'\): messages is required"),
+        (
+            {"id": "", "messages": HELLO},
+            "7",
+            "item 7: id must be text that is not empty, or an integer, got ''",
+        ),
+        ({"id": True, "messages": HELLO}, "7", "item 7: id must be text or an integer, got True"),
+        ({"id": "", **HELLO[0]}, "7", "item 7: id must be text that is not empty, or an integer, got ''"),
+        (
+            {"id": "q", "role": "robot", "content": "x"},
+            "q",
+            r"item 7 \(id 'q'\): role must be 'system', 'user' or 'assistant', got 'robot'",
+        ),
+        (
+            {"id": "\ud800", "messages": HELLO},
+            "7",
+            r"item 7: id must not contain lone surrogates, which UTF-8 cannot encode, got '\\ud800'",
+        ),
         ({"id": "x", "messages": HELLO, "colour": 1}, "x", "item 7: 'colour' cannot be sent"),
-        ({"messages": HELLO, "prompt": "x"}, "7", "prompt is not allowed together with messages"),
-        ({"messages": HELLO, "temperature": 3}, "7", "temperature=3 is not allowed: a number from 0 to 2"),
-        ({"messages": HELLO, "stream": True}, "7", "stream=True is not allowed in a batch"),
-        (ChatRequest(model=MODEL, messages="x", stream=True), "7", "stream=True is not allowed"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "7", "role='robot'"),
+        (
+            {"messages": HELLO, "prompt": "x"},
+            "7",
+            "item 7: prompt must not be given together with messages, got 'x'",
+        ),
+        (
+            {"messages": HELLO, "temperature": 3},
+            "7",
+            r"item 7 \(id '7'\): temperature must be between 0 and 2, got 3",
+        ),
+        (
+            {"messages": HELLO, "stream": True},
+            "7",
+            r"item 7 \(id '7'\): stream must be False in a batch, got True",
+        ),
+        (
+            ChatRequest(model=MODEL, messages="x", stream=True),
+            "7",
+            r"item 7 \(id '7'\): stream must be False in a batch, got True",
+        ),
+        (
+            {"messages": [{"role": "robot", "content": "x"}]},
+            "7",
+            r"item 7 \(id '7'\): messages\[0\]\.role must be 'system', 'user' or 'assistant', got 'robot'",
+        ),
         ({**OPENAI, "body": {"messages": HELLO, "tools": []}}, "q1", "'tools' cannot be sent to /v1/chat"),
         ({**OPENAI, "body": {"messages": HELLO, "n": 2}}, "q1", "'n' cannot be sent"),
-        ({**OPENAI, "body": {"messages": HELLO, "stream": True}}, "q1", "stream=True"),
+        (
+            {**OPENAI, "body": {"messages": HELLO, "stream": True}},
+            "q1",
+            r"item 7 \(id 'q1'\): stream must be False in a batch, got True",
+        ),
         (
             {**OPENAI, "url": "/v1/embeddings", "body": {}},
             "q1",
-            "url='/v1/embeddings' is not allowed: /v1/chat",
+            "item 7: url must be '/v1/chat' or '/v1/chat/completions', got '/v1/embeddings'",
         ),
-        ({**OPENAI, "method": "GET", "body": {}}, "q1", "method='GET' is not allowed: 'POST'"),
-        ({**OPENAI, "body": "x"}, "q1", "body='x' is not allowed: a JSON object"),
+        ({**OPENAI, "method": "GET", "body": {}}, "q1", "item 7: method must be 'POST', got 'GET'"),
+        ({**OPENAI, "body": "x"}, "q1", "item 7: body must be a JSON object, got 'x'"),
     ],
 )
 def test_an_item_that_is_not_valid_carries_its_error(raw: object, id: str, message: str) -> None:
@@ -130,7 +174,7 @@ def test_a_value_that_cannot_be_shown_is_an_error_of_its_item(field: str, value:
 @pytest.mark.parametrize("raw", ["hello", HELLO, {"messages": HELLO}, {"prompt": "hello"}])
 def test_without_a_model_the_error_says_where_to_name_one(raw: object) -> None:
     error = read_item(raw, 0, None).error
-    assert "model is missing: name one in the item, or give the batch model=" in str(error)
+    assert "model is required: name it in the item, or pass model= to the batch" in str(error)
 
 
 def test_a_file_is_read_line_by_line(tmp_path: Path) -> None:
@@ -176,5 +220,5 @@ def test_an_async_iterable_is_refused_by_the_sync_client() -> None:
         yield "x"
 
     check_source(source(), is_sync=False)
-    with pytest.raises(InvalidArgumentTypeError, match="use AsyncClient"):
+    with pytest.raises(InvalidArgumentTypeError, match="AsyncClient reads async iterables"):
         check_source(source(), is_sync=True)

@@ -1,1 +1,1 @@
-"""Coverage-guided fuzzing of what reads bytes from the wire; see README.md."""
+"""Coverage-guided fuzzing of the code that reads bytes from the wire; see README.md."""

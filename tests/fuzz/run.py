@@ -1,7 +1,7 @@
 """Run a target under atheris, from the committed corpus.
 
 Where atheris does not install, `HYPOTHESIS_PROFILE=long pytest -m "" tests/proof/test_properties.py` searches the same
-decoders without the guidance of coverage.
+decoders without coverage guidance.
 """
 
 import sys
@@ -11,11 +11,11 @@ MODULES = {
     "decoders": ["omnigate._streams.decoders", "omnigate._streams.readers"],
     "transport": ["omnigate._transport.http11", "omnigate._transport.bodies"],
 }
-"""What is instrumented: what is not tested here would only be slower."""
+"""The modules to instrument; instrumenting others would only slow the run."""
 
 
 def run(name: str) -> None:
-    """Fuzz `name`. The first argument is a number of seconds; others (`-runs=…`) are libFuzzer's."""
+    """Fuzz `name`; on the command line, a number is the seconds to run, others (`-runs=…`) go to libFuzzer."""
     import atheris
 
     here = Path(__file__).parent
@@ -23,7 +23,7 @@ def run(name: str) -> None:
     with atheris.instrument_imports(include=MODULES[name]):
         from tests.fuzz.targets import CORPUS, TARGETS
     arguments = [f"-max_total_time={value}" if value.isdigit() else value for value in sys.argv[1:]]
-    found = here / "found" / name  # what reached new code; not committed
+    found = here / "found" / name  # inputs that reached new code; not committed
     found.mkdir(parents=True, exist_ok=True)
     atheris.Setup(
         [

@@ -1,9 +1,9 @@
-"""What the fuzzers run: bytes in, an AssertionError (or any other exception) where something is wrong.
+"""The fuzz targets: each takes bytes and raises AssertionError, or any other exception, for a bug.
 
 An input is: one byte of options, one byte whose last three bits say how many sizes follow, the sizes (used in
-turn; none: the body comes byte by byte), and the body. The oracles are: cut anywhere, the bytes mean the
-same as whole; they mean what a plain reading of the specification says; only typed errors are raised; and
-nothing is kept beyond its limit.
+turn; none: the body comes byte by byte), and the body. The oracles are: bytes split anywhere decode the
+same as whole; the result is what a plain reading of the specification says; only typed errors are raised;
+and nothing is buffered beyond its limit.
 """
 
 import codecs
@@ -28,7 +28,7 @@ CORPUS = Path(__file__).parent / "corpus"
 
 
 def pieces_of(data: bytes) -> tuple[int, bytes, list[bytes]]:
-    """Return the options, the body, and the body in the pieces that the input asks for."""
+    """Return the options, the body, and the body split as the input asks."""
     if len(data) < 2:
         return 0, b"", []
     count = data[1] & 7
@@ -45,7 +45,7 @@ def pieces_of(data: bytes) -> tuple[int, bytes, list[bytes]]:
 
 @contextmanager
 def limits(module: Any, **values: int) -> Iterator[None]:
-    """Lower the limits, so that small inputs reach them."""
+    """Lower the limits of a module so that small inputs reach them."""
     before = {name: getattr(module, name) for name in values}
     try:
         for name, value in values.items():
@@ -82,9 +82,7 @@ def check_text(body: bytes, pieces: list[bytes], most: int) -> None:
     for piece in pieces:
         seen += decoder.feed(piece)
         arrived += len(characters.decode(piece))
-        assert min(arrived, len(text)) - len(seen) < len(
-            SENTINEL
-        )  # nothing but what may be a sentinel is held
+        assert min(arrived, len(text)) - len(seen) < len(SENTINEL)  # only a possible sentinel is held back
     assert text.startswith(seen)
     seen += decoder.finish()
     assert seen == text
@@ -126,9 +124,9 @@ def check_events(body: bytes, pieces: list[bytes], most: int, *, as_chunks: bool
 
 
 def events_of(body: bytes, most: int) -> tuple[list[bytes], bool]:
-    """Return the events of a body as the HTML standard says, and whether one is too long.
+    """Return the events of a body as the HTML standard defines them, and whether one is too long.
 
-    An event is too long if its data, each line with its end, and the line it stands at exceed the limit.
+    An event is too long if its data lines, with their ends, and the current line exceed the limit.
     """
     lines = re.split(rb"\r\n|\n|\r", body)
     events: list[bytes] = []
@@ -156,7 +154,7 @@ def _data_of(line: bytes) -> list[bytes]:
 
 
 def _read(reader: Any, pieces: list[bytes]) -> tuple[list[Any], tuple[type, str] | None, bool]:
-    """Read as a stream does, and return the pieces (texts joined), the error, and whether it was complete."""
+    """Read as a stream does; return the pieces (text joined), the error, and whether it was complete."""
     read: list[Any] = []
     for piece in pieces:
         read += reader.feed(piece)
@@ -184,7 +182,7 @@ def fuzz_transport(data: bytes) -> None:
     elif options & 2:
         with limits(http11, MAX_HEAD_BYTES=96, MAX_HEADERS=4, MAX_INTERIM_RESPONSES=2, _SHORTEST_EXCESS=16):
             check_response(body, pieces, options)
-            with limits(http11, MAX_FRAMING_BYTES=32):  # which is counted in pieces, so near enough
+            with limits(http11, MAX_FRAMING_BYTES=32):  # counted piece by piece, so only approximate
                 check_limits(body, pieces, options)
     else:
         check_response(body, pieces, options)
@@ -197,12 +195,12 @@ def check_response(body: bytes, pieces: list[bytes], options: int) -> None:
     for parts in (pieces, [body]):
         *found, may_be_reused = _response(ResponseReader(method), parts, ends)
         assert found == expected
-        # llhttp passes over empty lines and does not tell, where they come in one piece with the end.
+        # llhttp skips empty lines silently if they arrive in one piece with the end.
         assert may_be_reused == reusable or _follows(ResponseReader(method), single).strip(b"\r\n") == b""
 
 
 def _follows(reader: ResponseReader, single: list[bytes]) -> bytes:
-    """Return what follows a response."""
+    """Return the bytes after a response."""
     for number, byte in enumerate(single, 1):
         reader.feed(byte)
         if reader.complete:
@@ -250,7 +248,7 @@ def _response(
         assert len(response.headers) <= len(reader.head)
         assert response.extensions["http_version"].startswith(b"HTTP/")
         assert response.is_encoded or "content-encoding" not in response.headers
-    # Where it failed after its head, what came of its body before is handed on all the same.
+    # After a failure past the head, the body received so far is still handed on.
     if failed:
         return True, reader.head, body, None
     return False, reader.status_code, reader.head, body, reader.complete, reader.reusable

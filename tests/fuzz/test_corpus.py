@@ -1,4 +1,4 @@
-"""Every input of the corpus, and mutations of it, through the fuzzers' targets: without atheris, the same each run."""
+"""Replay the corpus and seeded mutations of it through the fuzz targets, without atheris."""
 
 import random
 from pathlib import Path
@@ -17,12 +17,12 @@ TOKENS = [
 
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_an_input_of_the_corpus_is_no_finding(path: Path) -> None:
+def test_fuzz_target_accepts_each_input_of_the_corpus(path: Path) -> None:
     TARGETS[path.parent.name](path.read_bytes())
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_mutations_of_the_corpus_are_no_findings(name: str) -> None:
+def test_fuzz_target_accepts_mutations_of_the_corpus(name: str) -> None:
     dice = random.Random(20261124)
     seeds = [path.read_bytes() for path in INPUTS if path.parent.name == name]
     for _ in range(MUTATIONS):

@@ -1,4 +1,4 @@
-"""Says at the end how much was tried."""
+"""Report the number of cancellations tried at the end of a run."""
 
 from typing import Any
 

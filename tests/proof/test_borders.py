@@ -1,7 +1,6 @@
-"""What may not cross a border: injected headers, redirected keys, keys in the clear, endless answers.
+"""Trust boundaries: no injected headers, no redirected keys, a warning for plaintext keys, no endless responses.
 
-A gateway that is malicious, or gone mad, can at worst make a call fail: with a typed error, in bounded memory
-and time.
+A malicious or broken gateway can at worst make a call fail: with a typed error, in bounded memory and time.
 """
 
 import re
@@ -86,7 +85,7 @@ BREAKS = [
         lambda c, t: c.chat_stream(**HELLO, extra_headers={"x": f"y{t}"}),
     ],
 )
-async def test_what_could_begin_another_line_is_refused(
+async def test_line_breaks_and_control_characters_in_arguments_are_rejected(
     use: Callable[[AsyncClient, str], Any], text: str
 ) -> None:
     transport = ScriptedTransport(chat_answer)
@@ -103,7 +102,7 @@ async def test_what_could_begin_another_line_is_refused(
     "value",
     ["a/../../v1/admin/orgs", "..", ".", "a//b", "/a", "a/", ""],
 )
-async def test_an_id_cannot_lead_out_of_its_place(value: str) -> None:
+async def test_id_that_would_leave_its_path_segment_is_rejected(value: str) -> None:
     client = AsyncClient(KEY, transport=ScriptedTransport(chat_answer))
     with pytest.raises(InvalidArgumentError):
         await client.model(value)
@@ -112,7 +111,7 @@ async def test_an_id_cannot_lead_out_of_its_place(value: str) -> None:
 @pytest.mark.parametrize(
     "value", ["a?x=1", "a#f", "a b", "%2e%2e", "%0d%0a", "a%2fb", "é", "a;b", "a\\..\\b", "@x:1"]
 )
-async def test_an_id_is_one_part_of_the_path_whatever_is_in_it(value: str) -> None:
+async def test_id_with_special_characters_stays_one_path_segment(value: str) -> None:
     async with (
         serving(response_bytes(b'{"id": "x"}')) as server,
         AsyncClient(KEY, base_url=server.url) as client,
@@ -141,11 +140,11 @@ async def test_an_id_is_one_part_of_the_path_whatever_is_in_it(value: str) -> No
         "http://gate\tway.test", "unix:///run/x",
     ],
 )  # fmt: skip
-def test_an_address_that_could_be_read_in_two_ways_is_refused(address: str) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"base_url.*: http\(s\)://host"):
+def test_ambiguous_or_malformed_base_url_is_rejected(address: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^base_url must be http\(s\)://host.*, got "):
         AsyncClient(KEY, base_url=address)
     client = AsyncClient(KEY, base_url="https://gateway.test")
-    with pytest.raises(InvalidArgumentError, match=r"base_url.*: http\(s\)://host"):
+    with pytest.raises(InvalidArgumentError, match=r"^base_url must be http\(s\)://host.*, got "):
         client.base_url = address
     assert client.base_url == "https://gateway.test"
 
@@ -160,7 +159,7 @@ def test_an_address_that_could_be_read_in_two_ways_is_refused(address: str) -> N
         "https://[::1]:1/x",
     ],
 )
-def test_an_address_that_can_be_read_in_one_way_is_taken(address: str) -> None:
+def test_unambiguous_base_url_is_accepted(address: str) -> None:
     assert AsyncClient(KEY, base_url=address).base_url == str(httpx.URL(address))
 
 
@@ -169,7 +168,7 @@ def test_an_address_that_can_be_read_in_one_way_is_taken(address: str) -> None:
 
 @asynccontextmanager
 async def redirected(status: str, body: bytes = b"", **headers: str) -> AsyncIterator[tuple[Served, Served]]:
-    """Serve a redirect to another host; return it and that host."""
+    """Serve a redirect to another host; yield both servers."""
     async with serving(chat_bytes(), host="127.0.0.2") as other:
         location = f"http://127.0.0.2:{other.port}/v1/chat"
         async with serving(response_bytes(body, status, location=location, **headers)) as first:
@@ -191,7 +190,7 @@ BODIES = [
 
 @pytest.mark.parametrize("make", [None, httpx.AsyncHTTPTransport])
 @pytest.mark.parametrize("status", REDIRECTS)
-async def test_a_redirect_is_not_followed_and_says_so(make: Any, status: str) -> None:
+async def test_redirect_is_not_followed_and_the_error_says_so(make: Any, status: str) -> None:
     for body, kind in BODIES:
         async with redirected(status, body, content_type=kind) as (first, other):
             transport = make and make()
@@ -219,7 +218,7 @@ async def test_a_redirect_is_not_followed_and_says_so(make: Any, status: str) ->
 @pytest.mark.parametrize(
     "host", ["gateway.test", "10.0.0.1", "128.0.0.1", "[2001:db8::1]", "127.0.0.1.evil.test"]
 )
-def test_a_key_over_plain_http_is_warned_of_once_for_each_client(kind: Any, host: str) -> None:
+def test_key_over_plain_http_warns_once_per_client(kind: Any, host: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         client = kind("a-key", base_url=f"http://{host}:8000/prefix")
@@ -242,19 +241,19 @@ def test_a_key_over_plain_http_is_warned_of_once_for_each_client(kind: Any, host
         "http://[::1]:8000",
     ],
 )
-def test_what_no_network_sees_is_not_warned_of(address: str) -> None:
+def test_key_over_plain_http_to_localhost_does_not_warn(address: str) -> None:
     for kind in (AsyncClient, AsyncAdminClient, Client, AdminClient):
         kind("a-key", base_url=address)
 
 
-def test_neither_is_what_is_encrypted_has_no_key_or_goes_through_a_transport_of_the_users_own() -> None:
+def test_https_a_missing_key_or_a_custom_transport_does_not_warn_of_a_plaintext_key() -> None:
     AsyncClient("a-key", base_url="https://gateway.test")
     AsyncClient(base_url="http://gateway.test")
     AsyncClient("a-key", base_url="http://gateway.test", transport=httpx.MockTransport(chat_answer))
     AsyncClient("a-key", base_url="http://gateway.test", transport=AnyIOTransport(uds="/run/gateway.sock"))
 
 
-def test_a_key_or_an_address_that_comes_later_is_warned_of_then() -> None:
+def test_setting_a_key_or_plain_http_address_later_warns_of_a_plaintext_key() -> None:
     client = AsyncClient(base_url="http://gateway.test")
     with pytest.warns(PlaintextKeyWarning) as caught:
         client.api_key = "a-key"
@@ -285,7 +284,7 @@ print(*(client.base_url for client in made), *(client.api_key for client in made
 
 
 @pytest.mark.parametrize("how", ["script", "-c"])
-def test_a_plain_script_is_warned_at_its_own_lines_and_gets_its_client(how: str, tmp_path: Path) -> None:
+def test_plaintext_key_warning_points_at_the_scripts_own_line(how: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
@@ -305,7 +304,7 @@ def test_a_plain_script_is_warned_at_its_own_lines_and_gets_its_client(how: str,
 @pytest.mark.parametrize(
     "header", [{"X-Api-Key": "a-key"}, {"authorization": "Bearer a-key"}, {"x-admin-key": "a-key"}]
 )
-def test_a_key_that_is_given_as_a_header_is_warned_of_too(header: dict[str, str]) -> None:
+def test_key_header_over_plain_http_warns(header: dict[str, str]) -> None:
     for kind in (AsyncClient, AsyncAdminClient, Client, AdminClient):
         with pytest.warns(PlaintextKeyWarning) as caught:
             kind(base_url="http://gateway.test", headers=header)
@@ -318,7 +317,7 @@ def test_a_key_that_is_given_as_a_header_is_warned_of_too(header: dict[str, str]
 # TLS
 
 
-async def test_certificates_are_verified_by_all_clients_and_the_key_is_not_sent() -> None:
+async def test_all_clients_verify_certificates_before_sending_the_key() -> None:
     authority = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(context)
@@ -352,20 +351,20 @@ async def test_certificates_are_verified_by_all_clients_and_the_key_is_not_sent(
 
 @cache
 def bomb() -> bytes:
-    """Return a megabyte of gzip that is a gigabyte of spaces: blocks that start afresh, over and over."""
+    """Return a megabyte of gzip that inflates to a gigabyte of spaces: one full-flushed block, repeated."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
     head = compressor.compress(b"") + compressor.flush(zlib.Z_FULL_FLUSH)
     block = compressor.compress(b" " * (16 * MEGABYTE)) + compressor.flush(zlib.Z_FULL_FLUSH)
     return head + block * 64
 
 
-def test_the_bomb_is_one() -> None:
+def test_sample_gzip_bomb_inflates_a_megabyte_to_a_gigabyte() -> None:
     assert len(bomb()) < 1.1 * MEGABYTE
     assert len(zlib.decompressobj(31).decompress(bomb()[: len(bomb()) // 64])) > 15 * MEGABYTE
 
 
 def chunked(data: bytes, status: str = "200 OK", **headers: str) -> Callable[[Peer], Awaitable[None]]:
-    """Answer with a chunked body that begins so and then goes on until the client hangs up."""
+    """Answer with a chunked body that begins with `data` and continues until the client hangs up."""
 
     async def handle(peer: Peer) -> None:
         await peer.request()
@@ -436,7 +435,7 @@ def call_of(client: AsyncClient, name: str) -> Callable[[], Awaitable[Any]]:
 @pytest.mark.parametrize("make", [AnyIOTransport, httpx.AsyncHTTPTransport])
 @pytest.mark.parametrize("name", BOMBS)
 @pytest.mark.proof
-async def test_what_is_over_a_limit_is_refused_before_it_fills_the_memory(name: str, make: Any) -> None:
+async def test_response_over_its_size_limit_is_rejected_in_bounded_memory(name: str, make: Any) -> None:
     answer, call, kind, words = BOMBS[name]
     limit = 8 * MEGABYTE
     async with serving(answer) as server:
@@ -456,11 +455,11 @@ async def test_what_is_over_a_limit_is_refused_before_it_fills_the_memory(name: 
     assert peak < 3 * limit
 
 
-# A gateway gone mad
+# Malicious gateways
 
 
 def answer(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
-    """Return a response whose body ends with its connection, unless the headers say more."""
+    """Return a response whose body ends with the connection, unless the headers frame it."""
     return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode("latin-1") + body
 
 
@@ -479,7 +478,7 @@ def chat(**changes: bytes) -> bytes:
 
 DEEP = 200_000
 MALICIOUS: dict[str, bytes] = {
-    # what is not HTTP, or not one message
+    # not HTTP, or not one message
     "nothing": b"",
     "garbage": bytes(range(256)) * 300,
     "zeros": b"\x00" * MEGABYTE,
@@ -522,14 +521,14 @@ MALICIOUS: dict[str, bytes] = {
     "folded header": answer(b"{}", "a: b", " c"),
     "header with NUL": answer(b"{}", "a: b\x00c"),
     "header with a bare return": answer(b"{}", "a: b\rc: d"),
-    "headers of ours without sense": answer(
+    "nonsense in gateway headers": answer(
         chat(), "x-request-id: " + "\xff" * 5_000, "x-ratelimit-limit: " + "9" * 5_000, "x-ratelimit-remaining: -1",
         "x-ratelimit-reset: 1e999", "x-budget-project-daily-spend: 1e999999999", "x-llmgw-cached: maybe",
         "x-budget-org-daily-limit: NaN", "date: Thu, 99 Foo 99999 99:99:99 GMT", "content-type: \xe4",
     ),
     "retry after a long time": answer(b"{}", "retry-after: " + "9" * 400, status="429 x"),
-    "retry after less than nothing": answer(b"{}", "retry-after: -1", status="429 x"),
-    "retry after a date that is none": answer(b"{}", "retry-after: Fri, 31 Feb 99999 00:00:00 +9999", status="503 x"),
+    "negative retry after": answer(b"{}", "retry-after: -1", status="429 x"),
+    "retry after an invalid date": answer(b"{}", "retry-after: Fri, 31 Feb 99999 00:00:00 +9999", status="503 x"),
     "encoding of a thousand layers": answer(b"{}", "content-encoding: " + "gzip, " * 1_000 + "gzip"),
     "broken gzip": answer(b"\x1f\x8b\x08\x00" + b"\xff" * 1_000, "content-encoding: gzip"),
     "gzip without end": answer(in_gzip(b"{")[:5_000], "content-encoding: gzip"),
@@ -580,7 +579,7 @@ MALICIOUS: dict[str, bytes] = {
 
 @pytest.mark.proof
 @pytest.mark.parametrize("name", MALICIOUS)
-async def test_a_malicious_gateway_can_at_worst_make_a_call_fail(name: str) -> None:
+async def test_malicious_response_at_worst_makes_the_call_fail_in_bounded_memory(name: str) -> None:
     data = MALICIOUS[name]
 
     async def handle(peer: Peer) -> None:
@@ -595,7 +594,7 @@ async def test_a_malicious_gateway_can_at_worst_make_a_call_fail(name: str) -> N
             for call in ("chat", "models", "completions", "text", "usage", "chunks"):
                 tracemalloc.start()
                 try:
-                    with anyio.fail_after(15):  # most take milliseconds; a machine that is busy takes longer
+                    with anyio.fail_after(15):  # most take milliseconds, longer on a busy machine
                         result = await call_of(client, call)()
                 except GatewayError as error:
                     assert len(str(error)) < 2 * MEGABYTE
@@ -652,7 +651,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_a_gigabyte_in_a_megabyte_of_gzip_costs_the_process_a_few_megabytes() -> None:
+def test_gzip_bomb_of_a_gigabyte_costs_the_process_less_than_32_megabytes() -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURED], capture_output=True, text=True, timeout=60, check=False
     )

@@ -1,9 +1,9 @@
-"""Every public operation, cancelled at every checkpoint, in every way, over every transport: nothing is left behind.
+"""Every public operation leaves nothing behind when cancelled at any checkpoint, in any way, over any transport.
 
-After each cancellation there is no task, no descriptor but those of idle connections, no slot that is held, and the
-next call on the same client works; after all of them no warning. The normal run takes each operation in the two
-hardest ways over our own transport; the marker `proof` the other transports, and each way with operations of each
-kind; the marker `heavy` the whole product.
+After each cancellation no task is left, no descriptor except those of idle connections and no held slot, and the next
+call on the same client works; at the end there is no warning. The normal run cancels calls,
+streams and batches in the two hardest ways over our own transport; the marker `proof` adds the other operations and
+transports, and every way for some operations; the marker `heavy` runs the whole product.
 """
 
 import asyncio
@@ -30,16 +30,16 @@ from ..support.servers import until
 
 MODEL = "gpt-4o-mini"
 HELLO: dict[str, Any] = {"model": MODEL, "messages": "hello there, you"}
-TLS = ssl.create_default_context()  # takes long to make, and is not used
+TLS = ssl.create_default_context()  # slow to make, and not used
 ONCE_MORE = RetryConfig(max_retries=1, backoff_base=0.001)
 OPTIONS: dict[str, Any] = {"timeout": 10, "retry_config": RetryConfig(max_retries=0)}
 
 
-# What a transport can be asked after a cancellation
+# Transports, and what they still hold after a cancellation
 
 
 class Place(Protocol):
-    """A transport, where its gateway is, and what of it is still held."""
+    """A transport, its gateway, and checks of what it still holds."""
 
     transport: Any
     gateway: GatewayProcess
@@ -91,7 +91,7 @@ class OfHttpx:
 
 
 class Mocked:
-    """httpx's mock transport: the gateway's application answers, in pieces; counted is which bodies are open."""
+    """httpx's mock transport over the gateway's application; it answers in pieces and tracks open bodies."""
 
     def __init__(self, gateway: GatewayProcess) -> None:
         self.app = LocalGateway()
@@ -119,7 +119,7 @@ class Mocked:
 
 
 class Body(httpx.AsyncByteStream):
-    """A body in four pieces, each waited for, that is open until it is closed."""
+    """A body in four pieces, with a checkpoint before each, tracked until it is closed."""
 
     def __init__(self, content: bytes, bodies: "set[Body]") -> None:
         quarter = len(content) // 4 + 1
@@ -148,10 +148,10 @@ PLACES: dict[str, Callable[[GatewayProcess], Place]] = {"own": Own, "httpx": OfH
 
 
 class Run(NamedTuple):
-    """What an operation is given."""
+    """The clients and the directory that an operation uses."""
 
     client: AsyncClient
-    persistent: AsyncClient  # tries again, without delay to speak of
+    persistent: AsyncClient  # retries, almost without delay
     admin: AsyncAdminClient
     directory: Path
 
@@ -321,7 +321,7 @@ async def batch_left_early(run: Run) -> None:
 
 @operation
 async def batch_with_a_journal(run: Run) -> None:
-    """Begun anew each time, and then resumed."""
+    """Run a batch with a new journal, then resume it."""
     journal = run.directory / "journal.jsonl"
     journal.unlink(missing_ok=True)
     for _ in range(2):
@@ -430,7 +430,7 @@ def gateway() -> Iterator[GatewayProcess]:
 
 
 def descriptors() -> list[str]:
-    """Return what the process's open descriptors are."""
+    """Return the targets of the process's open descriptors."""
     found = list[str]()
     for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
         with suppress(OSError):  # the descriptor of the listing itself
@@ -439,7 +439,7 @@ def descriptors() -> list[str]:
 
 
 class Loop:
-    """What there is in the event loop and the process beside the client, and must be no more afterwards."""
+    """A baseline of the tasks and descriptors that exist besides the client's, which must not grow."""
 
     def __init__(self) -> None:
         self.errors: list[dict[str, Any]] = []
@@ -452,15 +452,15 @@ class Loop:
 
     @classmethod
     async def as_it_is(cls) -> "Loop":
-        for _ in range(5):  # what was closed is so by then
+        for _ in range(5):  # closing sockets takes a few loop iterations
             await anyio.lowlevel.checkpoint()
         return cls()
 
     async def assert_nothing_is_left(self, place: Place) -> None:
-        await anyio.lowlevel.checkpoint()  # a task that has ended is forgotten only now
+        await anyio.lowlevel.checkpoint()  # an ended task is removed only now
         assert count_tasks() == self.tasks
         place.assert_nothing_is_held()
-        # asyncio closes sockets a turn of the loop later
+        # asyncio closes sockets one loop iteration later
         try:
             await until(lambda: len(descriptors()) == self.descriptors + place.descriptors())
         except TimeoutError:
@@ -471,7 +471,7 @@ class Loop:
 async def prove(
     name: str, transport: str, way: str, gateway: GatewayProcess, directory: Path, *, is_kept: bool = False
 ) -> int:
-    """Cancel an operation everywhere; return the number of points."""
+    """Cancel an operation at every checkpoint; return the number of checkpoints."""
     place = PLACES[transport](gateway)
     gateway = place.gateway
     count = 0
@@ -488,7 +488,9 @@ async def prove(
         ) as admin,
     ):
         run = Run(client, persistent, admin, directory)
-        await administration(run)  # makes an organisation to be listed, and whatever the loop makes but once
+        await administration(
+            run
+        )  # creates an organisation to list, and everything that is made once per loop
         await place.forget_idle()
         loop = await Loop.as_it_is()
         func = partial(OPERATIONS[name], run)
@@ -526,7 +528,7 @@ foreign_as_proof = pytest.mark.parametrize(
 @pytest.mark.parametrize("transport", PLACES)
 @pytest.mark.parametrize("name", OPERATIONS)
 @everywhere
-async def test_all_operations_in_all_ways(
+async def test_every_operation_cancelled_at_any_checkpoint_in_any_way_leaves_nothing_behind(
     name: str, transport: str, way: str, is_kept: bool, gateway: GatewayProcess, tmp_path: Path
 ) -> None:
     assert await prove(name, transport, way, gateway, tmp_path, is_kept=is_kept) >= 3
@@ -546,14 +548,14 @@ ONE_CALL = [
     ),
     *("ready", "version", "administration", "administration_lists"),
 ]
-"""Operations that differ in nothing but what is sent, of which the normal run takes one over foreign transports."""
+"""Single calls that differ only in what they send: tested over our own transport alone."""
 
 
 @pytest.mark.anyio
 @foreign_as_proof
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ONE_CALL])
 @pytest.mark.parametrize(("anyio_backend", "way"), HARDEST, indirect=["anyio_backend"])
-async def test_calls_streams_and_batches(
+async def test_call_stream_or_batch_cancelled_at_any_checkpoint_leaves_nothing_behind(
     name: str, transport: str, way: str, gateway: GatewayProcess, tmp_path: Path
 ) -> None:
     assert await prove(name, transport, way, gateway, tmp_path) >= 3
@@ -563,7 +565,7 @@ async def test_calls_streams_and_batches(
 @pytest.mark.parametrize("name", ONE_CALL)
 @pytest.mark.parametrize(("anyio_backend", "way"), HARDEST, indirect=["anyio_backend"])
 @pytest.mark.proof
-async def test_accounts_keys_and_metrics(
+async def test_account_key_or_metrics_call_cancelled_at_any_checkpoint_leaves_nothing_behind(
     name: str, way: str, gateway: GatewayProcess, tmp_path: Path
 ) -> None:
     assert await prove(name, "own", way, gateway, tmp_path) >= 3
@@ -575,7 +577,7 @@ async def test_accounts_keys_and_metrics(
     ("name", "transport"), [("chat_hedged", "own"), ("usage_stream", "own"), ("chat", "httpx")]
 )
 @everywhere
-async def test_every_way(
+async def test_operation_cancelled_in_any_way_leaves_nothing_behind(
     name: str, transport: str, way: str, gateway: GatewayProcess, tmp_path: Path
 ) -> None:
     assert await prove(name, transport, way, gateway, tmp_path) >= 3
@@ -585,8 +587,10 @@ async def test_every_way(
 @pytest.mark.proof
 @pytest.mark.parametrize("transport", PLACES)
 @everywhere
-async def test_closing(transport: str, way: str, gateway: GatewayProcess) -> None:
-    """A client is made, used and closed; cancelled anywhere in that, its end closes it."""
+async def test_client_cancelled_while_opened_used_or_closed_leaves_nothing_behind(
+    transport: str, way: str, gateway: GatewayProcess
+) -> None:
+    """Cancel the making, use and closing of a client anywhere: leaving its block still closes it."""
     places: list[Place] = []
 
     async def use_and_close() -> None:
@@ -597,7 +601,7 @@ async def test_closing(transport: str, way: str, gateway: GatewayProcess) -> Non
         ) as client:
             await client.health()
 
-    await use_and_close()  # makes whatever the loop makes but once
+    await use_and_close()  # creates everything that is made once per loop
     loop = await Loop.as_it_is()
     async with aclosing(cancelled_at_every_checkpoint(use_and_close, way)) as points:
         async for _ in points:

@@ -1,7 +1,7 @@
-"""What holds for every input: of the wire's decoders, of the journal, of the backoff.
+"""Properties that hold for every input of the wire's decoders, the journal and the backoff.
 
-The profile in `tests/conftest.py` makes the examples the same in every run; `HYPOTHESIS_PROFILE=long` searches
-long, at random. Coverage-guided search of the same oracles: `tests/fuzz`.
+The default profile in `tests/conftest.py` makes every run use the same examples; `HYPOTHESIS_PROFILE=long` searches
+longer, at random. `tests/fuzz` searches with the same oracles, guided by coverage.
 """
 
 import codecs
@@ -72,7 +72,7 @@ MOST = 1 << 20
 
 @st.composite
 def split(draw: st.DrawFn, data: bytes) -> list[bytes]:
-    """Return `data` in pieces: many, a few, or one each byte; some may be empty."""
+    """Return `data` in pieces: many, a few, or one per byte; some may be empty."""
     if draw(st.booleans()):
         size = draw(st.integers(1, 9))
         return [data[i : i + size] for i in range(0, len(data), size)]
@@ -107,7 +107,7 @@ bodies = st.lists(fragments, max_size=12).map(b"".join)
 
 
 @given(bodies, st.data(), st.sampled_from([3, MOST]))
-def test_any_split_of_any_text_with_any_sentinel_decodes_the_same(
+def test_text_decoder_decodes_any_split_of_any_text_the_same(
     body: bytes, data: st.DataObject, most: int
 ) -> None:
     with low_limits(most):
@@ -115,7 +115,7 @@ def test_any_split_of_any_text_with_any_sentinel_decodes_the_same(
 
 
 @given(st.text().filter(lambda text: SENTINEL not in text), st.none() | st.text(), st.data())
-def test_a_text_stream_gives_its_text_and_then_its_failure(
+def test_text_reader_yields_all_text_and_then_the_failure(
     text: str, message: str | None, data: st.DataObject
 ) -> None:
     assume(message is None or (text + SENTINEL).index(SENTINEL) == len(text))
@@ -146,7 +146,7 @@ ends = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 
 @given(st.lists(st.tuples(lines, ends), max_size=12), lines, st.data(), st.sampled_from([24, MOST]))
-def test_any_split_of_any_event_stream_gives_the_same_events(
+def test_event_decoder_decodes_any_split_of_any_event_stream_the_same(
     parts: list[tuple[bytes, bytes]], last: bytes, data: st.DataObject, most: int
 ) -> None:
     body = b"".join(line + end for line, end in parts) + last
@@ -166,7 +166,7 @@ noise = st.sampled_from(
     bom=st.booleans(),
     data=st.data(),
 )
-def test_events_arrive_as_they_were_sent(
+def test_event_decoder_returns_the_events_that_were_sent(
     events: list[list[bytes]], end: bytes, bom: bool, data: st.DataObject
 ) -> None:
     body = codecs.BOM_UTF8 if bom else b""
@@ -182,7 +182,7 @@ def test_events_arrive_as_they_were_sent(
     assert read + decoder.finish() == [b"\n".join(event) for event in events]
 
 
-# A response parsed whole equals it parsed in pieces.
+# A response parsed whole equals the same response parsed in pieces.
 
 names = st.from_regex(rb"[A-Za-z!#$%&'*+.^_`|~-]{1,8}", fullmatch=True).filter(
     lambda name: name.lower() not in (b"connection", b"upgrade", b"trailer", b"te")
@@ -227,7 +227,7 @@ def responses(draw: st.DrawFn) -> tuple[str, bytes, int, bytes, bytes, bool, boo
         for _ in range(draw(st.integers(0, 2)))
     )
     until_close = has_body and framing == "close"
-    # With a HEAD's answer that has no framing llhttp is careful: it might have ended with the connection.
+    # llhttp does not reuse the connection of an unframed response to HEAD: it might end with the connection.
     reusable = not closes and (framing != "close" or status in (204, 304))
     data = interim + head + b"\r\n\r\n" + (wire if has_body else b"")
     return (
@@ -242,7 +242,7 @@ def responses(draw: st.DrawFn) -> tuple[str, bytes, int, bytes, bytes, bool, boo
 
 
 @given(responses(), st.data())
-def test_a_response_is_read_as_it_was_sent_whole_and_in_pieces(
+def test_response_reader_reads_a_valid_response_whole_and_in_pieces(
     sent: tuple[str, bytes, int, bytes, bytes, bool, bool], data: st.DataObject
 ) -> None:
     method, wire, status, head, body, until_close, reusable = sent
@@ -250,7 +250,7 @@ def test_a_response_is_read_as_it_was_sent_whole_and_in_pieces(
         reader = ResponseReader(method)
         read = b""
         for piece in pieces:
-            if piece:  # an empty one is the end of the connection, to whoever reads it
+            if piece:  # an empty piece would mean the end of the connection
                 reader.feed(piece)
                 read += reader.take_body()
         assert reader.complete != until_close
@@ -264,7 +264,7 @@ def test_a_response_is_read_as_it_was_sent_whole_and_in_pieces(
 
 
 @given(responses(), st.data(), st.integers(0, 7))
-def test_a_damaged_response_is_the_same_whole_and_in_pieces(
+def test_response_reader_treats_a_damaged_response_the_same_whole_and_in_pieces(
     sent: tuple[str, bytes, int, bytes, bytes, bool, bool], data: st.DataObject, options: int
 ) -> None:
     wire = bytearray(sent[1])
@@ -286,7 +286,7 @@ def test_a_damaged_response_is_the_same_whole_and_in_pieces(
     st.binary(max_size=3),
     st.data(),
 )
-def test_a_compressed_body_is_the_same_whole_and_in_pieces(
+def test_inflater_decodes_a_compressed_body_the_same_whole_and_in_pieces(
     members: list[bytes], encoding: str, tail: bytes, data: st.DataObject
 ) -> None:
     bits = {"gzip": 31, "deflate": 15, "raw": -15}[encoding]
@@ -325,7 +325,7 @@ answers = st.builds(
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Outcome]:
-    """Return the lines of a journal, ids again and again among them."""
+    """Return the lines of a journal, with repeated ids."""
     names = draw(st.lists(ids, min_size=1, max_size=4, unique=True))
     ended: list[Outcome] = []
     for index in range(draw(st.integers(0, 8))):
@@ -344,7 +344,7 @@ DIGEST = digest_of(ChatRequest(model="m", messages="x"))
 
 @given(histories(), st.data())
 @pytest.mark.proof
-def test_any_journal_cut_at_any_byte_resumes(history: list[Outcome], data: st.DataObject) -> None:
+def test_journal_cut_at_any_byte_resumes(history: list[Outcome], data: st.DataObject) -> None:
     texts = [encode_line(outcome, DIGEST, created=0) for outcome in history]
     whole = b"".join(texts)
     cut = data.draw(st.integers(0, len(whole)))
@@ -352,7 +352,7 @@ def test_any_journal_cut_at_any_byte_resumes(history: list[Outcome], data: st.Da
     size = 0
     for outcome, text in zip(history, texts, strict=True):
         size += len(text)
-        if cut >= size - 1:  # a line that lacks nothing but its newline is whole
+        if cut >= size - 1:  # a line that lacks only its newline is whole
             left[outcome.id] = outcome
     with scratch_journal() as path:
         path.write_bytes(whole[:cut] + data.draw(st.sampled_from([b"", b"\0" * 9])) * (cut > 0))
@@ -392,7 +392,7 @@ seconds = st.floats(0, 1e300)
 @given(
     st.integers(1, 10**6), seconds, seconds, st.floats(0, 1), st.none() | st.floats(0, 1e6), st.floats(0, 1)
 )
-def test_backoff_stays_in_its_bounds(
+def test_backoff_delay_stays_within_its_bounds(
     attempts: int, base: float, most: float, jitter: float, retry_after: float | None, dice: float
 ) -> None:
     config = RetryConfig(backoff_base=base, backoff_max=most, jitter=jitter)
@@ -423,17 +423,17 @@ waits = st.one_of(
 
 
 @given(waits, st.none() | moments)
-def test_what_a_server_asks_to_wait_is_finite_and_not_negative(value: str, now: datetime | None) -> None:
+def test_parsed_retry_after_is_finite_and_not_negative(value: str, now: datetime | None) -> None:
     wait = parse_retry_after(value, now=now)
     assert wait is None or 0 <= wait <= 366 * 86_400
 
 
 @given(st.integers(0, 10**7), moments)
-def test_seconds_are_waited_whatever_the_clock_says(value: int, now: datetime) -> None:
+def test_retry_after_in_seconds_does_not_depend_on_the_clock(value: int, now: datetime) -> None:
     assert parse_retry_after(str(value), now=now) == value
 
 
-# Anything, into every decoder, is a value or a typed error.
+# Every decoder turns any input into a value or a typed error.
 
 scalars = st.one_of(
     st.none(),
@@ -502,7 +502,7 @@ RESULTS: list[tuple[Any, Any]] = [
 
 @st.composite
 def changed(draw: st.DrawFn, value: Any) -> Any:
-    """Return JSON like `value`, with parts of it changed, gone or new."""
+    """Return JSON like `value`, with parts changed, removed or added."""
     if draw(st.integers(0, 9)) == 0:
         return draw(json_values)
     if isinstance(value, dict):
@@ -515,7 +515,7 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
 
 @st.composite
 def damaged(draw: st.DrawFn, value: Any) -> bytes:
-    """Return the text of JSON like `value`, perhaps broken."""
+    """Return JSON text like `value`, possibly broken."""
     data = bytearray(json.dumps(draw(changed(value)), ensure_ascii=draw(st.booleans())).encode())
     if draw(st.integers(0, 3)) == 0:
         place = draw(st.integers(0, len(data)))
@@ -538,7 +538,7 @@ session = Session(
 @pytest.mark.proof
 @pytest.mark.parametrize(("kind", "body"), RESULTS, ids=[str(kind) for kind, _ in RESULTS])
 @given(data=st.data())
-def test_anything_for_a_result_is_one_or_an_error_that_says_so(
+def test_any_response_body_is_a_result_or_an_invalid_response_error(
     kind: Any, body: Any, data: st.DataObject
 ) -> None:
     answer = data.draw(anything(body))
@@ -560,7 +560,7 @@ def test_anything_for_a_result_is_one_or_an_error_that_says_so(
 
 
 @pytest.mark.parametrize(("kind", "body"), RESULTS, ids=[str(kind) for kind, _ in RESULTS])
-def test_the_bodies_that_are_changed_are_valid_and_are_all_there_are(kind: Any, body: Any) -> None:
+def test_sample_response_bodies_for_the_property_tests_are_valid(kind: Any, body: Any) -> None:
     value = session.decode(kind, httpx.Response(200), json.dumps(body).encode(), session.prepare(CHAT))
     if isinstance(value, WireStruct):
         assert type(value).model_validate_json(value.model_dump_json()) == value
@@ -583,7 +583,7 @@ raw_headers = st.lists(
 
 
 @given(raw_headers)
-def test_any_headers_make_a_meta(headers: list[tuple[bytes, bytes]]) -> None:
+def test_meta_can_be_made_from_any_headers(headers: list[tuple[bytes, bytes]]) -> None:
     seen = []
     for source in (httpx.Headers(headers), head_of(b"HTTP/1.1 200 OK", headers)):
         meta = Meta(200, source, attempts=1, elapsed=0.5)
@@ -609,7 +609,7 @@ PAGES = st.lists(
 @given(st.integers(300, 999), raw_headers, anything(ERRORS) | PAGES, st.booleans())
 @example(400, [], b"[" * 450 + b"]" * 450, True)
 @example(400, [], b'{"detail":' * 450 + b"1" + b"}" * 450, True)
-def test_any_error_response_is_a_typed_error(
+def test_any_error_response_becomes_a_typed_error(
     status: int, headers: list[tuple[bytes, bytes]], body: bytes, show_body: bool
 ) -> None:
     response = httpx.Response(status, headers=headers)
@@ -627,7 +627,7 @@ def test_any_error_response_is_a_typed_error(
 
 
 @given(st.integers(300, 599), json_values)
-def test_any_detail_is_classified(status: int, detail: Any) -> None:
+def test_classify_accepts_any_error_detail(status: int, detail: Any) -> None:
     error = classify(status, detail)
     assert error.message
     assert isinstance(normalise_detail(detail), str)
@@ -640,7 +640,7 @@ CHUNK = {
 
 
 @given(st.lists(anything(CHUNK) | anything({"error": {"message": "m"}}), max_size=4))
-def test_any_events_are_pieces_or_a_typed_error(events: list[bytes]) -> None:
+def test_stream_readers_turn_any_events_into_pieces_or_a_typed_error(events: list[bytes]) -> None:
     body = (
         b"".join(b"data: " + event.translate(None, b"\r\n") + b"\n\n" for event in events)
         + b"data: [DONE]\n\n"
@@ -678,7 +678,7 @@ SHORT = {
     st.lists(anything(ITEM) | anything(SHORT) | anything({"prompt": "x"}), max_size=4),
     st.none() | st.just("m"),
 )
-def test_any_lines_of_a_batch_file_are_requests_or_carry_their_error(
+def test_any_line_of_a_batch_file_is_a_request_or_carries_its_error(
     texts: list[bytes], model: str | None
 ) -> None:
     with tempfile.NamedTemporaryFile() as file:
@@ -701,7 +701,7 @@ def test_any_lines_of_a_batch_file_are_requests_or_carry_their_error(
 @given(
     json_values | st.builds(ChatRequest, model=st.just("m"), messages=st.just("x")), st.none() | st.just("m")
 )
-def test_any_item_is_a_request_or_carries_its_error(raw: object, model: str | None) -> None:
+def test_any_batch_item_is_a_request_or_carries_its_error(raw: object, model: str | None) -> None:
     item = read_item(raw, 0, model)
     assert (item.request is None) == isinstance(item.error, InvalidArgumentError)
 
@@ -717,7 +717,7 @@ FAILED = json.loads(
 @given(anything(REPLAYED) | anything(FAILED))
 @example(b'{"id": "\xff"}')
 @example(b"[" * 100_000)
-def test_any_line_is_one_of_a_journal_or_is_not(text: bytes) -> None:
+def test_decode_line_accepts_any_bytes_and_its_records_round_trip(text: bytes) -> None:
     line = decode_line(text)
     id = decode_id(text)
     if line is None:
@@ -735,7 +735,7 @@ def test_any_line_is_one_of_a_journal_or_is_not(text: bytes) -> None:
 
 @given(st.lists(anything(REPLAYED) | anything(FAILED), max_size=4), st.sampled_from([b"\n", b""]))
 @pytest.mark.proof
-def test_any_file_is_a_journal_or_is_refused_as_it_is(texts: list[bytes], end: bytes) -> None:
+def test_any_file_opens_as_a_journal_or_is_rejected_unchanged(texts: list[bytes], end: bytes) -> None:
     content = b"\n".join(texts) + end
     with scratch_journal() as path:
         path.write_bytes(content)
@@ -756,7 +756,7 @@ def test_any_file_is_a_journal_or_is_refused_as_it_is(texts: list[bytes], end: b
 
 @contextmanager
 def scratch_journal() -> Iterator[Path]:
-    """Give the path of a journal that nobody waits for the disk for."""
+    """Yield the path of a journal that is written without fsync."""
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda fd: None)
         yield Path(directory, "journal")

@@ -1,4 +1,4 @@
-"""Every representation tells the state of its object, in one line and without a secret."""
+"""Every repr shows the state of its object, in one line and without a secret."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ async def nothing() -> None:
     pass
 
 
-async def test_a_pool_shows_its_counts_and_a_connection_its_state() -> None:
+async def test_repr_of_a_pool_shows_its_counts_and_of_a_connection_its_state() -> None:
     async with RawServer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok") as server:
         transport = AnyIOTransport()
         request = httpx.Request("GET", server.url)
@@ -43,7 +43,7 @@ async def test_a_pool_shows_its_counts_and_a_connection_its_state() -> None:
         assert repr(pool) == "<Pool: 0 idle, 0 in use, 0 opening, 0 waiting>"
 
 
-async def test_transports_that_wrap_others_show_them() -> None:
+async def test_repr_of_a_wrapping_transport_shows_the_wrapped_one() -> None:
     inner = httpx.AsyncHTTPTransport(verify=False)
     per_loop = PerLoopTransport(lambda: HttpxTransport(inner))
     assert repr(per_loop) == "<PerLoopTransport of []>"
@@ -54,19 +54,19 @@ async def test_transports_that_wrap_others_show_them() -> None:
     assert repr(per_loop) == "<PerLoopTransport of []>"
 
 
-async def test_the_proxy_password_is_not_shown_by_a_transport() -> None:
+async def test_repr_of_a_transport_hides_the_proxy_password() -> None:
     inner = httpx.AsyncHTTPTransport(proxy="http://user:hunter2@proxy.test:1", verify=False)
     assert "hunter2" not in repr(HttpxTransport(inner))
 
 
-async def test_a_value_per_loop_is_shown() -> None:
+async def test_repr_of_a_per_loop_shows_its_values() -> None:
     per_loop = PerLoop(lambda loop: "a value")
     assert repr(per_loop) == "<PerLoop: []>"
     per_loop.current()
     assert repr(per_loop) == "<PerLoop: ['a value']>"
 
 
-async def test_pauses_show_how_many_wait() -> None:
+async def test_repr_of_pauses_shows_the_number_of_waiters() -> None:
     pauses = Pauses()
     assert repr(pauses) == "<Pauses: 0 waiting>"
     with anyio.fail_after(10):
@@ -79,7 +79,7 @@ async def test_pauses_show_how_many_wait() -> None:
     assert repr(pauses) == "<Pauses: closed>"
 
 
-def test_a_pacer_shows_what_it_knows_of_the_window() -> None:
+def test_repr_of_a_pacer_shows_the_rate_limit_window() -> None:
     pacer = Pacer(uniform=lambda low, high: low)
     assert repr(pacer) == "<Pacer: no answer yet>"
     send = pacer.sent(100.0)
@@ -93,7 +93,7 @@ def test_a_pacer_shows_what_it_knows_of_the_window() -> None:
     )
 
 
-async def test_a_gate_shows_who_is_in_flight_and_who_waits() -> None:
+async def test_repr_of_a_gate_shows_calls_in_flight_and_waiting() -> None:
     gate = Gate(current_loop())
     assert repr(gate) == (
         "<Gate: 0 in flight, 0 resends and 0 new sends waiting, "
@@ -114,7 +114,7 @@ async def test_a_gate_shows_who_is_in_flight_and_who_waits() -> None:
             group.cancel_scope.cancel()
 
 
-def test_adaptive_concurrency_shows_its_limit_and_what_it_is_doing() -> None:
+def test_repr_of_adaptive_concurrency_shows_its_limit_and_phase() -> None:
     concurrency = AdaptiveConcurrency(initial=16)
     assert repr(concurrency) == "<AdaptiveConcurrency limit=16 good=16 bad=None hold>"
     concurrency.overloaded(10.0, 9.0)
@@ -125,7 +125,7 @@ def test_adaptive_concurrency_shows_its_limit_and_what_it_is_doing() -> None:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_portal_shows_whether_its_loop_runs(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repr_of_a_portal_shows_whether_its_loop_runs(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     portal = Portal(backend, nothing)
     assert repr(portal) == f"<Portal {backend}: not started>"
     portal.call(nothing)
@@ -137,7 +137,7 @@ def test_a_portal_shows_whether_its_loop_runs(backend: Any, monkeypatch: pytest.
     assert repr(portal) == f"<Portal {backend}: closed>"
 
 
-async def test_an_async_client_shows_that_it_is_closed_and_masks_its_key() -> None:
+async def test_repr_of_an_async_client_masks_its_key_and_shows_that_it_is_closed() -> None:
     client = AsyncClient(KEY, transport=ScriptedTransport(chat_answer))
     assert "llmg_abcdefg…" in repr(client)
     assert KEY not in repr(client) + repr(client._session)
@@ -146,7 +146,7 @@ async def test_an_async_client_shows_that_it_is_closed_and_masks_its_key() -> No
     assert repr(client).endswith(", closed)")
 
 
-def test_a_client_shows_that_it_is_closed_and_masks_its_key() -> None:
+def test_repr_of_a_client_masks_its_key_and_shows_that_it_is_closed() -> None:
     client = Client(KEY, transport=ScriptedTransport(chat_answer))
     assert "llmg_abcdefg…" in repr(client)
     assert KEY not in repr(client)
@@ -155,7 +155,7 @@ def test_a_client_shows_that_it_is_closed_and_masks_its_key() -> None:
     assert repr(client).endswith(", closed)")
 
 
-async def test_meta_shows_what_is_known_of_an_answer() -> None:
+async def test_repr_of_meta_shows_only_known_fields() -> None:
     client = AsyncClient(KEY, transport=ScriptedTransport(chat_answer))
     answer = await client.chat(model="m", messages="hello")
     assert repr(answer.meta).startswith("Meta(")
@@ -164,7 +164,7 @@ async def test_meta_shows_what_is_known_of_an_answer() -> None:
     await client.aclose()
 
 
-async def test_a_local_gateway_shows_where_it_serves() -> None:
+async def test_repr_of_a_local_gateway_shows_its_url() -> None:
     gateway = LocalGateway()
     assert repr(gateway) == "<LocalGateway not serving>"
     async with gateway:

@@ -1,8 +1,8 @@
-"""No key leaves the process but in the header, or the body, that it is meant for.
+"""Keys leave the process only in the header or body they are meant for.
 
-Keys of every kind, most of shapes that no pattern knows, are searched for in everything that a run produces: reprs, log
-records of all loggers, exceptions with all that hangs on them, the locals of the package's own frames, journals, and
-what subprocesses print.
+Keys of every kind, most in shapes that no pattern matches, are searched for in everything a run produces: reprs, log
+records of all loggers, exceptions with their causes and notes, the locals of the package's own frames, journals, and
+the output of subprocesses.
 """
 
 import json
@@ -55,7 +55,7 @@ FAST = RetryConfig(max_retries=1, backoff_base=0.001, backoff_max=0.001)
 
 
 def everything_of(error: BaseException) -> Iterator[str]:
-    """Yield all that can be read of an exception and of those that led to it, suppressed ones too."""
+    """Yield all the text of an exception and of its causes and contexts, including suppressed ones."""
     seen: list[BaseException] = []
     pending: list[BaseException | None] = [error]
     while pending:
@@ -83,7 +83,7 @@ def locals_of(error: BaseException) -> str:
 
 @pytest.fixture
 def _records(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Look, at the end, at the records of all loggers, at every level."""
+    """Check the records of all loggers, at every level, after the test."""
     with caplog.at_level(1):
         yield
     for record in caplog.get_records("call"):
@@ -91,7 +91,7 @@ def _records(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def echo_of(request: httpx.Request) -> str:
-    """Return all keys that a request brought."""
+    """Return a message with all the keys of a request."""
     names = ("x-api-key", "x-admin-key", "authorization")
     found = [request.headers[name] for name in names if name in request.headers]
     if request.content and "api_key" in (body := json.loads(request.content)):
@@ -109,18 +109,18 @@ ECHOES: dict[str, Callable[[str], Step]] = {
         502, json={"error": {"message": echo, "type": "provider_error"}}
     ),
     "text": lambda echo: lambda _: httpx.Response(500, text=echo),
-    "text that is cut": lambda echo: lambda _: httpx.Response(500, text="." * 1_970 + echo),
-    "JSON that is cut": lambda echo: lambda _: httpx.Response(500, text='{"detail": ' + json.dumps(echo)),
+    "truncated text": lambda echo: lambda _: httpx.Response(500, text="." * 1_970 + echo),
+    "truncated JSON": lambda echo: lambda _: httpx.Response(500, text='{"detail": ' + json.dumps(echo)),
     "a page": lambda echo: lambda _: httpx.Response(503, text=f"<html><title>{echo}</title></html>"),
-    "a page that is cut": lambda echo: lambda _: httpx.Response(503, text=f"<html><title>{'.' * 170}{echo}</title>"),
+    "a truncated page": lambda echo: lambda _: httpx.Response(503, text=f"<html><title>{'.' * 170}{echo}</title>"),
     "the reason phrase": lambda echo: lambda _: httpx.Response(
         400, extensions={"reason_phrase": echo.encode("latin-1")}
     ),
     "a retry": lambda echo: error_answer(503, echo),
     "another type": lambda echo: lambda _: httpx.Response(200, json=[echo]),
-    "another type, cut": lambda echo: lambda _: httpx.Response(200, json=["." * 160 + echo]),
-    "no JSON": lambda echo: lambda _: httpx.Response(200, text=echo),
-    "no JSON, cut": lambda echo: lambda _: httpx.Response(200, text="." * 160 + echo),
+    "another type, truncated": lambda echo: lambda _: httpx.Response(200, json=["." * 160 + echo]),
+    "not JSON": lambda echo: lambda _: httpx.Response(200, text=echo),
+    "not JSON, truncated": lambda echo: lambda _: httpx.Response(200, text="." * 160 + echo),
     "an encoding": lambda echo: lambda _: httpx.Response(200, headers={"content-encoding": echo}, stream=httpx.ByteStream(b"x")),
     "a redirect": lambda echo: lambda _: httpx.Response(307, headers={"location": "/" + echo}, text=echo),
     "a sentinel": lambda echo: stream_answer(b"\n[error] OpenAI error 401: " + echo.encode("latin-1")),
@@ -128,13 +128,13 @@ ECHOES: dict[str, Callable[[str], Step]] = {
     "an error event": lambda echo: stream_answer(
         b"data: " + json.dumps({"error": {"message": echo}}).encode() + b"\n\n"
     ),
-    "no event": lambda echo: stream_answer(b"data: " + echo.encode("latin-1") + b"\n\n"),
-    "no event, cut": lambda echo: stream_answer(b"data: " + b"." * 160 + echo.encode("latin-1") + b"\n\n"),
+    "not an event": lambda echo: stream_answer(b"data: " + echo.encode("latin-1") + b"\n\n"),
+    "not an event, truncated": lambda echo: stream_answer(b"data: " + b"." * 160 + echo.encode("latin-1") + b"\n\n"),
 }  # fmt: skip
 
 
 def repeating(name: str) -> ScriptedTransport:
-    """Return a transport that answers with the keys that it was sent."""
+    """Return a transport that answers with the keys it was sent."""
 
     def step(request: httpx.Request) -> Any:
         answer = ECHOES[name](echo_of(request))
@@ -148,7 +148,7 @@ def repeating(name: str) -> ScriptedTransport:
 @pytest.mark.parametrize("key", [GATEWAY_KEY, PLAIN_KEY], ids=["known", "unknown"])
 @pytest.mark.parametrize("name", ECHOES)
 @pytest.mark.proof
-async def test_a_gateway_that_repeats_keys_puts_none_into_errors_logs_or_journals(
+async def test_keys_echoed_by_a_gateway_do_not_reach_errors_logs_or_journals(
     name: str, key: str, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {
@@ -216,7 +216,7 @@ BAD_KEY = "bad-key-of-no-known-shape\r\n\ud800"
         lambda: AsyncClient(base_url=f"https://user:{BAD_KEY[:20]}@gateway.test"),
     ],
 )
-async def test_a_key_that_is_refused_is_not_shown(use: Callable[[], Any]) -> None:
+async def test_error_for_an_invalid_key_does_not_show_the_key(use: Callable[[], Any]) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         result = use()
         if isinstance(result, Awaitable):
@@ -240,7 +240,9 @@ async def test_a_key_that_is_refused_is_not_shown(use: Callable[[], Any]) -> Non
     ],
 )
 @pytest.mark.proof
-async def test_no_key_is_in_the_locals_of_a_failed_call(make: Any, key: str, answer: bytes | None) -> None:
+async def test_traceback_locals_of_a_failed_call_hold_no_key(
+    make: Any, key: str, answer: bytes | None
+) -> None:
     async def handle(peer: Any) -> None:
         await peer.request()
         if answer:
@@ -268,7 +270,7 @@ async def test_no_key_is_in_the_locals_of_a_failed_call(make: Any, key: str, ans
             assert_no_key(repr(transport))
 
 
-def test_what_holds_a_key_does_not_show_it() -> None:
+def test_reprs_of_objects_that_hold_a_key_do_not_show_it() -> None:
     created = {"id": "1", "name": "x", "key_prefix": GATEWAY_KEY[:12], "api_key": GATEWAY_KEY}
     signup = {"org_id": "1", "project_id": "2", "email": "a@b.test", "api_key": GATEWAY_KEY, "message": "m"}
     key = ApiKeyCreated.model_validate(created | {"created_at": "2026-01-01T00:00:00Z"})
@@ -311,11 +313,11 @@ main()
 
 
 def command(path: Path, *arguments: str) -> list[str]:
-    """Return the command line of `omnigate`, with all loggers at every level, its keys noted in a file."""
+    """Return the command line of `omnigate` that logs everything and writes the keys it makes to a file."""
     return [sys.executable, "-X", "dev", "-W", "error", "-c", REPORTING.format(path=str(path)), *arguments]
 
 
-def test_the_demonstration_prints_and_logs_no_key(tmp_path: Path) -> None:
+def test_demo_command_prints_and_logs_no_key(tmp_path: Path) -> None:
     made = tmp_path / "keys"
     done = subprocess.run(command(made, "demo"), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -325,7 +327,7 @@ def test_the_demonstration_prints_and_logs_no_key(tmp_path: Path) -> None:
     assert_no_key(done.stdout + done.stderr, "sk-any-key-will-do-here", *keys)
 
 
-def test_the_gateway_prints_its_keys_once_where_they_are_to_be_copied_from_and_logs_none(
+def test_gateway_command_prints_its_keys_once_to_be_copied_and_logs_none(
     tmp_path: Path,
 ) -> None:
     made = tmp_path / "keys"
@@ -385,7 +387,7 @@ with Client(retries=1) as client:
         (Status(403, GATEWAY_KEY), "AdminClient().list_orgs()"),
     ],
 )
-def test_a_script_that_fails_shows_no_key_in_its_traceback_or_log(pretty: str, fault: Any, call: str) -> None:
+def test_failing_script_shows_no_key_in_its_traceback_or_log(pretty: str, fault: Any, call: str) -> None:
     with LocalGateway() as gateway:
         gateway.script(fault, times=20)
         environment = os.environ | {
@@ -412,11 +414,11 @@ REPEATED = Status(400, {"detail": f"bad {GATEWAY_KEY}"})
 @pytest.mark.proof
 @pytest.mark.parametrize(
     "example",
-    # older releases of openai show what the gateway says
+    # older releases of openai print the gateway's message
     [pytest.param(example, id=example.name) for example in EXAMPLES if example.name != "openai_sdk.py"],
 )
-def test_an_example_that_fails_prints_and_logs_no_key(example: Path) -> None:
-    """That it shows none when all is well: tests/test_examples.py."""
+def test_failing_example_prints_and_logs_no_key(example: Path) -> None:
+    """tests/test_examples.py tests the examples when nothing fails."""
     with LocalGateway() as gateway:
         gateway.script(REPEATED, times=100)
         environment = os.environ | {"OMNIGATE_BASE_URL": gateway.url, "OMNIGATE_API_KEY": gateway.api_key}

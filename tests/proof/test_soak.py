@@ -1,4 +1,4 @@
-"""Load and soak: many calls with faults among them, many streams, threads, loops and forks through one client.
+"""Load and soak: many calls (some faulty), streams, threads, event loops and forks through one client.
 
 The sizes are small with the marker `proof`; `pytest -m heavy tests/proof/test_soak.py -s` runs the large ones and prints figures.
 """
@@ -35,7 +35,7 @@ RETRIES = RetryConfig(max_retries=2, backoff_base=0.01, jitter=0)
 
 @contextmanager
 def faulty_server(fraction: float = FRACTION) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Run the server; yield its address, and what fills with its counts at its end."""
+    """Run the server; yield its address, and a dict that receives its counts when it stops."""
     counts: dict[str, Any] = {}
     command = [sys.executable, str(SERVER), str(fraction), "7"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -71,7 +71,7 @@ SIZES = [
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("calls", SIZES)
-async def test_calls_with_faults_of_all_kinds_add_up_and_leave_nothing(calls: int) -> None:
+async def test_calls_with_faults_of_all_kinds_are_all_accounted_for_and_leak_nothing(calls: int) -> None:
     before = sockets()
     memory: list[float] = []
     open_sockets: list[int] = []
@@ -96,10 +96,10 @@ async def test_calls_with_faults_of_all_kinds_add_up_and_leave_nothing(calls: in
     print(f"\n{calls:,} calls, {attempts - calls:,} sent again, {dict(ends)}")
     print(f"MB {[round(value, 1) for value in memory]}, sockets {open_sockets}, faults {counts['made']}")
     assert sum(ends.values()) == calls
-    assert counts["requests"] <= attempts  # a connection may have failed before the request came
+    assert counts["requests"] <= attempts  # a connection may have failed before its request arrived
     assert min(counts["made"].values()) > 0
     assert ends["fine"] > calls * 0.99
-    # Not one is lost: what is never retried fails once for each time it was made, the rest may pass.
+    # No fault is lost: each one that is never retried fails a call, the others may succeed on a retry.
     made = counts["made"]
     assert ends["ProviderError"] >= made["400"]
     assert ends["InvalidResponseError"] == made["not JSON"] + made["another type"]
@@ -110,7 +110,7 @@ async def test_calls_with_faults_of_all_kinds_add_up_and_leave_nothing(calls: in
 
 
 @pytest.mark.anyio
-async def test_two_thousand_streams_at_once_half_of_them_abandoned() -> None:
+async def test_two_thousand_concurrent_streams_half_of_them_abandoned_leak_nothing() -> None:
     before = sockets()
     chance = random.Random(11)
     read: Counter[str] = Counter()
@@ -139,7 +139,7 @@ async def test_two_thousand_streams_at_once_half_of_them_abandoned() -> None:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_sixty_four_threads_on_one_sync_client_some_interrupted(backend: Any) -> None:
+def test_sync_client_serves_64_threads_despite_interrupts(backend: Any) -> None:
     ends: Counter[str] = Counter()
     lock = threading.Lock()
     interrupts = 0
@@ -148,7 +148,7 @@ def test_sixty_four_threads_on_one_sync_client_some_interrupted(backend: Any) ->
 
         def work(number: int) -> None:
             for turn in range(10):
-                if (number + turn) % 4 == 0:  # leaves in the middle
+                if (number + turn) % 4 == 0:  # leaves the stream midway
                     with client.chat_stream(model=MODEL, messages="a b c d e f") as stream:
                         next(stream)
                     end = "stream"
@@ -208,7 +208,7 @@ print(*counts)
 """
 
 
-def test_event_loops_are_started_and_ended_five_hundred_times_with_one_client() -> None:
+def test_one_client_used_in_500_event_loops_leaks_no_descriptors() -> None:
     with LocalGateway() as gateway:
         done = subprocess.run(
             [sys.executable, "-c", LOOPS, gateway.api_key, gateway.url],
@@ -258,7 +258,7 @@ print("done", count + 1)
 """
 
 
-def test_a_fork_in_the_middle_of_a_batch_says_so_in_the_child_and_changes_nothing_in_the_parent() -> None:
+def test_fork_during_a_batch_raises_in_the_child_and_leaves_the_parent_intact() -> None:
     with LocalGateway() as gateway:
         done = subprocess.run(
             [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS, gateway.api_key, gateway.url],
@@ -270,7 +270,7 @@ def test_a_fork_in_the_middle_of_a_batch_says_so_in_the_child_and_changes_nothin
     assert (done.returncode, done.stdout, done.stderr) == (0, "done 200\n", "")
 
 
-def test_a_client_that_is_closed_while_many_calls_run_lets_all_of_them_go() -> None:
+def test_closing_a_client_ends_all_running_calls_with_client_closed_error() -> None:
     ends: Counter[str] = Counter()
     with LocalGateway(latency_seconds=30) as gateway:
         client = Client(gateway.api_key, base_url=gateway.url)

@@ -1,4 +1,4 @@
-"""What is true of the public names without a call: they are documented, typed for every face, and warn of nothing."""
+"""Static checks of the public names: documented, typed for sync and async, and importable without warnings."""
 
 import inspect
 import pkgutil
@@ -21,7 +21,7 @@ NAMES += [(omnigate.testing, name) for name in omnigate.testing.__all__]
 
 
 def members(kind: type) -> Iterator[tuple[str, Any]]:
-    """Yield the public methods and properties that a class of ours has."""
+    """Yield the public methods and properties of a class that the package defines."""
     for name in dir(kind):
         if name.startswith("_"):
             continue
@@ -44,15 +44,15 @@ def documented() -> Iterator[tuple[str, Any]]:
 
 
 def is_described(thing: Any) -> bool:
-    """Tell whether the docstring begins with one line that is a sentence."""
-    if typing.get_origin(thing) is not None:  # an alias of a union: described by what it joins
+    """Return whether the docstring begins with a one-line sentence."""
+    if typing.get_origin(thing) is not None:  # an alias of a union, described by its members
         return True
     doc = inspect.getdoc(thing.fget if isinstance(thing, property) else thing)
     first = doc.splitlines()[0] if doc else ""
     return first.endswith((".", ":")) and len(first) <= 110
 
 
-def test_every_public_name_says_what_it_is_for() -> None:
+def test_every_public_name_has_a_docstring_with_a_one_line_summary() -> None:
     found = dict(documented())
     assert len(found) > 200
     assert [name for name, thing in found.items() if not is_described(thing)] == []
@@ -66,7 +66,7 @@ CONSTRUCTED = [
     omnigate.AnyIOTransport,
     omnigate.RetryConfig,
     omnigate.testing.LocalGateway,
-]  # the classes that users make with arguments; structs and faults describe theirs in words
+]  # the classes that users construct; structs and faults describe their arguments in prose
 
 
 def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -84,7 +84,7 @@ def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def undescribed(function: Callable[..., Any]) -> set[str]:
-    """Return the arguments that the docstring leaves out, and those that it describes and there are not."""
+    """Return the arguments missing from the docstring, and those it describes that do not exist."""
     doc = inspect.getdoc(function) or ""
     if re.search(r"arguments (and errors )?are those of `", doc):
         return set()
@@ -99,13 +99,13 @@ def undescribed(function: Callable[..., Any]) -> set[str]:
     return wrong
 
 
-def test_the_arguments_of_every_public_function_are_described() -> None:
+def test_every_public_function_documents_its_arguments() -> None:
     found = dict(callables())
     assert len(found) > 100
     assert {name: wrong for name, function in found.items() if (wrong := undescribed(function))} == {}
 
 
-def test_the_types_of_every_overload_are_tested_on_both_faces() -> None:
+def test_every_overload_has_a_typing_test_for_sync_and_async() -> None:
     found = 0
     untested: list[str] = []
     for module, name in NAMES:
@@ -155,7 +155,7 @@ if broken:
 
 
 @pytest.mark.proof
-def test_every_module_can_be_imported_first_and_warns_of_nothing() -> None:
+def test_every_module_can_be_imported_first_without_warnings() -> None:
     assert len(modules()) > 50
     strictly(IMPORTS, *modules())
 
@@ -191,5 +191,5 @@ with LocalGateway() as gateway:
 """
 
 
-def test_a_program_that_uses_everything_runs_with_all_warnings_as_errors() -> None:
+def test_program_using_every_kind_of_call_runs_with_warnings_as_errors() -> None:
     strictly(PROGRAM)

@@ -1,7 +1,7 @@
-"""Everything a wire can do wrong, by a raw server: each ends in the documented error or the result, and leaves nothing.
+"""Faults on the wire, from a raw server: each call ends in the documented error or its result, and leaks nothing.
 
-Whatever happens, a call is over within its timeout; the pool holds nothing but idle connections that may be used again;
-after the client is closed there is no descriptor more than before, and the next call has never to do with the last.
+Whatever happens, a call ends within its timeout; the pool holds only idle, reusable connections; after the client is
+closed no descriptor is left open; and no call sees bytes of the one before.
 """
 
 import gc
@@ -34,15 +34,15 @@ pytestmark = pytest.mark.anyio
 
 HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
 ONCE = RetryConfig(max_retries=0)
-SECONDS = 10.0  # for what must not be waited for
-SHORT = 0.15  # for what is
+SECONDS = 10.0  # a limit that must not be reached
+SHORT = 0.15  # a limit that is
 
 
-# The three calls, each with what it makes of a whole answer, and that answer in the forms a gateway may give it
+# The three kinds of call, each with its complete response, in both framings, and the result
 
 
 class Kind(NamedTuple):
-    """A call, and the answers to it."""
+    """A kind of call, its responses, and the result they give."""
 
     call: Callable[[AsyncClient], Awaitable[Any]]
     result: Any
@@ -142,10 +142,10 @@ every_form = pytest.mark.parametrize(
 @pytest.fixture(scope="module", autouse=True)
 def _no_warning_at_the_end() -> Iterator[None]:
     yield
-    gc.collect()  # what was left open says so now, and that is an error
+    gc.collect()  # anything left open warns now, which is an error
 
 
-# A client, and the proof that nothing is left of its calls
+# A client, with a check that its calls leave nothing behind
 
 TRANSPORTS: dict[str, Callable[[], Any]] = {
     "own": lambda: AnyIOTransport(max_connections=4),
@@ -159,7 +159,7 @@ def in_use(transport: Any) -> int:
     if isinstance(transport, AnyIOTransport):
         stats = transport.stats()
         return stats["in_use"] + stats["opening"] + stats["waiting"]  # type: ignore[no-any-return]
-    pool = getattr(transport, "_transport", transport)._pool  # our client has it in a wrapper
+    pool = getattr(transport, "_transport", transport)._pool  # our client wraps it
     return len(pool._requests) + sum(not connection.is_idle() for connection in pool.connections)
 
 
@@ -167,7 +167,7 @@ def in_use(transport: Any) -> int:
 async def calling(
     url: str, transport: str = "own", *, timeout: Any = SECONDS, **arguments: Any
 ) -> AsyncIterator[AsyncClient]:
-    """A client of one attempt; at the end nothing may be in use, and once it is closed nothing open."""
+    """Yield a client without retries; check that it leaves nothing in use and, once closed, nothing open."""
     before = open_sockets()
     wire = TRANSPORTS[transport]()
     arguments.setdefault("retry_config", ONCE)
@@ -188,7 +188,7 @@ async def served(handler: Handler | bytes) -> AsyncIterator[Served]:
 
 
 def reset(peer: Peer) -> None:
-    """Let the connection end with a reset when it is closed."""
+    """Make closing the connection send a reset."""
     raw_socket = peer.stream.extra(anyio.abc.SocketAttribute.raw_socket)
     raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
@@ -198,9 +198,9 @@ def reset(peer: Peer) -> None:
 
 @every_transport
 @every_kind
-async def test_a_connection_that_is_refused(kind: Kind, transport: str) -> None:
+async def test_refused_connection_raises_a_connection_error(kind: Kind, transport: str) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and does not listen
+        taken.bind(("127.0.0.1", 0))  # bound, but not listening
         async with calling(f"http://127.0.0.1:{taken.getsockname()[1]}", transport) as client:
             with pytest.raises(ConnectionError) as caught:
                 await kind.call(client)
@@ -211,7 +211,9 @@ async def test_a_connection_that_is_refused(kind: Kind, transport: str) -> None:
 @own_at_least
 @every_form
 @pytest.mark.parametrize("when", ["accepted", "requested", "in the head", "after the head", "in the body"])
-async def test_a_connection_that_is_reset(kind: Kind, whole: bytes, when: str, transport: str) -> None:
+async def test_connection_reset_at_any_stage_raises_a_connection_error(
+    kind: Kind, whole: bytes, when: str, transport: str
+) -> None:
     head = whole.index(b"\r\n\r\n") + 4
     length = {"in the head": head // 2, "after the head": head, "in the body": (head + len(whole)) // 2}.get(
         when, 0
@@ -237,10 +239,10 @@ async def test_a_connection_that_is_reset(kind: Kind, whole: bytes, when: str, t
 @own_at_least
 @every_form
 @pytest.mark.parametrize("ending", ["closed", "reset"])
-async def test_an_answer_that_is_cut_at_every_byte(
+async def test_response_cut_at_any_byte_raises_a_connection_error_unless_complete(
     kind: Kind, whole: bytes, ending: str, transport: str
 ) -> None:
-    """A cut answer is an error, a whole one the result; of events the end is `[DONE]`, whatever follows."""
+    """A truncated response is an error, a complete one the result; events are complete at `[DONE]`."""
     length = 0
     complete = whole.index(DONE) + len(DONE) if DONE in whole else len(whole)
 
@@ -267,8 +269,10 @@ async def test_an_answer_that_is_cut_at_every_byte(
 
 @own_at_least
 @every_form
-async def test_an_answer_that_stalls_at_every_stage(kind: Kind, whole: bytes, transport: str) -> None:
-    """Before the request is read, and after every so many bytes; all at once, so that it takes one timeout."""
+async def test_response_that_stalls_at_any_stage_raises_a_timeout_error(
+    kind: Kind, whole: bytes, transport: str
+) -> None:
+    """Stall before the request is read and after every 29 bytes; run concurrently, so all take one timeout."""
     lengths = [0, *range(0, len(whole), 29), len(whole) - 3, len(whole) - 1]
     complete = whole.index(DONE) + len(DONE) if DONE in whole else len(whole)
     async with anyio.create_task_group() as group:
@@ -305,12 +309,12 @@ async def test_an_answer_that_stalls_at_every_stage(kind: Kind, whole: bytes, tr
 
 
 @every_transport
-async def test_a_server_whose_queue_is_full_and_one_that_does_not_shake_hands(transport: str) -> None:
+async def test_full_accept_queue_or_silent_tls_handshake_raises_a_timeout_error(transport: str) -> None:
     timeout = httpx.Timeout(SECONDS, connect=SHORT)
     with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
-        for other in (first, second):  # fill the queue, and one more
+        for other in (first, second):  # one to fill the queue, and one more
             other.setblocking(False)
             other.connect_ex(listener.getsockname())
         async with calling(
@@ -332,7 +336,7 @@ async def test_a_server_whose_queue_is_full_and_one_that_does_not_shake_hands(tr
 
 
 @every_transport
-async def test_a_request_that_nobody_reads(transport: str) -> None:
+async def test_request_that_the_server_never_reads_raises_a_timeout_error(transport: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         timeout = httpx.Timeout(SECONDS, write=SHORT)
         async with calling(f"http://127.0.0.1:{deaf.getsockname()[1]}", transport, timeout=timeout) as client:
@@ -345,7 +349,9 @@ async def test_a_request_that_nobody_reads(transport: str) -> None:
 
 @own_at_least
 @every_form
-async def test_one_byte_at_a_time(kind: Kind, whole: bytes, transport: str) -> None:
+async def test_response_sent_one_byte_at_a_time_is_read_whole(
+    kind: Kind, whole: bytes, transport: str
+) -> None:
     async def handle(peer: Peer) -> None:
         while True:
             await peer.request()
@@ -362,7 +368,7 @@ async def test_one_byte_at_a_time(kind: Kind, whole: bytes, transport: str) -> N
 @every_transport
 @every_form
 @pytest.mark.proof
-async def test_all_at_once(kind: Kind, whole: bytes, transport: str) -> None:
+async def test_response_sent_in_one_piece_is_read_whole(kind: Kind, whole: bytes, transport: str) -> None:
     async with served(whole) as server, calling(server.url, transport) as client:
         for _ in range(3):
             assert await kind.call(client) == kind.result
@@ -370,11 +376,10 @@ async def test_all_at_once(kind: Kind, whole: bytes, transport: str) -> None:
 
 
 @every_form
-async def test_two_responses_in_one_segment(kind: Kind, whole: bytes) -> None:
-    """The second one answers nothing: it is never taken for the answer to the next request.
-
-    httpx's own transport does take it for that, whoever calls.
-    """
+async def test_surplus_response_is_not_taken_for_the_answer_to_the_next_request(
+    kind: Kind, whole: bytes
+) -> None:
+    """Two responses in one segment; httpx's own transport takes the second for the next answer."""
     other = with_length(CHAT.replace("wörld".encode(), b"smuggled"))
     async with served(whole + other) as server, calling(server.url) as client:
         for calls in range(1, 4):
@@ -382,7 +387,7 @@ async def test_two_responses_in_one_segment(kind: Kind, whole: bytes) -> None:
             assert server.accepted == calls
 
 
-# What is not HTTP, or not what it says
+# Not HTTP, or with false lengths
 
 
 GARBAGE = {
@@ -402,7 +407,7 @@ GARBAGE = {
 
 @every_transport
 @every_kind
-async def test_garbage_in_place_of_a_response(kind: Kind, transport: str) -> None:
+async def test_garbage_instead_of_a_response_raises_a_connection_error(kind: Kind, transport: str) -> None:
     garbage = b""
 
     async def handle(peer: Peer) -> None:
@@ -417,13 +422,13 @@ async def test_garbage_in_place_of_a_response(kind: Kind, transport: str) -> Non
 
 
 @every_transport
-async def test_garbage_in_a_body(transport: str) -> None:
+async def test_garbage_in_a_response_body_raises_a_typed_error_or_is_replaced(transport: str) -> None:
     noise = bytes(range(256)) * 4
     async with served(with_length(noise)) as server, calling(server.url, transport) as client:
         with pytest.raises(InvalidResponseError):
             await chat(client)
         assert await client.chat_stream(**HELLO).text() == noise.decode("utf-8", "replace")
-        with pytest.raises(ConnectionError, match="before its end"):  # no event in it, and no end
+        with pytest.raises(ConnectionError, match="before its end"):  # neither an event nor an end
             await event_stream(client)
     for event in (b"data: {nonsense\n\n", b"data: 1\n\n", b"data: \xff\xff\n\n"):
         async with served(with_length(event + DONE)) as server, calling(server.url, transport) as client:
@@ -450,13 +455,15 @@ LENGTHS: dict[str, tuple[bytes, type[GatewayError]]] = {
 
 @own_at_least
 @pytest.mark.parametrize(("wrong", "error"), LENGTHS.values(), ids=LENGTHS.keys())
-async def test_wrong_lengths(wrong: bytes, error: type[GatewayError], transport: str) -> None:
-    """The connection is used by nobody afterwards; a stream of text cannot know that its length is too short."""
+async def test_response_with_a_wrong_length_raises_an_error_and_loses_its_connection(
+    wrong: bytes, error: type[GatewayError], transport: str
+) -> None:
+    """The connection is never reused; a text stream cannot tell that its length is too short."""
     await assert_refused(wrong, error, transport)
 
 
-async def test_a_length_and_chunks() -> None:
-    """Are not both taken (RFC 9112, section 6.3); httpx's own transport takes the chunks."""
+async def test_response_with_both_content_length_and_chunked_encoding_is_rejected() -> None:
+    """RFC 9112, section 6.3; httpx's own transport reads the chunks."""
     await assert_refused(answer(chunked(CHAT), CHUNKED, b"content-length: 40"), ConnectionError, "own")
 
 
@@ -482,11 +489,11 @@ async def assert_refused(wrong: bytes, error: type[GatewayError], transport: str
         assert server.accepted == 3
 
 
-# What never ends
+# Endless responses
 
 
 async def endless(peer: Peer, start: bytes, again: bytes) -> int:
-    """Send for ever, until the client goes; return how many bytes it has taken."""
+    """Send until the client hangs up; return how many bytes it accepted."""
     await peer.request()
     taken = 0
     try:
@@ -513,8 +520,10 @@ ENDLESS = {
 @own_at_least
 @every_kind
 @pytest.mark.parametrize(("start", "again"), ENDLESS.values(), ids=ENDLESS.keys())
-async def test_endless_framing(kind: Kind, start: bytes, again: bytes, transport: str) -> None:
-    """Is given up after a bounded number of bytes, though each of them comes in time."""
+async def test_endless_response_framing_is_abandoned_after_bounded_bytes(
+    kind: Kind, start: bytes, again: bytes, transport: str
+) -> None:
+    """Each byte arrives in time, so only the number of bytes can end it."""
     await assert_given_up(kind, start, again, transport)
 
 
@@ -522,7 +531,7 @@ INTERIM = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"
 
 
 @every_kind
-async def test_endless_interim_responses(kind: Kind) -> None:
+async def test_endless_interim_responses_are_abandoned_after_bounded_bytes(kind: Kind) -> None:
     await assert_given_up(kind, b"", INTERIM, "own")
 
 
@@ -536,19 +545,19 @@ async def assert_given_up(kind: Kind, start: bytes, again: bytes, transport: str
         with pytest.raises(ConnectionError) as caught:
             await kind.call(client)
         assert not isinstance(caught.value, TimeoutError)
-    assert taken[0] < 10_000_000  # much of which is on its way in the kernel's buffers
+    assert taken[0] < 10_000_000  # much of it still in the kernel's buffers
 
 
 @every_transport
-async def test_endless_interim_responses_end_with_the_deadline(transport: str) -> None:
-    """httpx's own transport reads them for ever, each of them in time: only a deadline ends that."""
+async def test_slow_endless_interim_responses_end_at_the_deadline(transport: str) -> None:
+    """httpx's own transport reads them without limit, each in time: only a deadline ends the call."""
 
     async def handle(peer: Peer) -> None:
         await peer.request()
         with suppress(anyio.BrokenResourceError):
             while True:
                 await peer.send(INTERIM)
-                await anyio.sleep(SHORT / 5)  # slowly, so that it is not their number that ends it
+                await anyio.sleep(SHORT / 5)  # slowly, so that their number does not end it first
 
     async with served(handle) as server, calling(server.url, transport) as client:
         with pytest.raises(TimeoutError):
@@ -557,7 +566,7 @@ async def test_endless_interim_responses_end_with_the_deadline(transport: str) -
 
 ENDLESS_BODIES = {
     "text": (answer(b"", CHUNKED), chunked(b"x" * 50_000)[:-5]),
-    "up to the end of the connection": (answer(b""), b"x" * 50_000),
+    "until the connection closes": (answer(b""), b"x" * 50_000),
     "events": (answer(b"", CHUNKED), chunked(EVENT_BYTES[1] * 500)[:-5]),
     "one event": (answer(b"", CHUNKED), chunked(b"data: " + b"x" * 50_000)[:-5]),
     "white space": (answer(b"", CHUNKED), chunked(b" " * 50_000)[:-5]),
@@ -568,7 +577,9 @@ ENDLESS_BODIES = {
 @every_kind
 @pytest.mark.parametrize(("start", "again"), ENDLESS_BODIES.values(), ids=ENDLESS_BODIES.keys())
 @pytest.mark.proof
-async def test_an_endless_body(kind: Kind, start: bytes, again: bytes, transport: str) -> None:
+async def test_endless_response_body_is_abandoned_at_max_response_bytes(
+    kind: Kind, start: bytes, again: bytes, transport: str
+) -> None:
     async def handle(peer: Peer) -> None:
         await endless(peer, start, again)
 
@@ -582,7 +593,7 @@ async def test_an_endless_body(kind: Kind, start: bytes, again: bytes, transport
 
 @own_at_least
 @every_form
-async def test_a_storm_of_interim_responses_before_the_answer(
+async def test_many_interim_responses_before_the_final_one_are_skipped(
     kind: Kind, whole: bytes, transport: str
 ) -> None:
     interim = b"HTTP/1.1 102 Processing\r\n\r\n" + b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"
@@ -596,8 +607,8 @@ async def test_a_storm_of_interim_responses_before_the_answer(
 
 
 @every_transport
-async def test_a_server_that_reads_slowly(transport: str) -> None:
-    """A large request is written as it is read. The server's socket is bare: asyncio's would read ahead."""
+async def test_large_request_reaches_a_server_that_reads_slowly(transport: str) -> None:
+    """The server uses a bare socket, because asyncio's would read ahead."""
     length = 2_000_000
 
     async def serve(listener: socket.socket) -> None:
@@ -621,8 +632,10 @@ async def test_a_server_that_reads_slowly(transport: str) -> None:
 
 @every_transport
 @pytest.mark.parametrize("is_events", [False, True])
-async def test_a_consumer_that_reads_slowly(is_events: bool, transport: str) -> None:
-    """The server is held back meanwhile, and everything arrives."""
+async def test_slow_stream_consumer_holds_the_server_back_and_loses_nothing(
+    is_events: bool, transport: str
+) -> None:
+    """Backpressure stops the server while the consumer is slow, and everything arrives."""
     count = 0
     many = 400
     piece = b"x" * 20_000
@@ -654,7 +667,7 @@ async def test_a_consumer_that_reads_slowly(is_events: bool, transport: str) -> 
 @own_at_least
 @every_form
 @pytest.mark.parametrize("part", ["nothing", "half", "all"])
-async def test_a_server_that_closes_its_side_only(
+async def test_half_closed_connection_is_closed_and_a_partial_response_raises_a_connection_error(
     kind: Kind, whole: bytes, part: str, transport: str
 ) -> None:
     ended = closed = 0
@@ -667,7 +680,7 @@ async def test_a_server_that_closes_its_side_only(
             await peer.send(whole[:length])
         await peer.stream.send_eof()
         ended += 1
-        await peer.closed()  # the client's side is closed in answer
+        await peer.closed()  # the client closes its side in response
         closed += 1
 
     async with served(handle) as server, calling(server.url, transport) as client:
@@ -680,17 +693,17 @@ async def test_a_server_that_closes_its_side_only(
                 assert not isinstance(caught.value, TimeoutError)
             await until(
                 lambda calls=calls: ended == calls
-            )  # a request that crosses the end on its way would be an error
+            )  # a request that crosses the server's close would fail
         assert server.accepted == 2
     assert closed == 2
 
 
 @own_at_least
 @every_form
-async def test_a_server_that_answers_before_it_has_the_request_and_closes(
+async def test_response_sent_before_the_request_is_not_taken_on_a_reused_connection(
     kind: Kind, whole: bytes, transport: str
 ) -> None:
-    """Its answer belongs to nothing that was asked on a connection used before; the first one may be taken."""
+    """On a new connection such a response may be accepted; on a reused one it answers no request."""
 
     async def handle(peer: Peer) -> None:
         await peer.send(whole)

@@ -1,4 +1,4 @@
-"""The guard of these tests: code of ours that blocks the event loop is found, code of others is not."""
+"""The guard against blocking: it reports package code that blocks the event loop, and no other code."""
 
 import time
 
@@ -17,20 +17,20 @@ def sleep_in(file: str) -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "asyncio+uvloop"], indirect=True)
-async def test_a_function_of_the_package_that_sleeps_in_the_event_loop_is_refused() -> None:
+async def test_blocking_guard_rejects_package_code_that_sleeps_in_the_event_loop() -> None:
     with refusing_to_block() as found, pytest.raises(BlockingError, match="time.sleep"):
         sleep_in(f"{omnigate.__path__[0]}/session.py")
     assert len(found) == 1
     assert "session.py" in found[0]
 
 
-async def test_code_of_others_may_sleep_in_the_event_loop() -> None:
+async def test_blocking_guard_allows_other_code_to_sleep_in_the_event_loop() -> None:
     with refusing_to_block() as found:
         sleep_in("/somewhere/else.py")
     assert found == []
 
 
-def test_the_package_may_sleep_outside_of_an_event_loop() -> None:
+def test_blocking_guard_allows_the_package_to_sleep_outside_of_an_event_loop() -> None:
     with refusing_to_block() as found:
         sleep_in(f"{omnigate.__path__[0]}/session.py")
     assert found == []

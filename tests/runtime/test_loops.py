@@ -1,4 +1,4 @@
-"""A value for each event loop, from several threads, from signal handlers, and after a loop has ended."""
+"""One value per event loop: across threads, in signal handlers, and after a loop has ended."""
 
 import asyncio
 import gc
@@ -18,7 +18,7 @@ EACH_BACKEND = pytest.mark.parametrize("other", ["asyncio", "trio"])
 
 
 class Thing:
-    """A value that can be referred to weakly and told from others."""
+    """A value with an identity, which can be weakly referenced."""
 
     def __init__(self, loop: Any) -> None:
         self.loop = loop
@@ -31,7 +31,7 @@ def in_new_loop(per_loop: PerLoop[Thing], backend: str) -> Thing:
     return anyio.run(current, backend=backend)
 
 
-async def test_a_loop_has_one_value_which_is_made_for_it() -> None:
+async def test_per_loop_makes_one_value_for_a_loop() -> None:
     per_loop = PerLoop(Thing)
     assert per_loop.values() == []
     value = per_loop.current()
@@ -40,7 +40,7 @@ async def test_a_loop_has_one_value_which_is_made_for_it() -> None:
     assert per_loop.values() == [value]
 
 
-def test_outside_of_a_loop_there_is_no_value() -> None:
+def test_per_loop_raises_outside_of_an_event_loop() -> None:
     per_loop = PerLoop(Thing)
     for use in (per_loop.current, per_loop.pop, lambda: per_loop.end(print)):
         with pytest.raises(RuntimeError, match="no running event loop"):
@@ -48,7 +48,7 @@ def test_outside_of_a_loop_there_is_no_value() -> None:
 
 
 @EACH_BACKEND
-async def test_the_value_of_a_loop_that_has_ended_is_dropped_when_a_new_loop_comes(other: str) -> None:
+async def test_per_loop_drops_the_value_of_an_ended_loop_when_a_new_loop_uses_it(other: str) -> None:
     dropped: list[Thing] = []
     per_loop = PerLoop(Thing, drop=dropped.append)
     first = await anyio.to_thread.run_sync(in_new_loop, per_loop, other)
@@ -59,7 +59,7 @@ async def test_the_value_of_a_loop_that_has_ended_is_dropped_when_a_new_loop_com
 
 
 @EACH_BACKEND
-async def test_ending_drops_the_values_of_loops_that_have_ended(other: str) -> None:
+async def test_per_loop_end_drops_the_values_of_ended_loops(other: str) -> None:
     dropped: list[Thing] = []
     ended: list[Thing] = []
     per_loop = PerLoop(Thing, drop=dropped.append)
@@ -70,7 +70,7 @@ async def test_ending_drops_the_values_of_loops_that_have_ended(other: str) -> N
 
 
 @EACH_BACKEND
-async def test_ending_reaches_each_value_in_its_own_loop(other: str) -> None:
+async def test_per_loop_end_ends_each_value_in_its_own_loop(other: str) -> None:
     per_loop = PerLoop(Thing)
     value = per_loop.current()
     ended: dict[Thing, tuple[Any, int]] = {}
@@ -102,7 +102,7 @@ async def test_ending_reaches_each_value_in_its_own_loop(other: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the system has no such signal")
-async def test_a_signal_handler_may_ask_while_the_value_is_being_made() -> None:
+async def test_per_loop_can_be_used_by_a_signal_handler_while_it_makes_the_value() -> None:
     in_handler: list[Thing] = []
 
     made: list[Thing] = []
@@ -125,7 +125,7 @@ async def test_a_signal_handler_may_ask_while_the_value_is_being_made() -> None:
     assert per_loop.values() == [value]
 
 
-async def test_a_finalizer_may_end_the_values_while_one_is_dropped() -> None:
+async def test_per_loop_end_can_be_called_by_a_finalizer_while_a_value_is_dropped() -> None:
     class Ending(Thing):
         def __del__(self) -> None:
             per_loop.end(ended.append)
@@ -144,7 +144,7 @@ async def test_a_finalizer_may_end_the_values_while_one_is_dropped() -> None:
     assert per_loop.values() == [value]
 
 
-async def test_threads_that_use_it_simultaneously_have_a_value_each() -> None:
+async def test_per_loop_gives_simultaneous_threads_one_value_each() -> None:
     per_loop = PerLoop(Thing)
     barrier = threading.Barrier(8)
     found: list[Thing] = []
@@ -167,7 +167,7 @@ async def test_threads_that_use_it_simultaneously_have_a_value_each() -> None:
     assert set(per_loop.values()) == set(found)
 
 
-async def test_a_removed_value_is_made_anew() -> None:
+async def test_per_loop_makes_a_new_value_after_pop() -> None:
     per_loop = PerLoop(Thing)
     assert per_loop.pop() is None
     value = per_loop.current()

@@ -1,4 +1,4 @@
-"""A worker thread that a cancelled caller leaves behind: what it made is used, or disposed of, exactly once."""
+"""Worker threads whose caller may be cancelled: their result is used or disposed of exactly once."""
 
 import threading
 from contextlib import aclosing
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.parametrize("lingers", [False, True])
 @pytest.mark.parametrize(("anyio_backend", "way"), LOOPS_AND_WAYS, indirect=["anyio_backend"])
-async def test_a_result_is_used_or_disposed_of_once_wherever_the_caller_is_cancelled(
+async def test_in_thread_result_is_used_or_disposed_of_once_wherever_the_caller_is_cancelled(
     way: str, lingers: bool
 ) -> None:
     made: list[object] = []
@@ -38,7 +38,7 @@ async def test_a_result_is_used_or_disposed_of_once_wherever_the_caller_is_cance
     assert used
 
 
-async def test_a_cancelled_caller_goes_on_and_the_thread_disposes_of_what_comes_too_late() -> None:
+async def test_in_thread_does_not_block_a_cancelled_caller_and_disposes_of_the_late_result() -> None:
     begun, may_end = threading.Event(), threading.Event()
     disposed: list[Any] = []
 
@@ -60,7 +60,7 @@ async def test_a_cancelled_caller_goes_on_and_the_thread_disposes_of_what_comes_
     await until(lambda: disposed == [True])
 
 
-async def test_what_is_not_begun_when_the_caller_leaves_is_not_done() -> None:
+async def test_in_thread_does_not_run_work_whose_caller_was_cancelled_before_it_began() -> None:
     limiter = anyio.CapacityLimiter(1)
     limiter.acquire_on_behalf_of_nowait("another")
     called: list[bool] = []
@@ -71,6 +71,6 @@ async def test_what_is_not_begun_when_the_caller_leaves_is_not_done() -> None:
     assert not called
 
 
-async def test_an_error_is_the_callers() -> None:
+async def test_in_thread_raises_the_functions_error_in_the_caller() -> None:
     with pytest.raises(ZeroDivisionError):
         await in_thread(divmod, 1, 0, dispose=print, lingers=True)

@@ -139,7 +139,7 @@ def test_the_configuration_can_be_changed_and_shows_no_key() -> None:
     client.api_key, client.base_url, client.user_id = "llmg_y", "https://other.test", None
     assert repr(client) == "Client(base_url='https://other.test', api_key='***')"
     assert client.api_key == "llmg_y"
-    with pytest.raises(InvalidArgumentError, match="backend='curio'"):
+    with pytest.raises(InvalidArgumentError, match="backend must be 'asyncio' or 'trio', got 'curio'"):
         Client(backend="curio")  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""The local gateway over real sockets: start, stop, cuts, garbage, hang-ups, and the pytest fixture."""
+"""The local gateway over real sockets: start, stop, cuts, garbage, client hang-ups, and the pytest fixture."""
 
 import gc
 import socket
@@ -22,7 +22,7 @@ def gateway_threads() -> list[str]:
 
 
 @pytest.mark.anyio
-async def test_it_serves_inside_async_with_on_either_event_loop() -> None:
+async def test_local_gateway_serves_inside_async_with() -> None:
     async with LocalGateway() as gateway:
         async with AsyncClient(gateway.api_key, base_url=gateway.url) as client:
             assert (await client.chat(**HELLO)).content == "echo[gpt-4o-mini]: hello"
@@ -30,7 +30,7 @@ async def test_it_serves_inside_async_with_on_either_event_loop() -> None:
     assert gateway_threads() == []
 
 
-def test_stopping_leaves_no_thread_and_no_socket_whatever_clients_still_hold_open() -> None:
+def test_stopping_the_gateway_leaves_no_thread_or_listener_despite_open_clients() -> None:
     with LocalGateway(chunk_delay_seconds=60) as gateway:
         address = gateway.url.removeprefix("http://").split(":")
         idle = socket.create_connection((address[0], int(address[1])))
@@ -47,7 +47,7 @@ def test_stopping_leaves_no_thread_and_no_socket_whatever_clients_still_hold_ope
         socket.create_connection((address[0], int(address[1])))
 
 
-def test_it_can_be_served_again_with_what_it_remembers() -> None:
+def test_local_gateway_can_be_restarted_and_keeps_its_state() -> None:
     gateway = LocalGateway()
     for _ in range(2):
         with gateway, Client(gateway.api_key, base_url=gateway.url) as client:
@@ -57,7 +57,7 @@ def test_it_can_be_served_again_with_what_it_remembers() -> None:
         _ = gateway.url
 
 
-def test_a_port_that_is_taken_is_an_error_at_once() -> None:
+def test_local_gateway_on_a_port_in_use_raises_on_entry() -> None:
     with LocalGateway() as gateway:
         port = int(gateway.url.rpartition(":")[2])
         with pytest.raises(OSError, match="in use"), LocalGateway(port=port):
@@ -66,7 +66,7 @@ def test_a_port_that_is_taken_is_an_error_at_once() -> None:
             gateway.__enter__()
 
 
-def test_the_fixture_serves_a_fresh_gateway(omnigate_gateway: LocalGateway) -> None:
+def test_pytest_fixture_serves_a_fresh_gateway(omnigate_gateway: LocalGateway) -> None:
     with Client(omnigate_gateway.api_key, base_url=omnigate_gateway.url) as client:
         assert client.me().configured_providers == ["anthropic", "gemini", "openai"]
 
@@ -74,7 +74,7 @@ def test_the_fixture_serves_a_fresh_gateway(omnigate_gateway: LocalGateway) -> N
 @pytest.mark.parametrize(
     "fault", [Cut(), Cut(after_bytes=0), Cut(after_bytes=10), Garbage(b"\x00\x01garbage\r\n\r\n")]
 )
-def test_a_cut_and_garbage_are_connection_errors_and_only_for_the_scripted_call(
+def test_scripted_cut_or_garbage_raises_a_connection_error_for_that_call_only(
     omnigate_gateway: LocalGateway, fault: Any
 ) -> None:
     with Client(omnigate_gateway.api_key, base_url=omnigate_gateway.url, retry_config=ONCE) as client:
@@ -85,7 +85,7 @@ def test_a_cut_and_garbage_are_connection_errors_and_only_for_the_scripted_call(
         assert client.chat(**HELLO).content == "echo[gpt-4o-mini]: hello"
 
 
-def test_a_stream_can_be_cut_at_any_byte(omnigate_gateway: LocalGateway) -> None:
+def test_scripted_cut_ends_a_stream_after_the_given_bytes(omnigate_gateway: LocalGateway) -> None:
     with Client(omnigate_gateway.api_key, base_url=omnigate_gateway.url, retries=0) as client:
         for cut in (0, 1, 19, 24):
             omnigate_gateway.script(Cut(after_bytes=cut))
@@ -96,7 +96,9 @@ def test_a_stream_can_be_cut_at_any_byte(omnigate_gateway: LocalGateway) -> None
             assert "".join(pieces) == "echo[gpt-4o-mini]: hello"[:cut]
 
 
-def test_a_model_with_a_line_break_is_answered_by_silence(omnigate_gateway: LocalGateway) -> None:
+def test_served_gateway_drops_the_connection_for_a_model_with_a_line_break(
+    omnigate_gateway: LocalGateway,
+) -> None:
     body = {"model": "gpt\n", "messages": [{"role": "user", "content": "x"}]}
     with pytest.raises(httpx.RemoteProtocolError, match="without sending a response"):
         httpx.post(
@@ -104,7 +106,7 @@ def test_a_model_with_a_line_break_is_answered_by_silence(omnigate_gateway: Loca
         )
 
 
-def test_any_text_split_at_any_byte_comes_through(omnigate_gateway: LocalGateway) -> None:
+def test_client_reads_any_text_split_into_single_bytes(omnigate_gateway: LocalGateway) -> None:
     text = "Héllo 👩‍👩‍👧 日本語\n[err"
     with Client(omnigate_gateway.api_key, base_url=omnigate_gateway.url) as client:
         omnigate_gateway.script(Answer([bytes([byte]) for byte in text.encode()]))
@@ -120,7 +122,7 @@ def requests_counted(gateway: LocalGateway) -> int:
 
 
 @pytest.mark.anyio
-async def test_hanging_up_in_a_stream_records_nothing_and_reading_to_the_end_does() -> None:
+async def test_stream_usage_is_recorded_only_if_read_to_the_end() -> None:
     async with LocalGateway(chunk_delay_seconds=0.01, usage_delay_seconds=0.05) as gateway:
         async with AsyncClient(gateway.api_key, base_url=gateway.url) as client:
             async with client.chat_stream(**HELLO) as stream:
@@ -145,7 +147,7 @@ def hang_up_at_done(gateway: LocalGateway) -> None:
 
 
 @pytest.mark.anyio
-async def test_hanging_up_at_done_loses_the_usage_record_which_our_client_does_not() -> None:
+async def test_our_client_keeps_the_usage_record_that_hanging_up_at_done_loses() -> None:
     async with LocalGateway(usage_delay_seconds=0.05) as gateway:
         await anyio.to_thread.run_sync(hang_up_at_done, gateway)
         async with AsyncClient(gateway.api_key, base_url=gateway.url) as client:

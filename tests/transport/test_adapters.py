@@ -1,4 +1,4 @@
-"""Transports of every kind plug in: async, sync, httpx2's, and the default one in several event loops."""
+"""Every kind of transport plugs in: async, sync, httpx2's, and the default one in several event loops."""
 
 import asyncio
 import gc
@@ -73,7 +73,7 @@ class SyncChunks(httpx.SyncByteStream):
         self.closed = True
 
 
-async def test_a_sync_only_transport_runs_in_worker_threads() -> None:
+async def test_sync_only_transport_runs_in_worker_threads() -> None:
     transport = SyncOnly()
     async with AsyncClient("k", transport=transport) as client:
         assert (await client.chat(**HELLO)).content == "hello"
@@ -82,7 +82,7 @@ async def test_a_sync_only_transport_runs_in_worker_threads() -> None:
     assert transport.closed
 
 
-async def test_a_sync_stream_is_read_and_closed_in_worker_threads() -> None:
+async def test_sync_response_stream_is_read_and_closed() -> None:
     body = SyncChunks(b"a", b"b")
     client = AsyncClient("k", transport=SyncOnly(lambda _: httpx.Response(200, stream=body)))
     async with client, client.chat_stream(**HELLO) as stream:
@@ -90,7 +90,7 @@ async def test_a_sync_stream_is_read_and_closed_in_worker_threads() -> None:
     assert body.closed
 
 
-async def test_a_broken_sync_stream_is_a_connection_error() -> None:
+async def test_broken_sync_response_stream_raises_a_connection_error() -> None:
     body = SyncChunks(b"a", httpx.ReadError("reset"))
     async with AsyncClient("k", transport=SyncOnly(lambda _: httpx.Response(200, stream=body))) as client:
         with pytest.raises(ConnectionError, match="reset"):
@@ -98,7 +98,7 @@ async def test_a_broken_sync_stream_is_a_connection_error() -> None:
     assert body.closed
 
 
-async def test_a_cancelled_call_does_not_wait_for_its_worker_thread_which_cleans_up_by_itself() -> None:
+async def test_cancelled_call_leaves_its_worker_thread_to_close_the_response() -> None:
     entered, release = threading.Event(), threading.Event()
     body = SyncChunks(b"late")
     closed = threading.Event()
@@ -119,7 +119,7 @@ async def test_a_cancelled_call_does_not_wait_for_its_worker_thread_which_cleans
         assert await anyio.to_thread.run_sync(closed.wait, 10)
 
 
-async def test_a_read_that_nobody_waits_for_any_more_closes_its_stream_even_when_it_fails() -> None:
+async def test_abandoned_read_in_a_worker_thread_closes_its_stream_even_if_it_fails() -> None:
     entered, release, closed = threading.Event(), threading.Event(), threading.Event()
 
     class Stuck(SyncChunks):
@@ -149,7 +149,7 @@ async def test_a_read_that_nobody_waits_for_any_more_closes_its_stream_even_when
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_a_transport_that_is_cancelled_from_within_is_a_connection_error_and_the_caller_is_not() -> (
+async def test_transport_that_cancels_itself_raises_a_connection_error_instead_of_cancelling_the_caller() -> (
     None
 ):
     async def answer(request: httpx.Request) -> httpx.Response:
@@ -166,7 +166,7 @@ async def test_a_transport_that_is_cancelled_from_within_is_a_connection_error_a
             await client.chat_stream(**HELLO).text()
 
 
-async def test_more_calls_than_the_applications_worker_threads_do_not_block_it() -> None:
+async def test_sync_only_transport_leaves_the_applications_worker_threads_free() -> None:
     transport = SyncOnly()
     async with AsyncClient("k", transport=transport) as client, anyio.create_task_group() as group:
         for _ in range(100):
@@ -174,7 +174,7 @@ async def test_more_calls_than_the_applications_worker_threads_do_not_block_it()
         assert await anyio.to_thread.run_sync(lambda: "free") == "free"
 
 
-async def test_a_mock_transport_works_with_sync_and_async_handlers_and_streams_of_either_face() -> None:
+async def test_mock_transport_works_with_sync_and_async_handlers_and_streams() -> None:
     async def async_handler(request: httpx.Request) -> httpx.Response:
         return chat_answer()
 
@@ -192,7 +192,7 @@ async def test_a_mock_transport_works_with_sync_and_async_handlers_and_streams_o
             assert await client.chat_stream(**HELLO).text() == "ab"
 
 
-async def test_the_request_that_a_handler_sees_is_a_whole_httpx_request() -> None:
+async def test_mock_transport_handler_receives_a_complete_httpx_request() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         assert request.url.path == "/v1/chat"
         assert request.read() == request.content
@@ -203,7 +203,7 @@ async def test_the_request_that_a_handler_sees_is_a_whole_httpx_request() -> Non
         await client.chat(**HELLO)
 
 
-async def test_transports_of_httpx2_plug_in_too() -> None:
+async def test_httpx2_async_transport_carries_calls_and_streams() -> None:
     def handler(request: httpx2.Request) -> httpx2.Response:
         assert isinstance(request, httpx2.Request)
         assert b"hello" in request.content
@@ -217,7 +217,7 @@ async def test_transports_of_httpx2_plug_in_too() -> None:
         assert await client.chat_stream(**HELLO).text() == "ab"
 
 
-async def test_a_sync_only_transport_of_httpx2_plugs_in_too_and_its_errors_are_understood() -> None:
+async def test_httpx2_sync_only_transport_works_and_its_errors_are_translated() -> None:
     class Failing(httpx2.BaseTransport):
         closed = False
 
@@ -239,7 +239,7 @@ async def test_a_sync_only_transport_of_httpx2_plugs_in_too_and_its_errors_are_u
 @pytest.mark.parametrize(
     "kind", [httpx.AsyncHTTPTransport, httpx2.AsyncHTTPTransport, httpx.HTTPTransport, None]
 )
-async def test_real_transports_carry_calls_and_streams(kind: Any) -> None:
+async def test_own_and_httpx_transports_carry_calls_and_streams(kind: Any) -> None:
     async with RawServer(chat_bytes()) as server:
         transport = None if kind is None else kind()
         async with AsyncClient("k", base_url=server.url, transport=transport) as client:
@@ -273,7 +273,7 @@ async def read_event_stream(client: AsyncClient) -> None:
 @pytest.mark.proof
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("use", [read_chat, read_text_stream, read_half_a_stream, read_event_stream])
-async def test_a_native_cancellation_anywhere_loses_no_slot_of_httpxs_pool(use: Any) -> None:
+async def test_native_cancellation_at_any_point_loses_no_slot_of_httpxs_pool(use: Any) -> None:
     limits = httpx.Limits(max_connections=2)
     async with LocalGateway() as gateway:
         transport = httpx.AsyncHTTPTransport(limits=limits)
@@ -299,8 +299,8 @@ async def test_a_native_cancellation_anywhere_loses_no_slot_of_httpxs_pool(use: 
 
 @pytest.mark.parametrize("library", [httpx, httpx2])
 @pytest.mark.proof
-async def test_calls_that_are_cancelled_in_line_for_httpxs_pool_take_no_slot_with_them(library: Any) -> None:
-    """All at once, so that who leaves hands a connection to one that leaves, too."""
+async def test_calls_cancelled_while_queued_for_httpxs_pool_lose_no_slot(library: Any) -> None:
+    """All are cancelled simultaneously, so that each one hands its connection to another cancelled call."""
     async with LocalGateway() as gateway:
         transport = library.AsyncHTTPTransport(limits=library.Limits(max_connections=2))
         client = AsyncClient(
@@ -322,7 +322,7 @@ async def test_calls_that_are_cancelled_in_line_for_httpxs_pool_take_no_slot_wit
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
-async def test_a_transport_whose_nursery_raises_its_cancellation_in_a_group_does_not_spoil_a_race() -> None:
+async def test_race_survives_a_transport_whose_nursery_wraps_its_cancellation_in_a_group() -> None:
     import trio
 
     class Nested(httpx.AsyncBaseTransport):
@@ -339,7 +339,7 @@ async def test_a_transport_whose_nursery_raises_its_cancellation_in_a_group_does
         assert response.content == "hello"
 
 
-async def test_an_address_where_nobody_listens_is_named_with_the_reason() -> None:
+async def test_connection_error_names_the_unreachable_address_and_the_reason() -> None:
     with anyio.fail_after(10):
         async with AsyncClient("k", base_url="http://127.0.0.1:9", retry_config=ONCE) as client:
             with pytest.raises(ConnectionError, match=r"http://127.0.0.1:9 \(1 attempt\): ") as caught:
@@ -356,8 +356,8 @@ def run_in_new_loop(client: AsyncClient, backend: str) -> str:
 
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning"
-)  # asyncio says it of sockets whose loop was closed over them
-async def test_a_client_may_be_used_in_one_event_loop_after_another_and_in_two_at_once() -> None:
+)  # asyncio warns about sockets left open when their loop was closed
+async def test_client_works_in_successive_and_simultaneous_event_loops() -> None:
     async with RawServer(chat_bytes()) as server:
         client = AsyncClient("k", base_url=server.url)
         for backend in ("asyncio", "trio", "asyncio", "asyncio", "trio"):
@@ -378,7 +378,7 @@ async def test_a_client_may_be_used_in_one_event_loop_after_another_and_in_two_a
         gc.collect()
 
 
-async def test_a_transport_for_each_loop_is_dropped_when_its_loop_has_ended() -> None:
+async def test_per_loop_transport_drops_the_transport_of_an_ended_loop() -> None:
     made: list[httpx.MockTransport] = []
 
     def make() -> httpx.MockTransport:
@@ -397,7 +397,7 @@ async def test_a_transport_for_each_loop_is_dropped_when_its_loop_has_ended() ->
     assert not transport._transports.values()
 
 
-async def test_a_client_that_is_only_constructed_owns_nothing() -> None:
+async def test_unused_client_starts_no_thread_and_opens_no_connection() -> None:
     threads = threading.active_count()
     client = AsyncClient("k")
     assert threading.active_count() == threads
@@ -424,7 +424,7 @@ async def test_a_client_that_is_only_constructed_owns_nothing() -> None:
         ({"ALL_PROXY": "http://proxy:1"}, "http://127.0.0.1.evil.test", "http://proxy:1"),
     ],
 )
-async def test_the_environments_proxy_applies_as_it_says(
+async def test_environment_proxy_follows_the_proxy_variables_and_skips_localhost(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], url: str, proxy: str | None
 ) -> None:
     for name, value in environment.items():
@@ -438,16 +438,16 @@ async def test_the_environments_proxy_applies_as_it_says(
         (
             "ALL_PROXY",
             "socks5://me:hunter2@proxy:1",
-            "SOCKS needs the package socksio: pip install 'httpx[socks]'",
+            "got a SOCKS address, which needs the package socksio: pip install 'httpx[socks]'",
         ),
-        ("HTTPS_PROXY", "ftp://me:hunter2@proxy:1", "of an unknown kind"),
-        ("https_proxy", "http://me:hunter2/@proxy", "no address"),
-        ("all_proxy", "http://me:hunter2@proxy:99999", "no address"),
-        ("HTTPS_PROXY", "http://", "no address"),
-        ("HTTPS_PROXY", "http://xn--a", "no address"),
+        ("HTTPS_PROXY", "ftp://me:hunter2@proxy:1", "got no address, or one of an unknown kind"),
+        ("https_proxy", "http://me:hunter2/@proxy", "got no address"),
+        ("all_proxy", "http://me:hunter2@proxy:99999", "got no address"),
+        ("HTTPS_PROXY", "http://", "got no address"),
+        ("HTTPS_PROXY", "http://xn--a", "got no address"),
     ],
 )
-async def test_a_proxy_that_cannot_be_used_is_refused_when_the_client_is_made(
+async def test_unusable_environment_proxy_is_rejected_when_the_client_is_constructed(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "socksio", None)  # type: ignore[arg-type]
@@ -456,9 +456,9 @@ async def test_a_proxy_that_cannot_be_used_is_refused_when_the_client_is_made(
         with pytest.raises(InvalidArgumentError) as caught:
             make("k", base_url="https://gateway.test")
         message = str(caught.value)
-        assert message.startswith(f"{variable} is not allowed as the proxy for gateway.test: ")
+        assert message.startswith(f"{variable} must be the address of a proxy for gateway.test, ")
         assert words in message
-        assert "allowed is http://, https://, socks5://" in message
+        assert "http://, https://, socks5:// or socks5h:// and host[:port]" in message
         assert "hunter2" not in message
         make("k", base_url="https://localhost")
         make("k", base_url="https://gateway.test", transport=AnyIOTransport())
@@ -467,11 +467,11 @@ async def test_a_proxy_that_cannot_be_used_is_refused_when_the_client_is_made(
             make("k", base_url="https://gateway.test")
 
 
-async def test_a_threaded_transport_names_what_it_wraps() -> None:
+async def test_repr_of_a_threaded_transport_names_the_wrapped_transport() -> None:
     assert "SyncOnly" in repr(ThreadedTransport(SyncOnly()))
 
 
-async def test_an_unknown_kind_of_error_from_a_worker_thread_is_not_swallowed() -> None:
+async def test_unexpected_error_in_a_worker_thread_reaches_the_caller() -> None:
     def fail(_: httpx.Request) -> httpx.Response:
         raise ZeroDivisionError
 

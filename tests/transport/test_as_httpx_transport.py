@@ -1,4 +1,4 @@
-"""The transport under a plain `httpx.AsyncClient`."""
+"""Our transport under a plain `httpx.AsyncClient`."""
 
 import anyio
 import httpx
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 HELLO = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
 
 
-async def test_against_the_local_gateway() -> None:
+async def test_httpx_client_over_our_transport_works_against_the_local_gateway() -> None:
     async with LocalGateway() as gateway:
         headers = {"authorization": f"Bearer {gateway.api_key}"}
         async with httpx.AsyncClient(
@@ -50,7 +50,7 @@ RESPONSES = {
 
 
 @pytest.mark.parametrize("name", RESPONSES)
-async def test_against_a_server_that_splits_its_bytes_at_every_possible_place(name: str) -> None:
+async def test_httpx_client_reads_a_response_split_at_every_byte(name: str) -> None:
     data, body = RESPONSES[name]
     cut = 0
 
@@ -58,7 +58,7 @@ async def test_against_a_server_that_splits_its_bytes_at_every_possible_place(na
         while True:
             await peer.request()
             await peer.send(data[:cut])
-            for _ in range(3):  # lets the client read what has come
+            for _ in range(3):  # let the client read the first part
                 await anyio.lowlevel.checkpoint()
             await peer.send(data[cut:])
             if name == "until the end":
@@ -72,7 +72,7 @@ async def test_against_a_server_that_splits_its_bytes_at_every_possible_place(na
 
 
 @pytest.mark.parametrize("name", RESPONSES)
-async def test_against_a_server_that_sends_one_byte_at_a_time(name: str) -> None:
+async def test_httpx_client_reads_a_response_sent_one_byte_at_a_time(name: str) -> None:
     data, body = RESPONSES[name]
 
     async def drip(peer: Peer) -> None:
@@ -85,7 +85,7 @@ async def test_against_a_server_that_sends_one_byte_at_a_time(name: str) -> None
         assert (await client.get(server.url)).content == body
 
 
-async def test_redirects_cookies_and_the_response_hooks_of_httpx_work() -> None:
+async def test_httpx_client_follows_redirects_and_keeps_cookies() -> None:
     async def handle(peer: Peer) -> None:
         while True:
             received = await peer.request()

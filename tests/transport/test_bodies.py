@@ -1,4 +1,4 @@
-"""The undoing of compressed bodies, sans-I/O: what tests/calls/test_calls.py shows with calls, at every split."""
+"""Decompression of response bodies, sans-I/O, at every split (tests/calls/test_calls.py tests it through calls)."""
 
 import gzip
 import tracemalloc
@@ -33,7 +33,7 @@ def inflate(encoding: str, pieces: list[bytes]) -> bytes:
         ("deflate", zlib.compress(TEXT) + GZIP, TEXT),
     ],
 )
-def test_where_a_compressed_body_is_cut_makes_no_difference(
+def test_inflater_decodes_a_body_the_same_however_it_is_split(
     encoding: str, data: bytes, decoded: bytes
 ) -> None:
     assert inflate(encoding, [data]) == decoded
@@ -43,7 +43,7 @@ def test_where_a_compressed_body_is_cut_makes_no_difference(
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_what_follows_a_compressed_body_is_not_kept(encoding: str) -> None:
+def test_inflater_drops_bytes_after_the_compressed_body(encoding: str) -> None:
     inflater = Inflater(encoding)
     assert b"".join(inflater.feed(GZIP if encoding == "gzip" else zlib.compress(TEXT))) == TEXT
     tracemalloc.start()

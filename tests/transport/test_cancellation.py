@@ -1,7 +1,7 @@
-"""Cancelled at its first, second, third, … await, a call leaves a clean pool: slots free, waiters served.
+"""A call cancelled at its first, second, third, … await leaves a clean pool: slots free, waiters served.
 
-Each way of cancelling is tried on each operation and event loop: an anyio scope, and asyncio's own `Task.cancel()` and
-`asyncio.timeout()`, which go through anyio's shields.
+Each operation is tried on each event loop with each way of cancelling: an anyio scope, and asyncio's own
+`Task.cancel()` and `asyncio.timeout()`, which go through anyio's shields.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ async def whole(transport: AnyIOTransport, url: str) -> None:
 
 
 class Body:
-    """A request's body in three pieces, each waited for."""
+    """A request body in three pieces, with a checkpoint before each."""
 
     left = 3
 
@@ -82,7 +82,9 @@ def is_clean(transport: AnyIOTransport) -> bool:
 
 @pytest.mark.parametrize("reuse", [False, True], ids=["new", "kept"])
 @pytest.mark.parametrize("use", [whole, streamed_request, half_read, unread])
-async def test_over_fake_streams(use: Use, reuse: bool, way: str) -> None:
+async def test_call_cancelled_at_any_await_leaves_a_clean_pool_over_fake_streams(
+    use: Use, reuse: bool, way: str
+) -> None:
     network = FakeNetwork(*CHUNKED)
     end = {whole: b"hello", streamed_request: b"0\r\n\r\n"}.get(use, b"\r\n\r\n")
     network.answer = lambda request: CHUNKED if request.endswith(end) else None
@@ -106,8 +108,8 @@ async def test_over_fake_streams(use: Use, reuse: bool, way: str) -> None:
 
 
 @pytest.mark.parametrize("victim", ["first", "middle", "last"])
-async def test_in_line_for_a_connection(victim: str, way: str) -> None:
-    """Whoever waits is cancelled at each await, with others before and behind, who must be served."""
+async def test_waiter_cancelled_at_any_await_leaves_the_other_waiters_served(victim: str, way: str) -> None:
+    """Cancel a waiter at each await; the waiters before and behind it must still be served."""
     network = FakeNetwork()
     transport = AnyIOTransport(max_connections=1)
     transport._connect = network  # type: ignore[assignment]
@@ -138,7 +140,7 @@ async def test_in_line_for_a_connection(victim: str, way: str) -> None:
         assert is_clean(transport), transport
     assert served == 2 * rounds
 
-    # and with those behind it already in line while it is cancelled
+    # again, with the others already queued behind it when it is cancelled
     if victim == "first":
         return
     served = 0
@@ -155,7 +157,7 @@ async def test_in_line_for_a_connection(victim: str, way: str) -> None:
     await transport.aclose()
 
 
-async def test_closing(way: str) -> None:
+async def test_call_and_close_cancelled_at_any_await_leave_no_open_stream(way: str) -> None:
     network = FakeNetwork()
 
     async def operation() -> None:
@@ -202,7 +204,7 @@ async def check_real(server: Served, transport: AnyIOTransport, use: Use, way: s
     "secure", [pytest.param(False, id="tcp"), pytest.param(True, id="tls", marks=pytest.mark.proof)]
 )
 @pytest.mark.parametrize("use", [whole, streamed_request, half_read])
-async def test_over_real_sockets(
+async def test_call_cancelled_at_any_await_leaves_no_open_socket(
     use: Use, secure: bool, is_kept: bool, way: str, tls: tuple[ssl.SSLContext, ssl.SSLContext]
 ) -> None:
     before = open_sockets()
@@ -214,8 +216,8 @@ async def test_over_real_sockets(
     await until(lambda: open_sockets() == before)
 
 
-async def test_many_calls_cancelled_one_loop_iteration_later_each(way: str) -> None:
-    """Where the awaits of child tasks are hit, too: connecting is done in some."""
+async def test_calls_cancelled_after_each_number_of_loop_iterations_leave_no_open_socket(way: str) -> None:
+    """Counting loop iterations also hits the awaits of child tasks, which connecting uses."""
     before = open_sockets()
     async with serving() as server:
         transport = AnyIOTransport(max_connections=3)

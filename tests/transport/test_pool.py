@@ -1,4 +1,4 @@
-"""The pool: who gets which connection, who waits, and when a connection is too old."""
+"""The connection pool: reuse, limits, the queue of waiters, expiry and closing."""
 
 import asyncio
 import re
@@ -60,7 +60,7 @@ def numbers(transport: AnyIOTransport) -> tuple[int, int, int, int]:
     return stats["idle"], stats["in_use"], stats["opening"], stats["waiting"]
 
 
-async def test_a_connection_is_kept_and_used_again() -> None:
+async def test_pool_reuses_an_idle_connection() -> None:
     network = FakeNetwork()
     transport = over(network)
     for _ in range(5):
@@ -72,7 +72,7 @@ async def test_a_connection_is_kept_and_used_again() -> None:
     assert numbers(transport) == (0, 0, 0, 0)
 
 
-async def test_an_origin_is_scheme_host_and_port() -> None:
+async def test_pool_keeps_connections_apart_by_scheme_host_and_port() -> None:
     network = FakeNetwork()
     transport = over(network)
     for url in (
@@ -92,7 +92,7 @@ async def test_an_origin_is_scheme_host_and_port() -> None:
     }
 
 
-async def test_the_most_recently_used_connection_is_taken_first() -> None:
+async def test_pool_takes_the_most_recently_used_connection_first() -> None:
     network = FakeNetwork()
     transport = over(network)
     async with anyio.create_task_group() as group:
@@ -105,7 +105,7 @@ async def test_the_most_recently_used_connection_is_taken_first() -> None:
     assert sorted(len(stream.sends) for stream in network.streams) == [1, 1, 5]
 
 
-async def test_no_more_connections_than_allowed() -> None:
+async def test_pool_opens_no_more_than_max_connections() -> None:
     network = FakeNetwork()
     transport = over(network, max_connections=2)
     async with anyio.create_task_group() as group:
@@ -115,7 +115,7 @@ async def test_no_more_connections_than_allowed() -> None:
     assert numbers(transport) == (2, 0, 0, 0)
 
 
-async def test_those_who_wait_are_served_in_the_order_in_which_they_came() -> None:
+async def test_pool_serves_waiters_in_fifo_order() -> None:
     network = FakeNetwork(*HALF)
     transport = over(network, max_connections=1)
     order: list[int] = []
@@ -133,7 +133,7 @@ async def test_those_who_wait_are_served_in_the_order_in_which_they_came() -> No
 
 
 @without_debug
-async def test_no_limit() -> None:
+async def test_pool_with_max_connections_none_opens_as_many_as_needed() -> None:
     network = FakeNetwork()
     transport = over(network, max_connections=None)
     async with anyio.create_task_group() as group:
@@ -143,7 +143,7 @@ async def test_no_limit() -> None:
     assert numbers(transport) == (1_500, 0, 0, 0)
 
 
-async def test_a_newcomer_does_not_overtake_who_waits() -> None:
+async def test_pool_does_not_let_a_new_call_overtake_a_waiter() -> None:
     network = FakeNetwork(*HALF)
     transport = over(network, max_connections=1)
     order: list[str] = []
@@ -160,7 +160,7 @@ async def test_a_newcomer_does_not_overtake_who_waits() -> None:
     assert order == ["first", "second"]
 
 
-async def test_a_waiter_that_is_cancelled_leaves_the_line_and_others_are_served() -> None:
+async def test_pool_drops_cancelled_waiters_and_serves_the_others() -> None:
     network = FakeNetwork(*HALF)
     transport = over(network, max_connections=1)
     served: list[int] = []
@@ -182,13 +182,13 @@ async def test_a_waiter_that_is_cancelled_leaves_the_line_and_others_are_served(
             await until(lambda: numbers(transport)[3] == 100)
             assert transport.stats()["origins"]["http://a.test:80"]["waiting"] == 100
             (pool,) = transport._pools.values()
-            assert len(pool._waiters) < 300  # those who left are not kept until they come to the front
+            assert len(pool._waiters) < 300  # cancelled waiters are removed before they reach the front
     assert sorted(served) == list(range(0, 300, 3))
     assert numbers(transport) == (0, 0, 0, 0)
 
 
-async def test_what_a_cancelled_waiter_had_been_given_goes_to_the_next() -> None:
-    """It is served and cancelled in the same turn of the loop: the wake-up must not be lost."""
+async def test_pool_hands_a_cancelled_waiters_connection_to_the_next_waiter() -> None:
+    """The waiter is served and cancelled in the same loop iteration: the wake-up must not be lost."""
     network = FakeNetwork()
     transport = over(network, max_connections=1)
     scope = anyio.CancelScope()
@@ -222,10 +222,10 @@ async def test_what_a_cancelled_waiter_had_been_given_goes_to_the_next() -> None
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("is_connection", [True, False], ids=["connection", "slot"])
-async def test_what_a_waiter_had_been_given_goes_to_the_next_if_its_task_is_cancelled_natively(
+async def test_pool_hands_on_a_natively_cancelled_waiters_connection_or_slot(
     is_connection: bool,
 ) -> None:
-    """A native cancellation arrives although what was awaited is there, which a scope's does not."""
+    """Unlike a scope's, a native cancellation arrives even after the awaited result is ready."""
     network = FakeNetwork()
     transport = over(network, max_connections=1)
     response = await transport.handle_async_request(httpx.Request("GET", "http://a.test/"))
@@ -247,7 +247,7 @@ async def test_what_a_waiter_had_been_given_goes_to_the_next_if_its_task_is_canc
     assert len(network.streams) == (1 if is_connection else 2)
 
 
-async def test_a_slot_that_is_freed_by_a_failed_connect_goes_to_the_next() -> None:
+async def test_pool_hands_the_slot_of_a_failed_connect_to_the_next_waiter() -> None:
     network = FakeNetwork()
     network.may_connect = anyio.Event()
     network.error = httpx.ConnectError("refused")
@@ -269,7 +269,7 @@ async def test_a_slot_that_is_freed_by_a_failed_connect_goes_to_the_next() -> No
     assert numbers(transport) == (0, 0, 0, 0)
 
 
-async def test_connecting_to_one_does_not_hold_up_others() -> None:
+async def test_pool_serves_other_origins_while_it_connects_to_a_slow_one() -> None:
     network = FakeNetwork()
     transport = over(network)
     await get(transport)
@@ -282,7 +282,7 @@ async def test_connecting_to_one_does_not_hold_up_others() -> None:
         network.may_connect.set()
 
 
-async def test_when_all_connections_are_idle_elsewhere_the_oldest_makes_room() -> None:
+async def test_full_pool_closes_the_oldest_idle_connection_of_another_origin() -> None:
     clock = Clock()
     network = FakeNetwork()
     transport = over(network, max_connections=2, clock=clock)
@@ -292,7 +292,7 @@ async def test_when_all_connections_are_idle_elsewhere_the_oldest_makes_room() -
     assert [stream.closed for stream in network.streams] == [True, False, False]
 
 
-async def test_a_waiter_of_another_origin_gets_the_slot() -> None:
+async def test_pool_hands_a_freed_slot_to_a_waiter_for_another_origin() -> None:
     network = FakeNetwork(*HALF)
     transport = over(network, max_connections=1)
     async with anyio.create_task_group() as group:
@@ -312,7 +312,7 @@ async def test_a_waiter_of_another_origin_gets_the_slot() -> None:
     assert transport.stats()["origins"] == {"http://b.test:80": {"idle": 1, "in_use": 0, "waiting": 0}}
 
 
-async def test_who_waits_for_one_origin_is_not_given_a_connection_to_another() -> None:
+async def test_pool_never_gives_a_waiter_a_connection_to_another_origin() -> None:
     network = FakeNetwork(*HALF)
     transport = over(network, max_connections=1)
     response = await transport.handle_async_request(httpx.Request("GET", "http://a.test/"))
@@ -327,7 +327,7 @@ async def test_who_waits_for_one_origin_is_not_given_a_connection_to_another() -
     assert transport.stats()["origins"] == {"http://b.test:80": {"idle": 1, "in_use": 0, "waiting": 0}}
 
 
-async def test_no_more_idle_connections_than_allowed() -> None:
+async def test_pool_keeps_no_more_than_max_idle_connections() -> None:
     network = FakeNetwork()
     transport = over(network, max_idle_connections=2)
     async with anyio.create_task_group() as group:
@@ -340,7 +340,7 @@ async def test_no_more_idle_connections_than_allowed() -> None:
     assert numbers(none_kept) == (0, 0, 0, 0)
 
 
-async def test_idle_connections_expire_on_use_of_their_origin() -> None:
+async def test_pool_closes_expired_idle_connections_when_their_origin_is_used() -> None:
     clock = Clock()
     network = FakeNetwork()
     transport = over(network, clock=clock)
@@ -348,7 +348,7 @@ async def test_idle_connections_expire_on_use_of_their_origin() -> None:
         for _ in range(5):
             group.start_soon(get, transport)
     clock.now = 3.9
-    await get(transport)  # one of them is young again
+    await get(transport)  # this one is now recently used
     assert len(network.streams) == 5
     clock.now = 4.1
     await get(transport)
@@ -359,7 +359,7 @@ async def test_idle_connections_expire_on_use_of_their_origin() -> None:
     assert numbers(transport) == (1, 0, 0, 0)
 
 
-async def test_a_connection_that_the_server_has_closed_is_not_used_again() -> None:
+async def test_pool_does_not_reuse_a_connection_closed_by_the_server() -> None:
     async def once(peer: Peer) -> None:
         await peer.request()
         await peer.send(OK)
@@ -373,10 +373,10 @@ async def test_a_connection_that_the_server_has_closed_is_not_used_again() -> No
         await transport.aclose()
 
 
-async def test_a_connection_that_the_server_has_closed_is_not_handed_to_who_waits(
+async def test_pool_does_not_hand_a_waiter_a_connection_closed_by_the_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Between its response and the moment when the next in line runs, its end may have come."""
+    """The server may close it between the end of a response and the moment the next waiter runs."""
     network = FakeNetwork(*HALF)
     transport = over(network, max_connections=1)
     sent: list[int] = []
@@ -403,10 +403,10 @@ async def test_a_connection_that_the_server_has_closed_is_not_handed_to_who_wait
     assert numbers(transport) == (1, 0, 0, 0)
 
 
-async def test_a_stream_that_cannot_be_taken_in_is_closed_and_its_slot_is_free(
+async def test_pool_closes_a_stream_it_cannot_wrap_and_frees_its_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As one whose socket was closed just after it was opened."""
+    """For example, one whose socket was closed just after it was opened."""
     network = FakeNetwork()
     transport = over(network, max_connections=1)
 
@@ -421,8 +421,8 @@ async def test_a_stream_that_cannot_be_taken_in_is_closed_and_its_slot_is_free(
 
 
 @without_debug
-async def test_the_counts_may_be_read_from_another_thread() -> None:
-    """As from the one that uses the sync client."""
+async def test_transport_repr_can_be_read_from_another_thread() -> None:
+    """For example, from the thread that uses the sync client."""
     transport = over(FakeNetwork(), max_connections=20)
     errors: list[Exception] = []
     done = threading.Event()
@@ -451,7 +451,7 @@ async def test_the_counts_may_be_read_from_another_thread() -> None:
     assert not errors
 
 
-async def test_without_poll_a_close_is_noticed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pool_notices_a_closed_connection_without_select_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(select, "poll")  # as on Windows
 
     async def once(peer: Peer) -> None:
@@ -469,7 +469,7 @@ async def test_without_poll_a_close_is_noticed_too(monkeypatch: pytest.MonkeyPat
         await transport.aclose()
 
 
-async def test_a_connection_on_which_something_came_unasked_is_not_used_again() -> None:
+async def test_pool_does_not_reuse_a_connection_with_unsolicited_bytes() -> None:
     asked = anyio.Event()
 
     async def talkative(peer: Peer) -> None:
@@ -491,7 +491,7 @@ async def test_a_connection_on_which_something_came_unasked_is_not_used_again() 
         await transport.aclose()
 
 
-async def test_a_response_that_nobody_asked_for_is_noticed_whenever_it_comes() -> None:
+async def test_unsolicited_response_is_noticed_whenever_it_arrives() -> None:
     async def talkative(peer: Peer) -> None:
         await peer.request()
         await peer.send(OK)
@@ -510,7 +510,7 @@ async def test_a_response_that_nobody_asked_for_is_noticed_whenever_it_comes() -
             await transport.aclose()
 
 
-async def test_fifty_calls_share_five_real_connections_which_are_kept() -> None:
+async def test_fifty_calls_share_and_reuse_five_real_connections() -> None:
     async with serving() as server:
         transport = AnyIOTransport(max_connections=5)
         async with anyio.create_task_group() as group:
@@ -522,7 +522,7 @@ async def test_fifty_calls_share_five_real_connections_which_are_kept() -> None:
         await transport.aclose()
 
 
-async def test_the_representation_shows_the_counts() -> None:
+async def test_transport_repr_and_stats_show_the_counts_by_origin() -> None:
     network = FakeNetwork(*HALF)
     transport = over(network, max_connections=2)
     assert repr(transport) == "<AnyIOTransport without connections>"
@@ -553,7 +553,7 @@ async def test_the_representation_shows_the_counts() -> None:
     assert repr(transport) == "<AnyIOTransport closed>"
 
 
-async def test_closing_fails_what_is_in_flight_and_what_waits_and_refuses_what_comes() -> None:
+async def test_closing_the_transport_fails_calls_in_flight_waiting_and_new() -> None:
     network = FakeNetwork(answer=lambda _: None)
     transport = over(network, max_connections=1)
     errors: list[Exception] = []
@@ -580,7 +580,7 @@ async def test_closing_fails_what_is_in_flight_and_what_waits_and_refuses_what_c
     assert numbers(transport) == (0, 0, 0, 0)
 
 
-async def test_closing_while_a_connection_is_opened_leaves_it_closed() -> None:
+async def test_closing_the_transport_while_it_connects_closes_the_new_connection() -> None:
     network = FakeNetwork()
     network.may_connect = anyio.Event()
     transport = over(network)
@@ -620,7 +620,9 @@ async def test_closing_while_a_connection_is_opened_leaves_it_closed() -> None:
         {"clock": None},
     ],
 )
-async def test_an_argument_out_of_its_limits_is_named(arguments: dict[str, Any]) -> None:
+async def test_anyio_transport_names_a_bad_argument(arguments: dict[str, Any]) -> None:
     (name,) = arguments
-    with pytest.raises(InvalidArgumentError, match=re.escape(f"{name}={arguments[name]!r} is not allowed: ")):
+    with pytest.raises(
+        InvalidArgumentError, match=rf"^{name} must be .*, got {re.escape(repr(arguments[name]))}$"
+    ):
         AnyIOTransport(**arguments)

@@ -1,4 +1,4 @@
-"""Requests of every shape over real sockets, and what becomes of the connection after each response."""
+"""Requests of every shape over real sockets, and whether the connection is reused afterwards."""
 
 import gc
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -23,7 +23,7 @@ async def chunks(*parts: bytes) -> AsyncGenerator[bytes, None]:
 
 
 class Parts:
-    """A body of these parts, or an error in place of one."""
+    """A request body that yields these parts, or raises the part that is an error."""
 
     def __init__(self, *parts: bytes | Exception) -> None:
         self.parts = list(parts)
@@ -56,7 +56,7 @@ async def exchange(transport: AnyIOTransport, request: httpx.Request) -> httpx.R
         ({"content-length": "0"}, [], ("content-length", "0")),
     ],
 )
-async def test_streamed_bodies_arrive_whole(
+async def test_streamed_request_body_arrives_whole(
     headers: dict[str, str], parts: list[bytes], framing: tuple[str, str]
 ) -> None:
     async with serving() as server:
@@ -70,7 +70,7 @@ async def test_streamed_bodies_arrive_whole(
     assert server.accepted == 1
 
 
-async def test_a_body_in_bytes_arrives_whole_however_large() -> None:
+async def test_large_bytes_request_body_arrives_whole() -> None:
     content = bytes(range(256)) * 20_000
     async with serving() as server:
         transport = AnyIOTransport()
@@ -81,7 +81,7 @@ async def test_a_body_in_bytes_arrives_whole_however_large() -> None:
     assert (received.method, received.target, received.body) == ("PUT", "/a%20b?c=d", content)
 
 
-async def test_head_and_small_body_leave_in_one_send() -> None:
+async def test_request_head_and_small_body_are_sent_together() -> None:
     network = FakeNetwork()
     transport = AnyIOTransport()
     transport._connect = network  # type: ignore[assignment]
@@ -94,7 +94,9 @@ async def test_head_and_small_body_leave_in_one_send() -> None:
 
 
 @pytest.mark.parametrize(("length", "words"), [("3", "longer"), ("30", "shorter")])
-async def test_a_stream_that_is_not_as_long_as_it_said_is_the_callers_error(length: str, words: str) -> None:
+async def test_streamed_body_that_differs_from_its_content_length_raises_a_local_protocol_error(
+    length: str, words: str
+) -> None:
     async with serving() as server:
         transport = AnyIOTransport()
         body = chunks(b"hello", b"world")
@@ -108,7 +110,7 @@ async def test_a_stream_that_is_not_as_long_as_it_said_is_the_callers_error(leng
         await transport.aclose()
 
 
-async def test_an_error_of_the_body_is_raised_as_it_is() -> None:
+async def test_exception_raised_by_a_request_body_propagates_unchanged() -> None:
     async def failing() -> AsyncIterator[bytes]:
         yield b"one"
         raise ZeroDivisionError
@@ -122,8 +124,8 @@ async def test_an_error_of_the_body_is_raised_as_it_is() -> None:
         await transport.aclose()
 
 
-async def test_an_answer_that_comes_before_the_whole_request_was_sent_is_read() -> None:
-    """As of a server that refuses a large body and closes."""
+async def test_response_sent_before_the_request_is_complete_is_read() -> None:
+    """For example, from a server that rejects a large body and closes."""
     answered = anyio.Event()
 
     async def refuses(peer: Peer) -> None:
@@ -154,7 +156,7 @@ async def test_an_answer_that_comes_before_the_whole_request_was_sent_is_read() 
             response = await exchange(transport, request)
             assert (response.status_code, response.content) == (413, b"big")
         except httpx.WriteError:
-            pass  # the reset was faster than the answer, which the kernel then throws away
+            pass  # the reset overtook the response, which the kernel then discards
         assert transport.stats()["in_use"] == transport.stats()["idle"] == 0
         await transport.aclose()
 
@@ -163,7 +165,7 @@ async def test_an_answer_that_comes_before_the_whole_request_was_sent_is_read() 
 @pytest.mark.parametrize(
     "answer", [b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig", b"", b"nonsense\r\n\r\n"]
 )
-async def test_what_a_server_says_before_it_breaks_off_a_large_request_is_read(
+async def test_response_sent_before_the_server_aborts_a_large_request_is_read(
     answer: bytes, is_streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def breaking(self: FakeStream, item: bytes) -> None:
@@ -188,8 +190,8 @@ async def test_what_a_server_says_before_it_breaks_off_a_large_request_is_read(
     assert network.open == transport.stats()["in_use"] == transport.stats()["idle"] == 0
 
 
-async def test_an_error_of_the_body_is_not_taken_for_one_of_the_connection() -> None:
-    """As of a body that comes from another request of httpx."""
+async def test_write_error_raised_by_a_request_body_is_not_mistaken_for_a_broken_connection() -> None:
+    """For example, a body that is itself read from another httpx request."""
 
     network = FakeNetwork(answer=lambda _: None)
     transport = AnyIOTransport()
@@ -204,7 +206,7 @@ async def test_an_error_of_the_body_is_not_taken_for_one_of_the_connection() -> 
 
 @pytest.mark.parametrize("value", ["close", "Close", "keep-alive, close"])
 @pytest.mark.parametrize("cut", [len(OK), len(OK) - 1, 20])
-async def test_after_a_request_that_says_close_its_connection_is_closed(value: str, cut: int) -> None:
+async def test_request_with_connection_close_closes_its_connection(value: str, cut: int) -> None:
     """RFC 9112, section 9.6: no further request may follow, whatever the response says."""
 
     async def keeping(peer: Peer) -> None:
@@ -235,12 +237,12 @@ NOT_KEPT = {
     "connection: close": b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok",
     "HTTP/1.0": b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok",
     "leftover": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok-and-more",
-    "an unasked response": KEPT["length"] * 2,
+    "an unsolicited response": KEPT["length"] * 2,
 }
 
 
 @pytest.mark.parametrize("name", [*KEPT, *NOT_KEPT])
-async def test_a_connection_is_kept_only_where_its_response_allows_it(name: str) -> None:
+async def test_connection_is_reused_only_if_its_response_allows_it(name: str) -> None:
     async with serving((KEPT | NOT_KEPT)[name]) as server:
         transport = AnyIOTransport()
         for _ in range(3):
@@ -251,7 +253,7 @@ async def test_a_connection_is_kept_only_where_its_response_allows_it(name: str)
         await transport.aclose()
 
 
-async def test_head_has_no_body() -> None:
+async def test_response_to_head_has_no_body() -> None:
     async with serving(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n") as server:
         transport = AnyIOTransport()
         for _ in range(3):
@@ -261,7 +263,7 @@ async def test_head_has_no_body() -> None:
         await transport.aclose()
 
 
-async def test_a_body_until_the_connection_ends() -> None:
+async def test_response_body_without_framing_lasts_until_the_connection_closes() -> None:
     async def old(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.0 200 OK\r\n\r\nhello ")
@@ -274,7 +276,7 @@ async def test_a_body_until_the_connection_ends() -> None:
         await transport.aclose()
 
 
-async def test_a_stream_is_read_as_it_comes_and_given_back_at_its_end() -> None:
+async def test_response_stream_yields_chunks_as_they_arrive_and_returns_its_connection_at_the_end() -> None:
     more = anyio.Event()
 
     async def slow(peer: Peer) -> None:
@@ -304,7 +306,9 @@ STARTS = [0, BROKEN.index(b"5\r\n"), BROKEN.index(b"ZZ")]
 
 @pytest.mark.parametrize("cuts", [[], STARTS[1:], STARTS[1:2], STARTS[2:], list(range(1, len(BROKEN)))])
 @pytest.mark.parametrize("large", [False, True])
-async def test_what_came_before_broken_framing_is_read_however_it_came(large: bool, cuts: list[int]) -> None:
+async def test_body_received_before_broken_framing_is_read_however_it_was_split(
+    large: bool, cuts: list[int]
+) -> None:
     network = FakeNetwork()
     pieces = [BROKEN[a:b] for a, b in zip([0, *cuts], [*cuts, len(BROKEN)], strict=True)]
     content = b"x" * 100_000 if large else b""
@@ -327,7 +331,7 @@ async def test_what_came_before_broken_framing_is_read_however_it_came(large: bo
     assert network.open == transport.stats()["in_use"] == 0
 
 
-async def test_a_stream_that_is_closed_or_dropped_half_read_closes_its_connection() -> None:
+async def test_closing_or_dropping_a_half_read_stream_closes_its_connection() -> None:
     async def half(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
@@ -350,7 +354,7 @@ async def test_a_stream_that_is_closed_or_dropped_half_read_closes_its_connectio
 
 
 class Dying:
-    """Answers one request on each connection, and is gone when the next one comes."""
+    """A server that answers once on its first connection and closes it at the next request."""
 
     def __init__(self, kill: str) -> None:
         self.kill = kill
@@ -385,7 +389,7 @@ class Dying:
         ("POST", "in the response", False),
     ],
 )
-async def test_what_is_sent_again_when_a_kept_connection_dies(
+async def test_request_on_a_dead_idle_connection_is_resent_only_if_idempotent_and_unanswered(
     method: str, kill: str, is_repeated: bool
 ) -> None:
     dying = Dying(kill)
@@ -404,18 +408,18 @@ async def test_what_is_sent_again_when_a_kept_connection_dies(
         await transport.aclose()
 
 
-async def test_a_kept_connection_whose_write_fails_is_replaced_for_any_method() -> None:
+async def test_idle_connection_whose_write_fails_is_replaced_for_any_method() -> None:
     network = FakeNetwork()
     transport = AnyIOTransport()
     transport._connect = network  # type: ignore[assignment]
     await exchange(transport, httpx.Request("POST", "http://a.test/", content=b"1"))
-    network.streams[0].closed = True  # the peer's close was not to be seen before the write
+    network.streams[0].closed = True  # the peer's close could not be seen before the write
     assert (await exchange(transport, httpx.Request("POST", "http://a.test/", content=b"2"))).content == b"ok"
     assert len(network.streams) == 2
     assert network.streams[1].sends[0].endswith(b"\r\n\r\n2")
 
 
-async def test_when_one_kept_connection_is_dead_the_others_are_not_tried() -> None:
+async def test_finding_one_dead_idle_connection_discards_the_others() -> None:
     network = FakeNetwork()
     transport = AnyIOTransport()
     transport._connect = network  # type: ignore[assignment]
@@ -423,12 +427,12 @@ async def test_when_one_kept_connection_is_dead_the_others_are_not_tried() -> No
         for _ in range(3):
             group.start_soon(exchange, transport, httpx.Request("GET", "http://a.test/"))
     for stream in network.streams:
-        stream.closed = True  # as after a restart of the server, not to be seen before the write
+        stream.closed = True  # as after a server restart, which cannot be seen before the write
     assert (await exchange(transport, httpx.Request("POST", "http://a.test/", content=b"2"))).content == b"ok"
     assert (len(network.streams), transport.stats()["idle"]) == (4, 1)
 
 
-async def test_a_new_connection_that_fails_is_not_replaced_and_neither_is_a_second_one() -> None:
+async def test_failed_new_connection_is_not_replaced() -> None:
     network = FakeNetwork()
     transport = AnyIOTransport()
     transport._connect = network  # type: ignore[assignment]
@@ -445,7 +449,7 @@ async def test_a_new_connection_that_fails_is_not_replaced_and_neither_is_a_seco
     assert network.open == 0
 
 
-async def test_a_streamed_body_is_not_sent_again() -> None:
+async def test_streamed_request_body_is_not_resent() -> None:
     network = FakeNetwork()
     transport = AnyIOTransport()
     transport._connect = network  # type: ignore[assignment]
@@ -458,7 +462,7 @@ async def test_a_streamed_body_is_not_sent_again() -> None:
     assert len(network.streams) == 1
 
 
-async def test_a_call_leaves_no_garbage_to_the_collector() -> None:
+async def test_call_leaves_no_reference_cycles_of_the_transport() -> None:
     async with serving() as server:
         transport = AnyIOTransport()
         request = httpx.Request("POST", server.url, content=b"hello")

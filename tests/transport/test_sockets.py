@@ -33,7 +33,7 @@ async def get(transport: AnyIOTransport, url: str) -> bytes:
     return await response.aread()
 
 
-async def test_a_unix_domain_socket(tmp_path: Path) -> None:
+async def test_transport_works_over_a_unix_domain_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "gateway.sock")
     async with serving(uds=path) as server:
         transport = AnyIOTransport(uds=path)
@@ -47,7 +47,7 @@ async def test_a_unix_domain_socket(tmp_path: Path) -> None:
         await get(AnyIOTransport(uds=str(tmp_path / "nowhere.sock")), "http://gateway.test/")
 
 
-async def test_ipv6() -> None:
+async def test_transport_connects_to_an_ipv6_address() -> None:
     async with serving(host="::1") as server:
         transport = AnyIOTransport()
         assert await get(transport, server.url) == b"ok"
@@ -55,14 +55,16 @@ async def test_ipv6() -> None:
         await transport.aclose()
 
 
-async def test_a_name_with_several_addresses_of_which_one_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_transport_connects_to_whichever_address_of_a_host_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with serving() as server:
 
         async def two_addresses(*_: object, **__: object) -> list[Any]:
             addresses = (("::1", socket.AF_INET6), ("127.0.0.1", socket.AF_INET))
             return [(family, socket.SOCK_STREAM, 6, "", (host, server.port)) for host, family in addresses]
 
-        # anyio's own binding of the name
+        # the name as anyio imported it
         monkeypatch.setattr("anyio._core._sockets.getaddrinfo", two_addresses)
         transport = AnyIOTransport()
         with anyio.fail_after(5):
@@ -71,7 +73,7 @@ async def test_a_name_with_several_addresses_of_which_one_answers(monkeypatch: p
 
 
 class Proxy:
-    """A small proxy: requests with a whole URL are forwarded, CONNECT is tunnelled. All hosts are this one."""
+    """A small proxy that forwards absolute-URL requests and tunnels CONNECT, always to this machine."""
 
     def __init__(self) -> None:
         self.received: list[Received] = []
@@ -106,7 +108,7 @@ class Proxy:
             scope.cancel()
 
 
-async def test_the_environments_proxy_is_used_for_http(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_environment_proxy_forwards_http_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = Proxy()
     async with serving(chat_bytes()) as server, serving(proxy) as proxy_server:
         monkeypatch.setenv("HTTP_PROXY", proxy_server.url)
@@ -115,7 +117,7 @@ async def test_the_environments_proxy_is_used_for_http(monkeypatch: pytest.Monke
         assert proxy.received[0].target == f"http://gateway.test:{server.port}/v1/chat"
 
 
-async def test_no_proxy_of_the_environment_comes_between_this_machine_and_itself(
+async def test_environment_proxy_is_bypassed_for_localhost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     proxy = Proxy()
@@ -129,7 +131,7 @@ async def test_no_proxy_of_the_environment_comes_between_this_machine_and_itself
     assert len(server.received) == 2
 
 
-async def test_the_environments_proxy_tunnels_https(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_environment_proxy_tunnels_https_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     import ssl
 
     authority = trustme.CA()
@@ -149,7 +151,7 @@ async def test_the_environments_proxy_tunnels_https(monkeypatch: pytest.MonkeyPa
         assert not any(name.lower() == "authorization" for name, _ in proxy.received[0].headers)
 
 
-async def test_the_proxys_user_and_password_are_sent_to_the_proxy_only(
+async def test_proxy_credentials_are_sent_to_the_proxy_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     proxy = Proxy()
@@ -162,7 +164,7 @@ async def test_the_proxys_user_and_password_are_sent_to_the_proxy_only(
 
 
 @without_debug
-async def test_behind_a_proxy_more_than_httpxs_hundred_calls_are_in_flight(
+async def test_proxied_client_is_not_limited_to_httpxs_default_of_100_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waiting = 0
@@ -190,7 +192,7 @@ def in_new_loop(backend: str, func: Callable[..., Any], *arguments: Any) -> Any:
     return anyio.run(func, *arguments, backend=backend)
 
 
-# asyncio says it of sockets whose loop was closed over them
+# asyncio warns about sockets left open when their loop was closed
 ABANDONED = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
@@ -198,7 +200,7 @@ ABANDONED = pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("first", ["asyncio", "trio"])
 @pytest.mark.parametrize("second", ["asyncio", "trio"])
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_one_event_loop_after_another(first: str, second: str) -> None:
+async def test_transport_works_in_successive_event_loops_and_keeps_one_pool(first: str, second: str) -> None:
     async with serving() as server:
         transport = AnyIOTransport()
         for backend in (first, second):
@@ -217,7 +219,7 @@ LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 
 def in_abandoned_loop(make_loop: Callable[[], asyncio.AbstractEventLoop], main: Any) -> None:
-    """Run `main` in a loop that is closed over the tasks and connections that it leaves."""
+    """Run `main` in a loop that is then closed with its tasks and connections still open."""
     loop = make_loop()
     loop.run_until_complete(main)
     loop.close()
@@ -226,7 +228,7 @@ def in_abandoned_loop(make_loop: Callable[[], asyncio.AbstractEventLoop], main: 
 @ABANDONED
 @pytest.mark.parametrize("make_loop", LOOPS)
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_a_loop_that_was_closed_over_those_who_wait(
+async def test_transport_survives_a_loop_closed_with_calls_still_waiting(
     make_loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
     async def mute(peer: Peer) -> None:
@@ -255,7 +257,7 @@ async def test_a_loop_that_was_closed_over_those_who_wait(
 @ABANDONED
 @pytest.mark.parametrize("make_loop", LOOPS)
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_closing_closes_what_a_loop_that_has_ended_left(
+async def test_closing_the_transport_closes_connections_left_by_an_ended_loop(
     make_loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
     async with serving() as server:
@@ -269,7 +271,7 @@ async def test_closing_closes_what_a_loop_that_has_ended_left(
 
 
 @pytest.mark.parametrize("other", ["asyncio", "trio"])
-async def test_closing_closes_what_other_running_loops_have(other: str) -> None:
+async def test_closing_the_transport_closes_connections_of_other_running_loops(other: str) -> None:
     async with serving() as server:
         transport = AnyIOTransport()
         used, closed = threading.Event(), threading.Event()
@@ -297,7 +299,7 @@ async def test_closing_closes_what_other_running_loops_have(other: str) -> None:
 
 @ABANDONED
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_a_response_of_a_loop_that_ended_can_be_dropped_and_closed() -> None:
+async def test_response_of_an_ended_loop_can_be_dropped_or_closed() -> None:
     async with serving(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf") as server:
         transport = AnyIOTransport()
 

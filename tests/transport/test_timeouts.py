@@ -1,4 +1,4 @@
-"""The four timeouts of httpx, and every error as httpx's own transports raise it."""
+"""httpx's four timeouts, and the same errors as httpx's own transports raise."""
 
 import asyncio
 import gc
@@ -35,7 +35,9 @@ async def send(transport: AnyIOTransport, url: str = URL, **timeouts: float | No
 
 
 @pytest.mark.virtual_time
-async def test_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connect_timeout_is_raised_when_connecting_takes_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def never(*_: object, **__: object) -> None:
         await anyio.sleep_forever()
 
@@ -49,7 +51,7 @@ async def test_connect(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.virtual_time
-async def test_read_of_the_head() -> None:
+async def test_read_timeout_is_raised_when_no_response_head_arrives() -> None:
     network = FakeNetwork(answer=lambda _: None)
     transport = over(network)
     start = anyio.current_time()
@@ -65,7 +67,7 @@ async def test_read_of_the_head() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_read_of_the_body_is_for_each_piece_not_for_all() -> None:
+async def test_read_timeout_applies_to_each_body_chunk_not_to_the_whole() -> None:
     network = FakeNetwork(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n")
     transport = over(network)
 
@@ -87,7 +89,7 @@ async def test_read_of_the_body_is_for_each_piece_not_for_all() -> None:
 
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("seconds", [3, 3.0])
-async def test_read_of_the_head_is_for_each_piece_and_begins_when_the_request_is_written(
+async def test_read_timeout_of_the_head_restarts_with_each_chunk_and_starts_after_the_request_is_written(
     monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     send_now = FakeStream.send
@@ -117,7 +119,9 @@ async def test_read_of_the_head_is_for_each_piece_and_begins_when_the_request_is
 
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_write(monkeypatch: pytest.MonkeyPatch, is_streamed: bool) -> None:
+async def test_write_timeout_is_raised_when_the_server_stops_reading(
+    monkeypatch: pytest.MonkeyPatch, is_streamed: bool
+) -> None:
     async def stuck(self: FakeStream, item: bytes) -> None:
         event = self.arrived = anyio.Event()
         await event.wait()
@@ -147,7 +151,7 @@ async def test_write(monkeypatch: pytest.MonkeyPatch, is_streamed: bool) -> None
 
 
 @pytest.mark.virtual_time
-async def test_a_body_that_takes_its_time_is_not_a_write_timeout() -> None:
+async def test_slow_request_body_source_does_not_raise_a_write_timeout() -> None:
     network = FakeNetwork(answer=lambda request: [OK] if request.endswith(b"0\r\n\r\n") else None)
     transport = over(network)
 
@@ -161,7 +165,7 @@ async def test_a_body_that_takes_its_time_is_not_a_write_timeout() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_pool() -> None:
+async def test_pool_timeout_is_raised_when_no_connection_becomes_free() -> None:
     network = FakeNetwork(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n")
     transport = over(network, max_connections=1)
     response = await transport.handle_async_request(httpx.Request("GET", URL))
@@ -175,7 +179,7 @@ async def test_pool() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_no_timeout_waits() -> None:
+async def test_timeout_of_none_waits_without_limit() -> None:
     network = FakeNetwork(answer=lambda _: None)
     transport = over(network)
     with anyio.move_on_after(1_000_000) as scope:
@@ -185,7 +189,7 @@ async def test_no_timeout_waits() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_each_of_many_calls_has_its_own_deadline() -> None:
+async def test_concurrent_calls_each_time_out_at_their_own_deadline() -> None:
     network = FakeNetwork(answer=lambda _: None)
     transport = over(network)
     ends: dict[int, float] = {}
@@ -204,7 +208,7 @@ async def test_each_of_many_calls_has_its_own_deadline() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_one_timer_serves_all_calls_keeps_nothing_alive_and_ends_with_the_transport(
+async def test_calls_share_one_timer_that_keeps_nothing_alive_and_ends_with_the_transport(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -242,16 +246,16 @@ async def test_one_timer_serves_all_calls_keeps_nothing_alive_and_ends_with_the_
 
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("read", [None, 9.0])
-async def test_a_limit_that_is_reached_just_as_its_await_ends_is_what_the_next_one_reports(
+async def test_timeout_that_fires_just_as_its_await_finishes_is_raised_by_the_next_await(
     read: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection is closed by then, whatever limit the next await has."""
+    """The timeout has closed the connection, so the next await must report it, whatever its own limit."""
     send_now = FakeStream.send
 
     async def late(self: FakeStream, item: bytes) -> None:
         with anyio.CancelScope(shield=True):
             await anyio.sleep(3.5)
-            self.closed = False  # what was awaited had come already
+            self.closed = False  # the await had already succeeded
             await send_now(self, item)
             self.closed = True
 
@@ -261,14 +265,14 @@ async def test_a_limit_that_is_reached_just_as_its_await_ends_is_what_the_next_o
     request = httpx.Request("POST", URL, content=b"x", extensions={"timeout": timeouts})
     with pytest.raises(httpx.WriteTimeout, match="could not be written within 3 s"):
         await transport.handle_async_request(request)
-    if not in_trio():  # where the connection is not closed, and the next await has its own limit
+    if not in_trio():  # trio leaves the connection open, and the next await has its own limit
         request = httpx.Request("POST", URL, content=b"x" * 100_000, extensions={"timeout": timeouts})
         with pytest.raises(httpx.WriteTimeout, match="could not be written within 3 s"):
             await transport.handle_async_request(request)
     assert transport.stats()["in_use"] == 0
 
 
-async def test_a_port_where_nobody_listens() -> None:
+async def test_closed_port_raises_a_connect_error_with_the_reason() -> None:
     async with serving() as server:
         pass
     with pytest.raises(
@@ -278,12 +282,12 @@ async def test_a_port_where_nobody_listens() -> None:
 
 
 @pytest.mark.parametrize("port", [0, 65_536, 99_999])
-async def test_a_port_that_there_is_not(port: int) -> None:
+async def test_port_out_of_range_raises_a_connect_error(port: int) -> None:
     with pytest.raises(httpx.ConnectError, match=f"127.0.0.1:{port}: no server can have this port"):
         await send(AnyIOTransport(), f"http://127.0.0.1:{port}/")
 
 
-async def test_a_name_that_nobody_has() -> None:
+async def test_unresolvable_host_raises_a_connect_error() -> None:
     with pytest.raises(httpx.ConnectError, match=r"nobody\.invalid:80: "):
         await send(AnyIOTransport(), "http://nobody.invalid/")
 
@@ -297,7 +301,9 @@ async def test_a_name_that_nobody_has() -> None:
         (b"garbage\r\n\r\n", httpx.RemoteProtocolError, "not HTTP/1.1"),
     ],
 )
-async def test_what_a_server_does_wrong(answer: bytes, error: type[Exception], words: str) -> None:
+async def test_broken_response_raises_a_remote_protocol_error_and_frees_its_connection(
+    answer: bytes, error: type[Exception], words: str
+) -> None:
     async def wrong(peer: Peer) -> None:
         await peer.request()
         await peer.send(answer)
@@ -310,8 +316,8 @@ async def test_what_a_server_does_wrong(answer: bytes, error: type[Exception], w
         await transport.aclose()
 
 
-async def test_errors_are_those_of_httpxs_own_transport() -> None:
-    """The same misbehaviour through both gives the same class."""
+async def test_broken_responses_raise_the_same_errors_as_httpxs_own_transport() -> None:
+    """Both transports raise the same class for the same broken response."""
     behaviours = [
         b"",
         b"HTTP/1.1 200 OK\r\ncontent-le",

@@ -1,4 +1,4 @@
-"""TLS against a real server whose certificate was made here, by an authority made here."""
+"""TLS against a real server, with a certificate and an authority made for the test."""
 
 import ssl
 from collections.abc import Callable
@@ -43,7 +43,7 @@ async def get(transport: AnyIOTransport, url: str) -> bytes:
     return await response.aread()
 
 
-async def test_a_trusted_server_and_its_connection_kept(identity: Identity) -> None:
+async def test_tls_connection_to_a_trusted_server_is_reused(identity: Identity) -> None:
     async with serving(tls=identity.server) as server:
         transport = AnyIOTransport(verify=identity.trusting)
         for _ in range(3):
@@ -54,7 +54,7 @@ async def test_a_trusted_server_and_its_connection_kept(identity: Identity) -> N
         await until(lambda: server.open == 0)
 
 
-async def test_both_clients_take_a_context(identity: Identity) -> None:
+async def test_sync_and_async_clients_accept_an_ssl_context(identity: Identity) -> None:
     def sync(url: str) -> str:
         with Client("k", base_url=url, verify=identity.trusting) as client:
             return client.chat(model="gpt-4o-mini", messages="hello").content
@@ -66,7 +66,7 @@ async def test_both_clients_take_a_context(identity: Identity) -> None:
         assert await anyio.to_thread.run_sync(sync, server.url) == "hello"
 
 
-async def test_alpn_and_sni_are_sent(identity: Identity) -> None:
+async def test_tls_handshake_sends_alpn_and_sni(identity: Identity) -> None:
     names: list[str | None] = []
     protocols: list[str | None] = []
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -89,7 +89,7 @@ async def test_alpn_and_sni_are_sent(identity: Identity) -> None:
     assert (names, protocols) == (["localhost"], ["http/1.1"])
 
 
-async def test_an_untrusted_certificate_is_refused_with_the_reason(identity: Identity) -> None:
+async def test_untrusted_certificate_raises_a_connect_error_with_the_reason(identity: Identity) -> None:
     before = open_sockets()
     async with serving(tls=identity.server) as server:
         transport = AnyIOTransport()
@@ -105,7 +105,7 @@ async def test_an_untrusted_certificate_is_refused_with_the_reason(identity: Ide
     await until(lambda: open_sockets() == before)
 
 
-async def test_a_certificate_for_another_name_is_refused(identity: Identity) -> None:
+async def test_certificate_for_another_host_raises_a_connect_error(identity: Identity) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     identity.authority.issue_cert("elsewhere.test").configure_cert(context)
     async with serving(tls=context) as server:
@@ -115,14 +115,14 @@ async def test_a_certificate_for_another_name_is_refused(identity: Identity) -> 
         await transport.aclose()
 
 
-async def test_verify_false_takes_any_certificate(identity: Identity) -> None:
+async def test_verify_false_accepts_any_certificate(identity: Identity) -> None:
     async with serving(tls=identity.server) as server:
         transport = AnyIOTransport(verify=False)
         assert await get(transport, server.url) == b"ok"
         await transport.aclose()
 
 
-async def test_a_server_that_does_not_speak_tls_is_a_connect_error() -> None:
+async def test_server_that_does_not_speak_tls_raises_a_connect_error() -> None:
     async with serving(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n") as server:
 
         async def plain(peer: Peer) -> None:
@@ -134,7 +134,7 @@ async def test_a_server_that_does_not_speak_tls_is_a_connect_error() -> None:
                 await get(AnyIOTransport(), f"https://localhost:{server.port}/")
 
 
-async def test_a_server_that_hangs_up_in_the_handshake_is_a_connect_error() -> None:
+async def test_server_that_hangs_up_during_the_tls_handshake_raises_a_connect_error() -> None:
     async def hang_up(peer: Peer) -> None:
         await peer.stream.receive()
 
@@ -143,7 +143,7 @@ async def test_a_server_that_hangs_up_in_the_handshake_is_a_connect_error() -> N
             await get(AnyIOTransport(), f"https://localhost:{server.port}/")
 
 
-async def test_a_handshake_that_stalls_is_a_connect_timeout() -> None:
+async def test_stalled_tls_handshake_raises_a_connect_timeout() -> None:
     async def stall(peer: Peer) -> None:
         await peer.closed()
 
@@ -157,10 +157,10 @@ async def test_a_handshake_that_stalls_is_a_connect_timeout() -> None:
         await until(lambda: server.open == 0)
 
 
-async def test_a_body_until_the_end_needs_no_close_notify_and_a_length_is_held_against_it(
+async def test_tls_close_without_close_notify_ends_an_unframed_body_but_truncates_one_with_a_length(
     identity: Identity,
 ) -> None:
-    """Neither side waits for the other's farewell; what is cut short is still an error."""
+    """Neither side waits for the other's close_notify; a truncated body is still an error."""
 
     def cutting(answer: bytes) -> "object":
         async def handle(peer: Peer) -> None:
@@ -168,7 +168,7 @@ async def test_a_body_until_the_end_needs_no_close_notify_and_a_length_is_held_a
             secure = Peer(stream)
             await secure.request()
             await secure.send(answer)
-            await peer.stream.aclose()  # the socket beneath, without a farewell
+            await peer.stream.aclose()  # the underlying socket, without close_notify
 
         return handle
 
@@ -181,7 +181,7 @@ async def test_a_body_until_the_end_needs_no_close_notify_and_a_length_is_held_a
         await transport.aclose()
 
 
-async def test_closing_does_not_wait_for_the_peers_farewell(identity: Identity) -> None:
+async def test_closing_a_tls_connection_does_not_wait_for_the_peers_close_notify(identity: Identity) -> None:
     release = anyio.Event()
 
     async def silent(peer: Peer) -> None:
@@ -189,7 +189,7 @@ async def test_closing_does_not_wait_for_the_peers_farewell(identity: Identity) 
         secure = Peer(stream)
         await secure.request()
         await secure.send(OK)
-        await release.wait()  # reads nothing more, answers no farewell
+        await release.wait()  # reads nothing more, answers no close_notify
 
     async with serving(silent) as server:
         transport = AnyIOTransport(verify=identity.trusting)
@@ -201,7 +201,7 @@ async def test_closing_does_not_wait_for_the_peers_farewell(identity: Identity) 
 
 
 class Records:
-    """The server's side of TLS, record by record: what is sent in one packet is the test's own."""
+    """The server's side of TLS, record by record, so that the test decides which records share a packet."""
 
     def __init__(self, peer: Peer, context: ssl.SSLContext) -> None:
         self.peer = peer
@@ -221,16 +221,16 @@ class Records:
             await self.peer.send(self.outgoing.read())
 
 
-UNASKED = b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nunasked"
+UNSOLICITED = b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nunasked"
 
 
 @pytest.mark.parametrize(
-    "unasked", [UNASKED, UNASKED + b"x" * 200_000, None], ids=["one", "many", "farewell"]
+    "unsolicited", [UNSOLICITED, UNSOLICITED + b"x" * 200_000, None], ids=["one", "many", "close_notify"]
 )
-async def test_a_connection_on_which_a_record_came_unasked_is_not_used_again(
-    identity: Identity, unasked: bytes | None
+async def test_tls_connection_with_an_unsolicited_record_is_not_reused(
+    identity: Identity, unsolicited: bytes | None
 ) -> None:
-    """It may have arrived in the response's own packet: there is nothing to be seen at the socket, then."""
+    """If it arrived in the same packet as the response, the socket shows nothing to read."""
 
     async def handle(peer: Peer) -> None:
         records = Records(peer, identity.server)
@@ -238,29 +238,29 @@ async def test_a_connection_on_which_a_record_came_unasked_is_not_used_again(
         while True:
             await records.call(lambda: records.tls.read(65_536))
             records.tls.write(OK)
-            if unasked is not None:
-                records.tls.write(unasked)
+            if unsolicited is not None:
+                records.tls.write(unsolicited)
             else:
                 with suppress(ssl.SSLWantReadError):
                     records.tls.unwrap()
             await records.flush()
-            if unasked is None:
+            if unsolicited is None:
                 await peer.closed()
                 return
 
     async with serving(handle) as server:
         transport = AnyIOTransport(verify=identity.trusting)
         for count in range(1, 4):
-            request = httpx.Request("POST", f"https://localhost:{server.port}/")  # never sent again once sent
+            request = httpx.Request("POST", f"https://localhost:{server.port}/")  # a POST is never resent
             assert await (await transport.handle_async_request(request)).aread() == b"ok"
             assert server.accepted == count
         await transport.aclose()
 
 
-async def test_what_anyio_has_read_from_the_socket_and_tls_not_yet_taken_is_noticed(
+async def test_tls_connection_with_unsolicited_bytes_buffered_by_anyio_is_not_reused(
     identity: Identity,
 ) -> None:
-    """anyio hands TLS 64 KiB at a time. Here a response ends exactly there, and something unasked follows."""
+    """anyio hands TLS 64 KiB at a time; here a response ends exactly there, and unsolicited bytes follow."""
     part = 65_536
     bodies = [b"ok"]
 
@@ -274,7 +274,7 @@ async def test_what_anyio_has_read_from_the_socket_and_tls_not_yet_taken_is_noti
                 records.tls.write(answer)
                 await records.flush()
                 continue
-            overhead = 22  # of a record of TLS 1.3
+            overhead = 22  # bytes for each TLS 1.3 record
             sizes = [16_384] * 3
             sizes.append(part - sum(sizes) - overhead * 4)
             head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"
@@ -285,7 +285,7 @@ async def test_what_anyio_has_read_from_the_socket_and_tls_not_yet_taken_is_noti
                 data = data[size:]
             assert records.outgoing.pending == part
             bodies.append(body)
-            records.tls.write(UNASKED)
+            records.tls.write(UNSOLICITED)
             await records.flush()
         await peer.closed()
 
@@ -299,7 +299,7 @@ async def test_what_anyio_has_read_from_the_socket_and_tls_not_yet_taken_is_noti
         await transport.aclose()
 
 
-async def test_a_large_answer_in_many_records(identity: Identity) -> None:
+async def test_large_tls_response_arrives_whole_across_many_records(identity: Identity) -> None:
     body = bytes(range(256)) * 4_000
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body
     async with serving(answer, tls=identity.server) as server:
@@ -310,7 +310,7 @@ async def test_a_large_answer_in_many_records(identity: Identity) -> None:
         await transport.aclose()
 
 
-async def test_tls_over_a_unix_domain_socket(identity: Identity, tmp_path: Path) -> None:
+async def test_tls_works_over_a_unix_domain_socket(identity: Identity, tmp_path: Path) -> None:
     path = str(tmp_path / "gateway.sock")
     async with serving(tls=identity.server, uds=path) as server:
         transport = AnyIOTransport(verify=identity.trusting, uds=path)

@@ -1,4 +1,4 @@
-"""What the head of a response says of the rate limit, however it is written."""
+"""The rate limit in the head of a response, however its headers are written."""
 
 import httpx
 import pytest
@@ -26,7 +26,7 @@ GATEWAYS = b"HTTP/1.1 200 OK\r\nserver: x\r\nx-ratelimit-limit: 60\r\nx-ratelimi
         (b"", None),
     ],
 )
-def test_a_rate_limit_is_read_from_the_head_and_from_parsed_headers(
+def test_rate_limit_of_reads_a_raw_head_and_parsed_headers_the_same(
     head: bytes, expected: RateLimit | None
 ) -> None:
     assert rate_limit_of(head) == expected
