@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from omnigate.testing import Answer, Delay, LocalGateway, ProviderFailure, Status, StreamFailure
+from omnigate.testing._gateway.usage import _percentile
 
 pytestmark = pytest.mark.anyio
 
@@ -171,7 +172,7 @@ async def test_malformed_json_gets_a_422_with_its_position_and_undecodable_bytes
         "ctx": {"error": "Expecting value"},
     }  # fmt: skip
     assert (await send(b'{"model": ')).json() == {"detail": [error]}
-    for content in (b"\xff\xfe", b"\x1f\x8b\x08compressed"):
+    for content in (b'{"model": "\xff"}', b"\x1f\x8b\x08compressed"):
         response = await send(content)
         assert (response.status_code, response.json()) == (
             400,
@@ -238,6 +239,24 @@ async def test_cache_answers_for_300_seconds_if_requested_and_temperature_is_0(
         assert (await outside.chat(**fields)).json()["cached"] is False
     outside.now += 301
     assert (await outside.chat(temperature=0, cache=True)).json()["cached"] is False
+
+
+async def test_cache_is_keyed_by_what_decides_a_deterministic_answer(outside: Outside) -> None:
+    async def cached(**fields: Any) -> bool:
+        return bool((await outside.chat(temperature=0, cache=True, **fields)).json()["cached"])
+
+    assert not await cached(stop="a")
+    assert await cached(stop=["a"], presence_penalty=1, frequency_penalty=1, fallback_models=["gpt-4"])
+    for fields in ({}, {"stop": ["a", "b"]}, {"stop": "a", "max_tokens": 9}, {"stop": "a", "top_p": 0.5}):
+        assert not await cached(**fields)
+
+
+async def test_cache_keeps_no_answer_of_a_fallback(outside: Outside) -> None:
+    key = outside.gateway.create_project(providers=["openai"]).api_key
+    fields = {"model": "claude-3-haiku", "fallback_models": ["gpt-4"], "temperature": 0, "cache": True}
+    for _ in range(2):
+        answer = (await outside.chat(key, **fields)).json()
+        assert (answer["fallback_used"], answer["cached"]) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -370,8 +389,8 @@ async def test_completion_has_openais_shape_and_accepts_openais_newer_field_name
     ("fields", "message"),
     [
         ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool' not supported"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "only text content is supported"),
-        ({"n": 2}, "n > 1 not supported"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "multimodal not supported"),
+        ({"n": 2}, "n > 1 is not supported"),
         ({"model": "llama-3"}, "No provider registered for model 'llama-3'"),
     ],
 )
@@ -464,11 +483,34 @@ async def test_models_endpoints_list_and_describe_models(outside: Outside) -> No
         "provider": "openai",
         "pricing": {"input_per_1k_usd": 0.0025, "output_per_1k_usd": 0.01},
     }
-    assert (await outside.get("/v1/models/models/gemini-1.5-pro")).json()["owned_by"] == "google"
-    assert (await outside.get("/v1/models/gpt-99")).json()["pricing"] is None
+    assert (await outside.get("/v1/models/gemini-1.5-pro")).json()["owned_by"] == "google"
     missing = await outside.get("/v1/models/nope")
     assert missing.status_code == 404
     assert missing.json()["error"]["message"] == "model 'nope' not found"
+
+
+async def test_metrics_tell_successes_failures_and_cache_hits_apart(outside: Outside) -> None:
+    for _ in range(3):
+        await outside.chat(temperature=0, cache=True)
+    await outside.chat(model="llama-3")
+    rows = (await outside.get("/v1/metrics?group_by=status")).json()["breakdown"]
+    assert [(row["key"], row["requests"]) for row in rows] == [("cache_hit", 2), ("error", 1), ("ok", 1)]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat", "/v1/chat/completions"])
+async def test_a_stream_that_cannot_start_is_not_recorded(outside: Outside, path: str) -> None:
+    assert (await outside.post(path, HI | {"model": "llama-3", "stream": True})).status_code == 400
+    assert (await outside.get("/v1/metrics")).json()["totals"]["requests"] == 0
+    assert (await outside.post(path, HI | {"model": "llama-3"})).status_code == 400
+    assert (await outside.get("/v1/metrics")).json()["totals"]["requests"] == 1
+
+
+@pytest.mark.parametrize(
+    ("latencies", "expected"),
+    [([], [None] * 3), ([7], [7.0] * 3), ([0, 10], [5.0, 9.5, 9.9]), ([10, 20, 30], [20.0, 29.0, 29.8])],
+)
+def test_percentiles_are_interpolated(latencies: list[int], expected: list[float | None]) -> None:
+    assert [_percentile(latencies, fraction) for fraction in (0.5, 0.95, 0.99)] == pytest.approx(expected)
 
 
 async def test_metrics_sum_requests_tokens_and_costs(outside: Outside) -> None:
@@ -506,7 +548,7 @@ async def test_metrics_sum_requests_tokens_and_costs(outside: Outside) -> None:
     window = (await outside.get(f"/v1/metrics?{query}")).json()
     assert {row["key"] for row in window["breakdown"]} == {"ada", "unknown"}
     assert window["timeseries"][0]["bucket"] == "2026-11-23T00:00:00Z"
-    assert (await outside.get("/v1/metrics?group_by=status")).json()["breakdown"][0]["key"] == "success"
+    assert (await outside.get("/v1/metrics?group_by=status")).json()["breakdown"][0]["key"] == "ok"
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,22 @@ _TRANSIENT: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
 class ProviderError(Exception):
-    """A provider failed; the message is the one that the gateway's `detail` has."""
+    """A provider failed.
 
-    def __init__(self, status: int, message: str, *, transient: bool = False) -> None:
+    Args:
+        status: status of the answer.
+        message: what `detail` says of it.
+        reason: what a stream says of it, where that is not the message.
+        transient: whether it counts against the provider's circuit breaker.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, reason: str | None = None, transient: bool = False
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.reason = message if reason is None else reason
         self.transient = transient
 
 
@@ -48,22 +58,21 @@ class ModelAnswer:
         }
 
 
-def provider_failure(provider: str, faults: Sequence[Fault]) -> ProviderError | None:
-    """Return the failure that is scripted for a provider's call, if any."""
+def provider_failure(provider: str, contents: Sequence[str], faults: Sequence[Fault]) -> ProviderError | None:
+    """Return the failure of a provider's call, if any: a scripted one, or text that cannot be sent to it."""
     for fault in faults:
         if isinstance(fault, ProviderFailure):
             name = DISPLAY_NAMES[provider]
             if fault.status is None:
-                return ProviderError(502, f"{name} request failed: {fault.body}", transient=True)
+                reason = str(fault.body)
+                return ProviderError(502, f"{name} request failed: {reason}", reason=reason, transient=True)
             message = f"{name} error {fault.status}: {fault.body}"
             return ProviderError(fault.status, message, transient=fault.status in _TRANSIENT)
+    try:
+        "".join(contents).encode()
+    except UnicodeEncodeError as error:  # a lone surrogate, which pydantic lets pass
+        return ProviderError(502, f"{provider} call failed: {error}", reason=str(error), transient=True)
     return None
-
-
-def stream_message(failure: ProviderError, faults: Sequence[Fault]) -> str:
-    """Return what a stream says of a failure: a timeout has no message there."""
-    unreachable = any(isinstance(fault, ProviderFailure) and fault.status is None for fault in faults)
-    return failure.message.partition("request failed: ")[2] if unreachable else failure.message
 
 
 def answer(

@@ -11,8 +11,8 @@ import anyio
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from omnigate.testing._gateway.model import ModelAnswer, ProviderError, cut_pieces, stream_message
-from omnigate.testing._gateway.state import State, faults_of
+from omnigate.testing._gateway.model import ModelAnswer, ProviderError, cut_pieces
+from omnigate.testing._gateway.state import State
 
 Record = Callable[[bool], None]
 
@@ -51,7 +51,7 @@ class GatewayStream:
     def _pieces(self) -> tuple[list[bytes], str | None]:
         """Return the pieces of text, and the message of the failure after them, if any."""
         if isinstance(self._result, ProviderError):
-            return [], stream_message(self._result, faults_of(self._request))
+            return [], self._result.reason
         if self._result.failure is None:
             return list(self._result.pieces), None
         failure = self._result.failure
