@@ -19,6 +19,7 @@ from omnigate._batch.answers import Answers
 from omnigate._batch.batch import Batch
 from omnigate._batch.items import BatchSource
 from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchOptions, ProgressArgument, StopOn
+from omnigate._batch.pace.gate import Gates
 from omnigate._calls.base_client import BaseAsyncClient
 from omnigate._calls.racing import hedged, race
 from omnigate._calls.retry import RetryConfig
@@ -113,24 +114,25 @@ class AsyncClient(BaseAsyncClient):
             verify=verify,
             max_response_bytes=max_response_bytes,
         )
+        self._gates = Gates()
 
     @property
     def api_key(self) -> str | None:
         """The gateway key."""
-        return self._session.key
+        return self._session.configuration.key
 
     @api_key.setter
     def api_key(self, value: str | None) -> None:
-        self._session.key = value
+        self._session.configuration.key = value
 
     @property
     def user_id(self) -> str | None:
         """The end user whom calls are attributed to, unless they say otherwise."""
-        return self._session.user_id
+        return self._session.configuration.user_id
 
     @user_id.setter
     def user_id(self, value: str | None) -> None:
-        self._session.user_id = value
+        self._session.configuration.user_id = value
 
     async def chat(
         self,
@@ -196,10 +198,12 @@ class AsyncClient(BaseAsyncClient):
         )
         call = self._session.prepare(endpoints.CHAT, body=request, user_id=user_id, options=options)
         if hedge_after is None:
-            return await self._fetch(ChatResponse, call)
+            return await self._session.fetch(ChatResponse, call)
         check_number(hedge_after, "hedge_after", "seconds above 0, or None", above=0)
         # Both are held to the time at which the call began: its deadline, and what it took.
-        copies = [partial(self._fetch, ChatResponse, call, self._session.attempts(call)) for _ in range(2)]
+        copies = [
+            partial(self._session.fetch, ChatResponse, call, self._session.fetching(call)) for _ in range(2)
+        ]
         return await hedged(copies, hedge_after)
 
     @overload
@@ -355,7 +359,7 @@ class AsyncClient(BaseAsyncClient):
             },
         )
         call = self._session.prepare(endpoints.COMPLETIONS, body=request, user_id=user_id, options=options)
-        return await self._fetch_dict(call)
+        return await self._session.fetch_dict(call)
 
     def completions_stream(
         self,
@@ -416,9 +420,8 @@ class AsyncClient(BaseAsyncClient):
     async def models(self, **options: Unpack[CallOptions]) -> ListResult[ModelInfo]:
         """Return the models that the gateway knows (`GET /v1/models`)."""
         call = self._session.prepare(endpoints.MODELS, options=options)
-        response, body, attempts = await self._session.exchange(call)
-        page = self._session.decode(ModelPage | list[ModelInfo], response, body, call)
-        return list_with_meta(page.data if isinstance(page, ModelPage) else page, attempts.meta(response))
+        page, meta = await self._session.fetch_any(ModelPage | list[ModelInfo], call)
+        return list_with_meta(page.data if isinstance(page, ModelPage) else page, meta)
 
     async def model(self, id: str, **options: Unpack[CallOptions]) -> ModelInfo:
         """Return one model's card (`GET /v1/models/{id}`).
@@ -432,7 +435,7 @@ class AsyncClient(BaseAsyncClient):
 
         """
         suffix = check_segment(id, "id", slashes=True)
-        return await self._fetch(
+        return await self._session.fetch(
             ModelInfo, self._session.prepare(endpoints.MODEL, suffix=suffix, options=options)
         )
 
@@ -458,7 +461,7 @@ class AsyncClient(BaseAsyncClient):
 
         """
         query = metrics_query(range, start, end, group_by, granularity)
-        return await self._fetch(
+        return await self._session.fetch(
             MetricsResponse, self._session.prepare(endpoints.METRICS, query=query, options=options)
         )
 
@@ -487,7 +490,7 @@ class AsyncClient(BaseAsyncClient):
         }
         if org_name is not None:
             body["org_name"] = check_text(org_name, "org_name", minimum=0, maximum=255)
-        return await self._fetch(
+        return await self._session.fetch(
             SignupResponse, self._session.prepare(endpoints.SIGNUP, body=body, options=options)
         )
 
@@ -516,7 +519,7 @@ class AsyncClient(BaseAsyncClient):
             **({} if meta is None else {"meta": dict(meta)}),
         }
         call = self._session.prepare(endpoints.PROVIDER_KEY, body=body, secrets=(api_key,), options=options)
-        await self._session.exchange(call)
+        await self._session.perform(call)
 
     async def create_api_key(self, *, name: str, **options: Unpack[CallOptions]) -> ApiKeyCreated:
         """Create another gateway key, which is shown only this once (`POST /v1/keys/api`).
@@ -529,14 +532,14 @@ class AsyncClient(BaseAsyncClient):
 
         """
         body = {"name": check_text(name, "name", maximum=255)}
-        return await self._fetch(
+        return await self._session.fetch(
             ApiKeyCreated, self._session.prepare(endpoints.CREATE_API_KEY, body=body, options=options)
         )
 
     async def list_api_keys(self, **options: Unpack[CallOptions]) -> ListResult[ApiKeyInfo]:
         """Return the project's gateway keys, without the keys themselves (`GET /v1/keys/api`)."""
         call = self._session.prepare(endpoints.LIST_API_KEYS, options=options)
-        return await self._fetch_list(ApiKeyInfo, call)
+        return await self._session.fetch_list(ApiKeyInfo, call)
 
     async def revoke_api_key(self, id: str | UUID, **options: Unpack[CallOptions]) -> None:
         """Revoke a gateway key; one that is revoked already is no error (`DELETE /v1/keys/api/{id}`).
@@ -550,28 +553,30 @@ class AsyncClient(BaseAsyncClient):
 
         """
         suffix = check_segment(check_id(id, "id"), "id")
-        await self._session.exchange(
+        await self._session.perform(
             self._session.prepare(endpoints.REVOKE_API_KEY, suffix=suffix, options=options)
         )
 
     async def me(self, **options: Unpack[CallOptions]) -> MeResponse:
         """Return the project of the key in use (`GET /v1/me`)."""
-        return await self._fetch(MeResponse, self._session.prepare(endpoints.ME, options=options))
+        return await self._session.fetch(MeResponse, self._session.prepare(endpoints.ME, options=options))
 
     async def health(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
         """Return whether the gateway is up, and its version (`GET /health`). Needs no key."""
-        return await self._fetch_dict(self._session.prepare(endpoints.HEALTH, options=options))
+        return await self._session.fetch_dict(self._session.prepare(endpoints.HEALTH, options=options))
 
     async def ready(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
         """Return whether the gateway can serve (`GET /health/ready`), also when it can not. Needs no key.
 
         The answer is `{"status": "ready" | "not_ready", "checks": {…}}`, and `meta.status_code` 200 or 503.
         """
-        return await self._fetch_dict(self._session.prepare(endpoints.READY, options=options), accept=503)
+        return await self._session.fetch_dict(
+            self._session.prepare(endpoints.READY, options=options), accept=503
+        )
 
     async def version(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
         """Return the gateway's name and version (`GET /version`). Needs no key."""
-        return await self._fetch_dict(self._session.prepare(endpoints.VERSION, options=options))
+        return await self._session.fetch_dict(self._session.prepare(endpoints.VERSION, options=options))
 
     def batch(
         self,
@@ -633,6 +638,7 @@ class AsyncClient(BaseAsyncClient):
         """
         return Batch(
             self._session,
+            self._gates,
             BatchOptions(
                 requests=requests,
                 model=model,
@@ -789,7 +795,7 @@ class AsyncClient(BaseAsyncClient):
             )
             for model in models
         ]
-        return await race([partial(self._fetch, ChatResponse, call) for call in calls])
+        return await race([partial(self._session.fetch, ChatResponse, call) for call in calls])
 
 
 def _stream_options(include_usage: bool) -> dict[str, Any]:

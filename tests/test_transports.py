@@ -369,7 +369,7 @@ async def test_a_client_may_be_used_in_one_event_loop_after_another_and_in_two_a
             for backend in ("asyncio", "trio") * 4:
                 group.start_soon(in_thread, backend, client)
         assert contents == ["hello"] * 8
-        assert len(client._session._transport._pools) <= 9  # type: ignore[attr-defined]
+        assert len(client._session.carrier.transport._pools) <= 9  # type: ignore[attr-defined]
         assert (await client.chat(**HELLO)).content == "hello"
         await client.aclose()
         del client
@@ -399,7 +399,7 @@ async def test_a_client_that_is_only_constructed_owns_nothing() -> None:
     threads = threading.active_count()
     client = AsyncClient("k")
     assert threading.active_count() == threads
-    assert repr(client._session._transport) == "<AnyIOTransport without connections>"
+    assert repr(client._session.carrier.transport) == "<AnyIOTransport without connections>"
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ from omnigate._batch.journal.journal import Journal, JournalWarning
 from omnigate._batch.journal.lines import digest_of
 from omnigate._batch.options import BatchOptions
 from omnigate._batch.outcomes import BatchStats, Outcome, Tally
-from omnigate._batch.pace.gate import Gate
+from omnigate._batch.pace.gate import Gate, Gates
 from omnigate._batch.progress import Progress
 from omnigate._calls.attempts import Call
 from omnigate._runtime.frames import level_of_caller
@@ -85,12 +85,13 @@ class Batch:
     journal that could not be compacted is a `JournalWarning`: nothing is lost.
     """
 
-    def __init__(self, session: Session, options: BatchOptions) -> None:
+    def __init__(self, session: Session, gates: Gates, options: BatchOptions) -> None:
         self._session = session
+        self._gates = gates
         self._requests: BatchSource = options.requests
         self._options = replace(options, requests=())
         self._is_auto = options.max_concurrency == "auto"
-        limits = (options.max_concurrency, session.max_connections)
+        limits = (options.max_concurrency, session.carrier.max_connections)
         self._most = min((limit for limit in limits if isinstance(limit, int)), default=_MOST)
         self._outcomes: deque[Outcome] = deque()
         self._out_of_order: dict[int, Outcome | None] = {}  # with `ordered`: ended before one in front of it
@@ -138,7 +139,7 @@ class Batch:
         if self._state != "new":
             raise NotStartedError("a batch can be entered only once; make a new one")
         options = self._options
-        self._gate = self._session.gates.current()
+        self._gate = self._gates.current()
         self._caller = Caller(self._session, self._gate, options)
         self._tally = Tally(self._gate.clock)
         if options.journal is not None:

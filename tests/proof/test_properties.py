@@ -43,6 +43,7 @@ from omnigate._calls.retry import compute_delay
 from omnigate._calls.session import Session
 from omnigate._streams.decoders import SENTINEL, EventDecoder
 from omnigate._streams.readers import CompletionReader, TextReader, UsageReader
+from omnigate._transport.carrier import Answer
 from omnigate._transport.http11 import ResponseReader
 from omnigate._transport.messages import RawResponse
 from omnigate._wire.endpoints import CHAT, SIGNUP
@@ -538,12 +539,11 @@ session = Session(
 def test_anything_for_a_result_is_one_or_an_error_that_says_so(
     kind: Any, body: Any, data: st.DataObject
 ) -> None:
-    answer = data.draw(anything(body))
-    response = httpx.Response(200, headers={"x-request-id": "r"})
+    answer = Answer(200, httpx.Headers({"x-request-id": "r"}), data.draw(anything(body)))
     for endpoint in (CHAT, SIGNUP):
         call = session.prepare(endpoint)
         try:
-            value = session.decode(kind, response, answer, call)
+            value = session.decode(kind, answer, call)
         except InvalidResponseError as error:
             assert error.request_id == "r"
             assert endpoint is CHAT or error.detail is None
@@ -558,7 +558,7 @@ def test_anything_for_a_result_is_one_or_an_error_that_says_so(
 
 @pytest.mark.parametrize(("kind", "body"), RESULTS, ids=[str(kind) for kind, _ in RESULTS])
 def test_the_bodies_that_are_changed_are_valid_and_are_all_there_are(kind: Any, body: Any) -> None:
-    value = session.decode(kind, httpx.Response(200), json.dumps(body).encode(), session.prepare(CHAT))
+    value = session.decode(kind, Answer(200, b"", json.dumps(body).encode()), session.prepare(CHAT))
     if isinstance(value, WireStruct):
         assert type(value).model_validate_json(value.model_dump_json()) == value
 

@@ -170,7 +170,7 @@ def test_sixty_four_threads_on_one_sync_client_some_interrupted(backend: Any) ->
         for thread in threads:
             thread.join(30)
         assert client.chat(model=MODEL, messages="next").content == "echo[gpt-4o-mini]: next"
-        transport: Any = client._async._session._transport
+        transport: Any = client._async._session.carrier.transport
         stats = transport.stats()
         client.close()
     assert ends == {"stream": 160, "echo[gpt-4o-mini]: x": 480}

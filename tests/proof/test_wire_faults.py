@@ -260,7 +260,7 @@ async def test_an_answer_that_is_cut_at_every_byte(
             else:
                 assert length >= complete, length
                 assert result == kind.result
-            assert in_use(client._session._transport) == 0
+            assert in_use(client._session.carrier.transport) == 0
         assert server.accepted == len(whole) + 1
 
 
