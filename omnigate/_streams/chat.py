@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from omnigate._calls.attempts import Call
 from omnigate._calls.session import Session
+from omnigate._streams.core import StreamCore
 from omnigate._streams.readers import (
     CompletionReader,
     StreamReader,
@@ -27,46 +28,53 @@ class ChatStream(BaseStream[ChatPiece]):
     def __init__(
         self, session: Session, call: Call, piece_type: type[ChatPiece], *, include_usage: bool
     ) -> None:
-        super().__init__(session, call)
-        self._piece_type: type[Any] = piece_type
-        self._include_usage = include_usage
+        def new_reader(request_id: str | None) -> StreamReader[Any]:
+            return _chat_reader(piece_type, request_id, call.secrets, include_usage=include_usage)
+
+        super().__init__(StreamCore(type(self).__name__, session, call, new_reader))
 
     @property
     def usage(self) -> Usage | None:
         """The tokens, once the stream has ended, if it was asked for with `include_usage=True`."""
-        return getattr(self._reader, "usage", None)
+        return getattr(self._core.reader, "usage", None)
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the model stopped, likewise."""
-        return getattr(self._reader, "finish_reason", None)
+        """Why the model stopped, once the stream has ended, if asked for with `include_usage=True`."""
+        return getattr(self._core.reader, "finish_reason", None)
 
     async def text(self) -> str:
-        """Return the rest of the text at once.
+        """Return the rest of the text as one string.
 
         Raises:
             GatewayError: as reading does; the text before the failure is lost then.
 
         """
+        core = self._core
         parts: list[str] = []
-        while await self.fill():
-            parts += [piece if isinstance(piece, str) else piece.text for piece in self.take()]
+        while await core.fill():
+            parts += [piece if isinstance(piece, str) else piece.text for piece in core.take()]
         return "".join(parts)
-
-    def _new_reader(self, request_id: str | None) -> StreamReader[ChatPiece]:
-        make: Callable[[str], Any] = str if self._piece_type is str else chunk_maker(request_id)
-        secrets = self._call.secrets
-        if not self._include_usage:
-            return TextReader(make, request_id=request_id, secrets=secrets)
-
-        def last(reader: UsageReader[Any]) -> list[Any]:
-            return [] if self._piece_type is str else [last_chunk(reader, request_id)]
-
-        return UsageReader(make, last, request_id=request_id, secrets=secrets)
 
 
 class CompletionStream(BaseStream[dict[str, Any]]):
     """The stream of a completion: OpenAI's chunks, as dicts, up to `[DONE]`."""
 
-    def _new_reader(self, request_id: str | None) -> StreamReader[dict[str, Any]]:
-        return CompletionReader(request_id=request_id, secrets=self._call.secrets)
+    def __init__(self, session: Session, call: Call) -> None:
+        def new_reader(request_id: str | None) -> StreamReader[dict[str, Any]]:
+            return CompletionReader(request_id=request_id, secrets=call.secrets)
+
+        super().__init__(StreamCore(type(self).__name__, session, call, new_reader))
+
+
+def _chat_reader(
+    piece_type: type[Any], request_id: str | None, secrets: tuple[str, ...], *, include_usage: bool
+) -> StreamReader[Any]:
+    make: Callable[[str], Any] = str if piece_type is str else chunk_maker(request_id)
+    if not include_usage:
+        return TextReader(make, request_id=request_id, secrets=secrets)
+
+    def last(reader: UsageReader[Any]) -> list[Any]:
+        return [] if piece_type is str else [last_chunk(reader, request_id)]
+
+    return UsageReader(make, last, request_id=request_id, secrets=secrets)

@@ -72,7 +72,7 @@ class BaseSyncStream(Generic[T, S]):
 
     async def _fetch(self) -> None:
         """Fetch the pieces that have arrived, in the portal's loop, where no interrupt can lose them."""
-        self._pieces.extend(await self._stream.fetch())
+        self._pieces.extend(await self._stream._core.fetch())
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._stream!r}>"
@@ -88,11 +88,11 @@ class SyncChatStream(BaseSyncStream[ChatPiece, ChatStream[ChatPiece]]):
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the model stopped, likewise."""
+        """Why the model stopped, once the stream has ended, if asked for with `include_usage=True`."""
         return self._stream.finish_reason
 
     def text(self) -> str:
-        """Return the rest of the text at once.
+        """Return the rest of the text as one string.
 
         Raises:
             GatewayError: as reading does; the text before the failure is lost then.

@@ -1,0 +1,433 @@
+"""Reads one stream, from its call to its pieces; the faces for async and sync programs stand on it.
+
+Its states are a table of their own (see `states`). Each way out of a step of reading, be it an error, a
+cancellation or `aclose()`, leads to a state of rest, with the response released unless the stream is open. If
+a stream is dropped while open, the finalizer hands the response to the event loop to be closed, and says so.
+
+A stream cancelled midway is closed for good; ending quietly would pass for a complete answer.
+
+`aclose()` may come while another task is in a step of reading. Then it stops the step and waits until that
+task has left it, and so has cleaned up: only one of the two ever uses the response. A step is stopped by its
+cancel scope; a read over our own transport, which has none (it would cost more than the read), by closing the
+connection.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final, Generic, TypeVar
+
+import anyio
+import anyio.lowlevel
+import httpx
+
+from omnigate._calls.attempts import Attempts, Call
+from omnigate._calls.session import Session
+from omnigate._runtime.isolation import close_soon
+from omnigate._runtime.loops import current_loop
+from omnigate._streams.readers import StreamReader
+from omnigate._streams.states import ABANDONED, BUSY, HOLDING, REFUSALS, SETTLED, Event, State, after
+from omnigate._transport.adapters import async_chunks, close_stream
+from omnigate._transport.bodies import BodyReader
+from omnigate._transport.messages import RawResponse
+from omnigate._wire.head import Meta
+from omnigate.exceptions import (
+    APIError,
+    ConnectionError,
+    GatewayError,
+    InvalidResponseError,
+    StreamClosedError,
+)
+
+T = TypeVar("T")
+
+_TAIL_SECONDS: Final = 1.0
+
+_TAIL_BYTES: Final = 65_536
+
+
+class _Incoming:
+    """The response of an open stream, and what reads it.
+
+    Attributes:
+        is_own: whether it is our own transport's, whose closing takes no await and ends a read.
+
+    """
+
+    __slots__ = ("body", "chunks", "is_own", "loop", "response")
+
+    body: BodyReader
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self.is_own = isinstance(response, RawResponse)
+        self.loop = current_loop()
+        self.chunks = async_chunks(response.stream)
+
+    async def close(self) -> None:
+        await close_stream(self.response.stream, self.chunks)
+
+
+class StreamCore(Generic[T]):
+    """One stream: opens it, reads its pieces, closes it.
+
+    Attributes:
+        state: where it is.
+        pieces: those that have arrived and were not taken.
+        meta: what the head of the response said; None before there is one.
+        reader: what reads the response; None before there is one.
+
+    """
+
+    def __init__(
+        self, name: str, session: Session, call: Call, new_reader: Callable[[str | None], StreamReader[T]]
+    ) -> None:
+        """Begin.
+
+        Args:
+            name: of the public class, for warnings.
+            session: what sends.
+            call: what is sent.
+            new_reader: makes the reader of a response, given its request id.
+
+        """
+        self.state: State = State.NEW
+        self.pieces: deque[T] = deque()
+        self.meta: Meta | None = None
+        self.reader: StreamReader[T] | None = None
+        self._name = name
+        self._session = session
+        self._call = call
+        self._new_reader = new_reader
+        self._incoming: _Incoming | None = None
+        self._attempts: Attempts | None = None
+        self._arrived: int = 0  # pieces; once there is one, nothing is retried
+        # While FAILED, the error to raise. While RETRYING, what to recover from; the HTTP status to judge by.
+        self._failure: tuple[GatewayError, int | None] | None = None
+        self._scope: anyio.CancelScope | None = None  # of the step
+        self._left: anyio.Event | None = None  # set when the task inside leaves, if another waits for it
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is held, and nothing is left to hand on."""
+        return self.state is State.CLOSED or (self.state is State.ENDED and not self.pieces)
+
+    async def open(self) -> None:
+        """Return when the head of the response has come, or had.
+
+        Raises:
+            GatewayError: as a call does.
+            StreamClosedError: the stream was closed, or another task is opening it.
+
+        """
+        if self.state in SETTLED:
+            await anyio.lowlevel.checkpoint()
+        elif self.state not in HOLDING:
+            await self._step(self._receive_head)
+
+    async def next(self) -> T:
+        """Return the next piece.
+
+        Raises:
+            StopAsyncIteration: there is none.
+            GatewayError: as reading does.
+
+        """
+        if self.pieces:
+            await anyio.lowlevel.checkpoint()
+        elif not await self.fill():
+            raise StopAsyncIteration
+        return self.pieces.popleft()
+
+    async def fill(self) -> bool:
+        """Wait until there are pieces to take, and return whether there are: False at the end.
+
+        Raises:
+            GatewayError: as reading does.
+
+        """
+        while not self.pieces:
+            if self.state not in SETTLED:
+                await self._step(self._advance)
+                continue
+            await anyio.lowlevel.checkpoint()
+            if self.state is State.ENDED:
+                return False
+            if self._failure is not None:  # else another task has been told or has closed the stream
+                (error, _), self._failure = self._failure, None
+                self._move(Event.TELL)
+                try:
+                    raise error
+                finally:
+                    del error  # breaks the cycle of the error, its traceback and this frame
+        return True
+
+    async def fetch(self) -> list[T]:
+        """Wait until there are pieces, and return all that have arrived; none at the end.
+
+        Raises:
+            GatewayError: as reading does.
+
+        """
+        return self.take() if await self.fill() else []
+
+    def take(self) -> list[T]:
+        """Return the pieces that have arrived and were not taken, without waiting."""
+        pieces = list(self.pieces)
+        self.pieces.clear()
+        return pieces
+
+    async def aclose(self) -> None:
+        """Close the stream, or have the task that is inside leave it, and return when it holds nothing."""
+        self.pieces.clear()
+        was_busy = self.state in BUSY
+        self._move(Event.CLOSE)
+        if was_busy:
+            await self._until_left()
+        elif self.state is State.CLOSING:
+            try:
+                if self.reader is not None and self.reader.done:
+                    await self._drain()
+            finally:
+                await self._release()
+
+    def _move(self, event: Event) -> None:
+        self.state = after(self.state, event)
+
+    async def _step(self, step: Callable[[Attempts], Awaitable[None]]) -> None:
+        """Do one step of reading, within the deadline; one that does not come to rest closes the stream."""
+        if self.state in REFUSALS:
+            raise StreamClosedError(REFUSALS[self.state])
+        if self._attempts is None:
+            self._attempts = self._session.attempts(self._call)
+        attempts = self._attempts
+        incoming = self._incoming
+        self._move(Event.SEND if incoming is None else Event.READ)
+        try:
+            if incoming is not None and incoming.is_own and attempts.deadline == math.inf:
+                await step(attempts)
+            else:
+                with anyio.CancelScope(deadline=attempts.deadline) as self._scope:
+                    await step(attempts)
+                if self._scope.cancelled_caught and self.state not in ABANDONED:
+                    raise attempts.overdue()
+        except Exception:
+            if self.state not in ABANDONED:  # else it is what `aclose` has brought about
+                raise
+        finally:
+            self._scope = None
+            if self.state in BUSY:
+                self._move(Event.BREAK)
+                await self._release()
+            else:
+                self._leave()
+        if self.state is State.CLOSED:
+            raise StreamClosedError(REFUSALS[self.state])
+
+    async def _until_left(self) -> None:
+        """Wait until the task inside has left and cleaned up; one that is STOPPING is made to leave first."""
+        if self._left is None:
+            self._left = anyio.Event()
+        left = self._left
+        if self.state is State.STOPPING:
+            if self._scope is not None:
+                self._scope.cancel()
+            else:
+                await self._close()  # without an await, since it is our own: the read fails
+        await left.wait()
+
+    def _leave(self) -> None:
+        left, self._left = self._left, None
+        if left is not None:
+            left.set()
+
+    async def _release(self) -> None:
+        """Close the response, whatever happens meanwhile, and leave the stream closed."""
+        self._failure = None
+        try:
+            await self._close()
+        finally:
+            self._move(Event.RELEASE)
+            self._leave()
+
+    async def _receive_head(self, attempts: Attempts) -> None:
+        await self._open(attempts)
+        self._move(Event.PAUSE)
+
+    async def _open(self, attempts: Attempts) -> None:
+        """Send the request, again if need be, until a head of success has come."""
+        if self._failure is not None:
+            (failed, status), self._failure = self._failure, None
+            try:
+                await attempts.recover(failed, status=status)
+            finally:
+                del failed  # breaks the cycle of the error, its traceback and this frame
+        while True:
+            attempts.count += 1
+            try:
+                await self._session.run(self._open_once, attempts)
+            except httpx.TransportError as error:
+                failure = self._session.failure_of(error, attempts)
+            except (APIError, ConnectionError) as error:
+                failure = error
+            else:
+                self._move(Event.HEAD)
+                return
+            try:
+                await self._close()
+                await attempts.recover(failure)
+            finally:
+                del failure  # breaks the cycle of the error, its traceback and this frame
+
+    async def _open_once(self, attempts: Attempts) -> None:
+        session = self._session
+        response = await session.open(self._call)
+        # Kept on the object first: a caller that is cancelled now finds it there and closes it.
+        incoming = self._incoming = _Incoming(response)
+        if not 200 <= response.status_code < 300:
+            raise await session.error_of(response, incoming.chunks, self._call)
+        incoming.body = BodyReader(response, incoming.chunks, session.max_response_bytes)
+        self.meta = attempts.meta(response)
+        self.reader = self._new_reader(response.headers.get("x-request-id"))
+
+    async def _advance(self, attempts: Attempts) -> None:
+        """Read until there are pieces, or the end, or an error to raise."""
+        if self._incoming is None:
+            await self._open(attempts)
+        if self.state in ABANDONED:  # just as the head came
+            return
+        incoming, reader = self._incoming, self.reader
+        assert incoming is not None
+        assert reader is not None
+        if reader.done:
+            await self._finish(reader, attempts)
+            return
+        try:
+            data = await self._next(incoming)
+        except httpx.TransportError as error:
+            if self.state not in ABANDONED:
+                await self._break(incoming, reader, error, attempts)
+            return
+        if self.state in ABANDONED:
+            return
+        self._add(reader.finish() if data is None else reader.feed(data))
+        if reader.done:  # what came before is handed on before the tail is waited for
+            self._move(Event.PAUSE)
+        elif reader.error is not None:
+            await self._close()
+            self._fail(reader.error, reader.transient, attempts)
+        elif data is not None:
+            self._move(Event.PAUSE)
+        elif reader.ends_with_body:
+            await self._close()
+            self._move(Event.END)
+        else:
+            await self._break(incoming, reader, None, attempts)
+
+    def _next(self, incoming: _Incoming) -> Awaitable[bytes | None]:
+        """Return the next piece of the body, or None at its end; to be awaited."""
+        return self._session.run(incoming.body.next)
+
+    def _add(self, pieces: list[T]) -> None:
+        self.pieces.extend(pieces)
+        self._arrived += len(pieces)
+
+    async def _finish(self, reader: StreamReader[T], attempts: Attempts) -> None:
+        """Read the tail, and end as the gateway has said before it."""
+        self._move(Event.MARK)
+        await self._drain()
+        await self._close()
+        if reader.error is None:
+            self._move(Event.END)
+        else:
+            self._fail(reader.error, reader.transient, attempts)
+
+    def _fail(
+        self, error: GatewayError, transient: int | None, attempts: Attempts, *, broke: bool = False
+    ) -> None:
+        """End with a failure that came inside the stream, or prepare to open anew.
+
+        Args:
+            error: the failure.
+            transient: the HTTP status to judge by whether it may pass; None if it may not.
+            attempts: those of the call.
+            broke: whether it is the connection's, which is judged as a call's.
+
+        """
+        error.attempts = attempts.count
+        self._failure = error, transient
+        may_retry = not self._arrived and (broke or transient is not None)
+        self._move(Event.RETRY if may_retry else Event.FAIL)
+
+    async def _break(
+        self,
+        incoming: _Incoming,
+        reader: StreamReader[T],
+        cause: httpx.TransportError | None,
+        attempts: Attempts,
+    ) -> None:
+        """End with a connection that broke, what was held back handed on first, or prepare to open anew."""
+        self._add(reader.flush())
+        received = f"after {incoming.body.received:,} bytes of the stream, before its end"
+        address = self._session.base_url
+        error: GatewayError
+        if cause is None:
+            error = ConnectionError(f"The connection to the gateway at {address} ended {received}")
+        else:
+            error = self._session.failure_of(cause, attempts)
+            if isinstance(error, ConnectionError):
+                error.args = (f"The connection to the gateway at {address} broke {received}: {error.reason}",)
+        error.attempts = attempts.count
+        error.request_id = None if self.meta is None else self.meta.request_id
+        await self._close()
+        if reader.error is not None:  # the provider's failure, of which at least the beginning came
+            reader.error.__cause__ = error
+            self._fail(reader.error, reader.transient, attempts)
+        else:
+            self._fail(error, None, attempts, broke=True)
+
+    async def _drain(self) -> None:
+        """Read what follows the end mark, bounded: the gateway writes its usage record meanwhile."""
+        incoming = self._incoming
+        if incoming is None:
+            return
+        body = incoming.body
+        limit = body.received + _TAIL_BYTES
+
+        async def read() -> None:
+            try:
+                while body.received < limit and await body.next() is not None:
+                    pass
+            except (httpx.TransportError, InvalidResponseError):
+                pass  # the answer is complete; how the connection ends after it does not matter
+
+        with anyio.move_on_after(_TAIL_SECONDS, shield=True):
+            await self._session.run(read)
+
+    async def _close(self) -> None:
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None:
+            await self._session.discard(incoming.response, incoming.chunks)
+
+    def __del__(self) -> None:
+        incoming: _Incoming | None = getattr(self, "_incoming", None)
+        if incoming is not None:
+            self._incoming = None
+            close_soon(incoming.loop, incoming.close)
+            warnings.warn(
+                f"{self._name} was dropped before its end; use `async with`, or call `aclose()`",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    def __repr__(self) -> str:
+        state = self.state.value
+        incoming = self._incoming
+        if incoming is not None and self.state in HOLDING and incoming.body.received:
+            pieces = "1 piece" if self._arrived == 1 else f"{self._arrived:,} pieces"
+            state += f": {incoming.body.received:,} bytes, {pieces}"
+        return f"<{self._name} {state}>"

@@ -1,0 +1,443 @@
+"""The table of a stream's states, and that streams keep to it."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+
+import omnigate
+from omnigate import (
+    AnyIOTransport,
+    AsyncClient,
+    AuthError,
+    ConnectionError,
+    ProviderError,
+    RetryConfig,
+    StreamClosedError,
+)
+from omnigate._streams import core
+from omnigate._streams.states import (
+    ABANDONED,
+    BUSY,
+    HOLDING,
+    REFUSALS,
+    SETTLED,
+    TRANSITIONS,
+    Event,
+    State,
+    after,
+)
+
+from ..support.fake_streams import FakeNetwork
+from ..support.scripted import ChunkStream, ScriptedTransport, Step, error_answer
+
+HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
+
+CHUNK = b'data: {"choices": []}\n\n'
+DONE = b"data: [DONE]\n\n"
+FAILURE = b'data: {"error": {"message": "OpenAI error 401: x"}}\n\n'
+PASSING_FAILURE = b'data: {"error": {"message": "OpenAI error 503: x"}}\n\n'
+
+
+# The table
+
+
+@pytest.mark.parametrize("event", Event)
+@pytest.mark.parametrize("state", State)
+def test_an_event_leads_to_one_state_or_is_refused_as_a_bug(state: State, event: Event) -> None:
+    if (state, event) in TRANSITIONS:
+        assert after(state, event) is TRANSITIONS[state, event]
+    else:
+        with pytest.raises(AssertionError, match=f"a stream that is {state.name} cannot {event.value}"):
+            after(state, event)
+
+
+def reachable(start: State, events: Any = Event) -> set[State]:
+    found = {start}
+    while (
+        new := {to for (state, event), to in TRANSITIONS.items() if state in found and event in events}
+        - found
+    ):
+        found |= new
+    return found
+
+
+def test_every_state_can_be_reached_from_new() -> None:
+    assert reachable(State.NEW) == set(State)
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_stream_can_be_closed_in_every_state_and_is_at_rest_afterwards(state: State) -> None:
+    closing = after(state, Event.CLOSE)
+    assert closing in ABANDONED | {State.ENDED, State.CLOSED}
+    if closing in ABANDONED:
+        assert after(closing, Event.RELEASE) is State.CLOSED
+
+
+@pytest.mark.parametrize("state", sorted(BUSY, key=lambda state: state.name))
+def test_a_step_that_is_broken_off_releases_the_response(state: State) -> None:
+    assert after(after(state, Event.BREAK), Event.RELEASE) is State.CLOSED
+    assert state in REFUSALS
+
+
+@pytest.mark.parametrize("state", [State.ENDED, State.CLOSED])
+def test_nothing_follows_the_end_of_a_stream(state: State) -> None:
+    assert reachable(state) == {state}
+
+
+def test_a_stream_that_is_being_closed_is_never_open_again() -> None:
+    for state in ABANDONED:
+        assert reachable(state) <= ABANDONED | {State.ENDED, State.CLOSED}
+
+
+def test_the_groups_of_states_agree() -> None:
+    assert ABANDONED < BUSY
+    assert {State.READING, State.DRAINING} == HOLDING & BUSY
+    assert set(REFUSALS) == BUSY | {State.CLOSED}
+    assert not SETTLED & (BUSY | HOLDING)
+
+
+# Streams in each state
+
+
+class Body(ChunkStream):
+    """A body whose closing takes a while, if it is told to."""
+
+    def __init__(self, *chunks: bytes | Exception | float, slow: bool = False) -> None:
+        super().__init__(chunks)
+        self.slow = slow
+
+    async def aclose(self) -> None:
+        if self.slow:
+            await anyio.sleep(0.5)
+        await super().aclose()
+
+
+def make_stream(*answers: Body | Step, method: str = "chat_stream", **arguments: Any) -> Any:
+    steps = [httpx.Response(200, stream=answer) if isinstance(answer, Body) else answer for answer in answers]
+    client = AsyncClient(
+        "llmg_x",
+        base_url="http://gateway.test",
+        transport=ScriptedTransport(*steps),
+        retry_config=RetryConfig(jitter=0),
+    )
+    return getattr(client, method)(**HELLO, **arguments)
+
+
+async def settled() -> None:
+    await anyio.sleep(0.01)
+
+
+async def read_all(stream: Any) -> None:
+    with suppress(StreamClosedError):
+        async for _ in stream:
+            pass
+
+
+async def never(_: httpx.Request) -> httpx.Response:
+    await anyio.sleep_forever()
+    raise AssertionError
+
+
+@asynccontextmanager
+async def beside(use: Callable[[], Awaitable[object]], stream: Any) -> AsyncIterator[Any]:
+    """Yield `stream` while `use` runs in another task."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(use)
+        await settled()
+        yield stream
+        group.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def stream_in(state: State) -> AsyncIterator[Any]:
+    """Yield a stream that is in `state`, and stays there until it is used or five virtual minutes pass."""
+    stream = make_stream(Body(b"abc", 300.0, b"d", slow=state in ABANDONED))
+    match state:
+        case State.NEW:
+            yield stream
+            await stream.aclose()
+        case State.OPENING:
+            stream = make_stream(never)
+            async with beside(lambda: read_all(stream), stream):
+                yield stream
+        case State.OPEN:
+            async with stream:
+                await anext(stream)
+                yield stream
+        case State.READING:
+            async with beside(lambda: read_all(stream), stream):
+                yield stream
+        case State.DRAINING:
+            stream = make_stream(Body(CHUNK, DONE, 300.0), method="completions_stream")
+            async with beside(lambda: read_all(stream), stream):
+                yield stream
+        case State.RETRYING:
+            stream = make_stream(Body(httpx.ReadError("reset")), Body(b"abc"))
+            await stream._core._step(stream._core._advance)  # the next step follows without a pause
+            yield stream
+            await stream.aclose()
+        case State.ENDED:
+            stream = make_stream(Body(b"abc"))
+            await stream.text()
+            yield stream
+        case State.FAILED:
+            stream = make_stream(Body(b"abc\n[error] OpenAI error 401: x"))
+            assert await anext(stream) == "abc"
+            await stream._core._step(stream._core._advance)
+            yield stream
+        case State.STOPPING:
+            async with beside(lambda: read_all(stream), stream), beside(stream.aclose, stream):
+                yield stream
+        case State.CLOSING:
+            await anext(stream)
+            async with beside(stream.aclose, stream):
+                yield stream
+        case State.CLOSED:
+            await anext(stream)
+            await stream.aclose()
+            yield stream
+
+
+ANOTHER = "another task"
+CLOSED = "before its end"
+
+NEXT: dict[State, Any] = {
+    State.NEW: "abc",
+    State.OPENING: ANOTHER,
+    State.OPEN: "d",
+    State.READING: ANOTHER,
+    State.DRAINING: ANOTHER,
+    State.RETRYING: "abc",
+    State.ENDED: StopAsyncIteration,
+    State.FAILED: ProviderError,
+    State.STOPPING: CLOSED,
+    State.CLOSING: CLOSED,
+    State.CLOSED: CLOSED,
+}
+"""What the next piece is; the message of a StreamClosedError; or an error."""
+
+REPRS = {
+    State.NEW: "<ChatStream new>",
+    State.OPENING: "<ChatStream opening>",
+    State.OPEN: "<ChatStream open: 3 bytes, 1 piece>",
+    State.READING: "<ChatStream reading: 3 bytes, 1 piece>",
+    State.DRAINING: "<CompletionStream ending: 37 bytes, 1 piece>",
+    State.RETRYING: "<ChatStream to be opened again>",
+    State.ENDED: "<ChatStream ended>",
+    State.FAILED: "<ChatStream failed>",
+    State.STOPPING: "<ChatStream being closed>",
+    State.CLOSING: "<ChatStream closing>",
+    State.CLOSED: "<ChatStream closed before its end>",
+}
+
+every_state = pytest.mark.parametrize("state", State)
+
+on_each_loop = [pytest.mark.anyio, pytest.mark.virtual_time]
+
+
+class TestEveryState:
+    pytestmark = on_each_loop
+
+    @every_state
+    async def test_the_next_piece_comes_or_an_error_says_why_not(self, state: State) -> None:
+        expected = NEXT[state]
+        async with stream_in(state) as stream:
+            assert stream._core.state is state
+            if expected in (ANOTHER, CLOSED):
+                with pytest.raises(StreamClosedError, match=expected):
+                    await anext(stream)
+            elif isinstance(expected, str):
+                assert await anext(stream) == expected
+            else:
+                with pytest.raises(expected):
+                    await anext(stream)
+
+    @every_state
+    async def test_entering_opens_or_goes_on_or_is_refused(self, state: State) -> None:
+        async with stream_in(state) as stream:
+            if state in HOLDING | SETTLED:
+                assert await stream.__aenter__() is stream
+                assert stream._core.state is state
+            elif state in REFUSALS:
+                with pytest.raises(StreamClosedError, match=NEXT[state]):
+                    await stream.__aenter__()
+                assert stream._core.state is state
+            else:
+                assert await stream.__aenter__() is stream
+                assert stream._core.state is State.OPEN
+
+    @every_state
+    async def test_closing_leaves_nothing_to_read(self, state: State) -> None:
+        async with stream_in(state) as stream:
+            with anyio.fail_after(5):
+                await stream.aclose()
+                await stream.aclose()
+            ends_well = state in (State.DRAINING, State.ENDED)
+            assert stream._core.state is (State.ENDED if ends_well else State.CLOSED)
+            assert stream.is_closed
+            with pytest.raises(StopAsyncIteration if ends_well else StreamClosedError):
+                await anext(stream)
+
+    @every_state
+    async def test_a_stream_is_closed_once_nothing_can_be_read(self, state: State) -> None:
+        async with stream_in(state) as stream:
+            assert stream.is_closed is (state in (State.ENDED, State.CLOSED))
+
+    @every_state
+    async def test_the_repr_tells_the_state_and_what_has_arrived(self, state: State) -> None:
+        async with stream_in(state) as stream:
+            assert repr(stream) == REPRS[state]
+
+
+class TestStreams:
+    pytestmark = on_each_loop
+
+    async def test_the_repr_counts_bytes_and_pieces_in_thousands(self) -> None:
+        stream = make_stream(Body(*[b"ab"] * 1_000, b"c"))
+        async with stream:
+            assert repr(stream) == "<ChatStream open>"
+            for _ in range(1_000):
+                await anext(stream)
+            assert repr(stream) == "<ChatStream open: 2,000 bytes, 1,000 pieces>"
+
+    async def test_an_ended_stream_with_pieces_left_is_not_closed(self) -> None:
+        stream = make_stream(Body(b"a", b"\n[err"))
+        assert await anext(stream) == "a"
+        assert await stream._core.fill()
+        assert (stream._core.state, stream.is_closed) == (State.ENDED, False)
+        assert await anext(stream) == "\n[err"
+        assert stream.is_closed
+
+    @pytest.mark.parametrize(
+        "chunks",
+        [
+            [b"a", b"\n[err"],
+            [b"a", b"\n[err", httpx.ReadError("reset")],
+            [httpx.ReadError("reset")],
+            [b"\n[error] OpenAI error 503: x"],
+            [b"\n[error] OpenAI error 401: x"],
+        ],
+    )
+    async def test_closing_a_stream_just_as_it_ends_is_not_taken_for_its_end(self, chunks: list[Any]) -> None:
+        # The end has come, and the task that reads is releasing the response when another closes the stream.
+        stream = make_stream(Body(*chunks, slow=True), Body(b"again"))
+        outcomes: list[BaseException] = []
+
+        async def read() -> None:
+            try:
+                await stream.text()
+            except StreamClosedError as error:
+                outcomes.append(error)
+
+        async with beside(read, stream):
+            await stream.aclose()
+            await settled()
+        assert [str(error) for error in outcomes] == ["the stream was closed before its end"]
+        assert stream._core.state is State.CLOSED
+        assert stream._core._failure is None
+
+
+# Every row of the table
+
+
+async def _broken_off() -> None:
+    with pytest.raises(AuthError):
+        await anext(make_stream(error_answer(401, "Invalid API key")))
+    with anyio.move_on_after(1):
+        await make_stream(Body(b"a", 100.0)).text()
+    with pytest.raises(ZeroDivisionError):
+        await read_all(make_stream(Body(DONE, ZeroDivisionError()), method="completions_stream"))
+
+
+async def _failing() -> None:
+    with pytest.raises(ConnectionError):
+        await make_stream(Body(b"a", httpx.ReadError("reset"))).text()
+    with pytest.raises(ProviderError):
+        await read_all(make_stream(Body(CHUNK, FAILURE), method="completions_stream"))
+
+
+async def _retried() -> None:
+    assert await make_stream(Body(httpx.ReadError("reset")), Body(b"a")).text() == "a"
+    stream = make_stream(Body(PASSING_FAILURE), Body(CHUNK, DONE), method="completions_stream")
+    assert len([piece async for piece in stream]) == 1
+
+
+async def _closed_in_every_state() -> None:
+    for state in State:
+        async with stream_in(state) as stream:
+            await stream.aclose()
+
+
+async def _closed_while_draining() -> None:
+    for end in (DONE, FAILURE, PASSING_FAILURE):
+        for tail in (0.5, ZeroDivisionError()):
+            body = Body(end, 0.2, tail) if isinstance(tail, Exception) else Body(end, tail)
+            stream = make_stream(body, method="completions_stream")
+            async with beside(lambda stream=stream: read_all(stream), stream):  # type: ignore[misc]
+                await stream.aclose()
+
+
+async def _closed_while_releasing() -> None:
+    for chunks in ([b"a"], [b"a", httpx.ReadError("")], [httpx.ReadError("")]):
+        stream = make_stream(Body(*chunks, slow=True), Body(b"a"))
+        async with beside(lambda stream=stream: read_all(stream), stream):  # type: ignore[misc]
+            await stream.aclose()
+
+
+async def _closed_just_as_the_head_comes() -> None:
+    network = FakeNetwork(checkpoints=0)
+    network.answer = lambda _: None
+    transport = AnyIOTransport()
+    transport._connect = network  # type: ignore[assignment]
+    client = AsyncClient("llmg_x", base_url="http://gateway.test", transport=transport)
+    stream: Any = client.chat_stream(**HELLO)
+
+    async def enter() -> None:
+        with suppress(StreamClosedError):
+            await stream.__aenter__()
+
+    async with beside(enter, stream):
+        wire = network.streams[0]
+        wire.incoming.append(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        wire.arrived.set()
+        await stream.aclose()
+    assert network.open == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+async def test_every_row_of_the_table_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[tuple[State, Event]] = set()
+
+    def recorded(state: State, event: Event) -> State:
+        seen.add((state, event))
+        return after(state, event)
+
+    monkeypatch.setattr(core, "after", recorded)
+    for use in (
+        _broken_off,
+        _failing,
+        _retried,
+        _closed_in_every_state,
+        _closed_while_draining,
+        _closed_while_releasing,
+        _closed_just_as_the_head_comes,
+    ):
+        await use()
+    assert {f"{state.name} {event.name}" for state, event in set(TRANSITIONS) - seen} == set()
+
+
+# The public face
+
+
+@pytest.mark.parametrize("name", ["ChatStream", "CompletionStream", "SyncChatStream", "SyncCompletionStream"])
+def test_a_stream_offers_programs_no_plumbing(name: str) -> None:
+    public = {each for each in dir(getattr(omnigate, name)) if not each.startswith("_")}
+    own = {"text", "usage", "finish_reason"} if "Chat" in name else set[str]()
+    closing = {"close"} if name.startswith("Sync") else {"aclose", "is_closed"}
+    assert public == {"meta"} | closing | own
