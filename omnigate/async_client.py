@@ -23,8 +23,9 @@ from omnigate._batch.pace.gate import Gates
 from omnigate._calls.base_client import BaseAsyncClient
 from omnigate._calls.racing import hedged, race
 from omnigate._calls.retry import RetryConfig
-from omnigate._calls.session import MAX_RESPONSE_BYTES, Session
+from omnigate._calls.session import Session
 from omnigate._streams.chat import ChatStream, CompletionStream
+from omnigate._transport.carrier import MAX_RESPONSE_BYTES
 from omnigate._wire import endpoints
 from omnigate._wire.arguments import (
     CallOptions,

@@ -15,11 +15,11 @@ from omnigate._batch.batch import Batch
 from omnigate._batch.items import BatchItem, check_source
 from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, ProgressArgument, StopOn
 from omnigate._calls.retry import RetryConfig
-from omnigate._calls.session import MAX_RESPONSE_BYTES
 from omnigate._sync.batch import SyncBatch
 from omnigate._sync.face import BaseClient, method, stream_method
 from omnigate._sync.portal import Backend, Portal
 from omnigate._sync.streams import SyncChatStream
+from omnigate._transport.carrier import MAX_RESPONSE_BYTES
 from omnigate._wire.arguments import CallOptions, Timeout
 from omnigate.async_client import AsyncClient, Transport
 from omnigate.exceptions import GatewayError
