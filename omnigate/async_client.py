@@ -3,8 +3,6 @@
 They are bound to no event loop before the first call, and own no task at any time.
 """
 
-from __future__ import annotations
-
 import os
 import ssl
 from collections.abc import Mapping, Sequence

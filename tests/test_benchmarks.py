@@ -8,6 +8,8 @@ import pytest
 from benchmarks.harness import Check, Result, measure, report, run, server
 from benchmarks.server import CHUNKS
 
+pytestmark = pytest.mark.proof
+
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("contender", ["bare", "ours", "openai"])

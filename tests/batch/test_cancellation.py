@@ -1,6 +1,5 @@
 """A batch is cancelled at its every await, in every way: nothing runs on, nothing is held, nothing is lost twice."""
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,11 @@ import pytest
 from omnigate import AnyIOTransport, AsyncClient, RetryConfig
 from omnigate.testing import LocalGateway
 
-from ..support.cancellation import ASYNCIO_WAYS, cancelled_everywhere
+from ..support.cancellation import WAYS_OF_ASYNCIO, WAYS_OF_TRIO, cancelled_at_every_checkpoint, count_tasks
 from ..support.provider import Provider
 
 MODEL = "gpt-4o-mini"
-WAYS = [("asyncio", way) for way in dict.fromkeys(ASYNCIO_WAYS)] + [("trio", "scope")]
-
-
-def tasks_of_asyncio() -> int:
-    try:
-        return len(asyncio.all_tasks())
-    except RuntimeError:  # trio
-        return 0
+WAYS = [("asyncio", way) for way in WAYS_OF_ASYNCIO] + [("trio", way) for way in WAYS_OF_TRIO]
 
 
 @pytest.mark.anyio
@@ -58,13 +50,13 @@ async def test_over_a_transport_in_memory(kind: str, way: str, tmp_path: Path, a
             async for outcome in batch:
                 outcome.unwrap()
 
-    before = tasks_of_asyncio()
+    before = count_tasks()
     points = 0
-    async for _ in cancelled_everywhere(run, way):
+    async for _ in cancelled_at_every_checkpoint(run, way):
         points += 1
         assert provider.in_flight == 0
         await anyio.lowlevel.checkpoint()  # the task that was cancelled is done, but asyncio forgets it now
-        assert tasks_of_asyncio() == before
+        assert count_tasks() == before
         if journal.exists():
             ids = [json.loads(line)["custom_id"] for line in journal.read_bytes().splitlines()]
             assert len(ids) == len(set(ids))
@@ -126,7 +118,7 @@ async def test_over_real_sockets(way: str, anyio_backend: str) -> None:
                     async for outcome in batch:
                         outcome.unwrap()
 
-            async for _ in cancelled_everywhere(run, way):
+            async for _ in cancelled_at_every_checkpoint(run, way):
                 stats = transport.stats()
                 assert (stats["in_use"], stats["waiting"], stats["opening"]) == (0, 0, 0)
                 assert stats["idle"] <= 3
@@ -143,7 +135,7 @@ async def test_over_httpx_s_own_transport_no_slot_is_lost() -> None:
                     async for outcome in batch:
                         outcome.unwrap()
 
-            async for _ in cancelled_everywhere(run, "scope"):
+            async for _ in cancelled_at_every_checkpoint(run, "scope"):
                 pass
             with anyio.fail_after(10):
                 assert len(await client.chat_many(["a", "b", "c"], model=MODEL)) == 3

@@ -333,6 +333,7 @@ print("complete", flush=True)
 """
 
 
+@pytest.mark.proof
 def test_a_batch_that_is_killed_at_any_moment_goes_on_where_it_was(tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
     chance = random.Random(4)  # of the progress; where in its work the process is then, is chance anyway

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..support.checkpoints import TRIED
+from ..support.cancellation import TRIED
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -577,6 +577,7 @@ MALICIOUS: dict[str, bytes] = {
 }  # fmt: skip
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("name", MALICIOUS)
 async def test_a_malicious_gateway_can_at_worst_make_a_call_fail(name: str) -> None:
     data = MALICIOUS[name]

@@ -2,7 +2,8 @@
 
 After each cancellation there is no task, no descriptor but those of idle connections, no slot that is held, and the
 next call on the same client works; after all of them no warning. The normal run takes each operation in the two
-hardest ways over each transport, and each way with operations of each kind; the marker `heavy` takes the whole product.
+hardest ways over our own transport; the marker `proof` the other transports, and each way with operations of each
+kind; the marker `heavy` the whole product.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ import pytest
 from omnigate import AnyIOTransport, APIError, AsyncAdminClient, AsyncClient, RetryConfig, StreamClosedError
 from omnigate.testing import LocalGateway
 
-from ..support.checkpoints import WAYS_OF_ASYNCIO, WAYS_OF_TRIO, cancelled_at_every_checkpoint
+from ..support.cancellation import LOOPS_AND_WAYS, cancelled_at_every_checkpoint, count_tasks
 from ..support.gateway_process import OVERLOADED, GatewayProcess, gateway_process, refuse_overloaded
 from ..support.servers import until
 
@@ -428,15 +429,6 @@ def gateway() -> Iterator[GatewayProcess]:
         yield gateway
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections() -> Iterator[None]:
-    """Garbage is collected after each operation, and only what is younger than the modules needs to be looked at."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def descriptors() -> list[str]:
     """Return what the process's open descriptors are."""
     found = list[str]()
@@ -455,7 +447,7 @@ class Loop:
             asyncio.get_running_loop().set_exception_handler(lambda _, context: self.errors.append(context))
         except RuntimeError:
             pass
-        self.tasks = self.count_tasks()
+        self.tasks = count_tasks()
         self.descriptors = len(descriptors())
 
     @classmethod
@@ -464,18 +456,9 @@ class Loop:
             await anyio.lowlevel.checkpoint()
         return cls()
 
-    @staticmethod
-    def count_tasks() -> int:
-        try:
-            return len(asyncio.all_tasks())
-        except RuntimeError:
-            import trio
-
-            return trio.lowlevel.current_statistics().tasks_living
-
     async def assert_nothing_is_left(self, place: Place) -> None:
         await anyio.lowlevel.checkpoint()  # a task that has ended is forgotten only now
-        assert self.count_tasks() == self.tasks
+        assert count_tasks() == self.tasks
         place.assert_nothing_is_held()
         # asyncio closes sockets a turn of the loop later
         try:
@@ -527,14 +510,14 @@ async def prove(
     return count
 
 
-TRIO, ASYNCIO, UVLOOP = "trio", "asyncio", ("asyncio", {"use_uvloop": True})
-HARDEST = [pytest.param(ASYNCIO, "task", id="asyncio-task"), pytest.param(TRIO, "scope", id="trio-scope")]
-LOOPS_AND_WAYS = [
-    *(pytest.param(ASYNCIO, way, id=f"asyncio-{way}") for way in WAYS_OF_ASYNCIO),
-    *(pytest.param(UVLOOP, way, id=f"uvloop-{way}") for way in WAYS_OF_ASYNCIO),
-    *(pytest.param(TRIO, way, id=f"trio-{way}") for way in WAYS_OF_TRIO),
-]
+HARDEST = [("asyncio", "task"), ("trio", "scope")]
 everywhere = pytest.mark.parametrize(("anyio_backend", "way"), LOOPS_AND_WAYS, indirect=["anyio_backend"])
+
+
+foreign_as_proof = pytest.mark.parametrize(
+    "transport",
+    ["own", *(pytest.param(place, marks=pytest.mark.proof) for place in PLACES if place != "own")],
+)
 
 
 @pytest.mark.anyio
@@ -567,7 +550,7 @@ ONE_CALL = [
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("transport", PLACES)
+@foreign_as_proof
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ONE_CALL])
 @pytest.mark.parametrize(("anyio_backend", "way"), HARDEST, indirect=["anyio_backend"])
 async def test_calls_streams_and_batches(
@@ -586,6 +569,7 @@ async def test_accounts_keys_and_metrics(
 
 
 @pytest.mark.anyio
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("name", "transport"), [("chat_hedged", "own"), ("usage_stream", "own"), ("chat", "httpx")]
 )
@@ -597,6 +581,7 @@ async def test_every_way(
 
 
 @pytest.mark.anyio
+@pytest.mark.proof
 @pytest.mark.parametrize("transport", PLACES)
 @everywhere
 async def test_closing(transport: str, way: str, gateway: GatewayProcess) -> None:

@@ -534,6 +534,7 @@ session = Session(
 )  # fmt: skip
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(("kind", "body"), RESULTS, ids=[str(kind) for kind, _ in RESULTS])
 @given(data=st.data())
 def test_anything_for_a_result_is_one_or_an_error_that_says_so(

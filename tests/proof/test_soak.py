@@ -1,6 +1,6 @@
 """Load and soak: many calls with faults among them, many streams, threads, loops and forks through one client.
 
-The sizes are small here; `pytest -m heavy tests/proof/test_soak.py -s` runs the large ones and prints figures.
+The sizes are small with the marker `proof`; `pytest -m heavy tests/proof/test_soak.py -s` runs the large ones and prints figures.
 """
 
 import gc
@@ -24,6 +24,8 @@ import pytest
 
 from omnigate import AnyIOTransport, AsyncClient, Client, GatewayError, RetryConfig
 from omnigate.testing import LocalGateway
+
+pytestmark = pytest.mark.proof
 
 SERVER = Path(__file__).parent.parent / "support" / "faulty_server.py"
 MODEL = "gpt-4o-mini"

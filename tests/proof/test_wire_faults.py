@@ -233,6 +233,7 @@ async def test_a_connection_that_is_reset(kind: Kind, whole: bytes, when: str, t
 # Cut, at every byte; stalled, at every stage
 
 
+@pytest.mark.proof
 @own_at_least
 @every_form
 @pytest.mark.parametrize("ending", ["closed", "reset"])

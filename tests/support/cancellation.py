@@ -1,106 +1,220 @@
-"""Cancels an operation at its first, second, third, … await, in every way there is, until it completes."""
+"""Cancels an operation at its first, second, third, … checkpoint, in every way there is, until it completes.
+
+The checkpoints of its child tasks count, too: of a hedged copy of a call, the workers of a batch, a foreign transport
+in isolation. They are counted on asyncio by a task factory, on trio by an instrument; a context variable, which a task
+inherits from the one that starts it, tells them from those of the test, such as its server's.
+"""
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from typing import Any
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from contextvars import ContextVar, copy_context
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
 
+T = TypeVar("T")
+
 Operation = Callable[[], Awaitable[object]]
 
-ASYNCIO_WAYS = ("scope", "task", "timeout", "eager" if sys.version_info >= (3, 12) else "task")
+WAYS_OF_ASYNCIO = (
+    "scope",
+    "task",
+    "woken",
+    "twice",
+    "timeout",
+    *(["eager"] if sys.version_info >= (3, 12) else []),
+)
+"""By an anyio scope; by `Task.cancel()`, just before the task waits; just after what it waits for is there, before it
+knows; at two checkpoints in a row; by `asyncio.timeout()`; by `Task.cancel()` where the loop starts tasks eagerly."""
+
+WAYS_OF_TRIO = ("scope", "woken")
+"""By a scope, while the task waits; when what it waits for is there."""
+
+LOOPS_AND_WAYS = [
+    *(("asyncio", way) for way in WAYS_OF_ASYNCIO),
+    *(("asyncio+uvloop", way) for way in WAYS_OF_ASYNCIO),
+    *(("trio", way) for way in WAYS_OF_TRIO),
+]
+"""All that there is to try: event loops as the fixture `anyio_backend` knows them, each with its ways."""
+
+TRIED: Counter[str] = Counter()
+"""How many cancellations were tried in this process, by event loop and way."""
+
+_MOST = 5_000
 
 
-class _Stepped:
-    """Awaits a coroutine, and calls `at_step` just before it gives up control for the n-th time."""
+_RUN: ContextVar["_Points | None"] = ContextVar("_RUN", default=None)
+"""What counts the checkpoints of this task."""
 
-    def __init__(self, operation: Awaitable[object], step: int, at_step: Callable[[], object]) -> None:
-        self.operation = operation
-        self.step = step
-        self.at_step = at_step
-        self.steps = 0
 
-    def __await__(self) -> Generator[Any, Any, object]:
-        inner = self.operation.__await__()
+class _Points:
+    """Counts the checkpoints of all tasks of one run, and acts at one of them."""
+
+    def __init__(self, point: int, act: Callable[[], object], *, way: str) -> None:
+        self.count = 0
+        self._point = point
+        self._act = act
+        self._when_woken = way == "woken"
+        self._last = point + 1 if way == "twice" else point
+
+    def waits(self, trap: Any = None) -> None:
+        """Count a checkpoint: a task gives up control until `trap` is done."""
+        self.count += 1
+        if self._point <= self.count <= self._last:
+            if self._when_woken and isinstance(trap, asyncio.Future):
+                trap.add_done_callback(lambda _: self._act())  # called before the task's own
+            else:
+                self._act()
+
+
+class _Counted(Coroutine[Any, Any, T]):
+    """A coroutine that reports each of its waits, and its end."""
+
+    def __init__(self, inner: Coroutine[Any, Any, T], points: _Points) -> None:
+        self._inner = inner
+        self._points = points
+
+    def send(self, value: Any) -> Any:
+        return self._step(self._inner.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._step(self._inner.throw, *error)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:  # cr_running and the like, which anyio looks at
+        return getattr(self._inner, name)
+
+    def _step(self, step: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            send: Callable[[], Any] = lambda: inner.send(None)  # type: ignore[attr-defined]  # noqa: E731
-            while True:
-                try:
-                    trap = send()
-                except StopIteration as stop:
-                    return stop.value
-                self.steps += 1
-                if self.steps == self.step:
-                    self.at_step()
-                try:
-                    value = yield trap
-                except BaseException as error:  # noqa: BLE001 - handed on
-                    send = lambda error=error: inner.throw(error)  # type: ignore[attr-defined, misc]  # noqa: E731
-                else:
-                    send = lambda value=value: inner.send(value)  # type: ignore[attr-defined, misc]  # noqa: E731
-        finally:
-            inner.close()  # type: ignore[attr-defined]
+            trap = step(*arguments)
+        except BaseException:
+            self._points.waits()
+            raise
+        self._points.waits(trap)
+        return trap
 
 
-async def _cancel_scope(operation: Operation, step: int) -> int:
-    with anyio.CancelScope() as scope:
-        stepped = _Stepped(operation(), step, scope.cancel)
-        await stepped
-    return stepped.steps
+async def _run_in_asyncio(operation: Operation, point: int, way: str) -> int:
+    loop = asyncio.get_running_loop()
+    acts: list[Callable[[], object]] = []  # the last one is what cancels
+    points = _Points(point, lambda: acts[-1]() if acts else None, way=way)
 
-
-async def _cancel_task(operation: Operation, step: int, **options: Any) -> int:
-    task: asyncio.Task[Any]
+    def new_task(coroutine: Any, *, loop: asyncio.AbstractEventLoop, **options: Any) -> asyncio.Task[Any]:
+        context = options.get("context") or copy_context()
+        if context.get(_RUN) is points:
+            coroutine = _Counted(coroutine, points)
+        return asyncio.Task(coroutine, loop=loop, **options)
 
     async def run() -> None:
-        await stepped
+        if way == "scope":
+            with anyio.CancelScope() as scope:
+                acts.append(scope.cancel)
+                await operation()
+        elif way == "timeout":
+            try:
+                async with asyncio.timeout(None) as timeout:
+                    acts.append(lambda: timeout.reschedule(0))
+                    await operation()
+                    acts.clear()
+            except TimeoutError:
+                if not timeout.expired():
+                    raise
+        else:
+            task = asyncio.current_task()
+            assert task is not None
+            acts.append(task.cancel)
+            await operation()
 
-    def cancel() -> None:
-        current = asyncio.current_task()
-        assert current is not None
-        current.cancel()
-
-    stepped = _Stepped(operation(), step, cancel)
-    task = asyncio.Task(run(), loop=asyncio.get_running_loop(), **options)
-    await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()
-    return stepped.steps
-
-
-async def _cancel_timeout(operation: Operation, step: int) -> int:
+    factory: Any = lambda loop, coroutine, **options: new_task(coroutine, loop=loop, **options)  # noqa: E731
+    is_eager = way == "eager"
+    if is_eager and isinstance(
+        loop, asyncio.BaseEventLoop
+    ):  # uvloop and asyncio's factory do not agree everywhere
+        factory = asyncio.create_eager_task_factory(new_task)  # type: ignore[attr-defined]
+    loop.set_task_factory(factory)
     try:
-        async with asyncio.timeout(None) as timeout:
-            stepped = _Stepped(operation(), step, lambda: timeout.reschedule(0))
-            await stepped
-    except TimeoutError:
-        if not timeout.expired():
-            raise
-    return stepped.steps
+        context = copy_context()
+        context.run(_RUN.set, points)
+        options: dict[str, Any] = {"eager_start": True} if is_eager else {}
+        root = new_task(run(), loop=loop, context=context, **options)
+        await asyncio.wait([root])
+    finally:
+        loop.set_task_factory(None)
+    acts.clear()
+    if not root.cancelled():
+        root.result()
+        is_native = way not in ("scope", "timeout")
+        assert not is_native or points.count <= point, (
+            f"the cancellation at {point} of {points.count} was swallowed"
+        )
+    return points.count
 
 
-async def cancelled_everywhere(operation: Operation, way: str = "scope") -> AsyncIterator[int]:
-    """Run `operation` again and again, cancelled one await later each time; yield after each.
+async def _run_in_trio(operation: Operation, point: int, way: str) -> int:
+    import trio
+
+    class WhenItWaits(trio.abc.Instrument):
+        def after_task_step(self, task: trio.lowlevel.Task) -> None:
+            if task.context.get(_RUN) is points:
+                points.waits()
+
+    class WhenWoken(trio.abc.Instrument):
+        def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+            if task.context.get(_RUN) is points:
+                points.waits()
+
+    with anyio.CancelScope() as scope:
+        points = _Points(point, scope.cancel, way=way)
+        instrument = WhenWoken() if way == "woken" else WhenItWaits()
+        trio.lowlevel.add_instrument(instrument)
+        before = _RUN.set(points)
+        try:
+            await operation()
+        finally:
+            _RUN.reset(before)
+            trio.lowlevel.remove_instrument(instrument)
+    return points.count
+
+
+async def cancelled_at_every_checkpoint(operation: Operation, way: str) -> AsyncGenerator[int, None]:
+    """Run `operation` again and again, cancelled one checkpoint later each time; yield after each.
 
     Args:
         operation: what is run.
-        way: how it is cancelled: by an anyio "scope", or with asyncio's own "task", "timeout" or "eager" task.
+        way: how it is cancelled: one of `WAYS_OF_ASYNCIO` or `WAYS_OF_TRIO`.
 
     """
-    run: Callable[[Operation, int], Awaitable[int]] = {
-        "scope": _cancel_scope,
-        "task": _cancel_task,
-        "timeout": _cancel_timeout,
-        "eager": lambda operation, step: _cancel_task(operation, step, eager_start=True),
-    }[way]
-    step = 0
+    try:
+        name = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+        run = _run_in_asyncio
+    except RuntimeError:
+        name = "trio"
+        run = _run_in_trio
+    point = 0
     while True:
-        step += 1
+        point += 1
         with anyio.fail_after(20):
-            steps = await run(operation, step)
-        yield step
-        if steps < step:
+            count = await run(operation, point, way)
+        TRIED[f"{name}-{way}"] += count >= point  # the last run was not cancelled
+        yield point
+        if count < point:
             return
-        assert step < 5_000, "the operation never completes"
+        assert point < _MOST, "the operation never completes"
+
+
+def count_tasks() -> int:
+    """Return how many tasks the event loop has."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        import trio
+
+        return trio.lowlevel.current_statistics().tasks_living

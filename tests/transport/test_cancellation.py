@@ -1,7 +1,7 @@
 """Cancelled at its first, second, third, … await, a call leaves a clean pool: slots free, waiters served.
 
-Each way of cancelling is tried on each operation: an anyio scope on both event loops, and asyncio's own
-`Task.cancel()` and `asyncio.timeout()`, which go through anyio's shields.
+Each way of cancelling is tried on each operation and event loop: an anyio scope, and asyncio's own `Task.cancel()` and
+`asyncio.timeout()`, which go through anyio's shields.
 """
 
 import asyncio
@@ -16,14 +16,13 @@ import trustme
 
 from omnigate._transport.anyio_transport import AnyIOTransport
 
-from ..support.cancellation import ASYNCIO_WAYS, cancelled_everywhere
+from ..support.cancellation import LOOPS_AND_WAYS, cancelled_at_every_checkpoint, count_tasks
 from ..support.fake_streams import FakeNetwork
 from ..support.servers import Served, open_sockets, serving, until
 
-WAYS = [("trio", "scope"), *(("asyncio", way) for way in dict.fromkeys(ASYNCIO_WAYS))]
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.parametrize(("anyio_backend", "way"), WAYS, indirect=["anyio_backend"]),
+    pytest.mark.parametrize(("anyio_backend", "way"), LOOPS_AND_WAYS, indirect=["anyio_backend"]),
 ]
 
 URL = "http://a.test/"
@@ -89,9 +88,9 @@ async def test_over_fake_streams(use: Use, reuse: bool, way: str) -> None:
     network.answer = lambda request: CHUNKED if request.endswith(end) else None
     transport = AnyIOTransport(max_connections=2)
     transport._connect = network  # type: ignore[assignment]
-    before = asyncio.all_tasks() if way != "scope" else set()
+    before = count_tasks()
     count = 0
-    async for count in cancelled_everywhere(lambda: use(transport, URL), way):
+    async for count in cancelled_at_every_checkpoint(lambda: use(transport, URL), way):
         assert is_clean(transport), transport
         assert network.open == transport.stats()["idle"] <= 1
         if reuse:
@@ -101,7 +100,7 @@ async def test_over_fake_streams(use: Use, reuse: bool, way: str) -> None:
             for pool in transport._pools.values():
                 pool.drop_idle(("http", "a.test", 80))
     assert count > 5
-    assert way == "scope" or asyncio.all_tasks() == before
+    assert count_tasks() == before
     await transport.aclose()
     assert network.open == 0
 
@@ -131,7 +130,7 @@ async def test_in_line_for_a_connection(victim: str, way: str) -> None:
             await whole(transport, URL)
 
     rounds = 0
-    async for rounds in cancelled_everywhere(operation, way):
+    async for rounds in cancelled_at_every_checkpoint(operation, way):
         assert is_clean(transport), transport
         async with anyio.create_task_group() as group:
             group.start_soon(other)
@@ -145,7 +144,7 @@ async def test_in_line_for_a_connection(victim: str, way: str) -> None:
     served = 0
     async with anyio.create_task_group() as group:
         rounds = 0
-        async for rounds in cancelled_everywhere(lambda: whole(transport, URL), way):
+        async for rounds in cancelled_at_every_checkpoint(lambda: whole(transport, URL), way):
             for _ in range(3):
                 group.start_soon(other)
             await anyio.lowlevel.checkpoint()
@@ -167,7 +166,7 @@ async def test_closing(way: str) -> None:
         finally:
             await transport.aclose()
 
-    async for _ in cancelled_everywhere(operation, way):
+    async for _ in cancelled_at_every_checkpoint(operation, way):
         assert network.open == 0
 
 
@@ -184,7 +183,7 @@ def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
 async def check_real(server: Served, transport: AnyIOTransport, use: Use, way: str, *, is_kept: bool) -> int:
     await use(transport, server.url)
     count = 0
-    async for count in cancelled_everywhere(lambda: use(transport, server.url), way):
+    async for count in cancelled_at_every_checkpoint(lambda: use(transport, server.url), way):
         assert is_clean(transport), transport
         if not is_kept:
             for pool in transport._pools.values():

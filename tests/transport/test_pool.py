@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import httpx
 import pytest
@@ -484,6 +485,37 @@ async def test_a_connection_on_which_something_came_unasked_is_not_used_again() 
         await until(lambda: not connection.is_quiet())
         assert await get(transport, server.url) == b"ok"
         assert server.accepted == 2
+        await transport.aclose()
+
+
+async def test_a_response_that_nobody_asked_for_is_noticed_whenever_it_comes() -> None:
+    async def talkative(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        await peer.send(OK)
+        await peer.closed()
+
+    async with serving(talkative) as server:
+        for turns in range(30):
+            transport = AnyIOTransport()
+            assert await get(transport, server.url) == b"ok"
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            await anyio.sleep(0.002)
+            (pool,) = transport._pools.values()
+            assert not any(connection.is_quiet() for stack in pool._idle.values() for connection in stack)
+            await transport.aclose()
+
+
+async def test_fifty_calls_share_five_real_connections_which_are_kept() -> None:
+    async with serving() as server:
+        transport = AnyIOTransport(max_connections=5)
+        async with anyio.create_task_group() as group:
+            for _ in range(50):
+                group.start_soon(get, transport, server.url)
+        for _ in range(3):
+            await get(transport, server.url)
+        assert server.accepted == 5
         await transport.aclose()
 
 

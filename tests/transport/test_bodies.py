@@ -1,4 +1,4 @@
-"""The undoing of compressed bodies, sans-I/O: what tests/test_calls.py shows with calls, at every split."""
+"""The undoing of compressed bodies, sans-I/O: what tests/calls/test_calls.py shows with calls, at every split."""
 
 import gzip
 import tracemalloc

@@ -12,9 +12,9 @@ import pytest
 from omnigate import AsyncClient, AuthError, ClientClosedError, RateLimitError, RetryConfig
 from omnigate._transport import AnyIOTransport
 
-from .support.fake_streams import FakeNetwork
-from .support.scripted import ScriptedTransport, Step, chat_answer, error_answer
-from .support.servers import until
+from ..support.fake_streams import FakeNetwork
+from ..support.scripted import ScriptedTransport, Step, chat_answer, error_answer
+from ..support.servers import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 

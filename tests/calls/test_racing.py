@@ -16,7 +16,7 @@ from omnigate import (
     TimeoutError,
 )
 
-from ..support.cancellation import cancelled_everywhere
+from ..support.cancellation import cancelled_at_every_checkpoint
 from ..support.scripted import chat_answer, error_answer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -167,5 +167,5 @@ async def test_cancelled_everywhere_nothing_is_left(kind: str) -> None:
         else:
             await client.chat(model="gpt-4o", messages="hi", hedge_after=0.5)
 
-    async for _ in cancelled_everywhere(run):
+    async for _ in cancelled_at_every_checkpoint(run, "scope"):
         assert models.in_flight == 0

@@ -33,8 +33,8 @@ from omnigate import (
     Usage,
 )
 
-from .support.fake_streams import FakeNetwork
-from .support.scripted import ChunkStream, ScriptedTransport, Step, error_answer
+from ..support.fake_streams import FakeNetwork
+from ..support.scripted import ChunkStream, ScriptedTransport, Step, error_answer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 

@@ -7,7 +7,7 @@ import pytest
 
 from omnigate._batch.pace.concurrency import AdaptiveConcurrency
 
-from .support.gateway_model import AdaptiveClient, Connections, Events, Provider
+from ...support.gateway_model import AdaptiveClient, Connections, Events, Provider
 
 Work = Callable[[random.Random], float]
 

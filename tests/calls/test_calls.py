@@ -40,7 +40,7 @@ from omnigate import (
 )
 from omnigate._wire import endpoints
 
-from .support.scripted import ChunkStream, ScriptedTransport, Step, chat_answer, error_answer
+from ..support.scripted import ChunkStream, ScriptedTransport, Step, chat_answer, error_answer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
@@ -416,6 +416,7 @@ def prepared(client: AsyncClient) -> tuple[str, bytes, bytes, bool]:
     return str(call.url), host, key, call.head is not None and host in call.head and key in call.head
 
 
+@pytest.mark.blocks
 async def test_a_call_of_another_thread_that_comes_while_the_configuration_changes_has_all_of_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

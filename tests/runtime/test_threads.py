@@ -9,18 +9,14 @@ import pytest
 
 from omnigate._runtime.threads import in_thread
 
-from ..support.checkpoints import WAYS_OF_ASYNCIO, WAYS_OF_TRIO, cancelled_at_every_checkpoint
+from ..support.cancellation import LOOPS_AND_WAYS, cancelled_at_every_checkpoint
 from ..support.servers import until
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("lingers", [False, True])
-@pytest.mark.parametrize(
-    ("anyio_backend", "way"),
-    [*(("asyncio", way) for way in WAYS_OF_ASYNCIO), *(("trio", way) for way in WAYS_OF_TRIO)],
-    indirect=["anyio_backend"],
-)
+@pytest.mark.parametrize(("anyio_backend", "way"), LOOPS_AND_WAYS, indirect=["anyio_backend"])
 async def test_a_result_is_used_or_disposed_of_once_wherever_the_caller_is_cancelled(
     way: str, lingers: bool
 ) -> None:

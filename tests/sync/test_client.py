@@ -37,16 +37,11 @@ from omnigate import (
     StreamClosedError,
 )
 
-from .support.interrupts import everywhere
-from .support.scripted import ChunkStream, ScriptedTransport, Step, chat_answer, error_answer
+from ..support.interrupts import everywhere
+from ..support.scripted import ChunkStream, ScriptedTransport, Step, chat_answer, error_answer
 
 HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
 PORTAL = "omnigate-portal"
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def backend(request: pytest.FixtureRequest) -> Any:
-    return request.param
 
 
 @pytest.fixture(autouse=True)

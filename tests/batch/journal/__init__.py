@@ -72,5 +72,5 @@ def ids_in(path: Path) -> list[str]:
 def start(source: str, *arguments: Any) -> "subprocess.Popen[str]":
     """Start a program in a process of its own, where it finds the tests."""
     command = [sys.executable, "-c", source, *map(str, arguments)]
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)

@@ -154,7 +154,7 @@ def test_a_journal_that_was_not_compacted_is_on_the_disk(path: Path, monkeypatch
 
 KILLED_COMPACTION = """
 import os, signal, sys
-from tests.journal import DIGEST, opened, success
+from tests.batch.journal import DIGEST, opened, success
 
 path, function, when = sys.argv[1:]
 journal = opened(path)

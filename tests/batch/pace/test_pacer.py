@@ -9,7 +9,7 @@ import pytest
 
 from omnigate._batch.pace.pacer import UNLIMITED, Pacer
 
-from .support.gateway_model import Events, Gateway, HeedlessClient, PacedClient
+from ...support.gateway_model import Events, Gateway, HeedlessClient, PacedClient
 
 Latency = Callable[[random.Random], float]
 
@@ -275,7 +275,10 @@ def sums(gateway: Gateway, name: str, windows: range) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("latency", LATENCIES)
-@pytest.mark.parametrize(("limit", "seeds"), [(60, 5), (600, 2), (6_000, 1)])
+@pytest.mark.parametrize(
+    ("limit", "seeds"),
+    [(60, 5), pytest.param(600, 2, marks=pytest.mark.proof), pytest.param(6_000, 1, marks=pytest.mark.proof)],
+)
 def test_a_client_alone_uses_97_percent_of_its_limit_with_less_than_one_rejection_a_window(
     limit: int, seeds: int, latency: str
 ) -> None:
@@ -339,7 +342,7 @@ OTHERS: dict[str, tuple[Callable[[random.Random, int], Callable[[float], float]]
 
 @pytest.mark.parametrize("latency", LATENCIES)
 @pytest.mark.parametrize("kind", OTHERS)
-@pytest.mark.parametrize("limit", [60, 600])
+@pytest.mark.parametrize("limit", [60, pytest.param(600, marks=pytest.mark.proof)])
 def test_a_limit_is_shared_with_two_that_know_nothing_of_it(limit: int, kind: str, latency: str) -> None:
     times, ours, theirs = OTHERS[kind]
     dice, events = random.Random(limit), Events()

@@ -28,7 +28,7 @@ from omnigate._calls.failures import response_error, stream_error, transient_sta
 from omnigate._streams.readers import TextReader
 from omnigate._transport.carrier import Answer
 
-from .support.scripted import ChunkStream, ScriptedTransport
+from ..support.scripted import ChunkStream, ScriptedTransport
 
 OPENAI_401 = 'OpenAI error 401: {"error":{"message":"Incorrect API key provided: sk-****."}}'
 OPENAI_429 = 'OpenAI error 429: {"error":{"message":"Rate limit reached for requests"}}'

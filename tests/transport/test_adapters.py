@@ -31,8 +31,8 @@ from omnigate._transport.default import environment_proxy
 from omnigate._transport.httpx_pool import PerLoopTransport
 from omnigate.testing import LocalGateway
 
-from .support.raw_server import RawServer, chat_bytes
-from .support.scripted import chat_answer
+from ..support.raw_server import RawServer, chat_bytes
+from ..support.scripted import chat_answer
 
 pytestmark = pytest.mark.anyio
 
@@ -270,6 +270,7 @@ async def read_event_stream(client: AsyncClient) -> None:
             pass
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("use", [read_chat, read_text_stream, read_half_a_stream, read_event_stream])
 async def test_a_native_cancellation_anywhere_loses_no_slot_of_httpxs_pool(use: Any) -> None:

@@ -148,7 +148,7 @@ def test_a_path_that_nobody_can_write_is_an_error() -> None:
 FULL_DISK = """
 import resource, sys
 from omnigate import JournalError
-from tests.journal import DIGEST, failure, opened, success
+from tests.batch.journal import DIGEST, failure, opened, success
 
 path, limit = sys.argv[1], int(sys.argv[2])
 journal = opened(path)
@@ -187,7 +187,7 @@ def test_a_full_disk_is_an_error_and_loses_nothing_that_was_done(
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert ran.returncode == 0, ran.stderr
     first, second = ran.stdout.splitlines()
@@ -256,7 +256,7 @@ def test_after_an_interrupted_write_nothing_is_written_any_more(
 
 HOLDER = """
 import os, sys, time
-from tests.journal import DIGEST, opened, success
+from tests.batch.journal import DIGEST, opened, success
 
 journal = opened(sys.argv[1])
 index = 0

@@ -188,6 +188,7 @@ journal.close(finished=False)
 """
 
 
+@pytest.mark.proof
 @pytest.mark.skipif(sys.platform == "win32", reason="the peak is not asked for there")
 def test_a_journal_of_a_million_ids_is_opened_in_32_bytes_an_id(tmp_path: Any) -> None:
     path = tmp_path / "journal.jsonl"

@@ -23,11 +23,6 @@ from ..support.provider import Provider
 MODEL = "gpt-4o-mini"
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def backend(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
 def client_of(provider: httpx.AsyncBaseTransport, backend: Any, **arguments: Any) -> Client:
     retries = RetryConfig(backoff_base=0, jitter=0)
     return Client(

@@ -1,0 +1,104 @@
+"""The command line: the demonstration, the local gateway, and what they say when they cannot run."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+OMNIGATE = [sys.executable, "-W", "error", "-m", "omnigate.cli"]
+NOBODY = "http://127.0.0.1:9"  # listens there
+
+
+@pytest.mark.parametrize(
+    "proxy", [{}, {"HTTP_PROXY": NOBODY, "ALL_PROXY": NOBODY}], ids=["direct", "behind a proxy"]
+)
+def test_the_demonstration_shows_the_main_job_and_ends_well(proxy: dict[str, str]) -> None:
+    done = subprocess.run(
+        [*OMNIGATE, "demo"], env=os.environ | proxy, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for words in ("Sign up", "echo[gpt-4o-mini]: Say hi in French", "ProviderError: [400]", "AuthError: [401] Invalid API key",
+                  "number 10", "10 answered, 0 failed, none lost", "Usage metrics", "Done."):  # fmt: skip
+        assert words in done.stdout
+    assert not re.search(r"llmg_[\w-]{20}", done.stdout)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_demonstration_stops_cleanly_on_a_signal(number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [*OMNIGATE, "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("Stream"):
+            break
+    process.send_signal(number)
+    rest, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "")
+    assert rest.endswith("stopped\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_gateway_command_prints_what_works_and_stops_cleanly(number: signal.Signals) -> None:
+    command = [*OMNIGATE, "gateway", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    exports: dict[str, str] = {}
+    for line in process.stdout:
+        if match := re.match(r"\s*export (\w+)=(.+)", line):
+            exports[match[1]] = match[2]
+        if "OMNIGATE_ADMIN_KEY" in exports:
+            break
+    script = """
+import omnigate
+print(omnigate.Client().chat(model="gpt-4o-mini", messages="hi").content, len(omnigate.AdminClient().list_orgs()))
+"""
+    used = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | exports,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (used.stdout, used.stderr) == ("echo[gpt-4o-mini]: hi 1\n", "")
+    process.send_signal(number)
+    rest, errors = process.communicate(timeout=30)
+    assert (process.returncode, rest, errors) == (0, "stopped\n", "")
+
+
+def test_a_busy_port_is_said_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = str(busy.getsockname()[1])
+        command = [*OMNIGATE, "gateway", "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: cannot serve at 127.0.0.1:{port}: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [("", "Error: host='' is not allowed: "), ("no..name", "Error: cannot serve at no..name:0: ")],
+)
+def test_a_host_that_is_none_is_said_in_one_line(host: str, words: str) -> None:
+    command = [*OMNIGATE, "gateway", "--port", "0", "--host", host]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(words)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("missing", ["click", "starlette"])
+def test_without_the_extra_the_command_says_what_to_install(missing: str) -> None:
+    script = f"import sys; sys.modules[{missing!r}] = None; from omnigate.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 1
+    assert "pip install 'omnigate[" in done.stderr
+    assert "Traceback" not in done.stderr

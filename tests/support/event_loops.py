@@ -1,0 +1,96 @@
+"""The event loops that tests run on, and a guard against code of ours that blocks one."""
+
+import asyncio
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import blockbuster
+import pytest
+from blockbuster import BlockingError, blockbuster_ctx
+
+from .virtual_time import virtual_backend
+
+BOTH = ("asyncio", "trio")
+"""Where the loop is only used."""
+
+EVERY = (
+    "asyncio+debug",
+    "asyncio+uvloop",
+    *(["asyncio+eager"] if sys.version_info >= (3, 12) else []),
+    "trio",
+)
+"""What anyio itself is tested on, for the wings that schedule, cancel and wait themselves."""
+
+
+def _eager(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], asyncio.AbstractEventLoop]:
+    def new_eager_loop() -> asyncio.AbstractEventLoop:
+        loop = new_loop()
+        loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+        return loop
+
+    return new_eager_loop
+
+
+def backend_of(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """Return anyio's backend and options for a test's parameter, in virtual time if the test is marked so."""
+    name, _, kind = request.param.partition("+")
+    is_virtual = request.node.get_closest_marker("virtual_time") is not None
+    backend, options = virtual_backend(name) if is_virtual else (name, {})
+    if kind == "debug":
+        options["debug"] = True
+    elif kind == "uvloop":
+        options["use_uvloop"] = True
+    elif kind == "eager":
+        options["loop_factory"] = _eager(options.get("loop_factory", asyncio.new_event_loop))
+    return backend, options
+
+
+@pytest.fixture(params=EVERY)
+def every_event_loop(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """Run a test on all that anyio is tested on; a wing's conftest calls this fixture `anyio_backend`."""
+    return backend_of(request)
+
+
+MAY_BLOCK = [
+    # One line to or from the page cache, so that an outcome is on disk before it is handed out; opening, syncing and
+    # compacting a journal are done in a thread.
+    ("file.py", ("append", "read_at")),
+    # A program's own handlers, which may write to a file.
+    ("logging/__init__.py", ("emit",)),
+]
+"""Where the event loop may be blocked on purpose: the end of a file's name and its functions."""
+
+
+@contextmanager
+def refusing_to_block() -> Iterator[list[str]]:
+    """Raise where code of ours blocks an event loop of asyncio, and list what did, as an `except` may hide the error."""
+    found: list[str] = []
+
+    class Blocked(BlockingError):
+        def __init__(self, function: str) -> None:
+            super().__init__(function)
+            found.append(f"{function}, called from\n{''.join(traceback.format_stack(limit=12))}")
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        blockbuster_ctx("omnigate", excluded_modules=["omnigate.testing"]) as guard,
+    ):
+        patch.setattr(blockbuster.blockbuster, "BlockingError", Blocked)
+        for file, functions in MAY_BLOCK:
+            for function in guard.functions.values():
+                function.can_block_in(file, functions)
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test in which code of ours blocks the event loop. Seen on asyncio alone: blockbuster does not know trio."""
+    if request.node.get_closest_marker("blocks"):
+        yield
+        return
+    with refusing_to_block() as found:
+        yield
+    assert not found, "\n".join(found)

@@ -1,0 +1,14 @@
+"""The event loops of the portal's thread: what `Client(backend=)` takes. The loop in it must not be blocked, either."""
+
+from typing import Any
+
+import pytest
+
+from ..support.event_loops import BOTH, nothing_blocks
+
+__all__ = ["nothing_blocks"]
+
+
+@pytest.fixture(params=BOTH)
+def backend(request: pytest.FixtureRequest) -> Any:
+    return request.param
