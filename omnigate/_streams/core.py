@@ -27,7 +27,7 @@ import httpx
 from omnigate._calls.attempts import Call, Opening
 from omnigate._calls.session import Session
 from omnigate._streams.readers import StreamReader
-from omnigate._streams.states import ABANDONED, BUSY, HOLDING, REFUSALS, SETTLED, Event, State, after
+from omnigate._streams.states import ABANDONED, BUSY, HOLDING, REFUSALS, SETTLED, TRANSITIONS, Event, State
 from omnigate._transport.carrier import Reply
 from omnigate._wire.head import Meta
 from omnigate.exceptions import (
@@ -41,6 +41,9 @@ T = TypeVar("T")
 _TAIL_SECONDS: Final = 1.0
 
 _TAIL_BYTES: Final = 65_536
+
+_READ: Final = Event.READ  # an enum's attributes are slow, and these two come with each piece
+_PAUSE: Final = Event.PAUSE
 
 
 class StreamCore(Generic[T]):
@@ -167,7 +170,7 @@ class StreamCore(Generic[T]):
                 await self._release()
 
     def _move(self, event: Event) -> None:
-        self.state = after(self.state, event)
+        self.state = TRANSITIONS[self.state, event]
 
     async def _step(self, step: Callable[[Opening], Awaitable[None]]) -> None:
         """Do one step of reading, within the deadline; one that does not come to rest closes the stream."""
@@ -177,7 +180,7 @@ class StreamCore(Generic[T]):
             self._attempts = self._session.opening(self._call)
         attempts = self._attempts
         reply = self._reply
-        self._move(Event.SEND if reply is None else Event.READ)
+        self._move(Event.SEND if reply is None else _READ)
         try:
             if reply is not None and reply.ends_reads and attempts.deadline == math.inf:
                 await step(attempts)
@@ -194,9 +197,9 @@ class StreamCore(Generic[T]):
             if self.state in BUSY:
                 self._move(Event.BREAK)
                 await self._release()
-            else:
+            elif self._left is not None:
                 self._leave()
-        if self.state is State.CLOSED:
+        if self.state in REFUSALS:
             raise StreamClosedError(REFUSALS[self.state])
 
     async def _until_left(self) -> None:
@@ -227,7 +230,7 @@ class StreamCore(Generic[T]):
 
     async def _receive_head(self, attempts: Opening) -> None:
         await self._open(attempts)
-        self._move(Event.PAUSE)
+        self._move(_PAUSE)
 
     async def _open(self, attempts: Opening) -> None:
         """Send the request, again if need be, until a head of success has come."""
@@ -245,8 +248,8 @@ class StreamCore(Generic[T]):
         """Read until there are pieces, or the end, or an error to raise."""
         if self._reply is None:
             await self._open(attempts)
-        if self.state in ABANDONED:  # just as the head came
-            return
+            if self.state in ABANDONED:  # just as the head came
+                return
         reply, reader = self._reply, self.reader
         assert reply is not None
         assert reader is not None
@@ -261,23 +264,21 @@ class StreamCore(Generic[T]):
             return
         if self.state in ABANDONED:
             return
-        self._add(reader.finish() if data is None else reader.feed(data))
+        pieces = reader.finish() if data is None else reader.feed(data)
+        self.pieces.extend(pieces)
+        self._arrived += len(pieces)
         if reader.done:  # what came before is handed on before the tail is waited for
-            self._move(Event.PAUSE)
+            self._move(_PAUSE)
         elif reader.error is not None:
             await self._close()
             self._fail(reader.error, reader.transient, attempts)
         elif data is not None:
-            self._move(Event.PAUSE)
+            self._move(_PAUSE)
         elif reader.ends_with_body:
             await self._close()
             self._move(Event.END)
         else:
             await self._break(reply, reader, None, attempts)
-
-    def _add(self, pieces: list[T]) -> None:
-        self.pieces.extend(pieces)
-        self._arrived += len(pieces)
 
     async def _finish(self, reader: StreamReader[T], attempts: Opening) -> None:
         """Read the tail, and end as the gateway has said before it."""
@@ -314,7 +315,9 @@ class StreamCore(Generic[T]):
         attempts: Opening,
     ) -> None:
         """End with a connection that broke, what was held back handed on first, or prepare to open anew."""
-        self._add(reader.flush())
+        pieces = reader.flush()
+        self.pieces.extend(pieces)
+        self._arrived += len(pieces)
         received = f"after {reply.received:,} bytes of the stream, before its end"
         address = self._call.address
         error = None if cause is None else attempts.judge(cause)

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from types import MappingProxyType
-from typing import Final
+from typing import Final, NoReturn
 
 
 class State(Enum):
@@ -78,7 +77,13 @@ class Event(Enum):
     RELEASE = "release its response"
 
 
-TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
+class _Table(dict[tuple[State, Event], State]):
+    def __missing__(self, pair: tuple[State, Event]) -> NoReturn:
+        state, event = pair
+        raise AssertionError(f"a stream that is {state.name} cannot {event.value}")
+
+
+TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = _Table(
     {
         (State.NEW, Event.SEND): State.OPENING,
         (State.NEW, Event.CLOSE): State.CLOSING,
@@ -126,6 +131,7 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
         (State.CLOSED, Event.CLOSE): State.CLOSED,
     }
 )
+"""The state that follows an event. One that cannot happen is a bug: looking it up is an AssertionError."""
 
 HOLDING: Final = frozenset({State.OPEN, State.READING, State.DRAINING})
 """There is a response to be read, with a head of success."""
@@ -143,27 +149,12 @@ _READ_ALREADY: Final = "the stream is already being read by another task"
 
 _CLOSED: Final = "the stream was closed before its end"
 
-REFUSALS: Final[Mapping[State, str]] = MappingProxyType(
-    {
-        State.OPENING: _READ_ALREADY,
-        State.READING: _READ_ALREADY,
-        State.DRAINING: _READ_ALREADY,
-        State.STOPPING: _CLOSED,
-        State.CLOSING: _CLOSED,
-        State.CLOSED: _CLOSED,
-    }
-)
+REFUSALS: Final[Mapping[State, str]] = {
+    State.OPENING: _READ_ALREADY,
+    State.READING: _READ_ALREADY,
+    State.DRAINING: _READ_ALREADY,
+    State.STOPPING: _CLOSED,
+    State.CLOSING: _CLOSED,
+    State.CLOSED: _CLOSED,
+}
 """Why a step of reading cannot begin in a state, for the `StreamClosedError` that says so."""
-
-
-def after(state: State, event: Event) -> State:
-    """Return the state that follows when `event` happens in `state`.
-
-    Raises:
-        AssertionError: it cannot happen there, so there is a bug in the stream.
-
-    """
-    following = TRANSITIONS.get((state, event))
-    if following is None:
-        raise AssertionError(f"a stream that is {state.name} cannot {event.value}")
-    return following
