@@ -570,7 +570,7 @@ class AsyncClient(BaseAsyncClient):
         The answer is `{"status": "ready" | "not_ready", "checks": {…}}`, and `meta.status_code` 200 or 503.
         """
         return await self._session.fetch_dict(
-            self._session.prepare(endpoints.READY, options=options), accept=503
+            self._session.prepare(endpoints.READY, options=options), reports=True
         )
 
     async def version(self, **options: Unpack[CallOptions]) -> DictResult[Any]:

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable
-from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import anyio
 import httpx
@@ -34,7 +34,7 @@ Means: TypeAlias = tuple[Carrier, RetryConfig, Pauses]
 logger: Final = logging.getLogger("omnigate")
 
 
-class Call(NamedTuple):
+class Call(msgspec.Struct, frozen=True, gc=False):  # made faster than a named tuple
     """A request, ready to be sent any number of times.
 
     Attributes:
@@ -239,24 +239,9 @@ class Attempts(Generic[T]):
 
 
 class Fetching(Attempts[Answer]):
-    """The attempts of a call whose answer is read as a whole.
+    """The attempts of a call whose answer is read as a whole."""
 
-    A status outside of 200 to 299 may be accepted as an answer, too, if its body is the gateway's, and no
-    proxy's page.
-    """
-
-    __slots__ = ("_accept",)
-
-    def __init__(
-        self,
-        call: Call,
-        carrier: Carrier,
-        config: RetryConfig,
-        pauses: Pauses,
-        accept: int | None = None,
-    ) -> None:
-        super().__init__(call, carrier, config, pauses)
-        self._accept = accept
+    __slots__ = ()
 
     def attempt(self) -> Awaitable[Answer]:
         """Send the call once and return its answer."""
@@ -264,9 +249,21 @@ class Fetching(Attempts[Answer]):
 
     def received(self, result: Answer) -> Answer:
         """Return an answer, or raise the error that it is."""
-        if 200 <= result.status < 300 or (result.status == self._accept and _is_report(result.body)):
+        if 200 <= result.status < 300:
             return result
         raise _error(result, self.call)
+
+
+class Reporting(Fetching):
+    """The attempts of a call whose answer of status 503, if the gateway gave it, is a result, too."""
+
+    __slots__ = ()
+
+    def received(self, result: Answer) -> Answer:
+        """Return an answer, or raise the error that it is: a 503 may be a proxy's page."""
+        if result.status == 503 and _is_report(result.body):
+            return result
+        return super().received(result)
 
 
 class Opening(Attempts[Reply]):

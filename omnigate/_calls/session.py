@@ -13,7 +13,7 @@ from typing import Any, Final
 import httpx
 import msgspec
 
-from omnigate._calls.attempts import Call, Fetching, Means, Opening
+from omnigate._calls.attempts import Call, Fetching, Means, Opening, Reporting
 from omnigate._calls.configuration import Configuration
 from omnigate._calls.failures import invalid_response
 from omnigate._calls.retry import RetryConfig
@@ -143,14 +143,9 @@ class Session:
             settings.address,
         )
 
-    def fetching(self, call: Call, *, accept: int | None = None) -> Fetching:
-        """Return the attempts of a call that begins now.
-
-        Args:
-            call: the request.
-            accept: a status outside of 200 to 299 that is an answer, too.
-        """
-        return Fetching(call, *self.means, accept)
+    def fetching(self, call: Call) -> Fetching:
+        """Return the attempts of a call that begins now."""
+        return Fetching(call, *self.means)
 
     def opening(self, call: Call) -> Opening:
         """Return the attempts of a call that begins now and whose answer is read while it arrives."""
@@ -164,7 +159,7 @@ class Session:
             call: the request.
             attempts: of a call that began earlier; those of one that begins now if left out.
         """
-        attempts = attempts or self.fetching(call)
+        attempts = attempts or Fetching(call, *self.means)
         answer = await attempts.run()
         result: R = self.decode(kind, answer, call)
         result._meta = attempts.meta(answer)
@@ -175,14 +170,20 @@ class Session:
         items, meta = await self.fetch_any(list[kind], call)  # type: ignore[valid-type]
         return list_with_meta(items, meta)
 
-    async def fetch_dict(self, call: Call, *, accept: int | None = None) -> DictResult[Any]:
-        """Return the result of a call that answers with a JSON object."""
-        fields, meta = await self.fetch_any(dict[str, Any], call, accept=accept)
+    async def fetch_dict(self, call: Call, *, reports: bool = False) -> DictResult[Any]:
+        """Return the result of a call that answers with a JSON object.
+
+        Args:
+            call: the request.
+            reports: whether a 503 of the gateway's is a result, too.
+        """
+        attempts = Reporting(call, *self.means) if reports else None
+        fields, meta = await self.fetch_any(dict[str, Any], call, attempts)
         return DictResult(fields, meta=meta)
 
-    async def fetch_any(self, kind: Any, call: Call, *, accept: int | None = None) -> tuple[Any, Meta]:
-        """Return the result of a call, of any type, and its metadata."""
-        attempts = self.fetching(call, accept=accept)
+    async def fetch_any(self, kind: Any, call: Call, attempts: Fetching | None = None) -> tuple[Any, Meta]:
+        """Return the result of a call, of any type, and its metadata; the arguments are those of `fetch`."""
+        attempts = attempts or self.fetching(call)
         answer = await attempts.run()
         return self.decode(kind, answer, call), attempts.meta(answer)
 

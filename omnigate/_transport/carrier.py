@@ -15,10 +15,11 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import suppress
-from typing import Any, ClassVar, Final, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, Final, Protocol, cast
 
 import anyio
 import httpx
+import msgspec
 
 from omnigate._runtime.isolation import bounded, close_soon, isolated
 from omnigate._runtime.loops import current_loop
@@ -66,8 +67,14 @@ class Sendable(Protocol):
     def extensions(self) -> dict[str, Any]: ...
 
 
-class Answer(NamedTuple):
-    """A response that has been read: of an error, as much of its body as arrived and is useful."""
+class Answer(msgspec.Struct, frozen=True, gc=False):  # made faster than a named tuple
+    """A response that has been read: of an error, as much of its body as arrived and is useful.
+
+    Attributes:
+        status: the HTTP status.
+        head: the head.
+        body: the body, decoded.
+    """
 
     status: int
     head: Head
