@@ -89,8 +89,9 @@ class Caller:
         failure: GatewayError | None = None
         try:
             answer = await attempts.run()
-            response = session.decode(ChatResponse, answer, ready.call)
-            response._meta = attempts.meta(answer)
+            result: ChatResponse = session.decode(ChatResponse, answer, ready.call)
+            result._meta = attempts.meta(answer)
+            response = result
         except _Stopped:
             return None
         except GatewayError as error:
