@@ -9,7 +9,9 @@ with Client(api_key="llmg_…", base_url="https://gateway.example") as client:
 from omnigate import _homes
 from omnigate._batch.batch import Batch
 from omnigate._batch.journal.journal import JournalWarning
-from omnigate._batch.outcomes import BatchStats, Outcome
+from omnigate._batch.options import BatchSettings
+from omnigate._batch.outcomes import AnyOutcome as Outcome
+from omnigate._batch.outcomes import BatchStats
 from omnigate._calls.configuration import PlaintextKeyWarning
 from omnigate._calls.retry import RetryConfig
 from omnigate._limits import Budget, RateLimit
@@ -18,8 +20,8 @@ from omnigate._sync.batch import SyncBatch
 from omnigate._sync.streams import SyncChatStream, SyncCompletionStream
 from omnigate._transport.anyio_transport import AnyIOTransport
 from omnigate._version import __version__
-from omnigate._wire.arguments import CallOptions
 from omnigate._wire.head import Meta
+from omnigate._wire.options import CallOptions, ChatStreamOptions, SamplingOptions
 from omnigate._wire.results import DictResult, ListResult
 from omnigate.admin import AdminClient, AsyncAdminClient
 from omnigate.async_client import AsyncClient
@@ -77,6 +79,7 @@ __all__ = [
     "AsyncClient",
     "AuthError",
     "Batch",
+    "BatchSettings",
     "BatchStats",
     "Budget",
     "BudgetExceededError",
@@ -84,6 +87,7 @@ __all__ = [
     "ChatRequest",
     "ChatResponse",
     "ChatStream",
+    "ChatStreamOptions",
     "Client",
     "ClientClosedError",
     "CompletionStream",
@@ -119,6 +123,7 @@ __all__ = [
     "RateLimit",
     "RateLimitError",
     "RetryConfig",
+    "SamplingOptions",
     "SignupResponse",
     "StreamChunk",
     "StreamClosedError",

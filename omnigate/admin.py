@@ -1,21 +1,20 @@
-"""The async client of the administration endpoints, `/v1/admin/*`."""
+"""The clients of the administration endpoints, `/v1/admin/*`: the async one, and the sync one on it."""
 
 import os
 import ssl
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Final, Unpack
+from typing import Unpack
 from uuid import UUID
 
 from omnigate._calls.base_client import BaseAsyncClient
 from omnigate._calls.retry import RetryConfig
 from omnigate._calls.session import Session
-from omnigate._sync.face import BaseClient, method
-from omnigate._sync.portal import Backend, Portal
+from omnigate._sync.face import BaseClient
+from omnigate._sync.portal import Backend
 from omnigate._wire import endpoints
 from omnigate._wire.arguments import (
-    CallOptions,
     Timeout,
     check_budget,
     check_id,
@@ -24,23 +23,30 @@ from omnigate._wire.arguments import (
     metrics_query,
 )
 from omnigate._wire.checks import check_integer, check_text
+from omnigate._wire.options import CallOptions
 from omnigate._wire.results import ListResult
 from omnigate.async_client import Transport
 from omnigate.models import MetricsResponse, OrgInfo, ProjectCreated, ProjectInfo
 
 
 class AsyncAdminClient(BaseAsyncClient):
-    """A client of a gateway's administration: organisations, projects, and what they use.
+    """A client of a gateway's administration for trio and asyncio: organisations, projects, usage.
+
+    Use it with `async with`, or call `aclose()` at the end.
 
     Args:
         admin_key: the gateway's admin key; else `$OMNIGATE_ADMIN_KEY`.
-        base_url: as `AsyncClient`'s.
-        timeout: as `AsyncClient`'s.
-        retries: as `AsyncClient`'s.
-        retry_config: as `AsyncClient`'s.
-        headers: as `AsyncClient`'s.
-        transport: as `AsyncClient`'s.
-        verify: as `AsyncClient`'s.
+        base_url: the gateway's address, `http(s)://host[:port][/prefix]`; else `$OMNIGATE_BASE_URL`, else
+            "http://localhost:8000". A key for plain `http://` on another machine is a `PlaintextKeyWarning`,
+            once for each client that is given no `transport`.
+        timeout: seconds for each of connecting, writing, reading and waiting for a connection; an
+            `httpx.Timeout` sets them apart; None for no limit.
+        retries: how often a failed request is retried, where no `retry_config` is given.
+        retry_config: the whole retry policy.
+        headers: sent with every request.
+        transport: any httpx transport, async or sync; closed with the client. The default is the same as
+            for `AsyncClient`.
+        verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use.
 
     Raises:
         InvalidArgumentError: an argument is not allowed (a `ValueError`).
@@ -70,10 +76,11 @@ class AsyncAdminClient(BaseAsyncClient):
             transport=transport,
             verify=verify,
         )
+        self._session.owner = "AsyncAdminClient"
 
     @property
     def admin_key(self) -> str | None:
-        """The admin key."""
+        """The admin key; set it to use another one from now on."""
         return self._session.configuration.key
 
     @admin_key.setter
@@ -92,8 +99,8 @@ class AsyncAdminClient(BaseAsyncClient):
 
         Args:
             name: 1 to 255 characters.
-            daily_budget: USD a UTC day, 0 for none.
-            monthly_budget: USD a UTC month, 0 for none.
+            daily_budget: USD per UTC day, 0 for no limit.
+            monthly_budget: USD per UTC month, 0 for no limit.
             options: `timeout`, `deadline_seconds`, `extra_headers`; see `CallOptions`.
 
         """
@@ -107,7 +114,12 @@ class AsyncAdminClient(BaseAsyncClient):
         )
 
     async def list_orgs(self, **options: Unpack[CallOptions]) -> ListResult[OrgInfo]:
-        """Return all organisations (`GET /v1/admin/orgs`)."""
+        """Return all organisations (`GET /v1/admin/orgs`).
+
+        Args:
+            options: see `CallOptions`.
+
+        """
         call = self._session.prepare(endpoints.LIST_ORGS, options=options)
         return await self._session.fetch_list(OrgInfo, call)
 
@@ -128,10 +140,10 @@ class AsyncAdminClient(BaseAsyncClient):
         Args:
             org_id: of the organisation it belongs to.
             name: at least one character.
-            daily_budget: USD a UTC day, 0 for none.
-            monthly_budget: USD a UTC month, 0 for none.
-            rate_limit_per_min: calls a UTC minute, at least 1.
-            options: as in `create_org`.
+            daily_budget: USD per UTC day, 0 for no limit.
+            monthly_budget: USD per UTC month, 0 for no limit.
+            rate_limit_per_min: calls per UTC minute, at least 1.
+            options: see `CallOptions`.
 
         Raises:
             APIError: with `status_code` 404: there is no such organisation.
@@ -155,7 +167,7 @@ class AsyncAdminClient(BaseAsyncClient):
 
         Args:
             org_id: only those of this organisation.
-            options: as in `create_org`.
+            options: see `CallOptions`.
 
         """
         query = None if org_id is None else {"org_id": check_id(org_id, "org_id")}
@@ -175,7 +187,14 @@ class AsyncAdminClient(BaseAsyncClient):
     ) -> MetricsResponse:
         """Return an organisation's usage (`GET /v1/admin/orgs/{org_id}/metrics`).
 
-        The arguments are those of `AsyncClient.metrics`.
+        Args:
+            org_id: the id of the organisation.
+            range: "1h", "24h", "7d" or "30d" up to now; "24h" where there is no `start` either.
+            start: in place of `range`: a datetime with a time zone, or ISO-8601 text with an offset.
+            end: the same, after `start`; now if left out.
+            group_by: "provider", "model", "user" or "status": fills `breakdown`, with at most 100 rows.
+            granularity: "minute", "hour" or "day" of `timeseries`; by the window's length if left out.
+            options: see `CallOptions`.
 
         Raises:
             APIError: with `status_code` 404: there is no such organisation.
@@ -187,19 +206,25 @@ class AsyncAdminClient(BaseAsyncClient):
         return await self._session.fetch(MetricsResponse, call)
 
 
-class AdminClient(BaseClient[AsyncAdminClient]):
-    """A sync client of a gateway's administration: `AsyncAdminClient` without `await`.
+class AdminClient(BaseClient):
+    """A client of a gateway's administration for plain, synchronous programs: organisations, projects, usage.
+
+    Use it with `with`, or call `close()` at the end.
 
     Args:
-        admin_key: as `AsyncAdminClient`'s, like the others not named here.
-        base_url: see `AsyncAdminClient`.
-        timeout: see `AsyncAdminClient`.
-        retries: see `AsyncAdminClient`.
-        retry_config: see `AsyncAdminClient`.
-        headers: see `AsyncAdminClient`.
-        transport: see `AsyncAdminClient`.
-        verify: see `AsyncAdminClient`.
-        backend: the event loop of its thread, "asyncio" or "trio".
+        admin_key: the gateway's admin key; else `$OMNIGATE_ADMIN_KEY`.
+        base_url: the gateway's address, `http(s)://host[:port][/prefix]`; else `$OMNIGATE_BASE_URL`, else
+            "http://localhost:8000". A key for plain `http://` on another machine is a `PlaintextKeyWarning`,
+            once for each client that is given no `transport`.
+        timeout: seconds for each of connecting, writing, reading and waiting for a connection; an
+            `httpx.Timeout` sets them apart; None for no limit.
+        retries: how often a failed request is retried, where no `retry_config` is given.
+        retry_config: the whole retry policy.
+        headers: sent with every request.
+        transport: any httpx transport, async or sync; closed with the client. The default is the same as
+            for `Client`.
+        verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use.
+        backend: the event loop of the client's thread, "asyncio" or "trio".
 
     Raises:
         InvalidArgumentError: an argument is not allowed (a `ValueError`).
@@ -229,19 +254,132 @@ class AdminClient(BaseClient[AsyncAdminClient]):
             transport=transport,
             verify=verify,
         )
-        self._portal = Portal(backend, self._async.aclose)
+        super().__init__(self._async, backend, name="AdminClient")
 
     @property
     def admin_key(self) -> str | None:
-        """The admin key."""
+        """The admin key; set it to use another one from now on."""
         return self._async.admin_key
 
     @admin_key.setter
     def admin_key(self, value: str | None) -> None:
         self._async.admin_key = value
 
-    create_org: Final = method(AsyncAdminClient.create_org)
-    list_orgs: Final = method(AsyncAdminClient.list_orgs)
-    create_project: Final = method(AsyncAdminClient.create_project)
-    list_projects: Final = method(AsyncAdminClient.list_projects)
-    org_metrics: Final = method(AsyncAdminClient.org_metrics)
+    def create_org(
+        self,
+        *,
+        name: str,
+        daily_budget: Decimal | float | str = 0,
+        monthly_budget: Decimal | float | str = 0,
+        **options: Unpack[CallOptions],
+    ) -> OrgInfo:
+        """Create an organisation (`POST /v1/admin/orgs`).
+
+        Args:
+            name: 1 to 255 characters.
+            daily_budget: USD per UTC day, 0 for no limit.
+            monthly_budget: USD per UTC month, 0 for no limit.
+            options: `timeout`, `deadline_seconds`, `extra_headers`; see `CallOptions`.
+
+        """
+        return self._portal.call(
+            lambda: self._async.create_org(
+                name=name, daily_budget=daily_budget, monthly_budget=monthly_budget, **options
+            )
+        )
+
+    def list_orgs(self, **options: Unpack[CallOptions]) -> ListResult[OrgInfo]:
+        """Return all organisations (`GET /v1/admin/orgs`).
+
+        Args:
+            options: see `CallOptions`.
+
+        """
+        return self._portal.call(lambda: self._async.list_orgs(**options))
+
+    def create_project(
+        self,
+        *,
+        org_id: str | UUID,
+        name: str,
+        daily_budget: Decimal | float | str = 0,
+        monthly_budget: Decimal | float | str = 0,
+        rate_limit_per_min: int = 60,
+        **options: Unpack[CallOptions],
+    ) -> ProjectCreated:
+        """Create a project and return its key, which is shown only this once (`POST /v1/admin/projects`).
+
+        Once sent it is never sent again, since that would make a second project.
+
+        Args:
+            org_id: of the organisation it belongs to.
+            name: at least one character.
+            daily_budget: USD per UTC day, 0 for no limit.
+            monthly_budget: USD per UTC month, 0 for no limit.
+            rate_limit_per_min: calls per UTC minute, at least 1.
+            options: see `CallOptions`.
+
+        Raises:
+            APIError: with `status_code` 404: there is no such organisation.
+
+        """
+        return self._portal.call(
+            lambda: self._async.create_project(
+                org_id=org_id,
+                name=name,
+                daily_budget=daily_budget,
+                monthly_budget=monthly_budget,
+                rate_limit_per_min=rate_limit_per_min,
+                **options,
+            )
+        )
+
+    def list_projects(
+        self, *, org_id: str | UUID | None = None, **options: Unpack[CallOptions]
+    ) -> ListResult[ProjectInfo]:
+        """Return the projects (`GET /v1/admin/projects`).
+
+        Args:
+            org_id: only those of this organisation.
+            options: see `CallOptions`.
+
+        """
+        return self._portal.call(lambda: self._async.list_projects(org_id=org_id, **options))
+
+    def org_metrics(
+        self,
+        org_id: str | UUID,
+        *,
+        range: str | None = None,
+        start: datetime | str | None = None,
+        end: datetime | str | None = None,
+        group_by: str | None = None,
+        granularity: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> MetricsResponse:
+        """Return an organisation's usage (`GET /v1/admin/orgs/{org_id}/metrics`).
+
+        Args:
+            org_id: the id of the organisation.
+            range: "1h", "24h", "7d" or "30d" up to now; "24h" where there is no `start` either.
+            start: in place of `range`: a datetime with a time zone, or ISO-8601 text with an offset.
+            end: the same, after `start`; now if left out.
+            group_by: "provider", "model", "user" or "status": fills `breakdown`, with at most 100 rows.
+            granularity: "minute", "hour" or "day" of `timeseries`; by the window's length if left out.
+            options: see `CallOptions`.
+
+        Raises:
+            APIError: with `status_code` 404: there is no such organisation.
+
+        """
+        return self._portal.call(
+            lambda: self._async.org_metrics(
+                org_id,
+                range=range,
+                start=start,
+                end=end,
+                group_by=group_by,
+                granularity=granularity,
+                **options,
+            )
+        )

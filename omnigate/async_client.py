@@ -16,7 +16,14 @@ import httpx
 from omnigate._batch.answers import Answers
 from omnigate._batch.batch import Batch
 from omnigate._batch.items import BatchSource
-from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchOptions, ProgressArgument, StopOn
+from omnigate._batch.options import (
+    MAX_WAIT_SECONDS,
+    STOP_ON,
+    BatchOptions,
+    BatchSettings,
+    ProgressArgument,
+    StopOn,
+)
 from omnigate._batch.pace.gate import Gates
 from omnigate._calls.base_client import BaseAsyncClient
 from omnigate._calls.racing import hedged, race
@@ -26,7 +33,6 @@ from omnigate._streams.chat import ChatStream, CompletionStream
 from omnigate._transport.carrier import MAX_RESPONSE_BYTES
 from omnigate._wire import endpoints
 from omnigate._wire.arguments import (
-    CallOptions,
     Timeout,
     check_id,
     check_segment,
@@ -34,6 +40,13 @@ from omnigate._wire.arguments import (
     metrics_query,
 )
 from omnigate._wire.checks import check_bool, check_choice, check_number, check_text
+from omnigate._wire.options import (
+    CallOptions,
+    ChatStreamOptions,
+    SamplingOptions,
+    check_known,
+    split_options,
+)
 from omnigate._wire.redaction import shown
 from omnigate._wire.results import DictResult, ListResult, list_with_meta
 from omnigate._wire.structs import construct
@@ -61,25 +74,25 @@ _PROVIDERS: Final = ("openai", "anthropic", "gemini", "azure")
 class AsyncClient(BaseAsyncClient):
     """A client of an OmniGate gateway for trio and asyncio.
 
-    Use it with `async with`, or call `aclose()` at the end. It may be used by any number of tasks at once,
-    and in a second event loop after the first has ended.
+    Use it with `async with`, or call `aclose()` at the end. Any number of tasks may share it. After its event
+    loop has ended it may be used in another one.
 
     Args:
         api_key: the gateway key (`llmg_…`); else `$OMNIGATE_API_KEY`. `signup` and `health` need none.
         base_url: the gateway's address, `http(s)://host[:port][/prefix]`; else `$OMNIGATE_BASE_URL`, else
             "http://localhost:8000". A key for plain `http://` on another machine is a `PlaintextKeyWarning`,
             once for each client that is given no `transport`.
-        user_id: the end user whom calls are attributed to, at most 255 characters of Latin-1; "" for none.
+        user_id: the end user that calls are attributed to, at most 255 characters of Latin-1; "" for none.
         timeout: seconds for each of connecting, writing, reading and waiting for a connection; an
-            `httpx.Timeout` sets them apart; None is no limit.
+            `httpx.Timeout` sets them apart; None for no limit.
         retries: how often a failed request is retried, where no `retry_config` is given.
         retry_config: the whole retry policy.
         headers: sent with every request.
-        transport: any httpx transport, async or sync; closed with the client. If left out it is an
+        transport: any httpx transport, async or sync; closed with the client. The default is an
             `AnyIOTransport`; or httpx's own, where `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY` names a proxy
             for `base_url` and `NO_PROXY` does not exempt it. Loopback addresses never go through a proxy.
         verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use.
-        max_response_bytes: bytes that a response may have, decoded; more is an error.
+        max_response_bytes: bytes that a response may have, decompressed; more is an error.
 
     Raises:
         InvalidArgumentError: an argument is not allowed (a `ValueError`).
@@ -117,7 +130,7 @@ class AsyncClient(BaseAsyncClient):
 
     @property
     def api_key(self) -> str | None:
-        """The gateway key."""
+        """The gateway key; set it to use another one from now on."""
         return self._session.configuration.key
 
     @api_key.setter
@@ -126,7 +139,7 @@ class AsyncClient(BaseAsyncClient):
 
     @property
     def user_id(self) -> str | None:
-        """The end user whom calls are attributed to, unless they say otherwise."""
+        """The end user that calls are attributed to, unless they name another one."""
         return self._session.configuration.user_id
 
     @user_id.setter
@@ -154,16 +167,17 @@ class AsyncClient(BaseAsyncClient):
         """Return a model's whole answer (`POST /v1/chat`).
 
         Args:
-            model: its name; the beginning decides about the provider (`gpt-…`, `claude-…`, `gemini-…`, …).
-            messages: text, a message, or a list of messages; dicts with `role` and `content` will do.
-            max_tokens: of the answer, at least 1.
+            model: its name; the beginning selects the provider (`gpt-…`, `claude-…`, `gemini-…`, …).
+            messages: text, a message, or a list of messages; a dict with `role` and `content` is a message,
+                too.
+            max_tokens: tokens of the answer, at least 1.
             temperature: 0 to 2.
-            user_id: in place of the client's; "" for none.
+            user_id: the end user, in place of the client's; "" for none.
             top_p: 0 to 1.
-            stop: text or texts at which the model stops.
+            stop: one or more texts at which the model stops.
             presence_penalty: -2 to 2.
             frequency_penalty: -2 to 2.
-            seed: an integer of 64 bits.
+            seed: a signed 64-bit integer.
             fallback_models: at most five models to try when the first fails.
             cache: opt in or out of the gateway's cache; has an effect only with `temperature=0`.
             hedge_after: seconds after which a second copy of the request is sent if there is no answer yet;
@@ -211,19 +225,9 @@ class AsyncClient(BaseAsyncClient):
         *,
         model: str,
         messages: MessagesInput,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        user_id: str | None = None,
         as_chunks: Literal[False] = False,
         include_usage: bool = False,
-        top_p: float | None = None,
-        stop: str | list[str] | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        seed: int | None = None,
-        fallback_models: None = None,
-        cache: None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[ChatStreamOptions],
     ) -> ChatStream[str]: ...
 
     @overload
@@ -232,19 +236,9 @@ class AsyncClient(BaseAsyncClient):
         *,
         model: str,
         messages: MessagesInput,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        user_id: str | None = None,
         as_chunks: Literal[True],
         include_usage: bool = False,
-        top_p: float | None = None,
-        stop: str | list[str] | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        seed: int | None = None,
-        fallback_models: None = None,
-        cache: None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[ChatStreamOptions],
     ) -> ChatStream[StreamChunk]: ...
 
     def chat_stream(
@@ -252,19 +246,9 @@ class AsyncClient(BaseAsyncClient):
         *,
         model: str,
         messages: MessagesInput,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        user_id: str | None = None,
         as_chunks: bool = False,
         include_usage: bool = False,
-        top_p: float | None = None,
-        stop: str | list[str] | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        seed: int | None = None,
-        fallback_models: None = None,
-        cache: None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[ChatStreamOptions],
     ) -> ChatStream[str] | ChatStream[StreamChunk]:
         """Return a model's answer as a stream, to be used with `async with` and iterated.
 
@@ -276,28 +260,25 @@ class AsyncClient(BaseAsyncClient):
         Args:
             model: as in `chat`.
             messages: as in `chat`.
-            max_tokens: as in `chat`.
-            temperature: as in `chat`.
-            user_id: as in `chat`.
             as_chunks: yield `StreamChunk`s in place of `str`; with `include_usage` the last one carries
                 `usage` and `finish_reason`.
-            include_usage: see above.
-            top_p: as in `chat`.
-            stop: as in `chat`.
-            presence_penalty: as in `chat`.
-            frequency_penalty: as in `chat`.
-            seed: as in `chat`.
-            fallback_models: refused: the gateway ignores it for streams.
-            cache: refused, likewise.
-            options: as in `chat`; `deadline_seconds` counts from the opening to the last piece.
+            include_usage: whether to use the OpenAI-compatible endpoint.
+            options: `max_tokens`, `temperature` and the like, `user_id`, `timeout`, `deadline_seconds` (from
+                the opening to the last piece), `extra_headers`; see `ChatStreamOptions` and
+                `SamplingOptions`. `fallback_models` and `cache` are refused, because the gateway ignores them
+                for streams.
 
         Raises:
             InvalidArgumentError: an argument is not allowed; nothing was sent.
 
         """
+        fields, user_id, call_options = split_options(
+            options, ChatStreamOptions, f"{self._session.owner}.chat_stream"
+        )
         check_bool(as_chunks, "as_chunks")
         check_bool(include_usage, "include_usage")
-        for argument, value in (("fallback_models", fallback_models), ("cache", cache)):
+        for argument in ("fallback_models", "cache"):
+            value = fields.pop(argument, None)
             if value is not None:
                 raise InvalidArgumentTypeError(
                     f"{argument}={shown(value)} is not allowed for a stream: None (the gateway ignores it)"
@@ -307,19 +288,13 @@ class AsyncClient(BaseAsyncClient):
             {
                 "model": model,
                 "messages": messages,
-                "max_tokens": max_tokens,
-                "temperature": temperature,
                 "stream": True,
-                "top_p": top_p,
-                "stop": stop,
-                "presence_penalty": presence_penalty,
-                "frequency_penalty": frequency_penalty,
-                "seed": seed,
+                **fields,
                 **_stream_options(include_usage),
             },
         )
         endpoint = endpoints.COMPLETIONS if include_usage else endpoints.CHAT
-        call = self._session.prepare(endpoint, body=request, user_id=user_id, options=options)
+        call = self._session.prepare(endpoint, body=request, user_id=user_id, options=call_options)
         if as_chunks:
             return ChatStream(self._session, call, StreamChunk, include_usage=include_usage)
         return ChatStream(self._session, call, str, include_usage=include_usage)
@@ -329,35 +304,30 @@ class AsyncClient(BaseAsyncClient):
         *,
         model: str,
         messages: MessagesInput,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        user_id: str | None = None,
-        top_p: float | None = None,
-        stop: str | list[str] | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        seed: int | None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[SamplingOptions],
     ) -> DictResult[Any]:
         """Return a model's whole answer in OpenAI's shape, as a dict (`POST /v1/chat/completions`).
 
-        The arguments and errors are those of `chat`; a message's role may be "developer", too.
+        Args:
+            model: as in `chat`.
+            messages: as in `chat`; a message's role may be "developer", too.
+            options: `max_tokens`, `temperature` and the like, `user_id`, `timeout`, `deadline_seconds`,
+                `extra_headers`; see `SamplingOptions`.
+
+        Raises:
+            InvalidArgumentError: an argument is not allowed; nothing was sent.
+            APIError: the gateway or the provider refused or failed; see its subclasses.
+            ConnectionError: no answer came.
+            TimeoutError: no answer came in time.
+
         """
-        request = construct(
-            CompletionRequest,
-            {
-                "model": model,
-                "messages": messages,
-                "max_tokens": max_tokens,
-                "temperature": temperature,
-                "top_p": top_p,
-                "stop": stop,
-                "presence_penalty": presence_penalty,
-                "frequency_penalty": frequency_penalty,
-                "seed": seed,
-            },
+        fields, user_id, call_options = split_options(
+            options, SamplingOptions, f"{self._session.owner}.completions"
         )
-        call = self._session.prepare(endpoints.COMPLETIONS, body=request, user_id=user_id, options=options)
+        request = construct(CompletionRequest, {"model": model, "messages": messages, **fields})
+        call = self._session.prepare(
+            endpoints.COMPLETIONS, body=request, user_id=user_id, options=call_options
+        )
         return await self._session.fetch_dict(call)
 
     def completions_stream(
@@ -365,59 +335,48 @@ class AsyncClient(BaseAsyncClient):
         *,
         model: str,
         messages: MessagesInput,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        user_id: str | None = None,
         include_usage: bool = False,
-        top_p: float | None = None,
-        stop: str | list[str] | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        seed: int | None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[SamplingOptions],
     ) -> CompletionStream:
         """Return a model's answer as a stream of OpenAI's chunks, as dicts.
 
         Args:
             model: as in `chat`.
             messages: as in `completions`.
-            max_tokens: as in `chat`.
-            temperature: as in `chat`.
-            user_id: as in `chat`.
             include_usage: end with a chunk that has no choices but `usage`.
-            top_p: as in `chat`.
-            stop: as in `chat`.
-            presence_penalty: as in `chat`.
-            frequency_penalty: as in `chat`.
-            seed: as in `chat`.
-            options: as in `chat_stream`.
+            options: `max_tokens`, `temperature` and the like, `user_id`, `timeout`, `deadline_seconds` (from
+                the opening to the last piece), `extra_headers`; see `SamplingOptions`.
 
         Raises:
             InvalidArgumentError: an argument is not allowed; nothing was sent.
 
         """
+        fields, user_id, call_options = split_options(
+            options, SamplingOptions, f"{self._session.owner}.completions_stream"
+        )
         check_bool(include_usage, "include_usage")
         request = construct(
             CompletionRequest,
             {
                 "model": model,
                 "messages": messages,
-                "max_tokens": max_tokens,
-                "temperature": temperature,
                 "stream": True,
-                "top_p": top_p,
-                "stop": stop,
-                "presence_penalty": presence_penalty,
-                "frequency_penalty": frequency_penalty,
-                "seed": seed,
+                **fields,
                 **_stream_options(include_usage),
             },
         )
-        call = self._session.prepare(endpoints.COMPLETIONS, body=request, user_id=user_id, options=options)
+        call = self._session.prepare(
+            endpoints.COMPLETIONS, body=request, user_id=user_id, options=call_options
+        )
         return CompletionStream(self._session, call)
 
     async def models(self, **options: Unpack[CallOptions]) -> ListResult[ModelInfo]:
-        """Return the models that the gateway knows (`GET /v1/models`)."""
+        """Return the models that the gateway knows (`GET /v1/models`).
+
+        Args:
+            options: see `CallOptions`.
+
+        """
         call = self._session.prepare(endpoints.MODELS, options=options)
         page, meta = await self._session.fetch_any(ModelPage | list[ModelInfo], call)
         return list_with_meta(page.data if isinstance(page, ModelPage) else page, meta)
@@ -426,8 +385,8 @@ class AsyncClient(BaseAsyncClient):
         """Return one model's card (`GET /v1/models/{id}`).
 
         Args:
-            id: the model's name, which may hold slashes.
-            options: as in `chat`.
+            id: the model's name, which may contain slashes.
+            options: see `CallOptions`.
 
         Raises:
             APIError: with `status_code` 404: there is no such model.
@@ -453,10 +412,10 @@ class AsyncClient(BaseAsyncClient):
         Args:
             range: "1h", "24h", "7d" or "30d" up to now; "24h" where there is no `start` either.
             start: in place of `range`: a datetime with a time zone, or ISO-8601 text with an offset.
-            end: likewise, after `start`; now if left out.
+            end: the same, after `start`; now if left out.
             group_by: "provider", "model", "user" or "status": fills `breakdown`, with at most 100 rows.
             granularity: "minute", "hour" or "day" of `timeseries`; by the window's length if left out.
-            options: as in `chat`.
+            options: see `CallOptions`.
 
         """
         query = metrics_query(range, start, end, group_by, granularity)
@@ -480,7 +439,7 @@ class AsyncClient(BaseAsyncClient):
             email: 3 to 255 characters.
             org_name: at most 255 characters.
             project_name: at most 255 characters.
-            options: as in `chat`.
+            options: see `CallOptions`.
 
         """
         body = {
@@ -507,7 +466,7 @@ class AsyncClient(BaseAsyncClient):
             provider: "openai", "anthropic", "gemini" or "azure".
             api_key: the provider's key, at least 8 characters.
             meta: for Azure: "endpoint" (an https URL), "deployment", and optionally "api_version".
-            options: as in `chat`.
+            options: see `CallOptions`.
 
         """
         if meta is not None and not isinstance(meta, Mapping):
@@ -527,7 +486,7 @@ class AsyncClient(BaseAsyncClient):
 
         Args:
             name: 1 to 255 characters.
-            options: as in `chat`.
+            options: see `CallOptions`.
 
         """
         body = {"name": check_text(name, "name", maximum=255)}
@@ -536,16 +495,21 @@ class AsyncClient(BaseAsyncClient):
         )
 
     async def list_api_keys(self, **options: Unpack[CallOptions]) -> ListResult[ApiKeyInfo]:
-        """Return the project's gateway keys, without the keys themselves (`GET /v1/keys/api`)."""
+        """Return the project's gateway keys, without the keys themselves (`GET /v1/keys/api`).
+
+        Args:
+            options: see `CallOptions`.
+
+        """
         call = self._session.prepare(endpoints.LIST_API_KEYS, options=options)
         return await self._session.fetch_list(ApiKeyInfo, call)
 
     async def revoke_api_key(self, id: str | UUID, **options: Unpack[CallOptions]) -> None:
-        """Revoke a gateway key; one that is revoked already is no error (`DELETE /v1/keys/api/{id}`).
+        """Revoke a gateway key; one that is already revoked is no error (`DELETE /v1/keys/api/{id}`).
 
         Args:
             id: the key's `id`, not the key.
-            options: as in `chat`.
+            options: see `CallOptions`.
 
         Raises:
             APIError: with `status_code` 404: there is no such key.
@@ -557,24 +521,43 @@ class AsyncClient(BaseAsyncClient):
         )
 
     async def me(self, **options: Unpack[CallOptions]) -> MeResponse:
-        """Return the project of the key in use (`GET /v1/me`)."""
+        """Return the project of the key in use (`GET /v1/me`).
+
+        Args:
+            options: see `CallOptions`.
+
+        """
         return await self._session.fetch(MeResponse, self._session.prepare(endpoints.ME, options=options))
 
     async def health(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
-        """Return whether the gateway is up, and its version (`GET /health`). Needs no key."""
+        """Return whether the gateway is up, and its version (`GET /health`). Needs no key.
+
+        Args:
+            options: see `CallOptions`.
+
+        """
         return await self._session.fetch_dict(self._session.prepare(endpoints.HEALTH, options=options))
 
     async def ready(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
-        """Return whether the gateway can serve (`GET /health/ready`), also when it can not. Needs no key.
+        """Return whether the gateway can serve (`GET /health/ready`), even when it cannot. Needs no key.
 
         The answer is `{"status": "ready" | "not_ready", "checks": {…}}`, and `meta.status_code` 200 or 503.
+
+        Args:
+            options: see `CallOptions`.
+
         """
         return await self._session.fetch_dict(
             self._session.prepare(endpoints.READY, options=options), reports=True
         )
 
     async def version(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
-        """Return the gateway's name and version (`GET /version`). Needs no key."""
+        """Return the gateway's name and version (`GET /version`). Needs no key.
+
+        Args:
+            options: see `CallOptions`.
+
+        """
         return await self._session.fetch_dict(self._session.prepare(endpoints.VERSION, options=options))
 
     def batch(
@@ -592,44 +575,46 @@ class AsyncClient(BaseAsyncClient):
         user_id: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Batch:
-        """Return a batch: many chats, as many at once as the gateway's limit and the provider bear.
+        """Return a batch: chats run concurrently, within the rate limit and the provider's capacity.
 
         Use it as `async with client.batch(…) as batch: async for outcome in batch: …`. Every item ends in
-        exactly one `Outcome`. The gateway's rate limit is kept by its headers; a 429 of the gateway that
-        comes all the same is waited for and sent again, and counts as no retry. All batches of a client
-        share its knowledge of the limit.
+        exactly one `Outcome`. The pace follows the gateway's rate limit headers. If a 429 of the gateway
+        comes anyway, the item waits and is sent again, which counts as no retry. All batches of a client
+        share what it knows of the limit.
 
         Args:
             requests: an iterable or async iterable of items, read no faster than they can be sent; or a
                 `pathlib.Path` of a file of JSON lines: OpenAI's batch input, or `{"messages": …}`, or
                 `{"prompt": …}`. An item is a `ChatRequest`, a dict of its fields (and `id`), or, where
-                `model` is given, messages: text, a message, or a list of messages. One that is not valid
-                becomes a failed outcome. An async generator is closed in the end.
+                `model` is given, messages: text, a message, or a list of messages. An invalid item
+                becomes a failed outcome. An async generator is closed at the end.
             model: for items that name none.
-            max_concurrency: calls at a time, at least 1; "auto" finds out what the provider bears, for all
-                such batches of the client together. Never more than the transport has connections.
-            ordered: hand outcomes out in the order of the items. Then an item that takes long holds up those
-                behind it, and after a bounded number of them the reading of more.
-            stop_on: types of errors that end the batch, or a callable that takes an error and says whether
-                to, at once and without an await. A callable is asked once about each failure that ends an
-                item, and so not about a 429 of the gateway that is waited for; of types that one ends the
-                batch, too. What is in flight is still waited for and handed out, then iterating raises the
-                error, or what the callable raised.
+            max_concurrency: calls in flight at the same time, at least 1; "auto" adapts it to what the
+                provider can serve, for all such batches of the client together. Never more than the transport
+                has connections.
+            ordered: yield outcomes in the order of the items. Then a slow item holds up those behind it, and
+                after a bounded number of them the reading of more.
+            stop_on: types of errors that end the batch, or a callable, not an async one, that takes an error
+                and returns whether to stop. It is asked once about each failure that ends an item, and so not
+                about a 429 of the gateway that is waited for; of the types, such a 429 ends the batch, too.
+                What is in flight is still waited for and yielded, then iterating raises the error, or
+                what the callable raised.
             journal: path of a file that outcomes are appended to, one line each, and that a later run resumes
                 from: what succeeded is not called again. Its layout is that of OpenAI's batch output. An
                 item's id (else its index) must be unique and stand for the same request in every run. When
                 all items have ended, older lines of ids that have a later one are removed; where the system
                 refuses that, it is a `JournalWarning`, and nothing is lost.
-            replay: hand out what the journal has (`outcome.replayed`). If False, what succeeded in an earlier
-                run is left out, whether or not that run came to hand it out: outcomes that were written when
+            replay: yield what the journal has (`outcome.replayed`). If False, what succeeded in an earlier
+                run is left out, even if that run did not come to yield it: outcomes that were written when
                 its block was left, or when it was killed, are then in the journal only.
             progress: True for a live display (needs the extra `cli`); or a callable, not an async one, that
                 is given `BatchStats` several times a second, in the event loop's thread.
-            max_wait_seconds: the longest `Retry-After` of the gateway that is waited for (a minute where its
-                429 names none that makes sense, unless it says when the window ends); a longer one ends the
+            max_wait_seconds: the longest `Retry-After` of the gateway to wait for, above 0. A 429 without a
+                usable one counts as a minute, unless it says when the window ends. A longer one ends the
                 batch with that `RateLimitError`, and holds back no other batch.
-            user_id: in place of the client's.
-            options: as in `chat`, for each call; `deadline_seconds` counts from when it is first sent.
+            user_id: the end user, in place of the client's; "" for none.
+            options: `timeout`, `deadline_seconds` (from when the call is first sent), `extra_headers`, for
+                each call; see `CallOptions`.
 
         Raises:
             InvalidArgumentError: an argument is not allowed; nothing was sent.
@@ -650,6 +635,7 @@ class AsyncClient(BaseAsyncClient):
                 max_wait_seconds=max_wait_seconds,
                 user_id=user_id,
                 call_options=options,
+                method=f"{self._session.owner}.batch",
             ),
         )
 
@@ -658,14 +644,8 @@ class AsyncClient(BaseAsyncClient):
         self,
         requests: BatchSource,
         *,
-        model: str | None = None,
-        max_concurrency: int | Literal["auto"] = "auto",
         return_exceptions: Literal[False] = False,
-        journal: str | os.PathLike[str] | None = None,
-        progress: ProgressArgument = False,
-        max_wait_seconds: float = MAX_WAIT_SECONDS,
-        user_id: str | None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[BatchSettings],
     ) -> list[ChatResponse]: ...
 
     @overload
@@ -673,60 +653,35 @@ class AsyncClient(BaseAsyncClient):
         self,
         requests: BatchSource,
         *,
-        model: str | None = None,
-        max_concurrency: int | Literal["auto"] = "auto",
         return_exceptions: Literal[True],
-        journal: str | os.PathLike[str] | None = None,
-        progress: ProgressArgument = False,
-        max_wait_seconds: float = MAX_WAIT_SECONDS,
-        user_id: str | None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[BatchSettings],
     ) -> list[ChatResponse | GatewayError]: ...
 
     async def chat_many(
         self,
         requests: BatchSource,
         *,
-        model: str | None = None,
-        max_concurrency: int | Literal["auto"] = "auto",
         return_exceptions: bool = False,
-        journal: str | os.PathLike[str] | None = None,
-        progress: ProgressArgument = False,
-        max_wait_seconds: float = MAX_WAIT_SECONDS,
-        user_id: str | None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[BatchSettings],
     ) -> list[ChatResponse] | list[ChatResponse | GatewayError]:
         """Return the answers to many chats, as a list in the order of the items.
 
         Args:
-            requests: as in `batch`, like the others not named here.
-            model: see `batch`.
-            max_concurrency: see `batch`.
-            return_exceptions: put the error in the place of an answer that there is none of; else the first
-                one is raised, after the rest has been cancelled.
-            journal: see `batch`.
-            progress: see `batch`.
-            max_wait_seconds: see `batch`.
-            user_id: see `batch`.
-            options: see `batch`.
+            requests: as in `batch`.
+            return_exceptions: put an item's error in the place of its answer; else the first error is raised,
+                after the rest has been cancelled.
+            options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`, `user_id`,
+                `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for more
+                about each.
 
         Raises:
             GatewayError: the first error of an item, if not `return_exceptions`.
             InvalidArgumentError: an argument is not allowed; nothing was sent.
 
         """
+        check_known(options, BatchSettings, f"{self._session.owner}.chat_many")
         answers = Answers(return_exceptions)
-        async with self.batch(
-            requests,
-            model=model,
-            max_concurrency=max_concurrency,
-            stop_on=(),
-            journal=journal,
-            progress=progress,
-            max_wait_seconds=max_wait_seconds,
-            user_id=user_id,
-            **options,
-        ) as batch:
+        async with self.batch(requests, stop_on=(), **options) as batch:
             async for outcome in batch:
                 answers.add(outcome)
         return answers.in_order()
@@ -736,61 +691,36 @@ class AsyncClient(BaseAsyncClient):
         *,
         models: Sequence[str],
         messages: MessagesInput,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        user_id: str | None = None,
-        top_p: float | None = None,
-        stop: str | list[str] | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        seed: int | None = None,
         cache: bool | None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[SamplingOptions],
     ) -> ChatResponse:
         """Return the first answer of several models to the same request, and cancel the other calls.
 
-        The gateway bills the calls of all models, also those whose answer nobody waits for.
+        The gateway bills the calls of all models, including the cancelled ones.
 
         Args:
             models: at least one name.
-            messages: as in `chat`, like the others.
-            max_tokens: see `chat`.
-            temperature: see `chat`.
-            user_id: see `chat`.
-            top_p: see `chat`.
-            stop: see `chat`.
-            presence_penalty: see `chat`.
-            frequency_penalty: see `chat`.
-            seed: see `chat`.
-            cache: see `chat`.
-            options: see `chat`.
+            messages: as in `chat`.
+            cache: as in `chat`.
+            options: `max_tokens`, `temperature` and the like, `user_id`, `timeout`, `deadline_seconds`,
+                `extra_headers`; see `SamplingOptions`.
 
         Raises:
             RaceError: all failed; its `exceptions` are their errors, in the order of `models`.
             InvalidArgumentError: an argument is not allowed; nothing was sent.
 
         """
+        fields, user_id, call_options = split_options(options, SamplingOptions, f"{self._session.owner}.race")
         if isinstance(models, str) or not isinstance(models, Sequence):
             raise InvalidArgumentTypeError(f"models={shown(models)} is not allowed: a list of models")
         if not models:
             raise InvalidArgumentError("models=[] is not allowed: at least one model")
-        fields = {
-            "messages": messages,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "stop": stop,
-            "presence_penalty": presence_penalty,
-            "frequency_penalty": frequency_penalty,
-            "seed": seed,
-            "cache": cache,
-        }
         calls = [
             self._session.prepare(
                 endpoints.CHAT,
-                body=construct(ChatRequest, {"model": model, **fields}),
+                body=construct(ChatRequest, {"model": model, "messages": messages, "cache": cache, **fields}),
                 user_id=user_id,
-                options=options,
+                options=call_options,
             )
             for model in models
         ]

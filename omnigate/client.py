@@ -1,50 +1,69 @@
-"""The sync clients: the async ones behind a portal. No request logic is here.
+"""The sync client: the async one behind a portal. No request logic is here.
 
-Each method is the async client's own, run in the portal's event loop, so that the two can not differ.
+Each method passes its arguments to the async client's method of that name, in the portal's event loop. The
+signatures and texts are written out for editors and `help()`; a test compares them with the async client's.
 """
 
 import os
 import ssl
-from collections.abc import AsyncIterable, Iterable, Mapping
-from functools import wraps
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, Unpack, cast, overload
+from typing import Any, Literal, Unpack, cast, overload
+from uuid import UUID
 
 from omnigate._batch.answers import Answers
-from omnigate._batch.batch import Batch
 from omnigate._batch.items import BatchItem, check_source
-from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, ProgressArgument, StopOn
+from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchSettings, ProgressArgument, StopOn
 from omnigate._calls.retry import RetryConfig
 from omnigate._sync.batch import SyncBatch
-from omnigate._sync.face import BaseClient, method, stream_method
-from omnigate._sync.portal import Backend, Portal
-from omnigate._sync.streams import SyncChatStream
+from omnigate._sync.face import BaseClient
+from omnigate._sync.portal import Backend
+from omnigate._sync.streams import SyncChatStream, SyncCompletionStream
 from omnigate._transport.carrier import MAX_RESPONSE_BYTES
-from omnigate._wire.arguments import CallOptions, Timeout
+from omnigate._wire.arguments import Timeout
+from omnigate._wire.options import CallOptions, ChatStreamOptions, SamplingOptions, check_known
+from omnigate._wire.results import DictResult, ListResult
 from omnigate.async_client import AsyncClient, Transport
 from omnigate.exceptions import GatewayError
-from omnigate.models import ChatResponse, MessagesInput, StreamChunk
+from omnigate.models import (
+    ApiKeyCreated,
+    ApiKeyInfo,
+    ChatResponse,
+    MeResponse,
+    MessagesInput,
+    MetricsResponse,
+    ModelInfo,
+    SignupResponse,
+    StreamChunk,
+)
 
 
-class Client(BaseClient[AsyncClient]):
+class Client(BaseClient):
     """A client of an OmniGate gateway for plain, synchronous programs.
 
-    It has the methods of `AsyncClient`, without `await`, and may be used by any number of threads at once.
-    A thread of its own, started at the first call, runs the async core; `with`, or `close()`, ends it.
-    Ctrl-C cancels the call in flight. After `os.fork()` a client that was used before says so in the child.
+    Use it with `with`, or call `close()` at the end. Any number of threads may share it. Its first call
+    starts a thread with an event loop, which does the work. Ctrl-C cancels the call in flight. After
+    `os.fork()` a client that was used before is of no use in the child, and raises `ForkedClientError` there.
 
     Args:
-        api_key: as `AsyncClient`'s, like the others not named here.
-        base_url: see `AsyncClient`.
-        user_id: see `AsyncClient`.
-        timeout: see `AsyncClient`.
-        retries: see `AsyncClient`.
-        retry_config: see `AsyncClient`.
-        headers: see `AsyncClient`.
-        transport: see `AsyncClient`.
-        verify: see `AsyncClient`.
-        max_response_bytes: see `AsyncClient`.
-        backend: the event loop of its thread, "asyncio" or "trio".
+        api_key: the gateway key (`llmg_…`); else `$OMNIGATE_API_KEY`. `signup` and `health` need none.
+        base_url: the gateway's address, `http(s)://host[:port][/prefix]`; else `$OMNIGATE_BASE_URL`, else
+            "http://localhost:8000". A key for plain `http://` on another machine is a `PlaintextKeyWarning`,
+            once for each client that is given no `transport`.
+        user_id: the end user that calls are attributed to, at most 255 characters of Latin-1; "" for none.
+        timeout: seconds for each of connecting, writing, reading and waiting for a connection; an
+            `httpx.Timeout` sets them apart; None for no limit.
+        retries: how often a failed request is retried, where no `retry_config` is given.
+        retry_config: the whole retry policy.
+        headers: sent with every request.
+        transport: any httpx transport, async or sync; closed with the client. The default is an
+            `AnyIOTransport`; or httpx's own, where `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY` names a proxy
+            for `base_url` and `NO_PROXY` does not exempt it. Loopback addresses never go through a proxy.
+        verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use.
+        max_response_bytes: bytes that a response may have, decompressed; more is an error.
+        backend: the event loop of the client's thread, "asyncio" or "trio".
 
     Raises:
         InvalidArgumentError: an argument is not allowed (a `ValueError`).
@@ -78,11 +97,11 @@ class Client(BaseClient[AsyncClient]):
             verify=verify,
             max_response_bytes=max_response_bytes,
         )
-        self._portal = Portal(backend, self._async.aclose)
+        super().__init__(self._async, backend, name="Client")
 
     @property
     def api_key(self) -> str | None:
-        """The gateway key."""
+        """The gateway key; set it to use another one from now on."""
         return self._async.api_key
 
     @api_key.setter
@@ -91,31 +110,14 @@ class Client(BaseClient[AsyncClient]):
 
     @property
     def user_id(self) -> str | None:
-        """The end user whom calls are attributed to, unless they say otherwise."""
+        """The end user that calls are attributed to, unless they name another one."""
         return self._async.user_id
 
     @user_id.setter
     def user_id(self, value: str | None) -> None:
         self._async.user_id = value
 
-    chat: Final = method(AsyncClient.chat)
-    race: Final = method(AsyncClient.race)
-    completions: Final = method(AsyncClient.completions)
-    models: Final = method(AsyncClient.models)
-    model: Final = method(AsyncClient.model)
-    metrics: Final = method(AsyncClient.metrics)
-    signup: Final = method(AsyncClient.signup)
-    set_provider_key: Final = method(AsyncClient.set_provider_key)
-    create_api_key: Final = method(AsyncClient.create_api_key)
-    list_api_keys: Final = method(AsyncClient.list_api_keys)
-    revoke_api_key: Final = method(AsyncClient.revoke_api_key)
-    me: Final = method(AsyncClient.me)
-    health: Final = method(AsyncClient.health)
-    ready: Final = method(AsyncClient.ready)
-    version: Final = method(AsyncClient.version)
-
-    @overload
-    def chat_stream(
+    def chat(
         self,
         *,
         model: str,
@@ -123,16 +125,73 @@ class Client(BaseClient[AsyncClient]):
         max_tokens: int | None = None,
         temperature: float | None = None,
         user_id: str | None = None,
-        as_chunks: Literal[False] = False,
-        include_usage: bool = False,
         top_p: float | None = None,
         stop: str | list[str] | None = None,
         presence_penalty: float | None = None,
         frequency_penalty: float | None = None,
         seed: int | None = None,
-        fallback_models: None = None,
-        cache: None = None,
+        fallback_models: list[str] | None = None,
+        cache: bool | None = None,
+        hedge_after: float | None = None,
         **options: Unpack[CallOptions],
+    ) -> ChatResponse:
+        """Return a model's whole answer (`POST /v1/chat`).
+
+        Args:
+            model: its name; the beginning selects the provider (`gpt-…`, `claude-…`, `gemini-…`, …).
+            messages: text, a message, or a list of messages; a dict with `role` and `content` is a message,
+                too.
+            max_tokens: tokens of the answer, at least 1.
+            temperature: 0 to 2.
+            user_id: the end user, in place of the client's; "" for none.
+            top_p: 0 to 1.
+            stop: one or more texts at which the model stops.
+            presence_penalty: -2 to 2.
+            frequency_penalty: -2 to 2.
+            seed: a signed 64-bit integer.
+            fallback_models: at most five models to try when the first fails.
+            cache: opt in or out of the gateway's cache; has an effect only with `temperature=0`.
+            hedge_after: seconds after which a second copy of the request is sent if there is no answer yet;
+                the first answer wins, and the other call is cancelled. Against the slow tail of latencies
+                (Dean and Barroso, "The Tail at Scale", CACM 56 (2), 2013); a good value is the 95th
+                percentile. Off by default, because the gateway bills both.
+            options: `timeout`, `deadline_seconds`, `extra_headers`; see `CallOptions`.
+
+        Raises:
+            InvalidArgumentError: an argument is not allowed; nothing was sent.
+            APIError: the gateway or the provider refused or failed; see its subclasses.
+            ConnectionError: no answer came.
+            TimeoutError: no answer came in time.
+
+        """
+        return self._portal.call(
+            lambda: self._async.chat(
+                model=model,
+                messages=messages,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                user_id=user_id,
+                top_p=top_p,
+                stop=stop,
+                presence_penalty=presence_penalty,
+                frequency_penalty=frequency_penalty,
+                seed=seed,
+                fallback_models=fallback_models,
+                cache=cache,
+                hedge_after=hedge_after,
+                **options,
+            )
+        )
+
+    @overload
+    def chat_stream(
+        self,
+        *,
+        model: str,
+        messages: MessagesInput,
+        as_chunks: Literal[False] = False,
+        include_usage: bool = False,
+        **options: Unpack[ChatStreamOptions],
     ) -> SyncChatStream[str]: ...
 
     @overload
@@ -141,28 +200,263 @@ class Client(BaseClient[AsyncClient]):
         *,
         model: str,
         messages: MessagesInput,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        user_id: str | None = None,
         as_chunks: Literal[True],
         include_usage: bool = False,
-        top_p: float | None = None,
-        stop: str | list[str] | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        seed: int | None = None,
-        fallback_models: None = None,
-        cache: None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[ChatStreamOptions],
     ) -> SyncChatStream[StreamChunk]: ...
 
-    @wraps(AsyncClient.chat_stream)
-    def chat_stream(  # noqa: D102 - the words are the async client's
-        self, **arguments: Any
+    def chat_stream(
+        self,
+        *,
+        model: str,
+        messages: MessagesInput,
+        as_chunks: bool = False,
+        include_usage: bool = False,
+        **options: Unpack[ChatStreamOptions],
     ) -> SyncChatStream[str] | SyncChatStream[StreamChunk]:
-        return SyncChatStream(self._portal, cast("Any", self._async.chat_stream(**arguments)))
+        """Return a model's answer as a stream, to be used with `with` and iterated.
 
-    completions_stream: Final = stream_method(AsyncClient.completions_stream)
+        Nothing is sent before the stream is entered or iterated. The plain stream (`POST /v1/chat`) is bare
+        text: no usage, no cost, and a model's own text that looks like the gateway's error mark ends it.
+        With `include_usage=True` the OpenAI-compatible endpoint is used instead, which has neither fault:
+        the stream knows `usage` and `finish_reason` at its end.
+
+        Args:
+            model: as in `chat`.
+            messages: as in `chat`.
+            as_chunks: yield `StreamChunk`s in place of `str`; with `include_usage` the last one carries
+                `usage` and `finish_reason`.
+            include_usage: whether to use the OpenAI-compatible endpoint.
+            options: `max_tokens`, `temperature` and the like, `user_id`, `timeout`, `deadline_seconds` (from
+                the opening to the last piece), `extra_headers`; see `ChatStreamOptions` and
+                `SamplingOptions`. `fallback_models` and `cache` are refused, because the gateway ignores them
+                for streams.
+
+        Raises:
+            InvalidArgumentError: an argument is not allowed; nothing was sent.
+
+        """
+        stream = cast("Any", self._async).chat_stream(
+            model=model, messages=messages, as_chunks=as_chunks, include_usage=include_usage, **options
+        )  # the overloads know no `bool`
+        return SyncChatStream(self._portal, stream)
+
+    def completions(
+        self,
+        *,
+        model: str,
+        messages: MessagesInput,
+        **options: Unpack[SamplingOptions],
+    ) -> DictResult[Any]:
+        """Return a model's whole answer in OpenAI's shape, as a dict (`POST /v1/chat/completions`).
+
+        Args:
+            model: as in `chat`.
+            messages: as in `chat`; a message's role may be "developer", too.
+            options: `max_tokens`, `temperature` and the like, `user_id`, `timeout`, `deadline_seconds`,
+                `extra_headers`; see `SamplingOptions`.
+
+        Raises:
+            InvalidArgumentError: an argument is not allowed; nothing was sent.
+            APIError: the gateway or the provider refused or failed; see its subclasses.
+            ConnectionError: no answer came.
+            TimeoutError: no answer came in time.
+
+        """
+        return self._portal.call(lambda: self._async.completions(model=model, messages=messages, **options))
+
+    def completions_stream(
+        self,
+        *,
+        model: str,
+        messages: MessagesInput,
+        include_usage: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> SyncCompletionStream:
+        """Return a model's answer as a stream of OpenAI's chunks, as dicts.
+
+        Args:
+            model: as in `chat`.
+            messages: as in `completions`.
+            include_usage: end with a chunk that has no choices but `usage`.
+            options: `max_tokens`, `temperature` and the like, `user_id`, `timeout`, `deadline_seconds` (from
+                the opening to the last piece), `extra_headers`; see `SamplingOptions`.
+
+        Raises:
+            InvalidArgumentError: an argument is not allowed; nothing was sent.
+
+        """
+        return SyncCompletionStream(
+            self._portal,
+            self._async.completions_stream(
+                model=model, messages=messages, include_usage=include_usage, **options
+            ),
+        )
+
+    def models(self, **options: Unpack[CallOptions]) -> ListResult[ModelInfo]:
+        """Return the models that the gateway knows (`GET /v1/models`).
+
+        Args:
+            options: see `CallOptions`.
+
+        """
+        return self._portal.call(lambda: self._async.models(**options))
+
+    def model(self, id: str, **options: Unpack[CallOptions]) -> ModelInfo:
+        """Return one model's card (`GET /v1/models/{id}`).
+
+        Args:
+            id: the model's name, which may contain slashes.
+            options: see `CallOptions`.
+
+        Raises:
+            APIError: with `status_code` 404: there is no such model.
+
+        """
+        return self._portal.call(lambda: self._async.model(id, **options))
+
+    def metrics(
+        self,
+        *,
+        range: str | None = None,
+        start: datetime | str | None = None,
+        end: datetime | str | None = None,
+        group_by: str | None = None,
+        granularity: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> MetricsResponse:
+        """Return the project's usage (`GET /v1/metrics`).
+
+        Args:
+            range: "1h", "24h", "7d" or "30d" up to now; "24h" where there is no `start` either.
+            start: in place of `range`: a datetime with a time zone, or ISO-8601 text with an offset.
+            end: the same, after `start`; now if left out.
+            group_by: "provider", "model", "user" or "status": fills `breakdown`, with at most 100 rows.
+            granularity: "minute", "hour" or "day" of `timeseries`; by the window's length if left out.
+            options: see `CallOptions`.
+
+        """
+        return self._portal.call(
+            lambda: self._async.metrics(
+                range=range, start=start, end=end, group_by=group_by, granularity=granularity, **options
+            )
+        )
+
+    def signup(
+        self,
+        *,
+        email: str,
+        org_name: str | None = None,
+        project_name: str = "Default",
+        **options: Unpack[CallOptions],
+    ) -> SignupResponse:
+        """Create an account and return its key, which is shown only this once (`POST /v1/signup`).
+
+        Needs no key. Once sent it is never sent again, since that would make a second account.
+
+        Args:
+            email: 3 to 255 characters.
+            org_name: at most 255 characters.
+            project_name: at most 255 characters.
+            options: see `CallOptions`.
+
+        """
+        return self._portal.call(
+            lambda: self._async.signup(email=email, org_name=org_name, project_name=project_name, **options)
+        )
+
+    def set_provider_key(
+        self,
+        *,
+        provider: str,
+        api_key: str,
+        meta: Mapping[str, str] | None = None,
+        **options: Unpack[CallOptions],
+    ) -> None:
+        """Store the project's key of a provider, or replace it (`POST /v1/keys`).
+
+        Args:
+            provider: "openai", "anthropic", "gemini" or "azure".
+            api_key: the provider's key, at least 8 characters.
+            meta: for Azure: "endpoint" (an https URL), "deployment", and optionally "api_version".
+            options: see `CallOptions`.
+
+        """
+        return self._portal.call(
+            lambda: self._async.set_provider_key(provider=provider, api_key=api_key, meta=meta, **options)
+        )
+
+    def create_api_key(self, *, name: str, **options: Unpack[CallOptions]) -> ApiKeyCreated:
+        """Create another gateway key, which is shown only this once (`POST /v1/keys/api`).
+
+        Once sent it is never sent again, since that would make a second key that nobody sees.
+
+        Args:
+            name: 1 to 255 characters.
+            options: see `CallOptions`.
+
+        """
+        return self._portal.call(lambda: self._async.create_api_key(name=name, **options))
+
+    def list_api_keys(self, **options: Unpack[CallOptions]) -> ListResult[ApiKeyInfo]:
+        """Return the project's gateway keys, without the keys themselves (`GET /v1/keys/api`).
+
+        Args:
+            options: see `CallOptions`.
+
+        """
+        return self._portal.call(lambda: self._async.list_api_keys(**options))
+
+    def revoke_api_key(self, id: str | UUID, **options: Unpack[CallOptions]) -> None:
+        """Revoke a gateway key; one that is already revoked is no error (`DELETE /v1/keys/api/{id}`).
+
+        Args:
+            id: the key's `id`, not the key.
+            options: see `CallOptions`.
+
+        Raises:
+            APIError: with `status_code` 404: there is no such key.
+
+        """
+        return self._portal.call(lambda: self._async.revoke_api_key(id, **options))
+
+    def me(self, **options: Unpack[CallOptions]) -> MeResponse:
+        """Return the project of the key in use (`GET /v1/me`).
+
+        Args:
+            options: see `CallOptions`.
+
+        """
+        return self._portal.call(lambda: self._async.me(**options))
+
+    def health(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
+        """Return whether the gateway is up, and its version (`GET /health`). Needs no key.
+
+        Args:
+            options: see `CallOptions`.
+
+        """
+        return self._portal.call(lambda: self._async.health(**options))
+
+    def ready(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
+        """Return whether the gateway can serve (`GET /health/ready`), even when it cannot. Needs no key.
+
+        The answer is `{"status": "ready" | "not_ready", "checks": {…}}`, and `meta.status_code` 200 or 503.
+
+        Args:
+            options: see `CallOptions`.
+
+        """
+        return self._portal.call(lambda: self._async.ready(**options))
+
+    def version(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
+        """Return the gateway's name and version (`GET /version`). Needs no key.
+
+        Args:
+            options: see `CallOptions`.
+
+        """
+        return self._portal.call(lambda: self._async.version(**options))
 
     def batch(
         self,
@@ -179,30 +473,68 @@ class Client(BaseClient[AsyncClient]):
         user_id: str | None = None,
         **options: Unpack[CallOptions],
     ) -> SyncBatch:
-        """Return a batch, to be used with `with` and iterated. The source is iterated in the caller's thread.
+        """Return a batch: chats run concurrently, within the rate limit and the provider's capacity.
 
-        It is read ahead of the outcomes, and all stands still while it waits, so it must not wait for what
-        comes of an outcome; `AsyncClient.batch` takes sources that do.
+        Use it as `with client.batch(…) as batch: for outcome in batch: …`. Every item ends in
+        exactly one `Outcome`. The pace follows the gateway's rate limit headers. If a 429 of the gateway
+        comes anyway, the item waits and is sent again, which counts as no retry. All batches of a client
+        share what it knows of the limit.
 
-        The arguments and errors are those of `AsyncClient.batch`, without async iterables.
+        The caller's thread iterates `requests`, ahead of the outcomes, and yields none while it waits for an
+        item. So a source must not wait for an outcome of the same batch.
+
+        Args:
+            requests: an iterable of items, read no faster than they can be sent; or a
+                `pathlib.Path` of a file of JSON lines: OpenAI's batch input, or `{"messages": …}`, or
+                `{"prompt": …}`. An item is a `ChatRequest`, a dict of its fields (and `id`), or, where
+                `model` is given, messages: text, a message, or a list of messages. An invalid item
+                becomes a failed outcome.
+            model: for items that name none.
+            max_concurrency: calls in flight at the same time, at least 1; "auto" adapts it to what the
+                provider can serve, for all such batches of the client together. Never more than the transport
+                has connections.
+            ordered: yield outcomes in the order of the items. Then a slow item holds up those behind it, and
+                after a bounded number of them the reading of more.
+            stop_on: types of errors that end the batch, or a callable that takes an error
+                and returns whether to stop. It is asked once about each failure that ends an item, and so not
+                about a 429 of the gateway that is waited for; of the types, such a 429 ends the batch, too.
+                What is in flight is still waited for and yielded, then iterating raises the error, or
+                what the callable raised.
+            journal: path of a file that outcomes are appended to, one line each, and that a later run resumes
+                from: what succeeded is not called again. Its layout is that of OpenAI's batch output. An
+                item's id (else its index) must be unique and stand for the same request in every run. When
+                all items have ended, older lines of ids that have a later one are removed; where the system
+                refuses that, it is a `JournalWarning`, and nothing is lost.
+            replay: yield what the journal has (`outcome.replayed`). If False, what succeeded in an earlier
+                run is left out, even if that run did not come to yield it: outcomes that were written when
+                its block was left, or when it was killed, are then in the journal only.
+            progress: True for a live display (needs the extra `cli`); or a callable that
+                is given `BatchStats` several times a second, in the client's own thread.
+            max_wait_seconds: the longest `Retry-After` of the gateway to wait for, above 0. A 429 without a
+                usable one counts as a minute, unless it says when the window ends. A longer one ends the
+                batch with that `RateLimitError`, and holds back no other batch.
+            user_id: the end user, in place of the client's; "" for none.
+            options: `timeout`, `deadline_seconds` (from when the call is first sent), `extra_headers`, for
+                each call; see `CallOptions`.
+
+        Raises:
+            InvalidArgumentError: an argument is not allowed; nothing was sent.
+
         """
         check_source(requests, is_sync=True)
-
-        def make(feed: AsyncIterable[Any]) -> Batch:
-            return self._async.batch(
-                feed,
-                model=model,
-                max_concurrency=max_concurrency,
-                ordered=ordered,
-                stop_on=stop_on,
-                journal=journal,
-                replay=replay,
-                progress=progress,
-                max_wait_seconds=max_wait_seconds,
-                user_id=user_id,
-                **options,
-            )
-
+        make = partial(
+            self._async.batch,
+            model=model,
+            max_concurrency=max_concurrency,
+            ordered=ordered,
+            stop_on=stop_on,
+            journal=journal,
+            replay=replay,
+            progress=progress,
+            max_wait_seconds=max_wait_seconds,
+            user_id=user_id,
+            **options,
+        )
         return SyncBatch(self._portal, requests, make)
 
     @overload
@@ -210,14 +542,8 @@ class Client(BaseClient[AsyncClient]):
         self,
         requests: Iterable[BatchItem] | Path,
         *,
-        model: str | None = None,
-        max_concurrency: int | Literal["auto"] = "auto",
         return_exceptions: Literal[False] = False,
-        journal: str | os.PathLike[str] | None = None,
-        progress: ProgressArgument = False,
-        max_wait_seconds: float = MAX_WAIT_SECONDS,
-        user_id: str | None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[BatchSettings],
     ) -> list[ChatResponse]: ...
 
     @overload
@@ -225,22 +551,63 @@ class Client(BaseClient[AsyncClient]):
         self,
         requests: Iterable[BatchItem] | Path,
         *,
-        model: str | None = None,
-        max_concurrency: int | Literal["auto"] = "auto",
         return_exceptions: Literal[True],
-        journal: str | os.PathLike[str] | None = None,
-        progress: ProgressArgument = False,
-        max_wait_seconds: float = MAX_WAIT_SECONDS,
-        user_id: str | None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[BatchSettings],
     ) -> list[ChatResponse | GatewayError]: ...
 
-    @wraps(AsyncClient.chat_many)
-    def chat_many(  # noqa: D102 - the words are the async client's
-        self, requests: Iterable[BatchItem] | Path, *, return_exceptions: bool = False, **arguments: Any
+    def chat_many(
+        self,
+        requests: Iterable[BatchItem] | Path,
+        *,
+        return_exceptions: bool = False,
+        **options: Unpack[BatchSettings],
     ) -> list[ChatResponse] | list[ChatResponse | GatewayError]:
+        """Return the answers to many chats, as a list in the order of the items.
+
+        Args:
+            requests: as in `batch`.
+            return_exceptions: put an item's error in the place of its answer; else the first error is raised,
+                after the rest has been cancelled.
+            options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`, `user_id`,
+                `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for more
+                about each.
+
+        Raises:
+            GatewayError: the first error of an item, if not `return_exceptions`.
+            InvalidArgumentError: an argument is not allowed; nothing was sent.
+
+        """
+        check_known(options, BatchSettings, "Client.chat_many")
         answers = Answers(return_exceptions)
-        with self.batch(requests, stop_on=(), **arguments) as batch:
+        with self.batch(requests, stop_on=(), **options) as batch:
             for outcome in batch:
                 answers.add(outcome)
         return answers.in_order()
+
+    def race(
+        self,
+        *,
+        models: Sequence[str],
+        messages: MessagesInput,
+        cache: bool | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> ChatResponse:
+        """Return the first answer of several models to the same request, and cancel the other calls.
+
+        The gateway bills the calls of all models, including the cancelled ones.
+
+        Args:
+            models: at least one name.
+            messages: as in `chat`.
+            cache: as in `chat`.
+            options: `max_tokens`, `temperature` and the like, `user_id`, `timeout`, `deadline_seconds`,
+                `extra_headers`; see `SamplingOptions`.
+
+        Raises:
+            RaceError: all failed; its `exceptions` are their errors, in the order of `models`.
+            InvalidArgumentError: an argument is not allowed; nothing was sent.
+
+        """
+        return self._portal.call(
+            lambda: self._async.race(models=models, messages=messages, cache=cache, **options)
+        )

@@ -24,19 +24,13 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_finish() -> None:
-    """Let the tests that collect garbage look only at what is younger than the modules."""
-    gc.collect()
-    gc.freeze()
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what cannot be: uvloop has a clock of its own."""
     impossible = {
         item
         for item in items
-        if isinstance(item, pytest.Function)
-        and item.get_closest_marker("virtual_time")
+        if item.get_closest_marker("virtual_time")
+        and hasattr(item, "callspec")
         and item.callspec.params.get("anyio_backend") == "asyncio+uvloop"
     }
     if impossible:
@@ -48,6 +42,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """Run a test on each event loop; with the mark `virtual_time`, waiting takes no time."""
     return backend_of(request)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections() -> None:
+    """Let the tests that collect garbage look only at what is younger than their module."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

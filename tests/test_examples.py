@@ -37,9 +37,7 @@ def test_an_example_runs_and_says_something_and_neither_prints_nor_logs_a_key(
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "echo[gpt-4o-mini]" in done.stdout
-    logged = log.read_text("utf-8")
-    assert logged
-    assert_no_key(done.stdout + logged, omnigate_gateway.api_key)
+    assert_no_key(done.stdout + log.read_text("utf-8"), omnigate_gateway.api_key)
 
 
 def python_blocks() -> list[str]:

@@ -11,8 +11,9 @@ from omnigate._batch.items import BatchSource, check_source
 from omnigate._batch.outcomes import BatchStats
 from omnigate._batch.pace.gate import seconds_at_limit
 from omnigate._batch.progress import check_progress
-from omnigate._wire.arguments import CallOptions, check_options, check_user_id
+from omnigate._wire.arguments import check_user_id
 from omnigate._wire.checks import check_integer, check_not_async, check_not_awaitable, check_number
+from omnigate._wire.options import CallOptions, check_options
 from omnigate._wire.redaction import shown
 from omnigate._wire.structs import construct
 from omnigate.exceptions import (
@@ -32,6 +33,29 @@ ProgressArgument: TypeAlias = bool | Callable[[BatchStats], object]
 STOP_ON: Final = (AuthError, BudgetExceededError)
 
 MAX_WAIT_SECONDS: Final = 3_600.0
+
+
+class BatchSettings(CallOptions, total=False):
+    """What `chat_many` takes besides its own arguments, with `CallOptions`. `batch` has the same and more.
+
+    Attributes:
+        model: for items that name none.
+        max_concurrency: calls in flight at the same time, at least 1; "auto" adapts it to what the provider
+            can serve.
+        journal: path of the file that records outcomes, and that a later run resumes from.
+        progress: True for a live display (needs the extra `cli`), or a callable that is given `BatchStats`
+            several times a second.
+        max_wait_seconds: the longest `Retry-After` of the gateway to wait for, in seconds above 0.
+        user_id: the end user, in place of the client's; "" for none. At most 255 characters of Latin-1.
+
+    """
+
+    model: str | None
+    max_concurrency: int | Literal["auto"]
+    journal: str | os.PathLike[str] | None
+    progress: ProgressArgument
+    max_wait_seconds: float
+    user_id: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +82,7 @@ class BatchOptions:
     max_wait_seconds: float = MAX_WAIT_SECONDS
     user_id: str | None = None
     call_options: CallOptions
+    method: str = "AsyncClient.batch"
 
     def __post_init__(self) -> None:
         check_source(self.requests, is_sync=False)
@@ -83,7 +108,7 @@ class BatchOptions:
         check_progress(self.progress)
         check_number(self.max_wait_seconds, "max_wait_seconds", "seconds, a finite number above 0", above=0)
         check_user_id(self.user_id)
-        check_options(self.call_options)
+        check_options(self.call_options, self.method)
 
     def stops_at_limit(self, error: GatewayError, seconds: float) -> bool:
         """Return whether the gateway's own 429, which asks to wait for so long, ends the batch."""

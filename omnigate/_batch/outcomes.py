@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
@@ -23,7 +23,7 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         response: the answer, or None.
         error: why there is none, or None.
         attempts: how many times it was sent; 0 if it was not valid. Of a replayed one: in its own run.
-        elapsed: seconds from the reading of the item to its end, all waits included. Likewise.
+        elapsed: seconds from the reading of the item to its end, all waits included; as with `attempts`.
         replayed: whether the response comes from the journal of an earlier run.
 
     """
@@ -50,6 +50,26 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         return self.response
 
 
+if TYPE_CHECKING:
+
+    class Succeeded(Outcome, frozen=True, kw_only=True):
+        """What a type checker knows of an outcome without an error. There is no such class at run time."""
+
+        request: ChatRequest
+        response: ChatResponse  # pyright: ignore[reportGeneralTypeIssues] - nobody constructs it
+        error: None = None
+
+    class Failed(Outcome, frozen=True, kw_only=True):
+        """What a type checker knows of an outcome with an error. There is no such class at run time."""
+
+        response: None = None
+        error: GatewayError  # pyright: ignore[reportGeneralTypeIssues] - nobody constructs it
+
+    AnyOutcome: TypeAlias = Succeeded | Failed
+else:
+    AnyOutcome = Outcome  # the public `Outcome`: one class, of which type checkers narrow the two kinds
+
+
 class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
     """Where a batch stands.
 
@@ -60,9 +80,9 @@ class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
         in_flight: items whose call has begun and has not ended, waits between attempts included.
         calls_per_second: items ended a second, over the last half minute or so; replayed ones do not count.
         prompt_tokens: of all answers of this run.
-        completion_tokens: likewise.
-        total_tokens: likewise.
-        cost_usd: likewise, in USD.
+        completion_tokens: of the same answers.
+        total_tokens: of the same answers.
+        cost_usd: of the same answers, in USD.
         waiting_until: until when (UTC) the gateway's rate limit holds all sends back; None if it does not.
 
     """
@@ -79,6 +99,16 @@ class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
     waiting_until: datetime | None = None
 
 
+def words_of(counts: "BatchStats | Tally") -> list[str]:
+    """Return in words how many items ended, and how."""
+    parts = [f"{counts.succeeded:,} done"]
+    if counts.failed:
+        parts.append(f"{counts.failed:,} failed")
+    if counts.replayed:
+        parts.append(f"{counts.replayed:,} from the journal")
+    return parts
+
+
 class Tally:
     """Counts how the items of a batch end."""
 
@@ -86,7 +116,7 @@ class Tally:
         """Begin; `clock` tells seconds."""
         self.succeeded: int = 0
         self.failed: int = 0
-        self.replayed = 0
+        self.replayed: int = 0
         self._clock = clock
         self._started = clock()
         self._prompt_tokens = 0

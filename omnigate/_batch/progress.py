@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import anyio
 
-from omnigate._batch.outcomes import BatchStats
+from omnigate._batch.outcomes import BatchStats, words_of
 from omnigate._wire.checks import check_not_async, check_not_awaitable
 from omnigate._wire.redaction import shown
 from omnigate.exceptions import GatewayError, InvalidArgumentTypeError
@@ -132,12 +132,8 @@ class Bar:
 
 def words(stats: BatchStats, *, timezone: Any = None) -> str:
     """Return the stats as a line of text; times are local, or in `timezone`."""
-    parts = [f"{stats.succeeded:,} done"]
-    if stats.failed:
-        parts.append(f"{stats.failed:,} failed")
-    if stats.replayed:
-        parts.append(f"{stats.replayed:,} from the journal")
-    parts += [
+    parts = [
+        *words_of(stats),
         f"{stats.in_flight:,} in flight",
         f"{stats.calls_per_second:,.1f}/s",
         f"{stats.total_tokens:,} tokens",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import anyio
@@ -65,8 +65,8 @@ class Call(msgspec.Struct, frozen=True, gc=False):  # made faster than a named t
     def __repr__(self) -> str:  # is a local in many a traceback
         return f"<Call {self.endpoint.method} {self.url}>"
 
-    def __rich_repr__(self) -> Iterator[str]:  # in place of msgspec's, which shows all
-        yield from (self.endpoint.method, str(self.url))
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # in place of msgspec's, which shows all
+        return [("method", self.endpoint.method), ("url", str(self.url))]
 
 
 class Attempts(Generic[T]):

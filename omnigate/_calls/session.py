@@ -21,15 +21,14 @@ from omnigate._runtime.pauses import Pauses
 from omnigate._transport.carrier import MAX_RESPONSE_BYTES, Answer, carrier_over
 from omnigate._wire.arguments import (
     USER_ID_HEADER,
-    CallOptions,
     Timeout,
-    check_options,
     check_timeout,
     check_user_id,
 )
 from omnigate._wire.checks import check_integer, check_verify
 from omnigate._wire.endpoints import Endpoint
 from omnigate._wire.head import Meta
+from omnigate._wire.options import CallOptions, check_options
 from omnigate._wire.redaction import secrets_of, shown
 from omnigate._wire.results import DictResult, ListResult, R, list_with_meta
 from omnigate._wire.structs import decoder_for, encode
@@ -42,10 +41,13 @@ class Session:
     """The way from a call to its result.
 
     Attributes:
+        owner: the name of the client's class, as the program sees it, for errors that name a method.
         configuration: what all calls have in common.
         carrier: what carries them to the gateway.
         means: what all attempts are made with.
     """
+
+    owner = "AsyncClient"
 
     def __init__(
         self,
@@ -117,7 +119,7 @@ class Session:
             is_usual = False
             url = httpx.URL(f"{settings.address}{endpoint.path}{suffix}", params=query)
         if options or user_id is not None:
-            extra_headers, timeout, deadline_seconds = check_options(options)
+            extra_headers, timeout, deadline_seconds = check_options(options, f"{self.owner}.{endpoint.name}")
             if timeout is not None:
                 extensions = {"timeout": timeout}
             checked_user_id = check_user_id(user_id)

@@ -7,7 +7,7 @@ from types import FrameType
 
 
 def level_of_caller() -> int:
-    """Return the `stacklevel` of the first frame outside of this package, for who calls this function."""
+    """Return the `stacklevel` of the first frame outside of the package, for the calling function."""
     level = 1
     frame = sys._getframe(1)
     while frame.f_back is not None and _is_ours(frame):

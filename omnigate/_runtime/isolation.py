@@ -1,6 +1,6 @@
-"""What depends on the event loop that runs: which it is, isolation from its cancellation, threads, clean-up.
+"""Isolation of foreign code from native cancellation, and clean-up that is bounded and not cut short.
 
-Isolation is against asyncio's own `Task.cancel()`. Libraries written on anyio guard their clean-up with
+Native cancellation is asyncio's own `Task.cancel()`. Libraries written on anyio guard their clean-up with
 shielded scopes, but a native cancellation goes through those: `httpx.AsyncHTTPTransport` loses a pool slot
 each time one happens inside its clean-up. In a child task of an anyio task group it arrives as an ordinary
 scope's cancellation, which shields do hold against. On trio there is no other kind, and nothing is done.
@@ -23,14 +23,20 @@ T = TypeVar("T")
 
 Args = TypeVarTuple("Args")
 
-_CLOSE_SECONDS: Final = 1.0
+CLOSE_SECONDS: Final = 1.0
+"""How long a clean-up may take although its caller is cancelled."""
 
 _closing: set[asyncio.Task[None]] = set()  # asyncio itself holds its tasks weakly
 
 
 def is_cancelled() -> bool:
-    """Return whether the running task is being cancelled; what only looks so came of another task."""
+    """Return whether the running task is being cancelled; else a cancellation came of another task."""
     return anyio.current_effective_deadline() == -math.inf
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Return whether an error that is about to leave a task is a cancellation meant for that task."""
+    return isinstance(error, anyio.get_cancelled_exc_class()) and is_cancelled()
 
 
 async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> T:
@@ -58,7 +64,7 @@ async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -
         except asyncio.CancelledError as error:
             if is_cancelled():
                 raise
-            # Of the caller's cancellation there is none: something that `func` waited for was cancelled.
+            # The caller is not cancelled: something that `func` waited for was.
             errors.append(httpx.ReadError("what the call waited for was cancelled"))
             errors[0].__cause__ = error
         except BaseException as error:  # noqa: BLE001 - raised again below, outside of the group
@@ -88,7 +94,7 @@ async def bounded(clean_up: Callable[[], Awaitable[None]]) -> None:
     """Await a clean-up although the caller may be cancelled, for at most a second."""
 
     async def shielded() -> None:
-        with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
             await clean_up()
 
     with anyio.CancelScope(shield=True):  # a native cancellation goes through this one

@@ -1,11 +1,14 @@
-"""Which event loop is running, whether one has ended, and how to call into it."""
+"""Event loops by their identity: which one runs, whether one has ended, calls into one, a value for each."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
 
 
 def in_trio() -> bool:
@@ -46,6 +49,86 @@ def call_soon(loop: Any, func: Callable[[], object]) -> None:
         loop.call_soon_threadsafe(func)
     else:
         loop.run_sync_soon(func)
+
+
+class PerLoop(Generic[T]):
+    """A value for each event loop, made at its first use in that loop; never None.
+
+    The values of loops that have ended are dropped when a new loop comes. Usable from any thread, from a
+    signal handler and from a finalizer, since there is no lock: each step is one operation of the dict, which
+    neither can interrupt, and a loop's value is made only in its own thread.
+    """
+
+    __slots__ = ("_drop", "_make", "_values")
+
+    def __init__(self, make: Callable[[Any], T], *, drop: Callable[[T], object] | None = None) -> None:
+        """Begin with no values.
+
+        Args:
+            make: returns a new value, given the loop. It may be discarded unused, so it must own nothing yet.
+            drop: called with each value whose loop has ended; it must not raise.
+        """
+        self._make = make
+        self._drop = drop
+        self._values: dict[Any, T] = {}
+
+    def current(self) -> T:
+        """Return the running loop's value.
+
+        Raises:
+            RuntimeError: no loop is running.
+        """
+        loop = current_loop()
+        try:
+            return self._values[loop]
+        except KeyError:
+            pass
+        for other in list(self._values):
+            if has_ended(other):
+                self._discard(other)
+        value = self._make(loop)
+        return self._values.setdefault(loop, value)  # a signal handler may have made one meanwhile
+
+    def pop(self) -> T | None:
+        """Remove the running loop's value and return it; None if there is none.
+
+        Raises:
+            RuntimeError: no loop is running.
+        """
+        return self._values.pop(current_loop(), None)
+
+    def values(self) -> list[T]:
+        """Return the values as of now."""
+        return list(self._values.values())
+
+    def end(self, func: Callable[[T], object]) -> None:
+        """Call `func` with each value in its own loop, and remove them all.
+
+        In the running loop it is called immediately, in others as soon as they turn. The values of loops that
+        have ended are dropped. If this is interrupted it can be repeated, and `func` may then be called twice
+        with a value.
+
+        Raises:
+            RuntimeError: no loop is running.
+        """
+        running = current_loop()
+        for loop, value in self._values.copy().items():
+            if loop is running:
+                func(value)
+            else:
+                try:
+                    call_soon(loop, partial(func, value))
+                except RuntimeError:
+                    self._discard(loop)  # the loop has ended
+            self._values.pop(loop, None)
+
+    def _discard(self, loop: Any) -> None:
+        value = self._values.pop(loop, None)  # another thread may have been first
+        if value is not None and self._drop is not None:
+            self._drop(value)
+
+    def __repr__(self) -> str:
+        return f"<PerLoop: {self.values()!r}>"
 
 
 def _do_nothing() -> None:

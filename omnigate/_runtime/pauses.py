@@ -1,44 +1,45 @@
-"""The waits between the attempts of calls, all of which end at once when the client is closed.
-
-Whoever closes may be in another event loop, or in another thread than those who wait. Nothing runs here.
-"""
+"""The waits between the attempts of calls, all of which end early when the client is closed."""
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import Any
-
 import anyio
 
-from omnigate._runtime.loops import call_soon, current_loop
+from omnigate._runtime.loops import PerLoop
 
 
 class Pauses:
-    """What a client's calls wait in before they are sent again.
+    """The waits of one client's calls before their next attempts.
 
     Attributes:
         is_closed: whether the client is closed: no wait begins any more.
     """
 
     def __init__(self) -> None:
-        self._ends: dict[anyio.Event, Any] = {}  # what ends each wait, and its event loop
+        self._ends: PerLoop[set[anyio.Event]] = PerLoop(lambda loop: set())  # each ends one wait
         self.is_closed: bool = False
 
     async def wait(self, seconds: float) -> bool:
-        """Wait, and return True; or False, at once, if the client is closed."""
-        end = anyio.Event()
-        self._ends[end] = current_loop()
+        """Wait and return True; return False, immediately, once the client is closed."""
+        ends, end = self._ends.current(), anyio.Event()
+        ends.add(end)
         try:
-            if not self.is_closed:  # asked after it was put in, so that `close` or this sees the other
+            if not self.is_closed:  # asked after it was added, so that `close` or this sees the other
                 with anyio.move_on_after(seconds):
                     await end.wait()
         finally:
-            del self._ends[end]
+            ends.discard(end)
         return not self.is_closed
 
     def close(self) -> None:
-        """End all waits, in whatever event loops they are, and let none begin."""
+        """End all waits, in this event loop and in others, and let none begin."""
         self.is_closed = True
-        for end, loop in list(self._ends.items()):
-            with suppress(RuntimeError):  # the loop has ended
-                call_soon(loop, end.set)
+        self._ends.end(_set_all)
+
+    def __repr__(self) -> str:
+        waits = sum(len(ends) for ends in self._ends.values())
+        return f"<Pauses: {'closed' if self.is_closed else f'{waits} waiting'}>"
+
+
+def _set_all(events: set[anyio.Event]) -> None:
+    for event in list(events):
+        event.set()

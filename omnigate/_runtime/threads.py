@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Unpack
+from typing import TypeVar, TypeVarTuple, Unpack
 
 import anyio
 import anyio.to_thread
 
-from omnigate._runtime.isolation import _CLOSE_SECONDS, Args, T, bounded
+from omnigate._runtime.isolation import CLOSE_SECONDS, bounded
+
+T = TypeVar("T")
+
+Args = TypeVarTuple("Args")
 
 
 async def in_thread(
@@ -24,9 +28,9 @@ async def in_thread(
     Args:
         func: the blocking function. It is not called if the caller is gone before a thread is free.
         args: its arguments.
-        dispose: what to do, in a thread, with a result that nobody is there for any more.
-        lingers: whether a cancelled caller waits for the thread all the same, for at most a second.
-        limiter: of how many threads there may be; anyio's own if left out.
+        dispose: called in a thread with a result whose caller has left.
+        lingers: whether a cancelled caller still waits for the thread, for at most a second.
+        limiter: bounds the number of threads; anyio's own if left out.
     """
     decided = threading.Lock()  # taken once: by the caller when it leaves, or by the thread when it is done
     begun, done = threading.Event(), threading.Event()
@@ -44,7 +48,7 @@ async def in_thread(
             done.set()
 
     async def end() -> None:
-        await anyio.to_thread.run_sync(done.wait, _CLOSE_SECONDS, abandon_on_cancel=True)
+        await anyio.to_thread.run_sync(done.wait, CLOSE_SECONDS, abandon_on_cancel=True)
 
     async def dispose_in_thread() -> None:
         if dispose is not None:

@@ -23,7 +23,11 @@ ChatPiece = TypeVar("ChatPiece", str, StreamChunk)
 
 
 class ChatStream(BaseStream[ChatPiece]):
-    """The stream of a chat: `str` pieces, or `StreamChunk`s where `as_chunks=True` was asked for."""
+    """The stream of a chat: `str` pieces, or `StreamChunk`s where `as_chunks=True` was asked for.
+
+    Use it as `async with client.chat_stream(…) as stream: async for piece in stream: …`. Entering returns
+    when the head of the response has come. Only one task at a time may read it.
+    """
 
     def __init__(
         self, session: Session, call: Call, piece_type: type[ChatPiece], *, include_usage: bool
@@ -40,11 +44,11 @@ class ChatStream(BaseStream[ChatPiece]):
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the model stopped, once the stream has ended, if asked for with `include_usage=True`."""
+        """Why the model stopped, once the stream has ended, with `include_usage=True`."""
         return getattr(self._core.reader, "finish_reason", None)
 
     async def text(self) -> str:
-        """Return the rest of the text as one string.
+        """Return the rest of the text, once the stream has ended.
 
         Raises:
             GatewayError: as reading does; the text before the failure is lost then.
@@ -58,7 +62,11 @@ class ChatStream(BaseStream[ChatPiece]):
 
 
 class CompletionStream(BaseStream[dict[str, Any]]):
-    """The stream of a completion: OpenAI's chunks, as dicts, up to `[DONE]`."""
+    """The stream of a completion: OpenAI's chunks, as dicts, up to `[DONE]`.
+
+    Use it as `async with client.completions_stream(…) as stream: async for chunk in stream: …`. Entering
+    returns when the head of the response has come. Only one task at a time may read it.
+    """
 
     def __init__(self, session: Session, call: Call) -> None:
         def new_reader(request_id: str | None) -> StreamReader[dict[str, Any]]:

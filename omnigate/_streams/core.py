@@ -18,7 +18,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -46,6 +46,14 @@ _READ: Final = Event.READ  # an enum's attributes are slow, and these two come w
 _PAUSE: Final = Event.PAUSE
 
 
+class Face(NamedTuple):
+    """How messages speak of a stream: by its public class, and by how that is used."""
+
+    name: str
+    block: str = "`async with`"
+    close: str = "`aclose()`"
+
+
 class StreamCore(Generic[T]):
     """One stream: opens it, reads its pieces, closes it.
 
@@ -63,7 +71,7 @@ class StreamCore(Generic[T]):
         """Begin.
 
         Args:
-            name: of the public class, for warnings.
+            name: of the public class, for messages.
             session: what sends.
             call: what is sent.
             new_reader: makes the reader of a response, given its request id.
@@ -73,7 +81,7 @@ class StreamCore(Generic[T]):
         self.pieces: deque[T] = deque()
         self.meta: Meta | None = None
         self.reader: StreamReader[T] | None = None
-        self._name = name
+        self.face: Face = Face(name)
         self._session = session
         self._call = call
         self._new_reader = new_reader
@@ -349,8 +357,9 @@ class StreamCore(Generic[T]):
         if reply is not None:
             self._reply = None
             reply.drop()
+            name, block, close = self.face
             warnings.warn(
-                f"{self._name} was dropped before its end; use `async with`, or call `aclose()`",
+                f"{name} was dropped before its end; use {block}, or call {close}",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,
@@ -362,4 +371,4 @@ class StreamCore(Generic[T]):
         if reply is not None and self.state in HOLDING and reply.received:
             pieces = "1 piece" if self._arrived == 1 else f"{self._arrived:,} pieces"
             state += f": {reply.received:,} bytes, {pieces}"
-        return f"<{self._name} {state}>"
+        return f"<{self.face.name} {state}>"

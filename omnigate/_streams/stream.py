@@ -41,7 +41,9 @@ class BaseStream(Generic[T]):
         """
         meta = self._core.meta
         if meta is None:
-            raise AttributeError("the stream is not open yet and has no meta; enter it with `async with`")
+            raise AttributeError(
+                f"the stream is not open yet and has no meta; enter it with {self._core.face.block}"
+            )
         return meta
 
     @property

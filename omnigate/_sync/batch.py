@@ -27,7 +27,7 @@ import anyio
 
 from omnigate._batch.batch import Batch
 from omnigate._batch.items import BatchItem, open_source
-from omnigate._batch.outcomes import BatchStats, Outcome
+from omnigate._batch.outcomes import AnyOutcome, BatchStats
 from omnigate._runtime.loops import call_soon, current_loop
 from omnigate._sync.portal import Portal
 from omnigate.exceptions import ClientClosedError, NotStartedError
@@ -85,7 +85,7 @@ class _Inside:
     def __init__(self, make: Callable[[Any], Batch]) -> None:
         self.feed = _Feed()
         self.batch = make(self.feed)
-        self.outcomes: deque[Outcome] = deque()  # taken out by the caller
+        self.outcomes: deque[AnyOutcome] = deque()  # taken out by the caller
         self.wanted = 0
         self.has_ended = False
         self._loop: Any = None
@@ -125,15 +125,16 @@ class _Inside:
 
     async def exchange(self) -> None:
         """Take items in, and wait for outcomes, or until more items are wanted."""
+        batch, outbox = self.batch, self.batch._outbox
         self.feed.take_in()
         while True:
-            self.outcomes.extend(self.batch.take(_MOST))
-            self.wanted = max(1, min(self.batch.room(), _MOST)) if self.feed.is_wanted else 0
+            self.outcomes.extend(outbox.take(_MOST))
+            self.wanted = max(1, min(batch._room(), _MOST)) if self.feed.is_wanted else 0
             if self.outcomes or self.wanted:
                 return
-            if not (self.batch.is_open or self._leaving.is_set()):
+            if not (batch._lifecycle.is_open or self._leaving.is_set()):
                 raise ClientClosedError("the client was closed during the batch")
-            if not await self.batch.wait():
+            if not await outbox.wait():
                 self.has_ended = True
                 return
 
@@ -145,7 +146,7 @@ class _Inside:
         """Hold the batch open."""
         try:
             async with self.batch as batch:
-                self.feed.on_empty = batch.notify
+                self.feed.on_empty = batch._outbox.notify
                 self._entered.set()
                 await self._leaving.wait()
         except anyio.get_cancelled_exc_class():
@@ -160,7 +161,15 @@ class _Inside:
 class SyncBatch:
     """A batch, to be used as `with client.batch(…) as batch: for outcome in batch: …`.
 
-    It mirrors `Batch`; the source is iterated in the caller's thread. Not to be read by two threads at once.
+    Each item of the source ends in exactly one `Outcome`, unless the batch ends before the item was sent.
+    Outcomes come in the order in which they end, or with `ordered=True` in that of the source. The caller's
+    thread iterates the source, and only one thread at a time may read the batch. Leaving the block early
+    cancels what is in flight, and returns only when nothing runs any more.
+
+    After the last outcome, iterating raises the error that `stop_on` was given for, what the source raised,
+    or a `JournalError`. If the block is left before that, an outcome that could not be written is raised at
+    its end, or noted on what the block raised. A journal that could not be compacted is a `JournalWarning`:
+    nothing is lost.
     """
 
     def __init__(
@@ -177,10 +186,13 @@ class SyncBatch:
 
     @property
     def stats(self) -> BatchStats:
-        """Where the batch stands; at any time once it has started, also after its end, and in a callback."""
+        """Where the batch stands: once it has started, after its end, and in a callback."""
         if self._is_open and not self._portal.is_own_thread():
             return self._portal.call(self._inside.stats)
         return self._inside.batch.stats
+
+    def __repr__(self) -> str:
+        return f"<SyncBatch {self._inside.batch._description()}>"
 
     def __enter__(self) -> Self:
         inside, portal = self._inside, self._portal
@@ -215,7 +227,7 @@ class SyncBatch:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Outcome:
+    def __next__(self) -> AnyOutcome:
         if not self._is_open:
             raise NotStartedError("a batch is iterated inside of its `with` block")
         inside = self._inside

@@ -352,6 +352,11 @@ class Portal:
 
         self.start(run)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._closed
+
     def is_own_thread(self) -> bool:
         """Return whether this is the thread that the loop runs in."""
         return self._loop is not None and self._loop.thread is threading.current_thread()
@@ -372,6 +377,18 @@ class Portal:
         loop.join()
         if self._finalizer is not None:
             self._finalizer.detach()
+
+    def __repr__(self) -> str:
+        loop = self._loop
+        if self._closed:
+            state = "closed"
+        elif loop is None:
+            state = "not started"
+        elif loop.pid != os.getpid():
+            state = "in the parent process"
+        else:
+            state = "running"
+        return f"<Portal {self._backend}: {state}>"
 
     def _refuse_own_thread(self) -> None:
         if self.is_own_thread():

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from omnigate._streams.chat import ChatStream, CompletionStream
+from omnigate._streams.core import Face
 from omnigate._streams.stream import BaseStream
 from omnigate._sync.portal import Portal
 from omnigate._wire.head import Meta
@@ -22,19 +23,29 @@ ChatPiece = TypeVar("ChatPiece", str, StreamChunk)
 class BaseSyncStream(Generic[T, S]):
     """What all sync streams are: an iterator of pieces and a context manager.
 
-    Use it as `with client.chat_stream(…) as stream: for piece in stream: …`. It mirrors the async stream:
-    entering returns when the head of the response has come, and reading raises the same errors. The
-    pieces that have arrived are fetched together. Not to be read by two threads at once.
+    Use it as `with client.chat_stream(…) as stream: for piece in stream: …`. Entering returns when the head
+    of the response has come, before the first text. Without `with` the first piece waits for the head, too,
+    and a loop that is left early should be followed by `close()`. A stream opens once: entered again, it goes
+    on where it was, yields nothing if it has ended, and raises `StreamClosedError` if it was closed before
+    its end. Only one thread at a time may read it.
+
+    Reading raises `ProviderError` when the provider fails on the way, `ConnectionError` when the body ends
+    too early, and what a call raises while the stream opens. A failure before the first piece is retried
+    like that of a call; after it nothing is.
     """
 
     def __init__(self, portal: Portal, stream: S) -> None:
         self._portal = portal
         self._stream = stream
+        stream._core.face = Face(type(self).__name__, "`with`", "`close()`")
         self._pieces: deque[T] = deque()
 
     @property
     def meta(self) -> Meta:
-        """What the head of the response said; there is none before the stream is open."""
+        """What the head of the response said; there is none before the stream is open.
+
+        If the first attempt failed inside the stream and was retried, it is the last attempt's.
+        """
         return self._stream.meta
 
     def __iter__(self) -> Self:
@@ -65,7 +76,10 @@ class BaseSyncStream(Generic[T, S]):
         self.close()
 
     def close(self) -> None:
-        """Close the stream; its connection is given back if its body has ended, else closed."""
+        """Close the stream; its connection is given back if its body has ended, else closed.
+
+        If the gateway has said that it is done, the little that it still sends is read first (at most 1 s).
+        """
         self._pieces.clear()
         if not self._stream.is_closed:
             self._portal.call(self._stream.aclose)
@@ -75,11 +89,15 @@ class BaseSyncStream(Generic[T, S]):
         self._pieces.extend(await self._stream._core.fetch())
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._stream!r}>"
+        return repr(self._stream)
 
 
 class SyncChatStream(BaseSyncStream[ChatPiece, ChatStream[ChatPiece]]):
-    """The stream of a chat: `str` pieces, or `StreamChunk`s where `as_chunks=True` was asked for."""
+    """The stream of a chat: `str` pieces, or `StreamChunk`s where `as_chunks=True` was asked for.
+
+    Use it as `with client.chat_stream(…) as stream: for piece in stream: …`. Entering returns when the head
+    of the response has come. Only one thread at a time may read it.
+    """
 
     @property
     def usage(self) -> Usage | None:
@@ -88,11 +106,11 @@ class SyncChatStream(BaseSyncStream[ChatPiece, ChatStream[ChatPiece]]):
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the model stopped, once the stream has ended, if asked for with `include_usage=True`."""
+        """Why the model stopped, once the stream has ended, with `include_usage=True`."""
         return self._stream.finish_reason
 
     def text(self) -> str:
-        """Return the rest of the text as one string.
+        """Return the rest of the text, once the stream has ended.
 
         Raises:
             GatewayError: as reading does; the text before the failure is lost then.
@@ -104,4 +122,8 @@ class SyncChatStream(BaseSyncStream[ChatPiece, ChatStream[ChatPiece]]):
 
 
 class SyncCompletionStream(BaseSyncStream[dict[str, Any], CompletionStream]):
-    """The stream of a completion: OpenAI's chunks, as dicts, up to `[DONE]`."""
+    """The stream of a completion: OpenAI's chunks, as dicts, up to `[DONE]`.
+
+    Use it as `with client.completions_stream(…) as stream: for chunk in stream: …`. Entering returns when the
+    head of the response has come. Only one thread at a time may read it.
+    """

@@ -14,12 +14,11 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Protocol, TypeVar, TypeVarTuple, Unpack, cast
-from weakref import WeakKeyDictionary
 
 import anyio
 import httpx
 
-from omnigate._runtime.loops import current_loop
+from omnigate._runtime.loops import PerLoop
 from omnigate._runtime.threads import in_thread
 from omnigate._transport.httpx_pool import HttpxTransport, drop_lost_connections
 from omnigate.exceptions import InvalidArgumentTypeError
@@ -101,7 +100,7 @@ class Threads:
     """Worker threads for a sync object: a limiter for each event loop, of the object's own."""
 
     def __init__(self) -> None:
-        self._limiters: WeakKeyDictionary[object, anyio.CapacityLimiter] = WeakKeyDictionary()
+        self._limiters = PerLoop(lambda loop: anyio.CapacityLimiter(MAX_THREADS))
 
     async def run(
         self,
@@ -117,11 +116,7 @@ class Threads:
             dispose: what to do, in that thread, with a result that nobody waits for any more.
 
         """
-        token = current_loop()
-        limiter = self._limiters.get(token)
-        if limiter is None:
-            limiter = self._limiters[token] = anyio.CapacityLimiter(MAX_THREADS)
-        return await in_thread(func, *args, dispose=dispose, limiter=limiter)
+        return await in_thread(func, *args, dispose=dispose, limiter=self._limiters.current())
 
 
 class ThreadedStream(httpx.AsyncByteStream):

@@ -14,17 +14,16 @@ its last bytes are handed on.
 from __future__ import annotations
 
 import ssl
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import httpx
 
-from omnigate._runtime.loops import call_soon, current_loop, has_ended
+from omnigate._runtime.loops import PerLoop
 from omnigate._transport.connection import Connection, Connector, close_now
 from omnigate._transport.exchange import Exchange, Timeouts
 from omnigate._transport.messages import Origin, OutgoingMessage, PreparedRequest, outgoing
@@ -71,10 +70,10 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
             check_text(uds, "uds")
         check_callable(clock, "clock", "a callable that returns seconds")
         self.max_connections = max_connections
-        self._pool_arguments = (max_connections, max_idle_connections, idle_timeout_seconds, clock)
         self._connect = Connector(verify, uds)
-        self._pools: dict[Any, Pool] = {}
-        self._lock = threading.Lock()
+        self._pools: PerLoop[Pool] = PerLoop(
+            partial(Pool, max_connections, max_idle_connections, idle_timeout_seconds, clock), drop=Pool.close
+        )
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -88,8 +87,9 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
             httpx.TransportError: as httpx's own transports raise it.
             ClientClosedError: the transport is closed, or was meanwhile (a `RuntimeError`, too).
         """
-        loop = current_loop()
-        pool = self._pools.get(loop) or self._new_pool(loop)
+        if self._closed:
+            raise ClientClosedError("the transport is closed")
+        pool = self._pools.current()
         message = (
             OutgoingMessage(request.method, request.origin, request.message, None)
             if isinstance(request, PreparedRequest)
@@ -114,22 +114,14 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close all connections, those of other event loops as soon as they run; what is in flight fails."""
-        loop = current_loop()
-        with self._lock:
-            self._closed = True
-            pools, self._pools = self._pools, {}
-        for other, pool in pools.items():
-            if other is not loop and not has_ended(other):
-                with suppress(RuntimeError):  # it has ended since
-                    call_soon(other, pool.close)
-                    continue
-            pool.close()
+        self._closed = True  # first: a request that is just beginning sees it when it has a connection
+        self._pools.end(Pool.close)
         await anyio.lowlevel.checkpoint()
 
     def stats(self) -> dict[str, Any]:
         """Return the counts "idle", "in_use", "opening" and "waiting", and by origin those of "origins"."""
         total: dict[str, Any] = {"idle": 0, "in_use": 0, "opening": 0, "waiting": 0, "origins": {}}
-        for pool in list(self._pools.values()):
+        for pool in self._pools.values():
             stats = pool.stats()
             for name in ("idle", "in_use", "opening", "waiting"):
                 total[name] += stats[name]
@@ -185,13 +177,3 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
                 close_now(stream)
             pool.free_slot()
             raise
-
-    def _new_pool(self, loop: Any) -> Pool:
-        with self._lock:
-            if self._closed:
-                raise ClientClosedError("the transport is closed")
-            ended = [self._pools.pop(other) for other in list(self._pools) if has_ended(other)]
-            pool = self._pools[loop] = Pool(*self._pool_arguments, loop)
-        for other_pool in ended:
-            other_pool.close()
-        return pool

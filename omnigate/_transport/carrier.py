@@ -83,8 +83,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):  # made faster than a named
     def __repr__(self) -> str:  # is a local in many a traceback, and its body may repeat a key
         return f"<Answer {self.status}>"
 
-    def __rich_repr__(self) -> Iterator[int]:  # in place of msgspec's, which shows all
-        yield self.status
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # in place of msgspec's, which shows all
+        return [("status", self.status)]
 
 
 class Reply:

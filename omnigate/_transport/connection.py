@@ -10,9 +10,9 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, cast
 
 import anyio
 import httpx
@@ -26,8 +26,6 @@ MAX_RECEIVE_BYTES: Final = 262_144
 """As much as asyncio reads at once, so that nothing stays in anyio's own buffer."""
 
 _STEPS: Final = 8
-
-Connect: TypeAlias = Callable[[Origin], Awaitable[ByteStream]]
 
 
 class Connection:
@@ -78,6 +76,10 @@ class Connection:
             self.state = "closed"
             self._poll = None
             close_now(self.stream)
+
+    def __repr__(self) -> str:
+        scheme, host, port = self.origin
+        return f"<Connection to {scheme}://{host}:{port}: {self.state}>"
 
 
 def _poll_of(raw_socket: socket.socket) -> Callable[[int], list[Any]]:

@@ -9,14 +9,13 @@ closed, is lost.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 
 from omnigate._runtime.isolation import bounded
-from omnigate._runtime.loops import current_loop, has_ended
+from omnigate._runtime.loops import PerLoop
 
 
 class PerLoopTransport(httpx.AsyncBaseTransport):
@@ -28,31 +27,20 @@ class PerLoopTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, make: Callable[[], httpx.AsyncBaseTransport]) -> None:
         """Begin; `make` returns a new transport."""
-        self._make = make
-        self._transports: dict[object, httpx.AsyncBaseTransport] = {}
-        self._lock = threading.Lock()
+        self._transports: PerLoop[httpx.AsyncBaseTransport] = PerLoop(lambda loop: make())
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send `request`; see httpx."""
-        loop = current_loop()
-        transport = self._transports.get(loop)
-        if transport is None:
-            transport = self._make()
-            with self._lock:
-                for other in [known for known in self._transports if has_ended(known)]:
-                    del self._transports[other]
-                self._transports[loop] = transport
-        return await transport.handle_async_request(request)
+        return await self._transports.current().handle_async_request(request)
 
     async def aclose(self) -> None:
         """Close the running loop's transport; those of other loops are theirs to close."""
-        with self._lock:
-            transport = self._transports.pop(current_loop(), None)
+        transport = self._transports.pop()
         if transport is not None:
             await transport.aclose()
 
     def __repr__(self) -> str:
-        return f"<PerLoopTransport of {list(self._transports.values())!r}>"
+        return f"<PerLoopTransport of {self._transports.values()!r}>"
 
 
 async def drop_lost_connections(transport: object) -> None:
@@ -96,4 +84,5 @@ class HttpxTransport(httpx.AsyncBaseTransport):
         await self._transport.aclose()
 
     def __repr__(self) -> str:
-        return f"<HttpxTransport of {self._transport!r}>"
+        pool = getattr(self._transport, "_pool", self._transport)  # httpcore's, whose repr has the numbers
+        return f"<HttpxTransport of {pool!r}>"

@@ -208,6 +208,13 @@ class Pool:
             },
         }
 
+    def __repr__(self) -> str:
+        stats = self.stats()
+        numbers = (
+            f"{stats[name]} {name.replace('_', ' ')}" for name in ("idle", "in_use", "opening", "waiting")
+        )
+        return f"<Pool: {', '.join(numbers)}>"
+
     def _pass_on(self, connection: Connection | None) -> None:
         """Give a connection in use, or the slot of none, to the first who waits; else let it go."""
         while self._waiters:

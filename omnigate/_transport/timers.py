@@ -15,12 +15,9 @@ import sys
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
+from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
 
 import httpx
-
-if TYPE_CHECKING:
-    from omnigate._transport.connection import Connection
 
 T = TypeVar("T")
 
@@ -32,6 +29,14 @@ _WORDS: Final[dict[type[httpx.TimeoutException], str]] = {
 }
 
 
+class Limited(Protocol):
+    """What a limit is of, and what is closed when it is reached."""
+
+    limit: Limit
+
+    def close(self) -> None: ...
+
+
 class Watch:
     """The deadlines of a pool's connections, in an event loop of asyncio.
 
@@ -40,7 +45,7 @@ class Watch:
 
     __slots__ = ("__weakref__", "_connections", "_loop", "_next", "_timer")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, connections: Iterable[Connection]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, connections: Iterable[Limited]) -> None:
         """Begin; `connections` are those to look at, whichever they are when the timer goes off."""
         self._loop = loop
         self._connections = connections
@@ -151,7 +156,7 @@ class Limit:
         self.kind = kind
         self._seconds = seconds
 
-    def expire(self, connection: Connection) -> None:
+    def expire(self, connection: Limited) -> None:
         """Fail what is awaited on `connection`: its time is up."""
         self._reached = (self.kind, self._seconds)
         self.deadline = math.inf

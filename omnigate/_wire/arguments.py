@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final, TypeAlias, TypedDict, cast
+from typing import Any, Final, TypeAlias, cast
 from urllib.parse import quote
 from uuid import UUID
 
@@ -75,21 +75,6 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class CallOptions(TypedDict, total=False):
-    """What every call takes beside its own arguments.
-
-    Attributes:
-        timeout: as the client's, for this call only.
-        deadline_seconds: seconds for all attempts and the waits between them; then `TimeoutError`.
-        extra_headers: headers of this call only; they replace the client's of the same name.
-
-    """
-
-    timeout: Timeout
-    deadline_seconds: float | None
-    extra_headers: Mapping[str, str] | None
-
-
 USER_ID_HEADER: Final = b"x-user-id"
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110, section 5.6.2
@@ -103,8 +88,6 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _FRAMING: Final = frozenset({"connection", "content-length", "te", "transfer-encoding", "upgrade"})
 
 _USER_ID_LENGTH: Final = 255
-
-_OPTION_NAMES: Final = CallOptions.__annotations__.keys()
 
 _OFFSET = re.compile(r"(Z|[+-]\d\d:?\d\d)\Z", re.IGNORECASE)
 
@@ -211,22 +194,6 @@ def check_timeout(value: Any) -> dict[str, float | None]:
     if value is not None:
         check_number(value, "timeout", "seconds above 0, an httpx.Timeout, or None", above=0)
     return httpx.Timeout(value).as_dict()
-
-
-def check_options(
-    options: CallOptions,
-) -> tuple[dict[bytes, bytes], dict[str, float | None] | None, float | None]:
-    """Return a call's extra headers, its timeout for the transport (None: the client's), and its deadline."""
-    if unknown := options.keys() - _OPTION_NAMES:
-        raise InvalidArgumentTypeError(
-            f"unknown argument {', '.join(map(repr, sorted(unknown)))}; "
-            f"every call takes {', '.join(_OPTION_NAMES)}"
-        )
-    timeout = check_timeout(options["timeout"]) if "timeout" in options else None
-    deadline_seconds = options.get("deadline_seconds")
-    if deadline_seconds is not None:
-        check_number(deadline_seconds, "deadline_seconds", "seconds above 0, or None", above=0)
-    return check_headers(options.get("extra_headers"), "extra_headers"), timeout, deadline_seconds
 
 
 def check_id(value: Any, argument: str) -> str:

@@ -12,6 +12,7 @@ class Endpoint(NamedTuple):
     """One endpoint.
 
     Attributes:
+        name: the name of the client's method that calls it.
         method: the HTTP method.
         path: the path; a variable part is appended to it.
         resend: what it does to send a request twice.
@@ -19,46 +20,47 @@ class Endpoint(NamedTuple):
 
     """
 
+    name: str
     method: str
     path: str
     resend: Resend = "safe"
     mints_key: bool = False
 
 
-CHAT: Final = Endpoint("POST", "/v1/chat", "billed")
+CHAT: Final = Endpoint("chat", "POST", "/v1/chat", "billed")
 
-COMPLETIONS: Final = Endpoint("POST", "/v1/chat/completions", "billed")
+COMPLETIONS: Final = Endpoint("completions", "POST", "/v1/chat/completions", "billed")
 
-MODELS: Final = Endpoint("GET", "/v1/models")
+MODELS: Final = Endpoint("models", "GET", "/v1/models")
 
-MODEL: Final = Endpoint("GET", "/v1/models/")
+MODEL: Final = Endpoint("model", "GET", "/v1/models/")
 
-METRICS: Final = Endpoint("GET", "/v1/metrics")
+METRICS: Final = Endpoint("metrics", "GET", "/v1/metrics")
 
-SIGNUP: Final = Endpoint("POST", "/v1/signup", "never", mints_key=True)
+SIGNUP: Final = Endpoint("signup", "POST", "/v1/signup", "never", mints_key=True)
 
-PROVIDER_KEY: Final = Endpoint("POST", "/v1/keys")
+PROVIDER_KEY: Final = Endpoint("set_provider_key", "POST", "/v1/keys")
 
-CREATE_API_KEY: Final = Endpoint("POST", "/v1/keys/api", "never", mints_key=True)
+CREATE_API_KEY: Final = Endpoint("create_api_key", "POST", "/v1/keys/api", "never", mints_key=True)
 
-LIST_API_KEYS: Final = Endpoint("GET", "/v1/keys/api")
+LIST_API_KEYS: Final = Endpoint("list_api_keys", "GET", "/v1/keys/api")
 
-REVOKE_API_KEY: Final = Endpoint("DELETE", "/v1/keys/api/")
+REVOKE_API_KEY: Final = Endpoint("revoke_api_key", "DELETE", "/v1/keys/api/")
 
-ME: Final = Endpoint("GET", "/v1/me")
+ME: Final = Endpoint("me", "GET", "/v1/me")
 
-HEALTH: Final = Endpoint("GET", "/health")
+HEALTH: Final = Endpoint("health", "GET", "/health")
 
-READY: Final = Endpoint("GET", "/health/ready")
+READY: Final = Endpoint("ready", "GET", "/health/ready")
 
-VERSION: Final = Endpoint("GET", "/version")
+VERSION: Final = Endpoint("version", "GET", "/version")
 
-CREATE_ORG: Final = Endpoint("POST", "/v1/admin/orgs", "billed")
+CREATE_ORG: Final = Endpoint("create_org", "POST", "/v1/admin/orgs", "billed")
 
-LIST_ORGS: Final = Endpoint("GET", "/v1/admin/orgs")
+LIST_ORGS: Final = Endpoint("list_orgs", "GET", "/v1/admin/orgs")
 
-CREATE_PROJECT: Final = Endpoint("POST", "/v1/admin/projects", "never", mints_key=True)
+CREATE_PROJECT: Final = Endpoint("create_project", "POST", "/v1/admin/projects", "never", mints_key=True)
 
-LIST_PROJECTS: Final = Endpoint("GET", "/v1/admin/projects")
+LIST_PROJECTS: Final = Endpoint("list_projects", "GET", "/v1/admin/projects")
 
-ORG_METRICS: Final = Endpoint("GET", "/v1/admin/orgs/")
+ORG_METRICS: Final = Endpoint("org_metrics", "GET", "/v1/admin/orgs/")

@@ -22,8 +22,6 @@ from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
 
 _encoder: Final = msgspec.json.Encoder()
 
-T = TypeVar("T")
-
 _SECRET_FIELDS = frozenset({"api_key"})
 
 _MISSING_FIELD = re.compile(r"Object missing required field `(.+)`")

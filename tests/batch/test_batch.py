@@ -24,6 +24,7 @@ from omnigate import (
     TimeoutError,
 )
 
+from ..support.event_loops import without_debug
 from ..support.provider import Provider
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -111,6 +112,7 @@ async def test_the_source_is_read_no_faster_than_it_is_sent() -> None:
                 break
 
 
+@without_debug
 async def test_a_slow_consumer_holds_up_the_reading() -> None:
     provider = Provider()
     async with client_of(provider).batch(
@@ -213,6 +215,7 @@ async def test_an_outer_cancellation_ends_the_batch() -> None:
     assert provider.in_flight == 0
 
 
+@without_debug
 async def test_several_batches_in_tasks_of_one_group() -> None:
     provider = Provider()
     client = client_of(provider)

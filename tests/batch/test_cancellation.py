@@ -20,7 +20,14 @@ WAYS = [("asyncio", way) for way in WAYS_OF_ASYNCIO] + [("trio", way) for way in
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("anyio_backend", "way"), WAYS, ids=[f"{backend}-{way}" for backend, way in WAYS])
-@pytest.mark.parametrize("kind", ["plain", "ordered", "journal", "slow source", "chat_many"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "plain",
+        "journal",
+        *(pytest.param(kind, marks=pytest.mark.proof) for kind in ("ordered", "slow source", "chat_many")),
+    ],
+)
 async def test_over_a_transport_in_memory(kind: str, way: str, tmp_path: Path, anyio_backend: str) -> None:
     provider = Provider()
     client = AsyncClient("llmg_x", base_url="http://gateway.test", transport=provider)

@@ -16,6 +16,7 @@ from omnigate import AsyncClient, AuthError, Client, JournalError, JournalWarnin
 from omnigate._batch.journal.file import JournalFile
 from omnigate.testing import LocalGateway
 
+from ..support.event_loops import without_debug
 from ..support.provider import Provider
 
 MODEL = "gpt-4o-mini"
@@ -79,6 +80,7 @@ class TestResuming:
             assert (batch.stats.succeeded, batch.stats.replayed) == (100, 100)
         assert len(lines_of(journal)) == 200
 
+    @without_debug
     async def test_a_journal_far_longer_than_the_bound_is_replayed(self, tmp_path: Path) -> None:
         journal = tmp_path / "journal.jsonl"
         items = [f"{n}" for n in range(3_000)]

@@ -68,7 +68,7 @@ async def test_a_wait_between_two_attempts_ends_when_the_client_is_closed(use: U
     before = anyio.current_time()
     async with anyio.create_task_group() as group:
         group.start_soon(one)
-        await until(lambda: bool(client._session._pauses._ends))
+        await until(lambda: any(client._session._pauses._ends.values()))
         await client.aclose()
     assert anyio.current_time() == before
     assert isinstance(errors[0].__cause__, APIError)

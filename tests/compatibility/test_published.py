@@ -54,6 +54,7 @@ def _mentions(prompt: str) -> Callable[[RecordedRequest], bool]:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.proof
 def test_a_program_for_0_1_0_prints_the_same_with_0_1_0_and_with_this_package(published_python: Path) -> None:
     published = run_program(published_python)
     ours = run_program(sys.executable)

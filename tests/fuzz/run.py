@@ -1,6 +1,6 @@
 """Run a target under atheris, from the committed corpus.
 
-Where atheris does not install, `HYPOTHESIS_PROFILE=long pytest tests/proof/test_properties.py` searches the same
+Where atheris does not install, `HYPOTHESIS_PROFILE=long pytest -m "" tests/proof/test_properties.py` searches the same
 decoders without the guidance of coverage.
 """
 

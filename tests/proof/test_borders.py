@@ -435,6 +435,7 @@ def call_of(client: AsyncClient, name: str) -> Callable[[], Awaitable[Any]]:
 
 @pytest.mark.parametrize("make", [AnyIOTransport, httpx.AsyncHTTPTransport])
 @pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.proof
 async def test_what_is_over_a_limit_is_refused_before_it_fills_the_memory(name: str, make: Any) -> None:
     answer, call, kind, words = BOMBS[name]
     limit = 8 * MEGABYTE

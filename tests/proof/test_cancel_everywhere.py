@@ -562,6 +562,7 @@ async def test_calls_streams_and_batches(
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", ONE_CALL)
 @pytest.mark.parametrize(("anyio_backend", "way"), HARDEST, indirect=["anyio_backend"])
+@pytest.mark.proof
 async def test_accounts_keys_and_metrics(
     name: str, way: str, gateway: GatewayProcess, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ from omnigate.models import (
     SignupResponse,
     Usage,
 )
+from tests.batch.journal import replayable
 from tests.fuzz.targets import check_events, check_inflater, check_response, check_text
 
 MOST = 1 << 20
@@ -343,6 +344,7 @@ DIGEST = digest_of(ChatRequest(model="m", messages="x"))
 
 
 @given(histories(), st.data())
+@pytest.mark.proof
 def test_any_journal_cut_at_any_byte_resumes(history: list[Outcome], data: st.DataObject) -> None:
     texts = [encode_line(outcome, DIGEST, created=0) for outcome in history]
     whole = b"".join(texts)
@@ -358,7 +360,7 @@ def test_any_journal_cut_at_any_byte_resumes(history: list[Outcome], data: st.Da
         journal = Journal(path)
         journal.open()
         assert len(journal) == len(left)
-        assert journal.replayable == sum(outcome.response is not None for outcome in left.values())
+        assert replayable(journal) == sum(outcome.response is not None for outcome in left.values())
         expected: dict[str, ChatResponse] = {}
         for index, id in enumerate(dict.fromkeys(outcome.id for outcome in history)):
             replay = journal.claim(id, DIGEST, index)
@@ -732,6 +734,7 @@ def test_any_line_is_one_of_a_journal_or_is_not(text: bytes) -> None:
 
 
 @given(st.lists(anything(REPLAYED) | anything(FAILED), max_size=4), st.sampled_from([b"\n", b""]))
+@pytest.mark.proof
 def test_any_file_is_a_journal_or_is_refused_as_it_is(texts: list[bytes], end: bytes) -> None:
     content = b"\n".join(texts) + end
     with scratch_journal() as path:

@@ -147,6 +147,7 @@ def repeating(name: str) -> ScriptedTransport:
 @pytest.mark.usefixtures("_records")
 @pytest.mark.parametrize("key", [GATEWAY_KEY, PLAIN_KEY], ids=["known", "unknown"])
 @pytest.mark.parametrize("name", ECHOES)
+@pytest.mark.proof
 async def test_a_gateway_that_repeats_keys_puts_none_into_errors_logs_or_journals(
     name: str, key: str, tmp_path: Path
 ) -> None:
@@ -238,6 +239,7 @@ async def test_a_key_that_is_refused_is_not_shown(use: Callable[[], Any]) -> Non
         b"HTTP/1.1 200 OK\r\ncontent-length: 200\r\n\r\n{}",
     ],
 )
+@pytest.mark.proof
 async def test_no_key_is_in_the_locals_of_a_failed_call(make: Any, key: str, answer: bytes | None) -> None:
     async def handle(peer: Any) -> None:
         await peer.request()

@@ -361,6 +361,7 @@ async def test_one_byte_at_a_time(kind: Kind, whole: bytes, transport: str) -> N
 
 @every_transport
 @every_form
+@pytest.mark.proof
 async def test_all_at_once(kind: Kind, whole: bytes, transport: str) -> None:
     async with served(whole) as server, calling(server.url, transport) as client:
         for _ in range(3):
@@ -566,6 +567,7 @@ ENDLESS_BODIES = {
 @own_at_least
 @every_kind
 @pytest.mark.parametrize(("start", "again"), ENDLESS_BODIES.values(), ids=ENDLESS_BODIES.keys())
+@pytest.mark.proof
 async def test_an_endless_body(kind: Kind, start: bytes, again: bytes, transport: str) -> None:
     async def handle(peer: Peer) -> None:
         await endless(peer, start, again)

@@ -39,10 +39,21 @@ async def test_a_result_is_used_or_disposed_of_once_wherever_the_caller_is_cance
 
 
 async def test_a_cancelled_caller_goes_on_and_the_thread_disposes_of_what_comes_too_late() -> None:
-    may_end = threading.Event()
+    begun, may_end = threading.Event(), threading.Event()
     disposed: list[Any] = []
-    with anyio.move_on_after(0.01) as scope:
-        await in_thread(may_end.wait, 10, dispose=disposed.append)
+
+    def work() -> bool:
+        begun.set()
+        return may_end.wait(10)
+
+    async def cancel_once_begun() -> None:
+        await until(begun.is_set)
+        scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        with anyio.CancelScope() as scope:
+            group.start_soon(cancel_once_begun)
+            await in_thread(work, dispose=disposed.append)
     assert scope.cancelled_caught
     assert not disposed
     may_end.set()

@@ -1,6 +1,7 @@
 """The event loops that tests run on, and a guard against code of ours that blocks one."""
 
 import asyncio
+import linecache
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from typing import Any
 
 import blockbuster
 import pytest
-from blockbuster import BlockingError, blockbuster_ctx
+from blockbuster import BlockBuster, BlockingError
 
 from .virtual_time import virtual_backend
 
@@ -23,6 +24,9 @@ EVERY = (
     "trio",
 )
 """What anyio itself is tested on, for the wings that schedule, cancel and wait themselves."""
+
+without_debug = pytest.mark.parametrize("anyio_backend", BOTH, indirect=True)
+"""For tests of thousands of tasks, for each of which asyncio's debug mode formats a stack."""
 
 
 def _eager(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -64,6 +68,10 @@ MAY_BLOCK = [
 """Where the event loop may be blocked on purpose: the end of a file's name and its functions."""
 
 
+def _is_called_by_linecache(*_: object, **__: object) -> bool:
+    return sys._getframe(2).f_code is linecache.checkcache.__code__
+
+
 @contextmanager
 def refusing_to_block() -> Iterator[list[str]]:
     """Raise where code of ours blocks an event loop of asyncio, and list what did, as an `except` may hide the error."""
@@ -74,15 +82,19 @@ def refusing_to_block() -> Iterator[list[str]]:
             super().__init__(function)
             found.append(f"{function}, called from\n{''.join(traceback.format_stack(limit=12))}")
 
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        blockbuster_ctx("omnigate", excluded_modules=["omnigate.testing"]) as guard,
-    ):
+    guard = BlockBuster("omnigate", excluded_modules=["omnigate.testing"])
+    for file, functions in MAY_BLOCK:
+        for function in guard.functions.values():
+            function.can_block_in(file, functions)
+    # asyncio's debug mode asks for each line of each task's stack: too often to search the stack for code of ours.
+    guard.functions["os.stat"].can_block_predicate = _is_called_by_linecache
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blockbuster.blockbuster, "BlockingError", Blocked)
-        for file, functions in MAY_BLOCK:
-            for function in guard.functions.values():
-                function.can_block_in(file, functions)
-        yield found
+        guard.activate()
+        try:
+            yield found
+        finally:
+            guard.deactivate()
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from omnigate._batch.pace.concurrency import AdaptiveConcurrency
 from omnigate._batch.pace.pacer import Pacer
+from omnigate._limits import RateLimit
 
 
 class Events:
@@ -123,13 +124,13 @@ class PacedClient:
         def receive(verdict: Verdict) -> None:
             self.in_flight -= 1
             now = self._events.now
-            limit, remaining, reset = verdict[1:]
+            limit = RateLimit(*verdict[1:])
             if not verdict.is_admitted:
-                self.pacer.rejected(send, now, float(reset), limit, remaining, reset)
+                self.pacer.rejected(send, now, float(verdict.reset), limit)
             elif self._gateway.has_headers:
-                self.pacer.answered(send, now, limit, remaining, reset)
+                self.pacer.answered(send, now, limit)
             else:
-                self.pacer.answered(send, now, None, None, None)
+                self.pacer.answered(send, now, None)
             self.pump()
 
         def lose() -> None:

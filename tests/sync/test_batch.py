@@ -233,6 +233,7 @@ def _no_wait_ends_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_wait_ends_by_time")
+@pytest.mark.proof
 def test_who_goes_on_after_ctrl_c_is_handed_every_outcome_once(backend: Any) -> None:
     def source() -> Iterator[str]:
         for n in range(12):
@@ -254,6 +255,7 @@ def test_who_goes_on_after_ctrl_c_is_handed_every_outcome_once(backend: Any) -> 
 
 
 @pytest.mark.usefixtures("_no_wait_ends_by_time")
+@pytest.mark.proof
 def test_a_block_that_ctrl_c_ends_anywhere_leaves_nothing_that_runs(backend: Any, tmp_path: Path) -> None:
     async def wait_for(left: anyio.Event) -> None:
         with anyio.fail_after(10):

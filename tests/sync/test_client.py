@@ -1,7 +1,6 @@
 """The sync client: the async core behind a portal, from scripts, threads, notebooks, forks and Ctrl-C."""
 
 import gc
-import inspect
 import os
 import signal
 import subprocess
@@ -23,9 +22,6 @@ import pytest
 
 import omnigate
 from omnigate import (
-    AdminClient,
-    AsyncAdminClient,
-    AsyncClient,
     Client,
     ClientClosedError,
     InvalidArgumentError,
@@ -81,42 +77,6 @@ class Waiting:
         finally:
             self.ended.set()
         raise AssertionError
-
-
-# Same methods
-
-
-@pytest.mark.parametrize(("sync", "asynchronous"), [(Client, AsyncClient), (AdminClient, AsyncAdminClient)])
-def test_the_sync_and_the_async_client_have_the_same_methods_and_signatures(
-    sync: type, asynchronous: type
-) -> None:
-    def public(kind: type) -> set[str]:
-        return {name for name in dir(kind) if not name.startswith("_")}
-
-    def shape(method: Any) -> list[Any]:
-        return [(p.name, p.kind, p.default) for p in inspect.signature(method).parameters.values()]
-
-    assert public(sync) - {"close"} == public(asynchronous) - {"aclose"}
-    for name in public(asynchronous) - {"aclose"}:
-        ours, theirs = getattr(sync, name), getattr(asynchronous, name)
-        if isinstance(theirs, property):
-            assert (ours.fset is None) is (theirs.fset is None)
-            continue
-        assert shape(ours) == shape(theirs), name
-        if name in ("batch", "chat_many"):
-            continue  # these read a source of their own kind
-        assert inspect.signature(ours) == inspect.signature(theirs), name
-        assert inspect.getdoc(ours) == inspect.getdoc(theirs)
-    ours, theirs = inspect.signature(sync), inspect.signature(asynchronous)
-    assert [p for p in ours.parameters.values() if p.name != "backend"] == list(theirs.parameters.values())
-
-
-@pytest.mark.parametrize("name", ["ChatStream", "CompletionStream"])
-def test_the_streams_mirror_each_other(name: str) -> None:
-    ours, theirs = getattr(omnigate, f"Sync{name}"), getattr(omnigate, name)
-    wanted = {"meta"} | ({"text", "usage", "finish_reason"} if name == "ChatStream" else set())
-    for stream in (ours, theirs):
-        assert wanted <= set(dir(stream))
 
 
 # Calls
@@ -197,6 +157,7 @@ def test_many_threads_share_one_client_and_one_portal(backend: Any) -> None:
         assert len(portal_threads()) == 1
 
 
+@pytest.mark.blocks  # a call of the sync client blocks the loop that it is made in
 def test_it_works_inside_a_running_event_loop(backend: Any) -> None:
     async def notebook_cell() -> str:
         with sync_client(chat_answer) as client:
@@ -272,7 +233,9 @@ def test_leaving_a_stream_early_closes_it(backend: Any) -> None:
 def test_a_dropped_stream_is_closed_and_says_so(backend: Any) -> None:
     body, step = streaming(b"a", b"b", b"c")
     with sync_client(step, backend=backend) as client:
-        with pytest.warns(ResourceWarning, match="dropped before its end"):
+        with pytest.warns(
+            ResourceWarning, match=r"SyncChatStream was dropped before its end; use `with`, or call `close"
+        ):
             for _ in client.chat_stream(**HELLO):
                 break
             gc.collect()
@@ -489,6 +452,7 @@ def test_a_call_from_the_clients_own_thread_is_refused_at_once(backend: Any) -> 
         assert client.chat(**HELLO).content == "hello"
 
 
+@pytest.mark.blocks  # a call of the sync client blocks the loop that it is made in
 def test_a_callback_may_use_another_client(backend: Any) -> None:
     with sync_client(chat_answer, backend=backend) as other:
 

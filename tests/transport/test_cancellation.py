@@ -198,7 +198,9 @@ async def check_real(server: Served, transport: AnyIOTransport, use: Use, way: s
 
 
 @pytest.mark.parametrize("is_kept", [False, True], ids=["new", "kept"])
-@pytest.mark.parametrize("secure", [False, True], ids=["tcp", "tls"])
+@pytest.mark.parametrize(
+    "secure", [pytest.param(False, id="tcp"), pytest.param(True, id="tls", marks=pytest.mark.proof)]
+)
 @pytest.mark.parametrize("use", [whole, streamed_request, half_read])
 async def test_over_real_sockets(
     use: Use, secure: bool, is_kept: bool, way: str, tls: tuple[ssl.SSLContext, ssl.SSLContext]

@@ -19,6 +19,7 @@ from omnigate import InvalidArgumentError
 from omnigate._transport.anyio_transport import AnyIOTransport
 from omnigate._transport.connection import Connection
 
+from ..support.event_loops import without_debug
 from ..support.fake_streams import OK, FakeNetwork, FakeStream
 from ..support.servers import Peer, serving, until
 
@@ -131,6 +132,7 @@ async def test_those_who_wait_are_served_in_the_order_in_which_they_came() -> No
     assert order == list(range(20))
 
 
+@without_debug
 async def test_no_limit() -> None:
     network = FakeNetwork()
     transport = over(network, max_connections=None)
@@ -418,6 +420,7 @@ async def test_a_stream_that_cannot_be_taken_in_is_closed_and_its_slot_is_free(
     assert await get(transport) == b"ok"
 
 
+@without_debug
 async def test_the_counts_may_be_read_from_another_thread() -> None:
     """As from the one that uses the sync client."""
     transport = over(FakeNetwork(), max_connections=20)

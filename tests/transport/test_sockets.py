@@ -19,6 +19,7 @@ import uvloop
 from omnigate import AsyncClient
 from omnigate._transport.anyio_transport import AnyIOTransport
 
+from ..support.event_loops import without_debug
 from ..support.raw_server import chat_bytes
 from ..support.servers import Peer, Received, serving, until
 
@@ -160,6 +161,7 @@ async def test_the_proxys_user_and_password_are_sent_to_the_proxy_only(
     assert proxy.received[0].header("authorization") is None
 
 
+@without_debug
 async def test_behind_a_proxy_more_than_httpxs_hundred_calls_are_in_flight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -203,9 +205,9 @@ async def test_one_event_loop_after_another(first: str, second: str) -> None:
             for _ in range(2):
                 result = await anyio.to_thread.run_sync(in_new_loop, backend, get, transport, server.url)
                 assert result == b"ok"
-        assert len(transport._pools) == 1
+        assert len(transport._pools.values()) == 1
         assert await get(transport, server.url) == b"ok"
-        assert len(transport._pools) == 1
+        assert len(transport._pools.values()) == 1
         await until(lambda: server.open == 1)
         await transport.aclose()
         gc.collect()
@@ -240,7 +242,7 @@ async def test_a_loop_that_was_closed_over_those_who_wait(
 
         await anyio.to_thread.run_sync(in_abandoned_loop, make_loop, begin())
         assert await get(transport, server.url) == b"ok"
-        assert len(transport._pools) == 1
+        assert len(transport._pools.values()) == 1
         await until(lambda: mute_server.open == 0)
         await transport.aclose()
         for task in tasks:

@@ -232,7 +232,7 @@ async def test_one_timer_serves_all_calls_keeps_nothing_alive_and_ends_with_the_
         (pool,) = transport._pools.values()
         reference = weakref.ref(pool._watch)
         pool.drop_idle(("http", "127.0.0.1", server.port))
-        transport._pools.clear()
+        transport._pools.pop()
         del transport, pool
         gc.collect()
         assert reference() is None

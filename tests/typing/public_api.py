@@ -1,7 +1,7 @@
 """Only type-checked, never run: what a type checker must know of the public surface."""
 
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, Unpack, assert_type
 
 from omnigate import (
     AdminClient,
@@ -11,9 +11,13 @@ from omnigate import (
     AsyncClient,
     AuthError,
     Batch,
+    BatchSettings,
     BatchStats,
+    CallOptions,
+    ChatRequest,
     ChatResponse,
     ChatStream,
+    ChatStreamOptions,
     Client,
     CompletionStream,
     DictResult,
@@ -31,6 +35,7 @@ from omnigate import (
     ProviderRateLimitError,
     RaceError,
     RateLimit,
+    SamplingOptions,
     SignupResponse,
     StreamChunk,
     SyncBatch,
@@ -139,6 +144,44 @@ def synchronous(sync: Client, admin: AdminClient) -> None:
     assert_type(admin.org_metrics("o"), MetricsResponse)
 
 
+class Wrapper:
+    """A program's own client, which passes on what the methods of ours take."""
+
+    def __init__(self, client: Client, asynchronous: AsyncClient) -> None:
+        self._client = client
+        self._async = asynchronous
+
+    def me(self, **options: Unpack[CallOptions]) -> MeResponse:
+        return self._client.me(**options)
+
+    def ask(self, text: str, **options: Unpack[SamplingOptions]) -> str:
+        return self._client.chat(model="m", messages=text, **options).content
+
+    def race(self, text: str, **options: Unpack[SamplingOptions]) -> str:
+        return self._client.race(models=["m"], messages=text, **options).content
+
+    def stream(self, text: str, **options: Unpack[ChatStreamOptions]) -> SyncChatStream[str]:
+        return self._client.chat_stream(model="m", messages=text, **options)
+
+    def many(self, *texts: str, **settings: Unpack[BatchSettings]) -> list[ChatResponse]:
+        return self._client.chat_many(texts, **settings)
+
+    def batch(self, *texts: str, **settings: Unpack[BatchSettings]) -> SyncBatch:
+        return self._client.batch(texts, ordered=True, **settings)
+
+    async def completions(self, text: str, **options: Unpack[SamplingOptions]) -> DictResult[Any]:
+        return await self._async.completions(model="m", messages=text, **options)
+
+    async def answers(self, *texts: str, **settings: Unpack[BatchSettings]) -> list[ChatResponse]:
+        return await self._async.chat_many(texts, **settings)
+
+
+def wrapped(wrapper: Wrapper) -> None:
+    wrapper.ask("x", temperature=0.5, seed=1, timeout=5, stop=["a"])
+    wrapper.many("a", "b", model="m", max_concurrency="auto", journal=Path("j.jsonl"), deadline_seconds=5)
+    wrapper.ask("x", temprature=0.5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
 def errors(error: GatewayError) -> None:
     assert_type(error.request_id, str | None)
     if isinstance(error, ProviderRateLimitError):
@@ -149,7 +192,39 @@ def errors(error: GatewayError) -> None:
     assert_type(classify(401, "x"), APIError)
 
 
+async def narrowed(client: AsyncClient, sync: Client, outcome: Outcome, outcomes: list[Outcome]) -> None:
+    if outcome.error is None:
+        assert_type(outcome.response, ChatResponse)
+        assert_type(outcome.request, ChatRequest)
+    else:
+        assert_type(outcome.response, None)
+    if outcome.error is not None:
+        assert_type(outcome.error, GatewayError)
+        assert_type(outcome.response, None)
+        return
+    assert_type(outcome.response.content, str)
+    for each in outcomes:
+        if each.response is None:
+            assert_type(each.error, GatewayError)
+            continue
+        assert_type(each.error, None)
+    async with client.batch(["a"], model="m") as batch:
+        async for one in batch:
+            assert_type(one.response if one.error is None else one.error, ChatResponse | GatewayError)
+    with sync.batch(["a"], model="m") as sync_batch:
+        assert_type([one.response.content for one in sync_batch if one.error is None], list[str])
+
+
+def an_outcome(given: object) -> None:
+    if isinstance(given, Outcome):
+        assert_type(given, Outcome)
+
+
 def refused(client: Client) -> None:
     client.chat(model="m")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     client.chat(model="m", messages="x", max_token=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     client.chat_stream(model="m", messages="x", cache=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    client.chat_stream(model="m", messages="x", max_token=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    client.race(models=["m"], messages="x", temperature="hot")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.me(deadline=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.chat_many(["a"], max_concurrency="all")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -69,7 +69,7 @@ class Journal:
 
     """
 
-    __slots__ = ("_claimed", "_file", "_index", "_last_read", "_path", "_replayable", "_superseded")
+    __slots__ = ("_claimed", "_file", "_index", "_last_read", "_path", "_superseded")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.fsdecode(path)
@@ -78,12 +78,6 @@ class Journal:
         self._claimed: dict[str, int | None] = {}  # ids in flight, with the entry of their failure
         self._last_read: tuple[int, Line] | None = None
         self._superseded = 0  # lines of ids that have a later one
-        self._replayable = 0
-
-    @property
-    def replayable(self) -> int:
-        """How many successes of earlier runs were found when it was opened."""
-        return self._replayable
 
     def __len__(self) -> int:
         """Return how many ids have a line."""
@@ -223,16 +217,14 @@ class Journal:
                 damaged = number, offset, raw
                 continue
             self._last_read = offset, line
-            id, succeeded = line.custom_id, line.succeeded
-            new = make_entry(offset, succeeded=succeeded, seen=False)
+            id = line.custom_id
+            new = make_entry(offset, succeeded=line.succeeded, seen=False)
             old = index.find(id)
             if old is None:
                 index.add(id, new)
             else:
                 index.replace(id, old, new)
                 self._superseded += 1
-                self._replayable -= old & SUCCEEDED
-            self._replayable += succeeded
             if offset + len(raw) == end:
                 file.append(b"\n")
         if damaged is not None:

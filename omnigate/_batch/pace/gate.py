@@ -1,8 +1,8 @@
 """The gate that every send of a batch goes through: the pacer's verdicts turned into waiting.
 
-One for each client and event loop; all batches of a client share it, and with it the gateway's limit. Who
-must wait stands in line: those that are sent again come before those that are new. Only the first in line
-watches the clock; when it has passed, or is cancelled, it wakes the next. Nothing runs in the background.
+One for each client and event loop; all batches of a client share it, and with it the gateway's limit.
+Waiters queue FIFO, resends before new sends. Only the first in line watches the clock; when it has passed, or
+is cancelled, it wakes the next. Nothing runs in the background.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
@@ -20,7 +20,7 @@ import anyio
 from omnigate._batch.pace.concurrency import AdaptiveConcurrency
 from omnigate._batch.pace.pacer import RATE_WINDOW_SECONDS, Pacer, Send
 from omnigate._limits import RateLimit
-from omnigate._runtime.loops import current_loop, has_ended
+from omnigate._runtime.loops import PerLoop
 from omnigate.exceptions import GatewayError, ProviderRateLimitError, RateLimitError
 
 
@@ -50,6 +50,8 @@ class Gate:
         clock: the event loop's clock, which the pacer's times are of.
         concurrency: the limit that all batches with `max_concurrency="auto"` share.
         in_flight: how many calls of those batches there are.
+        opens_at: until when (UTC) the first in line last began to wait; None if it never did. For reprs,
+            which may be asked for in any thread.
     """
 
     def __init__(self, loop: Any) -> None:
@@ -57,6 +59,7 @@ class Gate:
         self.clock: Callable[[], float] = loop.time if is_asyncio else sys.modules["trio"].current_time
         self.concurrency: AdaptiveConcurrency = AdaptiveConcurrency()
         self.in_flight = 0
+        self.opens_at: datetime | None = None
         self._pacer = Pacer()
         self._again: deque[anyio.Event] = deque()
         self._new: deque[anyio.Event] = deque()
@@ -85,6 +88,9 @@ class Gate:
                     moment = self._pacer.ask(now)
                     if moment <= now:
                         return self._pacer.sent(now)
+                    self.opens_at = (
+                        None if moment == math.inf else datetime.now(UTC) + timedelta(seconds=moment - now)
+                    )
                 with anyio.CancelScope(deadline=moment):
                     await event.wait()
                 if event.is_set():
@@ -96,21 +102,17 @@ class Gate:
             self._wake()
 
     def answered(self, send: Send, limit: RateLimit | None) -> None:
-        """Take in what an answer says of the limit; None if nothing."""
-        values = limit or _NOTHING
-        self._pacer.answered(send, self.clock(), values.limit, values.remaining, values.reset_seconds)
+        """Record what an answer says of the limit; None if nothing."""
+        self._pacer.answered(send, self.clock(), limit)
         self._wake()
 
     def rejected(self, send: Send, retry_after: float, limit: RateLimit | None) -> None:
-        """Take in that the gateway's own limit was exceeded."""
-        values = limit or _NOTHING
-        self._pacer.rejected(
-            send, self.clock(), retry_after, values.limit, values.remaining, values.reset_seconds
-        )
+        """Record that the gateway's own limit was exceeded."""
+        self._pacer.rejected(send, self.clock(), retry_after, limit)
         self._wake()
 
     def ended(self, send: Send) -> None:
-        """Take in that a send got no answer, or none that says anything."""
+        """Record that a send got no answer, or none that says anything."""
         self._pacer.ended(send, self.clock())
         self._wake()
 
@@ -124,6 +126,10 @@ class Gate:
         until = self._pacer.waiting_until(now)
         return None if until is None else until - now
 
+    def __repr__(self) -> str:
+        waiting = f"{len(self._again)} resends and {len(self._new)} new sends waiting"
+        return f"<Gate: {self.in_flight} in flight, {waiting}, {self._pacer!r}, {self.concurrency!r}>"
+
     def _first(self) -> anyio.Event | None:
         return self._again[0] if self._again else self._new[0] if self._new else None
 
@@ -133,23 +139,10 @@ class Gate:
             first.set()
 
 
-_NOTHING = RateLimit(None, None, None)
-
-
-class Gates:
+class Gates(PerLoop[Gate]):
     """A client's gates, one for each event loop, made when a batch begins."""
 
-    def __init__(self) -> None:
-        self._gates: dict[Any, Gate] = {}
-        self._lock = threading.Lock()
+    __slots__ = ()
 
-    def current(self) -> Gate:
-        """Return the running event loop's gate."""
-        loop = current_loop()
-        with self._lock:
-            gate = self._gates.get(loop)
-            if gate is None:
-                for other in [known for known in self._gates if has_ended(known)]:
-                    del self._gates[other]
-                gate = self._gates[loop] = Gate(loop)
-        return gate
+    def __init__(self) -> None:
+        super().__init__(Gate)

@@ -35,6 +35,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from omnigate._limits import RateLimit
+
 __all__ = ["RATE_WINDOW_SECONDS", "UNLIMITED", "Pacer", "Send"]
 
 RATE_WINDOW_SECONDS: Final = 60
@@ -223,32 +225,22 @@ class Pacer:
             return Send(now, True)
         return Send(now, False)
 
-    def answered(
-        self, send: Send, now: float, limit: int | None, remaining: int | None, reset_seconds: int | None
-    ) -> None:
+    def answered(self, send: Send, now: float, limit: RateLimit | None) -> None:
         """Register the head of an answer, whatever its status, but for the gateway's own 429.
 
         Args:
             send: what `sent` returned for the request.
             now: the present time in seconds.
-            limit: calls allowed in a window; None, as for the next two, if the header was not there.
-            remaining: calls left in the window when the request arrived.
-            reset_seconds: seconds from then to the window's end.
+            limit: what the answer says of the gateway's limit, as of the request's arrival; None if nothing.
 
         """
-        if not self._close(send) or limit is None or remaining is None or reset_seconds is None:
+        if not self._close(send) or limit is None:
             return
-        self._learn(send.at, now, limit, limit - remaining, reset_seconds)
+        allowed, remaining, reset = limit
+        if allowed is not None and remaining is not None and reset is not None:
+            self._learn(send.at, now, allowed, allowed - remaining, reset)
 
-    def rejected(
-        self,
-        send: Send,
-        now: float,
-        retry_after: float,
-        limit: int | None,
-        remaining: int | None,
-        reset_seconds: int | None,
-    ) -> None:
+    def rejected(self, send: Send, now: float, retry_after: float, limit: RateLimit | None) -> None:
         """Register the gateway's own 429: nothing is sent until `retry_after` is over.
 
         Args:
@@ -256,8 +248,6 @@ class Pacer:
             now: the present time in seconds.
             retry_after: seconds to wait; ignored if negative or not finite.
             limit: as in `answered`.
-            remaining: as in `answered`.
-            reset_seconds: as in `answered`.
 
         """
         if not self._close(send):
@@ -265,9 +255,9 @@ class Pacer:
         if 0 <= retry_after < math.inf:
             jitter = self._uniform(0, min(_JITTER_SECONDS, _JITTER * self._period))
             self._gate = max(self._gate, now + retry_after + jitter)
-        if limit is None or reset_seconds is None:
+        if limit is None or limit.limit is None or limit.reset_seconds is None:
             return
-        self._learn(send.at, now, limit, limit + 1, reset_seconds)
+        self._learn(send.at, now, limit.limit, limit.limit + 1, limit.reset_seconds)
         if not self._was_rejected and self._limit:
             self._was_rejected = True
             part = (now - self._end_low) / self._period + 1
@@ -286,9 +276,13 @@ class Pacer:
             self._window.unanswered += 1
 
     def __repr__(self) -> str:
-        limit = self._limit or None
-        sent = self._count - self._first
-        return f"<Pacer limit={limit} period={self._period:g}s sent={sent} others={self._window.others}>"
+        if self._limit:
+            state = f"{self._count - self._first} of {self._limit} sent in this window of {self._period:g} s"
+            state += f", {self._window.others} by others"
+        else:
+            state = "no answer yet" if self._is_probing else "no limit known"
+        closed = f", closed until {self._gate:.2f} by a rejection" if self._gate > -math.inf else ""
+        return f"<Pacer: {state}{closed}>"
 
     def _close(self, send: Send) -> bool:
         was_open, send.is_open = send.is_open, False

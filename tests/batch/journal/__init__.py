@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from omnigate import GatewayError
+from omnigate._batch.journal.index import SUCCEEDED
 from omnigate._batch.journal.journal import Journal
 from omnigate._batch.journal.lines import digest_of, encode_line
 from omnigate._batch.outcomes import Outcome
@@ -47,6 +49,12 @@ def opened(path: Any) -> Journal:
     journal = Journal(path)
     journal.open()
     return journal
+
+
+def replayable(journal: Journal) -> int:
+    """Return how many ids have a success as their last line."""
+    entries = zip(chain(*journal._index._fragments), chain(*journal._index._entries), strict=True)
+    return sum(entry & SUCCEEDED for is_taken, entry in entries if is_taken)
 
 
 def fill(path: Any, *outcomes: Outcome, finished: bool = False) -> None:

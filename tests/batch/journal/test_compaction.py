@@ -13,7 +13,7 @@ import pytest
 from omnigate import JournalError
 from omnigate._batch.journal.file import NotCompactedError, _second
 
-from . import DIGEST, failure, fill, ids_in, opened, start, success, text
+from . import DIGEST, failure, fill, ids_in, opened, replayable, start, success, text
 
 
 def test_a_finished_run_leaves_one_line_an_id_in_the_order_they_ended(path: Path) -> None:
@@ -27,7 +27,7 @@ def test_a_finished_run_leaves_one_line_an_id_in_the_order_they_ended(path: Path
     journal.close(finished=True)
     assert ids_in(path) == ["b", "d", "a", "c"]
     journal = opened(path)
-    assert (len(journal), journal.replayable) == (4, 3)
+    assert (len(journal), replayable(journal)) == (4, 3)
     journal.close(finished=False)
 
 
@@ -175,6 +175,7 @@ journal.close(finished=True)
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("function", ["open", "fsync", "replace"])
+@pytest.mark.proof
 def test_a_compaction_that_is_killed_leaves_one_journal_or_the_other(
     path: Path, function: str, when: str
 ) -> None:
@@ -185,7 +186,7 @@ def test_a_compaction_that_is_killed_leaves_one_journal_or_the_other(
     assert whole == (["b", "a"] if (function, when) == ("replace", "after") else ["a", "b", "a"])
     journal = opened(path)  # which removes what was left
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-    assert (len(journal), journal.replayable) == (2, 2)
+    assert (len(journal), replayable(journal)) == (2, 2)
     journal.close(finished=True)
     assert ids_in(path) == ["b", "a"]
 

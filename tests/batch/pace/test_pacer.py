@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from omnigate._batch.pace.pacer import UNLIMITED, Pacer
+from omnigate._limits import RateLimit
 
 from ...support.gateway_model import Events, Gateway, HeedlessClient, PacedClient
 
@@ -27,7 +28,7 @@ def new_pacer() -> Pacer:
 def informed(*, limit: int = 8, remaining: int = 7, reset: int = 40) -> Pacer:
     """Return a pacer that sent at 100 and was answered at 100.3."""
     pacer = new_pacer()
-    pacer.answered(pacer.sent(100.0), 100.3, limit, remaining, reset)
+    pacer.answered(pacer.sent(100.0), 100.3, RateLimit(limit, remaining, reset))
     return pacer
 
 
@@ -59,7 +60,7 @@ def test_without_an_answer_that_tells_of_a_limit_there_is_none(
     values: tuple[int | None, int | None, int | None],
 ) -> None:
     pacer = new_pacer()
-    pacer.answered(pacer.sent(100.0), 100.3, *values)
+    pacer.answered(pacer.sent(100.0), 100.3, RateLimit(*values))
     for _ in range(1_000):
         pacer.sent(100.3)
     assert (pacer.ask(100.3), pacer.room(100.3)) == (100.3, UNLIMITED)
@@ -108,7 +109,7 @@ def test_answers_date_the_window_from_their_sends_and_their_bounds_are_intersect
     pacer = new_pacer()
     sends = [pacer.sent(sent) for sent, _, _ in answers]
     for place, (send, (_, received, reset)) in enumerate(zip(sends, answers, strict=True)):
-        pacer.answered(send, received, 4, 3 - place, reset)
+        pacer.answered(send, received, RateLimit(4, 3 - place, reset))
     for _ in range(4 - len(sends)):
         assert pacer.ask(135.0) == 135.0
         pacer.sent(135.0)
@@ -119,7 +120,7 @@ def test_an_answer_of_a_window_that_is_over_says_nothing_of_what_is_left_in_this
     pacer = informed(limit=8, remaining=7, reset=40)
     old = pacer.sent(110.0)
     assert pacer.room(142.0) == 8
-    pacer.answered(old, 142.0, 8, 6, 30)
+    pacer.answered(old, 142.0, RateLimit(8, 6, 30))
     assert pacer.room(142.0) == 8
 
 
@@ -128,33 +129,33 @@ def test_calls_that_counted_in_the_old_window_are_not_charged_to_the_new_one(rec
     pacer = informed(limit=8, remaining=7, reset=40)
     sends = [pacer.sent(139.5) for _ in range(7)]  # by then the window may be over
     for place, send in enumerate(sends):
-        pacer.answered(send, received, 8, 6 - place, 1)
+        pacer.answered(send, received, RateLimit(8, 6 - place, 1))
     assert left(pacer, 141.0) == 8
 
 
 def test_what_others_used_is_taken_off() -> None:
     pacer = informed(limit=100, remaining=99, reset=60)
-    pacer.answered(pacer.sent(110.0), 110.3, 100, 48, 50)  # two of ours and fifty of others
+    pacer.answered(pacer.sent(110.0), 110.3, RateLimit(100, 48, 50))  # two of ours and fifty of others
     assert left(pacer, 111.0, seconds=48) == 48
 
 
 def test_what_others_used_before_is_left_for_them_in_the_next_window() -> None:
     pacer = informed(limit=100, remaining=99, reset=60)
-    pacer.answered(pacer.sent(158.0), 158.3, 100, 48, 2)
+    pacer.answered(pacer.sent(158.0), 158.3, RateLimit(100, 48, 2))
     assert 45 <= left(pacer, 161.2, seconds=57) <= 52
     assert left(pacer, 161.2, seconds=10) <= 20
 
 
 def test_where_others_send_too_no_more_is_sent_at_once_than_a_rejection_could_stop() -> None:
     pacer = informed(limit=600, remaining=599, reset=60)
-    pacer.answered(pacer.sent(110.0), 110.3, 600, 500, 50)
+    pacer.answered(pacer.sent(110.0), 110.3, RateLimit(600, 500, 50))
     assert pacer.room(150.0) == 10
     assert left(pacer, 150.0, seconds=1) <= 120
 
 
 def test_a_third_of_the_limit_is_ours_even_if_others_use_all_of_it() -> None:
     pacer = informed(limit=90, remaining=89, reset=60)
-    pacer.answered(pacer.sent(158.0), 158.3, 90, 0, 2)
+    pacer.answered(pacer.sent(158.0), 158.3, RateLimit(90, 0, 2))
     assert 29 <= left(pacer, 161.2, seconds=57) <= 31
 
 
@@ -163,7 +164,7 @@ def test_calls_on_their_way_are_counted_before_an_answer_tells_of_them() -> None
     first = pacer.sent(110.0)
     for step in range(5):
         pacer.sent(111.0 + step)
-    pacer.answered(first, 117.0, 20, 18, 30)  # as of 110, when five of ours were still to come
+    pacer.answered(first, 117.0, RateLimit(20, 18, 30))  # as of 110, when five of ours were still to come
     assert left(pacer, 117.0) == 13
 
 
@@ -171,13 +172,13 @@ def test_requests_that_overtake_each_other_are_not_taken_for_those_of_others() -
     pacer = informed(limit=60, remaining=59, reset=40)
     sends = [pacer.sent(110.0) for _ in range(8)]
     for place, send in enumerate(sends):  # the first to be sent was the last to arrive
-        pacer.answered(send, 110.4, 60, 51 + place, 30)
+        pacer.answered(send, 110.4, RateLimit(60, 51 + place, 30))
     assert left(pacer, 111.0) == 51
 
 
 def test_a_rejection_closes_the_gate_for_all() -> None:
     pacer = informed(limit=8, remaining=7, reset=40)
-    pacer.rejected(pacer.sent(110.0), 110.1, 30.0, 8, 0, 30)
+    pacer.rejected(pacer.sent(110.0), 110.1, 30.0, RateLimit(8, 0, 30))
     until = pacer.ask(110.1)
     assert 140.1 < until <= 140.6
     assert (pacer.room(120.0), pacer.waiting_until(120.0)) == (0, until)
@@ -187,7 +188,7 @@ def test_a_rejection_closes_the_gate_for_all() -> None:
 @pytest.mark.parametrize("retry_after", [math.inf, math.nan, -1.0])
 def test_a_retry_after_that_is_nonsense_does_not_close_the_gate(retry_after: float) -> None:
     pacer = new_pacer()
-    pacer.rejected(pacer.sent(100.0), 100.1, retry_after, None, None, None)
+    pacer.rejected(pacer.sent(100.0), 100.1, retry_after, None)
     assert pacer.ask(100.1) == 100.1
 
 
@@ -195,8 +196,8 @@ def test_an_answer_that_is_reported_twice_counts_once() -> None:
     pacer = informed(limit=8, remaining=7, reset=40)
     send = pacer.sent(110.0)
     pacer.ended(send, 111.0)
-    pacer.rejected(send, 111.0, 30.0, 8, 0, 29)
-    pacer.answered(send, 111.0, 8, 0, 29)
+    pacer.rejected(send, 111.0, 30.0, RateLimit(8, 0, 29))
+    pacer.answered(send, 111.0, RateLimit(8, 0, 29))
     assert pacer.room(111.0) == 6
 
 
@@ -205,7 +206,7 @@ def test_calls_that_never_arrived_are_given_back_by_the_next_answer() -> None:
     for step in range(6):
         pacer.ended(pacer.sent(110.0 + step / 10), 111.0)
     assert left(pacer, 112.0) == 13
-    pacer.answered(pacer.sent(112.0), 113.0, 20, 18, 28)
+    pacer.answered(pacer.sent(112.0), 113.0, RateLimit(20, 18, 28))
     assert left(pacer, 113.0) == 18
 
 
@@ -215,7 +216,7 @@ def test_a_limit_of_one_call_a_window_is_used() -> None:
     while now < 500:
         send = pacer.sent(now)
         sent.append(now)
-        pacer.answered(send, now + 0.1, 1, 0, 60 - math.floor(now % 60))
+        pacer.answered(send, now + 0.1, RateLimit(1, 0, 60 - math.floor(now % 60)))
         now = pacer.ask(now + 0.1)
     assert [math.floor(time) for time in sent] == [100, 120, 180, 240, 300, 360, 420, 480]
 

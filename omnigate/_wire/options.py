@@ -1,0 +1,131 @@
+"""Keyword arguments that several methods share: each named once, in a `TypedDict` that they unpack.
+
+Type checkers and editors know them from there. Python does not, so each method checks the names it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, TypedDict, cast
+
+from omnigate._wire.arguments import Timeout, check_headers, check_timeout
+from omnigate._wire.checks import check_number
+from omnigate.exceptions import InvalidArgumentTypeError
+
+
+class CallOptions(TypedDict, total=False):
+    """What every call takes besides its own arguments.
+
+    Attributes:
+        timeout: seconds for each of connecting, writing, reading and waiting for a connection, or an
+            `httpx.Timeout`; None for no limit. Replaces the client's.
+        deadline_seconds: seconds for all attempts and the waits between them, above 0; then `TimeoutError`.
+            None, as when left out, for no limit.
+        extra_headers: headers of this call only; they replace the client's of the same name.
+
+    """
+
+    timeout: Timeout
+    deadline_seconds: float | None
+    extra_headers: Mapping[str, str] | None
+
+
+class SamplingOptions(CallOptions, total=False):
+    """How a model is to answer, and whom for; with `CallOptions`. None leaves a field to the provider.
+
+    Attributes:
+        max_tokens: tokens of the answer, at least 1.
+        temperature: 0 to 2.
+        user_id: the end user, in place of the client's; "" for none. At most 255 characters of Latin-1.
+        top_p: 0 to 1.
+        stop: one or more texts at which the model stops.
+        presence_penalty: -2 to 2.
+        frequency_penalty: -2 to 2.
+        seed: a signed 64-bit integer.
+
+    """
+
+    max_tokens: int | None
+    temperature: float | None
+    user_id: str | None
+    top_p: float | None
+    stop: str | list[str] | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    seed: int | None
+
+
+class ChatStreamOptions(SamplingOptions, total=False):
+    """What `chat_stream` takes besides its own arguments: `SamplingOptions`, and two that must be None.
+
+    Attributes:
+        fallback_models: None; the gateway ignores it for streams, so anything else is refused.
+        cache: None; refused for the same reason.
+
+    """
+
+    fallback_models: None
+    cache: None
+
+
+_CALL_NAMES: Final = CallOptions.__optional_keys__
+
+
+def check_known(given: Mapping[str, object], kind: type[Any], method: str) -> None:
+    """Check that keyword arguments are in the `TypedDict` that a method unpacks.
+
+    Args:
+        given: the keyword arguments, other than those in the method's own signature.
+        kind: the `TypedDict`.
+        method: the method's name, with its class.
+
+    Raises:
+        InvalidArgumentTypeError: there are others.
+
+    """
+    names: frozenset[str] = kind.__optional_keys__
+    if unknown := given.keys() - names:
+        takes = ", ".join(name for name in kind.__annotations__ if name in names)
+        raise InvalidArgumentTypeError(
+            f"{method}() got an unknown argument {', '.join(map(repr, sorted(unknown)))}; "
+            f"besides its own it takes {takes}"
+        )
+
+
+def check_options(
+    options: CallOptions, method: str
+) -> tuple[dict[bytes, bytes], dict[str, float | None] | None, float | None]:
+    """Return a call's extra headers, its timeout for the transport (None: the client's), and its deadline.
+
+    Raises:
+        InvalidArgumentError: an option is not allowed, or not known; the error names `method` then.
+
+    """
+    check_known(options, CallOptions, method)
+    timeout = check_timeout(options["timeout"]) if "timeout" in options else None
+    deadline_seconds = options.get("deadline_seconds")
+    if deadline_seconds is not None:
+        check_number(deadline_seconds, "deadline_seconds", "seconds above 0, or None", above=0)
+    return check_headers(options.get("extra_headers"), "extra_headers"), timeout, deadline_seconds
+
+
+def split_options(
+    options: SamplingOptions, kind: type[Any], method: str
+) -> tuple[dict[str, Any], str | None, CallOptions]:
+    """Return the fields of the request, the user id, and the call's options.
+
+    Args:
+        options: what a method was given.
+        kind: the `TypedDict` that it unpacks.
+        method: the method's name, with its class.
+
+    Raises:
+        InvalidArgumentTypeError: there are others than those of `kind`.
+
+    """
+    check_known(options, kind, method)
+    fields: dict[str, Any] = {}
+    call_options: dict[str, Any] = {}
+    for name, value in options.items():
+        (call_options if name in _CALL_NAMES else fields)[name] = value
+    return fields, fields.pop("user_id", None), cast("CallOptions", call_options)
