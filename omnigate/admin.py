@@ -81,11 +81,11 @@ class AsyncAdminClient(BaseAsyncClient):
     @property
     def admin_key(self) -> str | None:
         """The admin key; set it to use another one from now on."""
-        return self._session.key
+        return self._session.configuration.key
 
     @admin_key.setter
     def admin_key(self, value: str | None) -> None:
-        self._session.key = value
+        self._session.configuration.key = value
 
     async def create_org(
         self,
@@ -109,7 +109,7 @@ class AsyncAdminClient(BaseAsyncClient):
             "daily_budget": check_budget(daily_budget, "daily_budget"),
             "monthly_budget": check_budget(monthly_budget, "monthly_budget"),
         }
-        return await self._fetch(
+        return await self._session.fetch(
             OrgInfo, self._session.prepare(endpoints.CREATE_ORG, body=body, options=options)
         )
 
@@ -121,7 +121,7 @@ class AsyncAdminClient(BaseAsyncClient):
 
         """
         call = self._session.prepare(endpoints.LIST_ORGS, options=options)
-        return await self._fetch_list(OrgInfo, call)
+        return await self._session.fetch_list(OrgInfo, call)
 
     async def create_project(
         self,
@@ -156,7 +156,7 @@ class AsyncAdminClient(BaseAsyncClient):
             "monthly_budget": check_budget(monthly_budget, "monthly_budget"),
             "rate_limit_per_min": check_integer(rate_limit_per_min, "rate_limit_per_min", minimum=1),
         }
-        return await self._fetch(
+        return await self._session.fetch(
             ProjectCreated, self._session.prepare(endpoints.CREATE_PROJECT, body=body, options=options)
         )
 
@@ -172,7 +172,7 @@ class AsyncAdminClient(BaseAsyncClient):
         """
         query = None if org_id is None else {"org_id": check_id(org_id, "org_id")}
         call = self._session.prepare(endpoints.LIST_PROJECTS, query=query, options=options)
-        return await self._fetch_list(ProjectInfo, call)
+        return await self._session.fetch_list(ProjectInfo, call)
 
     async def org_metrics(
         self,
@@ -203,7 +203,7 @@ class AsyncAdminClient(BaseAsyncClient):
         query = metrics_query(range, start, end, group_by, granularity)
         suffix = f"{check_segment(check_id(org_id, 'org_id'), 'org_id')}/metrics"
         call = self._session.prepare(endpoints.ORG_METRICS, suffix=suffix, query=query, options=options)
-        return await self._fetch(MetricsResponse, call)
+        return await self._session.fetch(MetricsResponse, call)
 
 
 class AdminClient(BaseClient):

@@ -24,11 +24,13 @@ from omnigate._batch.options import (
     ProgressArgument,
     StopOn,
 )
+from omnigate._batch.pace.gate import Gates
 from omnigate._calls.base_client import BaseAsyncClient
 from omnigate._calls.racing import hedged, race
 from omnigate._calls.retry import RetryConfig
-from omnigate._calls.session import MAX_RESPONSE_BYTES, Session
+from omnigate._calls.session import Session
 from omnigate._streams.chat import ChatStream, CompletionStream
+from omnigate._transport.carrier import MAX_RESPONSE_BYTES
 from omnigate._wire import endpoints
 from omnigate._wire.arguments import (
     Timeout,
@@ -123,24 +125,25 @@ class AsyncClient(BaseAsyncClient):
             verify=verify,
             max_response_bytes=max_response_bytes,
         )
+        self._gates = Gates()
 
     @property
     def api_key(self) -> str | None:
         """The gateway key; set it to use another one from now on."""
-        return self._session.key
+        return self._session.configuration.key
 
     @api_key.setter
     def api_key(self, value: str | None) -> None:
-        self._session.key = value
+        self._session.configuration.key = value
 
     @property
     def user_id(self) -> str | None:
         """The end user that calls are attributed to, unless they name another one."""
-        return self._session.user_id
+        return self._session.configuration.user_id
 
     @user_id.setter
     def user_id(self, value: str | None) -> None:
-        self._session.user_id = value
+        self._session.configuration.user_id = value
 
     async def chat(
         self,
@@ -207,10 +210,12 @@ class AsyncClient(BaseAsyncClient):
         )
         call = self._session.prepare(endpoints.CHAT, body=request, user_id=user_id, options=options)
         if hedge_after is None:
-            return await self._fetch(ChatResponse, call)
+            return await self._session.fetch(ChatResponse, call)
         check_seconds(hedge_after, "hedge_after", otherwise=", or None")
         # Both are held to the time at which the call began: its deadline, and what it took.
-        copies = [partial(self._fetch, ChatResponse, call, self._session.attempts(call)) for _ in range(2)]
+        copies = [
+            partial(self._session.fetch, ChatResponse, call, self._session.fetching(call)) for _ in range(2)
+        ]
         return await hedged(copies, hedge_after)
 
     @overload
@@ -321,7 +326,7 @@ class AsyncClient(BaseAsyncClient):
         call = self._session.prepare(
             endpoints.COMPLETIONS, body=request, user_id=user_id, options=call_options
         )
-        return await self._fetch_dict(call)
+        return await self._session.fetch_dict(call)
 
     def completions_stream(
         self,
@@ -371,9 +376,8 @@ class AsyncClient(BaseAsyncClient):
 
         """
         call = self._session.prepare(endpoints.MODELS, options=options)
-        response, body, attempts = await self._session.exchange(call)
-        page = self._session.decode(ModelPage | list[ModelInfo], response, body, call)
-        return list_with_meta(page.data if isinstance(page, ModelPage) else page, attempts.meta(response))
+        page, meta = await self._session.fetch_any(ModelPage | list[ModelInfo], call)
+        return list_with_meta(page.data if isinstance(page, ModelPage) else page, meta)
 
     async def model(self, id: str, **options: Unpack[CallOptions]) -> ModelInfo:
         """Return one model's card (`GET /v1/models/{id}`).
@@ -387,7 +391,7 @@ class AsyncClient(BaseAsyncClient):
 
         """
         suffix = check_segment(id, "id", slashes=True)
-        return await self._fetch(
+        return await self._session.fetch(
             ModelInfo, self._session.prepare(endpoints.MODEL, suffix=suffix, options=options)
         )
 
@@ -413,7 +417,7 @@ class AsyncClient(BaseAsyncClient):
 
         """
         query = metrics_query(range, start, end, group_by, granularity)
-        return await self._fetch(
+        return await self._session.fetch(
             MetricsResponse, self._session.prepare(endpoints.METRICS, query=query, options=options)
         )
 
@@ -442,7 +446,7 @@ class AsyncClient(BaseAsyncClient):
         }
         if org_name is not None:
             body["org_name"] = check_text(org_name, "org_name", minimum=0, maximum=255)
-        return await self._fetch(
+        return await self._session.fetch(
             SignupResponse, self._session.prepare(endpoints.SIGNUP, body=body, options=options)
         )
 
@@ -471,7 +475,7 @@ class AsyncClient(BaseAsyncClient):
             **({} if meta is None else {"meta": dict(meta)}),
         }
         call = self._session.prepare(endpoints.PROVIDER_KEY, body=body, secrets=(api_key,), options=options)
-        await self._session.exchange(call)
+        await self._session.perform(call)
 
     async def create_api_key(self, *, name: str, **options: Unpack[CallOptions]) -> ApiKeyCreated:
         """Create another gateway key, which is shown only this once (`POST /v1/keys/api`).
@@ -484,7 +488,7 @@ class AsyncClient(BaseAsyncClient):
 
         """
         body = {"name": check_text(name, "name", maximum=255)}
-        return await self._fetch(
+        return await self._session.fetch(
             ApiKeyCreated, self._session.prepare(endpoints.CREATE_API_KEY, body=body, options=options)
         )
 
@@ -496,7 +500,7 @@ class AsyncClient(BaseAsyncClient):
 
         """
         call = self._session.prepare(endpoints.LIST_API_KEYS, options=options)
-        return await self._fetch_list(ApiKeyInfo, call)
+        return await self._session.fetch_list(ApiKeyInfo, call)
 
     async def revoke_api_key(self, id: str | UUID, **options: Unpack[CallOptions]) -> None:
         """Revoke a gateway key; one that is already revoked is no error (`DELETE /v1/keys/api/{id}`).
@@ -510,7 +514,7 @@ class AsyncClient(BaseAsyncClient):
 
         """
         suffix = check_segment(check_id(id, "id"), "id")
-        await self._session.exchange(
+        await self._session.perform(
             self._session.prepare(endpoints.REVOKE_API_KEY, suffix=suffix, options=options)
         )
 
@@ -521,7 +525,7 @@ class AsyncClient(BaseAsyncClient):
             options: see `CallOptions`.
 
         """
-        return await self._fetch(MeResponse, self._session.prepare(endpoints.ME, options=options))
+        return await self._session.fetch(MeResponse, self._session.prepare(endpoints.ME, options=options))
 
     async def health(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
         """Return whether the gateway is up, and its version (`GET /health`). Needs no key.
@@ -530,7 +534,7 @@ class AsyncClient(BaseAsyncClient):
             options: see `CallOptions`.
 
         """
-        return await self._fetch_dict(self._session.prepare(endpoints.HEALTH, options=options))
+        return await self._session.fetch_dict(self._session.prepare(endpoints.HEALTH, options=options))
 
     async def ready(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
         """Return whether the gateway can serve (`GET /health/ready`), even when it cannot. Needs no key.
@@ -541,7 +545,9 @@ class AsyncClient(BaseAsyncClient):
             options: see `CallOptions`.
 
         """
-        return await self._fetch_dict(self._session.prepare(endpoints.READY, options=options), accept=503)
+        return await self._session.fetch_dict(
+            self._session.prepare(endpoints.READY, options=options), reports=True
+        )
 
     async def version(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
         """Return the gateway's name and version (`GET /version`). Needs no key.
@@ -550,7 +556,7 @@ class AsyncClient(BaseAsyncClient):
             options: see `CallOptions`.
 
         """
-        return await self._fetch_dict(self._session.prepare(endpoints.VERSION, options=options))
+        return await self._session.fetch_dict(self._session.prepare(endpoints.VERSION, options=options))
 
     def batch(
         self,
@@ -614,6 +620,7 @@ class AsyncClient(BaseAsyncClient):
         """
         return Batch(
             self._session,
+            self._gates,
             BatchOptions(
                 requests=requests,
                 model=model,
@@ -715,7 +722,7 @@ class AsyncClient(BaseAsyncClient):
             )
             for model in models
         ]
-        return await race([partial(self._fetch, ChatResponse, call) for call in calls])
+        return await race([partial(self._session.fetch, ChatResponse, call) for call in calls])
 
 
 def _stream_options(include_usage: bool) -> dict[str, Any]:

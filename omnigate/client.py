@@ -17,11 +17,11 @@ from omnigate._batch.answers import Answers
 from omnigate._batch.items import BatchItem, check_source
 from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchSettings, ProgressArgument, StopOn
 from omnigate._calls.retry import RetryConfig
-from omnigate._calls.session import MAX_RESPONSE_BYTES
 from omnigate._sync.batch import SyncBatch
 from omnigate._sync.face import BaseClient
 from omnigate._sync.portal import Backend
 from omnigate._sync.streams import SyncChatStream, SyncCompletionStream
+from omnigate._transport.carrier import MAX_RESPONSE_BYTES
 from omnigate._wire.arguments import Timeout
 from omnigate._wire.options import CallOptions, ChatStreamOptions, SamplingOptions, check_known
 from omnigate._wire.results import DictResult, ListResult

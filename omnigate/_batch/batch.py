@@ -44,7 +44,7 @@ from omnigate._batch.lifecycle import Lifecycle, State
 from omnigate._batch.options import BatchOptions
 from omnigate._batch.outbox import Outbox
 from omnigate._batch.outcomes import AnyOutcome, BatchStats, Outcome, Tally, words_of
-from omnigate._batch.pace.gate import Gate
+from omnigate._batch.pace.gate import Gate, Gates
 from omnigate._batch.progress import Progress
 from omnigate._batch.record import Record
 from omnigate._batch.source import END, Source
@@ -79,11 +79,12 @@ class Batch:
     disk). A journal that could not be compacted is a `JournalWarning`: nothing is lost.
     """
 
-    def __init__(self, session: Session, options: BatchOptions) -> None:
+    def __init__(self, session: Session, gates: Gates, options: BatchOptions) -> None:
         self._session = session
+        self._gates = gates
         self._options = replace(options, requests=())
         self._is_auto = options.max_concurrency == "auto"
-        limits = (options.max_concurrency, session.max_connections)
+        limits = (options.max_concurrency, session.carrier.max_connections)
         self._most = min((limit for limit in limits if isinstance(limit, int)), default=_MOST)
         self._lifecycle = Lifecycle()
         self._source = Source(options.requests)
@@ -125,7 +126,7 @@ class Batch:
         return f"{lifecycle}: {', '.join(parts)}"
 
     def _prepare_caller(self) -> None:
-        self._gate = self._session.gates.current()
+        self._gate = self._gates.current()
         self._caller = Caller(self._session, self._gate, self._options)
         self._tally = Tally(self._gate.clock)
 

@@ -12,7 +12,8 @@ from typing import Any, Final, cast
 import httpx
 import msgspec
 
-from omnigate._wire.head import parse_http_date, parse_retry_after, rate_limit_of
+from omnigate._transport.carrier import Answer
+from omnigate._wire.head import headers_of, parse_http_date, parse_retry_after, rate_limit_of
 from omnigate._wire.redaction import redact, redact_cut
 from omnigate.exceptions import (
     APIError,
@@ -54,39 +55,36 @@ _WAITED_FOR: Final[dict[type[httpx.TransportError], str]] = {
 }
 
 
-def response_error(
-    response: httpx.Response, body: bytes, *, secrets: tuple[str, ...] = (), show_body: bool = True
-) -> APIError:
+def response_error(answer: Answer, *, secrets: tuple[str, ...] = (), show_body: bool = True) -> APIError:
     """Return the typed error for an error response.
 
     Args:
-        response: its head.
-        body: its body, or the beginning of it.
+        answer: the response, with its body or the beginning of it.
         secrets: what must not appear in the error.
         show_body: whether anything of the body may.
 
     """
-    status = response.status_code
-    headers = response.headers
+    status = answer.status
+    headers = headers_of(answer.head)
     now: datetime | None = parse_http_date(headers.get("date"))
-    raw, detail = _details(body, secrets) if show_body else (None, None)
+    raw, detail = _details(answer.body, secrets) if show_body else (None, None)
     # What came decides which error it is: a short key may look like a part of it. What is shown has no keys.
     error = classify(
         status,
-        raw if normalise_detail(raw) else _status_text(response),
+        raw if normalise_detail(raw) else _status_text(status),
         retry_after=parse_retry_after(headers.get("retry-after"), now=now),
         request_id=headers.get("x-request-id"),
     )
-    error.message = normalise_detail(detail) or _status_text(response)
+    error.message = normalise_detail(detail) or _status_text(status)
     error.retry_after = parse_retry_after(headers.get("retry-after"), now=now)
     error.detail = detail
     if isinstance(error, ProviderError):
         error.provider = redact(error.provider, secrets)
     error.rate_limit = rate_limit_of(headers)
     if isinstance(detail, str) and _HTML.match(detail):
-        error.message = f"{_status_text(response)}: {_text_of_html(detail)}"
+        error.message = f"{_status_text(status)}: {_text_of_html(detail)}"
     elif 300 <= status < 400 and detail is not None:
-        error.message = f"{_status_text(response)}: {error.message}"
+        error.message = f"{_status_text(status)}: {error.message}"
     error.args = (error.message,)
     return error
 
@@ -100,16 +98,16 @@ def excerpt(body: bytes, secrets: tuple[str, ...]) -> str:
 
 
 def invalid_response(
-    response: httpx.Response, body: bytes, problem: str, secrets: tuple[str, ...], *, show_body: bool
+    answer: Answer, problem: str, secrets: tuple[str, ...], *, show_body: bool
 ) -> InvalidResponseError:
     """Return the error for a body that is not what was promised, with its beginning."""
-    start = excerpt(body, secrets) if show_body else ""
+    start = excerpt(answer.body, secrets) if show_body else ""
     message = f"the response does not fit its type: {redact(problem, secrets)}"
     return InvalidResponseError(
         f"{message}; it starts with {start}" if start else message,
-        status_code=response.status_code,
+        status_code=answer.status,
         detail=start or None,
-        request_id=response.headers.get("x-request-id"),
+        request_id=headers_of(answer.head).get("x-request-id"),
     )
 
 
@@ -181,8 +179,7 @@ def _details(body: bytes, secrets: tuple[str, ...]) -> tuple[Any, Any]:
     return raw, shown
 
 
-def _status_text(response: httpx.Response) -> str:
-    status = response.status_code
+def _status_text(status: int) -> str:
     try:
         text = f"HTTP {status} {http.HTTPStatus(status).phrase}"
     except ValueError:

@@ -24,21 +24,15 @@ import anyio
 import anyio.lowlevel
 import httpx
 
-from omnigate._calls.attempts import Attempts, Call
+from omnigate._calls.attempts import Call, Opening
 from omnigate._calls.session import Session
-from omnigate._runtime.isolation import close_soon
-from omnigate._runtime.loops import current_loop
 from omnigate._streams.readers import StreamReader
 from omnigate._streams.states import ABANDONED, BUSY, HOLDING, REFUSALS, SETTLED, TRANSITIONS, Event, State
-from omnigate._transport.adapters import async_chunks, close_stream
-from omnigate._transport.bodies import BodyReader
-from omnigate._transport.messages import RawResponse
+from omnigate._transport.carrier import Reply
 from omnigate._wire.head import Meta
 from omnigate.exceptions import (
-    APIError,
     ConnectionError,
     GatewayError,
-    InvalidResponseError,
     StreamClosedError,
 )
 
@@ -58,28 +52,6 @@ class Face(NamedTuple):
     name: str
     block: str = "`async with`"
     close: str = "`aclose()`"
-
-
-class _Incoming:
-    """The response of an open stream, and what reads it.
-
-    Attributes:
-        is_own: whether it is our own transport's, whose closing takes no await and ends a read.
-
-    """
-
-    __slots__ = ("body", "chunks", "is_own", "loop", "response")
-
-    body: BodyReader
-
-    def __init__(self, response: httpx.Response) -> None:
-        self.response = response
-        self.is_own = isinstance(response, RawResponse)
-        self.loop = current_loop()
-        self.chunks = async_chunks(response.stream)
-
-    async def close(self) -> None:
-        await close_stream(self.response.stream, self.chunks)
 
 
 class StreamCore(Generic[T]):
@@ -113,8 +85,8 @@ class StreamCore(Generic[T]):
         self._session = session
         self._call = call
         self._new_reader = new_reader
-        self._incoming: _Incoming | None = None
-        self._attempts: Attempts | None = None
+        self._reply: Reply | None = None
+        self._attempts: Opening | None = None
         self._arrived: int = 0  # pieces; once there is one, nothing is retried
         # While FAILED, the error to raise. While RETRYING, what to recover from; the HTTP status to judge by.
         self._failure: tuple[GatewayError, int | None] | None = None
@@ -208,17 +180,17 @@ class StreamCore(Generic[T]):
     def _move(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state, event]
 
-    async def _step(self, step: Callable[[Attempts], Awaitable[None]]) -> None:
+    async def _step(self, step: Callable[[Opening], Awaitable[None]]) -> None:
         """Do one step of reading, within the deadline; one that does not come to rest closes the stream."""
         if self.state in REFUSALS:
             raise StreamClosedError(REFUSALS[self.state])
         if self._attempts is None:
-            self._attempts = self._session.attempts(self._call)
+            self._attempts = self._session.opening(self._call)
         attempts = self._attempts
-        incoming = self._incoming
-        self._move(Event.SEND if incoming is None else _READ)
+        reply = self._reply
+        self._move(Event.SEND if reply is None else _READ)
         try:
-            if incoming is not None and incoming.is_own and attempts.deadline == math.inf:
+            if reply is not None and reply.ends_reads and attempts.deadline == math.inf:
                 await step(attempts)
             else:
                 with anyio.CancelScope(deadline=attempts.deadline) as self._scope:
@@ -264,63 +236,39 @@ class StreamCore(Generic[T]):
             self._move(Event.RELEASE)
             self._leave()
 
-    async def _receive_head(self, attempts: Attempts) -> None:
+    async def _receive_head(self, attempts: Opening) -> None:
         await self._open(attempts)
         self._move(_PAUSE)
 
-    async def _open(self, attempts: Attempts) -> None:
+    async def _open(self, attempts: Opening) -> None:
         """Send the request, again if need be, until a head of success has come."""
-        if self._failure is not None:
-            (failed, status), self._failure = self._failure, None
-            try:
-                await attempts.recover(failed, status=status)
-            finally:
-                del failed  # breaks the cycle of the error, its traceback and this frame
-        while True:
-            attempts.count += 1
-            try:
-                await self._session.run(self._open_once, attempts)
-            except httpx.TransportError as error:
-                failure = self._session.failure_of(error, attempts)
-            except (APIError, ConnectionError) as error:
-                failure = error
-            else:
-                self._move(Event.HEAD)
-                return
-            try:
-                await self._close()
-                await attempts.recover(failure)
-            finally:
-                del failure  # breaks the cycle of the error, its traceback and this frame
+        failure, status = self._failure or (None, None)
+        self._failure = None
+        try:
+            reply = self._reply = await attempts.repeat(failure, status)
+        finally:
+            del failure  # breaks the cycle of the error, its traceback and this frame
+        meta = self.meta = attempts.meta(reply)
+        self.reader = self._new_reader(meta.request_id)
+        self._move(Event.HEAD)
 
-    async def _open_once(self, attempts: Attempts) -> None:
-        session = self._session
-        response = await session.open(self._call)
-        # Kept on the object first: a caller that is cancelled now finds it there and closes it.
-        incoming = self._incoming = _Incoming(response)
-        if not 200 <= response.status_code < 300:
-            raise await session.error_of(response, incoming.chunks, self._call)
-        incoming.body = BodyReader(response, incoming.chunks, session.max_response_bytes)
-        self.meta = attempts.meta(response)
-        self.reader = self._new_reader(response.headers.get("x-request-id"))
-
-    async def _advance(self, attempts: Attempts) -> None:
+    async def _advance(self, attempts: Opening) -> None:
         """Read until there are pieces, or the end, or an error to raise."""
-        if self._incoming is None:
+        if self._reply is None:
             await self._open(attempts)
             if self.state in ABANDONED:  # just as the head came
                 return
-        incoming, reader = self._incoming, self.reader
-        assert incoming is not None
+        reply, reader = self._reply, self.reader
+        assert reply is not None
         assert reader is not None
         if reader.done:
             await self._finish(reader, attempts)
             return
         try:
-            data = await self._next(incoming)
+            data = await reply.next()
         except httpx.TransportError as error:
             if self.state not in ABANDONED:
-                await self._break(incoming, reader, error, attempts)
+                await self._break(reply, reader, error, attempts)
             return
         if self.state in ABANDONED:
             return
@@ -338,13 +286,9 @@ class StreamCore(Generic[T]):
             await self._close()
             self._move(Event.END)
         else:
-            await self._break(incoming, reader, None, attempts)
+            await self._break(reply, reader, None, attempts)
 
-    def _next(self, incoming: _Incoming) -> Awaitable[bytes | None]:
-        """Return the next piece of the body, or None at its end; to be awaited."""
-        return self._session.run(incoming.body.next)
-
-    async def _finish(self, reader: StreamReader[T], attempts: Attempts) -> None:
+    async def _finish(self, reader: StreamReader[T], attempts: Opening) -> None:
         """Read the tail, and end as the gateway has said before it."""
         self._move(Event.MARK)
         await self._drain()
@@ -355,7 +299,7 @@ class StreamCore(Generic[T]):
             self._fail(reader.error, reader.transient, attempts)
 
     def _fail(
-        self, error: GatewayError, transient: int | None, attempts: Attempts, *, broke: bool = False
+        self, error: GatewayError, transient: int | None, attempts: Opening, *, broke: bool = False
     ) -> None:
         """End with a failure that came inside the stream, or prepare to open anew.
 
@@ -373,24 +317,22 @@ class StreamCore(Generic[T]):
 
     async def _break(
         self,
-        incoming: _Incoming,
+        reply: Reply,
         reader: StreamReader[T],
         cause: httpx.TransportError | None,
-        attempts: Attempts,
+        attempts: Opening,
     ) -> None:
         """End with a connection that broke, what was held back handed on first, or prepare to open anew."""
         pieces = reader.flush()
         self.pieces.extend(pieces)
         self._arrived += len(pieces)
-        received = f"after {incoming.body.received:,} bytes of the stream, before its end"
-        address = self._session.base_url
-        error: GatewayError
-        if cause is None:
+        received = f"after {reply.received:,} bytes of the stream, before its end"
+        address = self._call.address
+        error = None if cause is None else attempts.judge(cause)
+        if error is None:
             error = ConnectionError(f"The connection to the gateway at {address} ended {received}")
-        else:
-            error = self._session.failure_of(cause, attempts)
-            if isinstance(error, ConnectionError):
-                error.args = (f"The connection to the gateway at {address} broke {received}: {error.reason}",)
+        elif isinstance(error, ConnectionError):
+            error.args = (f"The connection to the gateway at {address} broke {received}: {error.reason}",)
         error.attempts = attempts.count
         error.request_id = None if self.meta is None else self.meta.request_id
         await self._close()
@@ -402,32 +344,19 @@ class StreamCore(Generic[T]):
 
     async def _drain(self) -> None:
         """Read what follows the end mark, bounded: the gateway writes its usage record meanwhile."""
-        incoming = self._incoming
-        if incoming is None:
-            return
-        body = incoming.body
-        limit = body.received + _TAIL_BYTES
-
-        async def read() -> None:
-            try:
-                while body.received < limit and await body.next() is not None:
-                    pass
-            except (httpx.TransportError, InvalidResponseError):
-                pass  # the answer is complete; how the connection ends after it does not matter
-
-        with anyio.move_on_after(_TAIL_SECONDS, shield=True):
-            await self._session.run(read)
+        if self._reply is not None:
+            await self._reply.drain(_TAIL_BYTES, _TAIL_SECONDS)
 
     async def _close(self) -> None:
-        incoming, self._incoming = self._incoming, None
-        if incoming is not None:
-            await self._session.discard(incoming.response, incoming.chunks)
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            await reply.discard()
 
     def __del__(self) -> None:
-        incoming: _Incoming | None = getattr(self, "_incoming", None)
-        if incoming is not None:
-            self._incoming = None
-            close_soon(incoming.loop, incoming.close)
+        reply: Reply | None = getattr(self, "_reply", None)
+        if reply is not None:
+            self._reply = None
+            reply.drop()
             name, block, close = self.face
             warnings.warn(
                 f"{name} was dropped before its end; use {block}, or call {close}",
@@ -438,8 +367,8 @@ class StreamCore(Generic[T]):
 
     def __repr__(self) -> str:
         state = self.state.value
-        incoming = self._incoming
-        if incoming is not None and self.state in HOLDING and incoming.body.received:
+        reply = self._reply
+        if reply is not None and self.state in HOLDING and reply.received:
             pieces = "1 piece" if self._arrived == 1 else f"{self._arrived:,} pieces"
-            state += f": {incoming.body.received:,} bytes, {pieces}"
+            state += f": {reply.received:,} bytes, {pieces}"
         return f"<{self.face.name} {state}>"

@@ -11,11 +11,14 @@ import math
 import re
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from typing import Final
+from typing import Final, TypeAlias
 
 import httpx
 
 from omnigate._limits import Budget, RateLimit
+
+Head: TypeAlias = httpx.Headers | bytes
+"""The head of a response: its headers, or all of it as it came."""
 
 
 class Meta:
@@ -31,9 +34,7 @@ class Meta:
 
     __slots__ = ("_headers", "attempts", "elapsed", "status_code")
 
-    def __init__(
-        self, status_code: int, headers: httpx.Headers | bytes, *, attempts: int, elapsed: float
-    ) -> None:
+    def __init__(self, status_code: int, headers: Head, *, attempts: int, elapsed: float) -> None:
         self.status_code: int = status_code
         self.attempts: int = attempts
         self.elapsed: float = elapsed
@@ -42,9 +43,8 @@ class Meta:
     @property
     def headers(self) -> httpx.Headers:
         """All headers of the response."""
-        if isinstance(self._headers, bytes):  # the head as it came
-            self._headers = httpx.Headers(header_list(self._headers))
-        return self._headers
+        headers = self._headers = headers_of(self._headers)
+        return headers
 
     @property
     def request_id(self) -> str | None:
@@ -111,7 +111,7 @@ _USUAL_RATE_LIMIT = re.compile(
 """As the gateway itself sends them: read twice as fast."""
 
 
-def rate_limit_of(headers: httpx.Headers | bytes) -> RateLimit | None:
+def rate_limit_of(headers: Head) -> RateLimit | None:
     """Return what headers, or a head as it came, say of the rate limit; None if nothing."""
     if not isinstance(headers, bytes):
         headers = b"".join(b"\r\n%b: %b" % pair for pair in headers.raw)
@@ -168,3 +168,8 @@ def header_list(head: bytes) -> list[tuple[bytes, bytes]]:
     lines = head.split(b"\r\n")
     pairs = (line.partition(b":") for line in lines[1:] if line)
     return [(name, value.strip(b" \t")) for name, _, value in pairs]
+
+
+def headers_of(head: Head) -> httpx.Headers:
+    """Return the headers of a head."""
+    return httpx.Headers(header_list(head)) if isinstance(head, bytes) else head

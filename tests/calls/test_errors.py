@@ -26,6 +26,7 @@ from omnigate import (
 )
 from omnigate._calls.failures import response_error, stream_error, transient_status
 from omnigate._streams.readers import TextReader
+from omnigate._transport.carrier import Answer
 
 from ..support.scripted import ChunkStream, ScriptedTransport
 
@@ -91,10 +92,8 @@ def test_validation_errors_become_one_readable_line() -> None:
     assert classify(422, detail).message == "body.messages.0.role: Field required; no place; a bare text"
 
 
-def response(status: int, content: bytes, **headers: str) -> httpx.Response:
-    return httpx.Response(
-        status, headers={name.replace("_", "-"): v for name, v in headers.items()}, content=content
-    )
+def answer(status: int, body: bytes, **headers: str) -> Answer:
+    return Answer(status, httpx.Headers({name.replace("_", "-"): v for name, v in headers.items()}), body)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,7 @@ def response(status: int, content: bytes, **headers: str) -> httpx.Response:
     ],
 )  # fmt: skip
 def test_any_body_makes_a_sensible_message(status: int, body: bytes, message: str) -> None:
-    assert response_error(response(status, body), body).message == message
+    assert response_error(answer(status, body)).message == message
 
 
 @pytest.mark.parametrize("depth", [100, 300, 400, 500, 700, 900, 5_000])
@@ -126,21 +125,21 @@ def test_any_body_makes_a_sensible_message(status: int, body: bytes, message: st
 def test_a_body_that_is_nested_as_deeply_as_can_be_makes_a_message(start: bytes, depth: int) -> None:
     end = b"]" if start == b"[" else b"}"
     body = start * depth + b"1" + end * depth
-    error = response_error(response(400, body), body)
+    error = response_error(answer(400, body))
     assert type(error) is APIError
     assert error.message.startswith(("{'detail'", '{"detail"', "["))
 
 
 def test_an_html_page_that_mentions_an_error_is_no_providers_failure() -> None:
     body = b"<html><title>error 503: openai is down</title></html>"
-    assert type(response_error(response(503, body), body)) is APIError
+    assert type(response_error(answer(503, body))) is APIError
 
 
 def test_the_servers_clock_is_the_one_that_a_date_is_measured_by() -> None:
-    head = response(
+    found = answer(
         503, b"", retry_after="Tue, 24 Nov 2026 12:00:30 GMT", date="Tue, 24 Nov 2026 12:00:00 GMT"
     )
-    assert response_error(head, b"").retry_after == 30.0
+    assert response_error(found).retry_after == 30.0
 
 
 KEY = "llmg_" + "k" * 43
@@ -158,7 +157,7 @@ KEY = "llmg_" + "k" * 43
 )
 def test_keys_never_reach_an_error(detail: object) -> None:
     body = msgspec.json.encode({"detail": detail})
-    error = response_error(response(401, body), body, secrets=("plain-secret-of-azure",))
+    error = response_error(answer(401, body), secrets=("plain-secret-of-azure",))
     for text in (str(error), repr(error), repr(error.detail), repr(error.__dict__)):
         for secret in (KEY, "abcdef123456", "plain-secret-of-azure"):
             assert secret not in text
@@ -172,7 +171,7 @@ def test_a_short_key_does_not_change_which_error_it_is(secret: str) -> None:
         msgspec.json.encode({"error": {"message": detail, "type": "invalid_request_error"}}),
         detail.encode(),
     ):
-        error = response_error(response(400, body), body, secrets=(secret,))
+        error = response_error(answer(400, body), secrets=(secret,))
         assert type(error) is ProviderError
         for text in (str(error), repr(error), repr(error.args), repr(error.detail), error.provider or ""):
             assert secret not in text
@@ -195,7 +194,7 @@ def test_a_key_where_a_provider_is_named_is_not_shown() -> None:
     text = f"{KEY} error 401: x"
     body = msgspec.json.encode({"detail": text})
     for error in (
-        response_error(response(401, body), body, secrets=("other",)),
+        response_error(answer(401, body), secrets=("other",)),
         stream_error(text, request_id=None, secrets=("other",)),
     ):
         assert isinstance(error, ProviderError)
@@ -203,7 +202,7 @@ def test_a_key_where_a_provider_is_named_is_not_shown() -> None:
 
 
 def test_nothing_of_the_body_is_in_the_errors_of_calls_that_mint_keys() -> None:
-    error = response_error(response(500, b'{"detail": "hush"}'), b'{"detail": "hush"}', show_body=False)
+    error = response_error(answer(500, b'{"detail": "hush"}'), show_body=False)
     assert error.detail is None
     assert "hush" not in repr(error)
 
