@@ -1,4 +1,4 @@
-"""Checks of the arguments that are not fields of a struct: addresses, headers, times, path segments.
+"""Checks for arguments that are not struct fields: addresses, headers, times, path segments.
 
 An error names the argument, its value (never a key) and what is allowed. Nothing is sent.
 """
@@ -30,7 +30,7 @@ _GROUPS: Final = ("provider", "model", "user", "status")
 _GRANULARITIES: Final = ("minute", "hour", "day")
 
 Timeout: TypeAlias = float | httpx.Timeout | None
-"""Seconds for each of connecting, writing, reading and waiting for a connection; None for no limit."""
+"""Seconds for each of connect, write, read and waiting for a pooled connection; None for no limit."""
 
 
 def environment_base_url(base_url: str | None) -> str:
@@ -45,7 +45,7 @@ def metrics_query(
     group_by: str | None,
     granularity: str | None,
 ) -> dict[str, str]:
-    """Return the query of a metrics endpoint (docs/protocol.md, "Metrics and health")."""
+    """Return the query parameters for a metrics endpoint (docs/protocol.md, "Metrics and health")."""
     query: dict[str, str] = {}
     if range is not None and (start is not None or end is not None):
         raise InvalidArgumentError("range is not allowed together with start and end: one or the other")
@@ -65,7 +65,7 @@ def metrics_query(
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether `host` is this one: localhost (RFC 6761, section 6.3), 127.0.0.0/8 or ::1."""
+    """Return whether `host` is loopback: localhost (RFC 6761, section 6.3), 127.0.0.0/8 or ::1."""
     name = host.lower().rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -99,31 +99,31 @@ def check_base_url(value: Any) -> httpx.URL:
         raise InvalidArgumentTypeError(f"base_url={shown(value)} is not allowed: {allowed}")
     try:
         url = httpx.URL(str(value).rstrip("/"))
-        _ = url.host  # decodes it
+        _ = url.host  # may raise: it decodes lazily
     except (httpx.InvalidURL, UnicodeError) as error:
         raise InvalidArgumentError(
             f"base_url={shown(str(value))} is not allowed ({error}): {allowed}"
         ) from None
-    if url.userinfo:  # may be a password: not shown
+    if url.userinfo:  # may hold a password, so it is not shown
         raise InvalidArgumentError(f"base_url with a user or password is not allowed: {allowed}")
     labels = url.raw_host.removesuffix(b".").split(b".")  # RFC 1035, section 2.3.4
     is_name = _HOST.match(url.raw_host) and all(0 < len(label) < 64 for label in labels)
-    is_address = is_name or b":" in url.raw_host  # IPv6, which httpx has checked
+    is_address = is_name or b":" in url.raw_host  # IPv6, already validated by httpx
     if url.scheme not in ("http", "https") or not is_address or (url.port or 0) > 65_535:
         raise InvalidArgumentError(f"base_url={shown(str(value))} is not allowed: {allowed}")
-    if "?" in str(url) or "#" in str(url):  # also empty ones, behind which the paths would be lost
+    if "?" in str(url) or "#" in str(url):  # even if empty: paths appended after it would be lost
         raise InvalidArgumentError(f"base_url={shown(str(value))} is not allowed: {allowed}")
     return url
 
 
 def check_header(name: Any, value: Any, where: str, *, secret: bool = False) -> tuple[bytes, bytes]:
-    """Return a header as the bytes that are sent.
+    """Return a header encoded as it is sent.
 
     Args:
         name: the header's name.
         value: its value.
         where: the argument it came from.
-        secret: whether the value must not be shown.
+        secret: whether the value must be kept out of errors.
 
     """
     if not isinstance(name, str) or not isinstance(value, str):
@@ -143,7 +143,7 @@ def check_header(name: Any, value: Any, where: str, *, secret: bool = False) -> 
 
 
 def check_headers(headers: Any, where: str) -> dict[bytes, bytes]:
-    """Return `headers` as the bytes that are sent, by lower-case name."""
+    """Return `headers` encoded as they are sent, keyed by lower-case name."""
     if headers is None:
         return {}
     if not isinstance(headers, Mapping):
@@ -161,17 +161,17 @@ def check_headers(headers: Any, where: str) -> dict[bytes, bytes]:
 
 
 def check_key(value: Any, argument: str) -> str | None:
-    """Return an API key that a header can carry."""
+    """Return an API key, checked to be a valid header value."""
     if value is None:
         return None
     check_header("x-api-key", value, argument, secret=True)
-    return str(value).strip(" \t")  # as the header is sent
+    return str(value).strip(" \t")  # as `check_header` strips it
 
 
 def check_user_id(value: Any, argument: str = "user_id") -> str | None:
-    """Return a user id; longer ones make the gateway fail after the call was billed.
+    """Return a user id of valid length.
 
-    See docs/protocol.md, "Headers".
+    The gateway fails on longer ones after billing the call (docs/protocol.md, "Headers").
     """
     if value is None:
         return None
@@ -184,7 +184,7 @@ def check_user_id(value: Any, argument: str = "user_id") -> str | None:
 
 
 def check_timeout(value: Any) -> dict[str, float | None]:
-    """Return a timeout as the extension that httpx's transports read."""
+    """Return a timeout in the form of httpx's request extension."""
     if isinstance(value, httpx.Timeout):
         parts = value.as_dict()
         for name, seconds in parts.items():
@@ -197,7 +197,7 @@ def check_timeout(value: Any) -> dict[str, float | None]:
 
 
 def check_id(value: Any, argument: str) -> str:
-    """Return an id, text or a UUID, as text."""
+    """Return an id, given as text or a UUID, as text."""
     text = str(value) if isinstance(value, UUID) else value
     if not isinstance(text, str):
         raise InvalidArgumentTypeError(
@@ -208,7 +208,7 @@ def check_id(value: Any, argument: str) -> str:
 
 
 def check_segment(value: Any, argument: str, *, slashes: bool = False) -> str:
-    """Return an id as a part of a URL's path, percent-encoded; it can not lead out of its place."""
+    """Return an id percent-encoded as a URL path segment, without any way to traverse the path."""
     text = _encodable(check_text(value, argument), argument)
     parts = text.split("/") if slashes else [text]
     if any(part in ("", ".", "..") for part in parts) or _CONTROL.search(text):
@@ -227,7 +227,7 @@ def _encodable(text: str, argument: str) -> str:
 
 
 def check_moment(value: Any, argument: str) -> str:
-    """Return a point in time, a datetime with a time zone or ISO-8601 text with an offset, as the latter."""
+    """Return a time, given as an aware datetime or ISO-8601 text with an offset, as ISO-8601 text."""
     allowed = "a datetime with a time zone, or ISO-8601 text with an offset"
     if isinstance(value, datetime):
         if value.tzinfo is None:
@@ -245,7 +245,7 @@ def check_moment(value: Any, argument: str) -> str:
 
 
 def check_budget(value: Any, argument: str) -> int | float | str:
-    """Return an amount of USD, 0 for no limit."""
+    """Return a budget in USD; 0 means unlimited."""
     allowed = "USD, a finite number of at least 0 (0: none)"
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
         raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")

@@ -1,6 +1,7 @@
-"""Callables that a user passes in and that are called without an await: those that want one are refused.
+"""Checks for plain arguments: numbers, text, choices, and callables that must not be async.
 
-A coroutine nobody awaits does nothing, and is true: as an answer it would always say yes.
+Callbacks are called without `await`. A coroutine they returned would never run, and being truthy it would
+always count as "yes".
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ _MOST: Final = sys.float_info.max
 def check_number(
     value: Any, argument: str, allowed: str, *, above: float = -_MOST, minimum: float = -_MOST
 ) -> float:
-    """Return a finite number above a bound, or of at least a minimum."""
+    """Check that `value` is a finite number above a bound, or at least a minimum, and return it."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
-    if not (above < value and minimum <= value <= _MOST):  # also an integer of any size
+    if not (above < value and minimum <= value <= _MOST):  # compares integers of any size, too
         raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: {allowed}")
     return value
 
 
 def check_bool(value: Any, argument: str) -> bool:
-    """Return True or False."""
+    """Check that `value` is a bool and return it."""
     if not isinstance(value, bool):
         raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: True or False")
     return value
 
 
 def check_verify(value: Any) -> bool | ssl.SSLContext:
-    """Return what certificates are verified with."""
+    """Check the `verify` argument and return it."""
     if not isinstance(value, bool | ssl.SSLContext):
         raise InvalidArgumentTypeError(
             f"verify={shown(value)} is not allowed: True, False or an ssl.SSLContext"
@@ -44,13 +45,13 @@ def check_verify(value: Any) -> bool | ssl.SSLContext:
 
 
 def check_callable(value: Any, argument: str, allowed: str) -> None:
-    """Check that something can be called."""
+    """Check that `value` is callable."""
     if not callable(value):
         raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
 
 
 def check_integer(value: Any, argument: str, *, minimum: int) -> int:
-    """Return an integer of at least `minimum`."""
+    """Check that `value` is an integer of at least `minimum` and return it."""
     allowed = f"an integer of at least {minimum}"
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidArgumentTypeError(f"{argument}={shown(value)} is not allowed: {allowed}")
@@ -62,7 +63,7 @@ def check_integer(value: Any, argument: str, *, minimum: int) -> int:
 def check_text(
     value: Any, argument: str, *, minimum: int = 1, maximum: int | None = None, secret: bool = False
 ) -> str:
-    """Return text of a length within limits; a secret's value is not shown."""
+    """Check that `value` is text within the length limits and return it; a secret stays out of errors."""
     allowed = (
         f"text of {minimum} to {maximum} characters" if maximum else f"text of at least {minimum} characters"
     )
@@ -75,25 +76,25 @@ def check_text(
 
 
 def check_choice(value: Any, argument: str, choices: tuple[str, ...]) -> str:
-    """Return one of `choices`."""
+    """Check that `value` is one of `choices` and return it."""
     if not isinstance(value, str) or value not in choices:
         raise InvalidArgumentError(f"{argument}={shown(value)} is not allowed: one of {', '.join(choices)}")
     return value
 
 
 def check_not_async(given: object, name: str, *, takes: str) -> None:
-    """Check that an argument, if it can be called, does its work when it is called.
+    """Check that an argument, if callable, is not async.
 
     Args:
         given: the argument.
         name: its name.
-        takes: what it is to be, in words.
+        takes: what the argument must be, for the error message.
 
     Raises:
         InvalidArgumentTypeError: it is a coroutine function, an async generator function, or an object with
             such a `__call__`.
     """
-    for function in (given, getattr(type(given), "__call__", None)):  # noqa: B004 - it is looked at, not called
+    for function in (given, getattr(type(given), "__call__", None)):  # noqa: B004 - inspected, not called
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise InvalidArgumentTypeError(
                 f"{name}={shown(given)} is not allowed: {takes}, and is not async (its result is not awaited)"
@@ -101,14 +102,14 @@ def check_not_async(given: object, name: str, *, takes: str) -> None:
 
 
 def check_not_awaitable(result: object, name: str) -> None:
-    """Check that what a callable has returned is no coroutine or the like; a coroutine is closed.
+    """Check that a callback did not return an awaitable; close it if it is a coroutine.
 
     Raises:
-        GatewayError: it is.
+        GatewayError: it did.
     """
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
-            result.close()  # else Python warns that it was never awaited
+            result.close()  # otherwise Python warns that it was never awaited
         raise GatewayError(
-            f"{name} returned a {type(result).__name__}, which nobody awaits: pass one that is not async"
+            f"{name} must be a plain function, not async: it returned a {type(result).__name__}"
         )

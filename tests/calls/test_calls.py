@@ -182,7 +182,7 @@ async def test_copies_and_pickles_of_a_result_keep_its_meta(copied: Callable[[An
     assert (models[0].meta.request_id, models.meta.request_id) == ("r", "r")
     made = copied(ChatResponse(id="i", provider="p", model="m", content="c"))
     assert made.content == "c"
-    with pytest.raises(AttributeError, match="has no meta: it is not what a call returned"):
+    with pytest.raises(AttributeError, match="has no meta: it was not returned by a call"):
         _ = made.meta
 
 
