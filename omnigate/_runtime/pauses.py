@@ -1,4 +1,4 @@
-"""The waits between the attempts of calls, all of which end early when the client is closed."""
+"""Waits between the attempts of a call, which closing the client ends early."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from omnigate._runtime.loops import PerLoop
 
 
 class Pauses:
-    """The waits of one client's calls before their next attempts."""
+    """All waits of one client's calls before their next attempts."""
 
     def __init__(self) -> None:
         self._ends: PerLoop[set[anyio.Event]] = PerLoop(lambda loop: set())  # each ends one wait
@@ -19,7 +19,7 @@ class Pauses:
         ends, end = self._ends.current(), anyio.Event()
         ends.add(end)
         try:
-            if not self._closed:  # asked after it was added, so that `close` or this sees the other
+            if not self._closed:  # checked after adding, so that either this or `close` sees the other
                 with anyio.move_on_after(seconds):
                     await end.wait()
         finally:
@@ -27,7 +27,7 @@ class Pauses:
         return not self._closed
 
     def close(self) -> None:
-        """End all waits, in this event loop and in others, and let none begin."""
+        """End all waits, in every event loop, and prevent new ones."""
         self._closed = True
         self._ends.end(_set_all)
 
