@@ -105,7 +105,7 @@ class PerLoop(Generic[T]):
         """Call `func` with each value in the value's own loop, and remove all values.
 
         The running loop's call is immediate; those in other loops run on their next iteration. Values of
-        ended loops are dropped. After an interruption this can be repeated; `func` may then see a value twice.
+        ended loops are dropped. After an interruption this can be repeated; `func` may see a value twice.
 
         Raises:
             RuntimeError: no loop is running.

@@ -767,9 +767,9 @@ async def test_a_compressed_answer_is_understood_in_any_pieces(
     [
         ("br", b"x", "encoded as 'br'"),
         ("gzip, gzip", b"x", "encoded as 'gzip, gzip'"),
-        ("gzip", b"not gzip", "compressed body is broken"),
+        ("gzip", b"not gzip", "compressed body is corrupt"),
         ("gzip", gzip.compress(b"{}")[:-3], "incomplete"),
-        ("deflate", b"\xff\xff\xff", "compressed body is broken"),
+        ("deflate", b"\xff\xff\xff", "compressed body is corrupt"),
     ],
 )
 async def test_an_encoding_that_cannot_be_undone_is_a_typed_error(

@@ -440,11 +440,11 @@ async def test_the_environments_proxy_applies_as_it_says(
             "socks5://me:hunter2@proxy:1",
             "SOCKS needs the package socksio: pip install 'httpx[socks]'",
         ),
-        ("HTTPS_PROXY", "ftp://me:hunter2@proxy:1", "of an unknown kind"),
-        ("https_proxy", "http://me:hunter2/@proxy", "no address"),
-        ("all_proxy", "http://me:hunter2@proxy:99999", "no address"),
-        ("HTTPS_PROXY", "http://", "no address"),
-        ("HTTPS_PROXY", "http://xn--a", "no address"),
+        ("HTTPS_PROXY", "ftp://me:hunter2@proxy:1", "its scheme unknown"),
+        ("https_proxy", "http://me:hunter2/@proxy", "its address is invalid"),
+        ("all_proxy", "http://me:hunter2@proxy:99999", "its address is invalid"),
+        ("HTTPS_PROXY", "http://", "its address is invalid"),
+        ("HTTPS_PROXY", "http://xn--a", "its address is invalid"),
     ],
 )
 async def test_a_proxy_that_cannot_be_used_is_refused_when_the_client_is_made(
@@ -458,7 +458,7 @@ async def test_a_proxy_that_cannot_be_used_is_refused_when_the_client_is_made(
         message = str(caught.value)
         assert message.startswith(f"{variable} is not allowed as the proxy for gateway.test: ")
         assert words in message
-        assert "allowed is http://, https://, socks5://" in message
+        assert "use http://, https://, socks5://" in message
         assert "hunter2" not in message
         make("k", base_url="https://localhost")
         make("k", base_url="https://gateway.test", transport=AnyIOTransport())
