@@ -53,7 +53,7 @@ def test_it_can_be_served_again_with_what_it_remembers() -> None:
         with gateway, Client(gateway.api_key, base_url=gateway.url) as client:
             client.chat(**HELLO)
     assert len(gateway.requests) == 2
-    with pytest.raises(RuntimeError, match="does not serve"):
+    with pytest.raises(RuntimeError, match="is not running"):
         _ = gateway.url
 
 
@@ -62,7 +62,7 @@ def test_a_port_that_is_taken_is_an_error_at_once() -> None:
         port = int(gateway.url.rpartition(":")[2])
         with pytest.raises(OSError, match="in use"), LocalGateway(port=port):
             pytest.fail("served")
-        with pytest.raises(RuntimeError, match="serves already"):
+        with pytest.raises(RuntimeError, match="is already running"):
             gateway.__enter__()
 
 
