@@ -218,7 +218,7 @@ def test_keys_are_masked_in_reprs() -> None:
 
 
 def test_a_struct_that_came_from_no_call_has_no_meta() -> None:
-    with pytest.raises(AttributeError, match="is not what a call returned"):
+    with pytest.raises(AttributeError, match="was not returned by a call"):
         _ = ChatResponse.model_validate(ANSWER).meta
 
 

@@ -1,4 +1,4 @@
-"""The waits between the attempts of calls, all of which end early when the client is closed."""
+"""Waits between the attempts of a call, which closing the client ends early."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Pauses:
         return not self.is_closed
 
     def close(self) -> None:
-        """End all waits, in this event loop and in others, and let none begin."""
+        """End all waits, in every event loop, and prevent new ones."""
         self.is_closed = True
         self._ends.end(_set_all)
 

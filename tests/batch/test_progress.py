@@ -69,7 +69,10 @@ class TestCallable:
             called.append(stats)
             return show(stats)
 
-        with pytest.raises(omnigate.GatewayError, match="progress returned a coroutine, which nobody awaits"):
+        with pytest.raises(
+            omnigate.GatewayError,
+            match="progress must be a plain function, not async: it returned a coroutine",
+        ):
             async with client().batch(["sleep=5 a"], model="gpt-4o", progress=progress) as batch:
                 assert [outcome async for outcome in batch] == []
         assert len(called) == 1

@@ -199,7 +199,9 @@ async def test_a_stop_on_that_returns_a_coroutine_ends_the_batch_with_an_error_t
     items = ["a", "status=400"]
     stop_on: Any = lambda error: stop(error)  # noqa: E731
     seen: list[Outcome] = []
-    with pytest.raises(GatewayError, match="stop_on returned a coroutine, which nobody awaits"):
+    with pytest.raises(
+        GatewayError, match="stop_on must be a plain function, not async: it returned a coroutine"
+    ):
         async with client_of(Provider()).batch(items, model=MODEL, stop_on=stop_on) as batch:
             async for outcome in batch:
                 seen.append(outcome)

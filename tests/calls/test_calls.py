@@ -182,7 +182,7 @@ async def test_copies_and_pickles_of_a_result_keep_its_meta(copied: Callable[[An
     assert (models[0].meta.request_id, models.meta.request_id) == ("r", "r")
     made = copied(ChatResponse(id="i", provider="p", model="m", content="c"))
     assert made.content == "c"
-    with pytest.raises(AttributeError, match="has no meta: it is not what a call returned"):
+    with pytest.raises(AttributeError, match="has no meta: it was not returned by a call"):
         _ = made.meta
 
 
@@ -869,11 +869,11 @@ async def test_a_compressed_answer_is_understood_in_any_pieces(
 @pytest.mark.parametrize(
     ("encoding", "body", "words"),
     [
-        ("br", b"x", "encoded as 'br'"),
-        ("gzip, gzip", b"x", "encoded as 'gzip, gzip'"),
-        ("gzip", b"not gzip", "compressed body is broken"),
+        ("br", b"x", "content encoding: 'br'"),
+        ("gzip, gzip", b"x", "content encoding: 'gzip, gzip'"),
+        ("gzip", b"not gzip", "compressed body is corrupt"),
         ("gzip", gzip.compress(b"{}")[:-3], "incomplete"),
-        ("deflate", b"\xff\xff\xff", "compressed body is broken"),
+        ("deflate", b"\xff\xff\xff", "compressed body is corrupt"),
     ],
 )
 async def test_an_encoding_that_cannot_be_undone_is_a_typed_error(

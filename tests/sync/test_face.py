@@ -243,7 +243,7 @@ def arguments_of(kind: type, name: str) -> dict[str, Any] | None:
 
 def refusal(kind: type, name: str) -> str:
     """A pattern of the error for an unknown argument."""
-    return rf"^{kind.__name__}\.{name}\(\) got an unknown argument 'modle'; besides its own it takes .*\btimeout, "
+    return rf"^{kind.__name__}\.{name}\(\) got an unknown argument 'modle'; it also accepts .*\btimeout, "
 
 
 @pytest.mark.parametrize(("kind", "name"), functions(CLIENTS))

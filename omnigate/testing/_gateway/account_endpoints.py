@@ -1,4 +1,4 @@
-"""The local gateway's endpoints around chat: accounts, keys, models, metrics, health, administration."""
+"""The local gateway's endpoints other than chat: accounts, keys, models, metrics, health, administration."""
 
 from __future__ import annotations
 
@@ -228,10 +228,10 @@ async def prometheus(state: State, request: Request) -> Response:
 
 
 def check_uuid(value: str, place: list[str]) -> str:
-    """Return an id in its usual form.
+    """Return a UUID in canonical form.
 
     Raises:
-        BadRequestError: 422, it is no UUID.
+        BadRequestError: 422, it is not a UUID.
     """
     try:
         return str(_UUID.validate_python(value))

@@ -55,7 +55,7 @@ class GatewayApp:
         self._state = state
         self._scripts = scripts
         self._requests = requests
-        # A GET route of starlette's answers HEAD, too; the gateway's do not, and a 405 is as good.
+        # Starlette's GET routes also answer HEAD; the gateway's respond with 405.
         self._app = Starlette(
             routes=[
                 Route(path, self._bind(endpoint), methods=[method]) for method, path, endpoint in _ROUTES
@@ -108,7 +108,7 @@ class _CutError(Exception):
 
 
 class _Sender:
-    """Sends a response, adds its request id, and cuts it where a script says so."""
+    """Sends a response, adds its request id, and cuts it off if a script says so."""
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, faults: Sequence[Fault], request_id: str
@@ -144,7 +144,7 @@ class _Sender:
 async def _early(
     scope: Scope, receive: Receive, faults: Sequence[Fault], replay: Receive, send: Send
 ) -> bool:
-    """Do what a script says in place of an answer, and return whether it did."""
+    """Apply a script that replaces the answer, and return whether there was one."""
     for fault in faults:
         if isinstance(fault, Delay):
             await anyio.sleep(fault.seconds)

@@ -1,4 +1,4 @@
-"""The local gateway's models: deterministic answers made from the prompt, and failures as scripted."""
+"""The local gateway's models: deterministic answers built from the prompt, and scripted failures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TRANSIENT: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
 class ProviderError(Exception):
-    """A provider failed; the message is the one that the gateway's `detail` has."""
+    """A provider failed; the message is the gateway's `detail`."""
 
     def __init__(self, status: int, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
@@ -24,7 +24,7 @@ class ProviderError(Exception):
 
 @dataclass(frozen=True)
 class ModelAnswer:
-    """What a model answered."""
+    """A model's answer."""
 
     model: str
     text: str
@@ -40,7 +40,7 @@ class ModelAnswer:
         return cost_in_micro_usd(self.model, self.prompt_tokens, self.completion_tokens)
 
     def usage(self) -> dict[str, int]:
-        """Return the tokens as they travel."""
+        """Return the token counts as JSON fields."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -49,7 +49,7 @@ class ModelAnswer:
 
 
 def provider_failure(provider: str, faults: Sequence[Fault]) -> ProviderError | None:
-    """Return the failure that is scripted for a provider's call, if any."""
+    """Return the failure scripted for a call to a provider, if any."""
     for fault in faults:
         if isinstance(fault, ProviderFailure):
             name = DISPLAY_NAMES[provider]
@@ -61,7 +61,7 @@ def provider_failure(provider: str, faults: Sequence[Fault]) -> ProviderError | 
 
 
 def stream_message(failure: ProviderError, faults: Sequence[Fault]) -> str:
-    """Return what a stream says of a failure: a timeout has no message there."""
+    """Return a failure's message inside a stream, where a timeout's is empty."""
     unreachable = any(isinstance(fault, ProviderFailure) and fault.status is None for fault in faults)
     return failure.message.partition("request failed: ")[2] if unreachable else failure.message
 
@@ -73,9 +73,9 @@ def answer(
     max_tokens: int | None,
     faults: Sequence[Fault],
 ) -> ModelAnswer:
-    """Return the answer: an echo of the last user message, or what a script says.
+    """Return the answer: an echo of the last user message, or the scripted text.
 
-    A token is a word. An answer longer than `max_tokens` is cut there, with the finish reason "length".
+    A token is a word. Longer answers are cut at `max_tokens`, with the finish reason "length".
     """
     pieces: list[bytes] | None = None
     text = f"echo[{model}]: {last_user_content}"
@@ -107,7 +107,7 @@ def answer(
 
 
 def cut_pieces(pieces: Sequence[bytes], after_bytes: int) -> list[bytes]:
-    """Return the pieces up to a number of bytes."""
+    """Return the first `after_bytes` bytes of the pieces."""
     kept: list[bytes] = []
     for piece in pieces:
         if after_bytes <= 0:

@@ -1,10 +1,10 @@
-"""Which provider a model belongs to, and what it costs: the local gateway's table."""
+"""The local gateway's models: their providers and prices."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-# USD for 1,000 tokens: input, output.
+# USD per 1,000 tokens: input, output.
 PRICES: Final[dict[str, tuple[float, float]]] = {
     "claude-3-5-haiku-latest": (0.0008, 0.004),
     "claude-3-5-sonnet-20241022": (0.003, 0.015),
@@ -54,7 +54,7 @@ DISPLAY_NAMES: Final = {
 
 
 def provider_of_model(model: str) -> str | None:
-    """Return the provider that a model's name is routed to by its beginning, or None."""
+    """Return the provider to which the prefix of a model's name is routed, or None."""
     for provider, beginnings in _PROVIDERS:
         if model.startswith(beginnings):
             return provider
@@ -62,14 +62,14 @@ def provider_of_model(model: str) -> str | None:
 
 
 def prices_of(model: str) -> tuple[float, float] | None:
-    """Return a model's prices; a dated name (`gpt-4o-2024-08-06`) has those of the undated one."""
+    """Return a model's prices; a dated name (`gpt-4o-2024-08-06`) costs the same as the undated one."""
     name = model.removeprefix("models/").removeprefix("azure/").removeprefix("azure-")
     known = [candidate for candidate in PRICES if name.startswith(candidate)]
     return PRICES[max(known, key=len)] if known else None
 
 
 def cost_in_micro_usd(model: str, prompt_tokens: int, completion_tokens: int) -> int:
-    """Return what a call costs in millionths of a USD, as the gateway rounds it."""
+    """Return the cost of a call in millionths of a USD, rounded as the gateway does."""
     prices = prices_of(model)
     if prices is None:
         return 0
@@ -77,7 +77,7 @@ def cost_in_micro_usd(model: str, prompt_tokens: int, completion_tokens: int) ->
 
 
 def card(model: str) -> dict[str, Any] | None:
-    """Return a model's card, or None if no provider has it."""
+    """Return a model's description, or None if no provider has it."""
     provider = provider_of_model(model)
     if provider is None:
         return None

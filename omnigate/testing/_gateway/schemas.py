@@ -1,6 +1,6 @@
-"""The bodies that the local gateway takes, and the 422 that it answers to others.
+"""The request bodies of the local gateway, and the 422 for invalid ones.
 
-Validation is pydantic's, as the real gateway's is, so that the errors are the same to the letter.
+Like the real gateway it validates with pydantic, so that the errors are identical.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ M = TypeVar("M", bound=pydantic.BaseModel)
 
 
 class BadRequestError(Exception):
-    """A request that is answered with an error; `detail` is its body's."""
+    """A request to answer with an error; `detail` goes into its body."""
 
     def __init__(self, status: int, detail: Any, headers: dict[str, str] | None = None) -> None:
         super().__init__(status, detail)
@@ -57,7 +57,7 @@ class StreamOptionsBody(pydantic.BaseModel):
 
 
 class CompletionMessage(pydantic.BaseModel):
-    """A message of a completion; what is not supported is told apart later, in OpenAI's envelope."""
+    """A message of a completion; unsupported content is rejected later, in OpenAI's envelope."""
 
     role: str
     content: Any = None
@@ -121,10 +121,10 @@ class ProjectBody(pydantic.BaseModel):
 
 
 async def read_json(request: Request) -> Any:
-    """Return the body parsed; text that is not meant as JSON comes back as text.
+    """Return the parsed body, or plain text if the content type is not JSON.
 
     Raises:
-        BadRequestError: it is not JSON, or not even text.
+        BadRequestError: it is not valid JSON, or not text.
     """
     body = await request.body()
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
@@ -152,7 +152,7 @@ def validate(kind: type[M], body: Any) -> M:
     """Return the body as `kind`.
 
     Raises:
-        BadRequestError: 422, it does not fit.
+        BadRequestError: 422, it is invalid.
     """
     if body is None:
         missing = {"type": "missing", "loc": ["body"], "msg": "Field required", "input": None}

@@ -29,7 +29,7 @@ _SUMS: Final = (
 
 @dataclass(frozen=True)
 class UsageRecord:
-    """One call as it was billed."""
+    """One billed call."""
 
     time: float
     project_id: str
@@ -57,10 +57,10 @@ class Usage:
             " latency_ms INTEGER, cached INTEGER, failed INTEGER, status TEXT)"
         )
         self._spend: dict[tuple[str, str], int] = {}
-        weakref.finalize(self, self._database.close)  # Python 3.13 warns of one that is only dropped
+        weakref.finalize(self, self._database.close)  # Python 3.13 warns about unclosed ones
 
     def add(self, record: UsageRecord) -> None:
-        """Store a record, and count its cost as spent."""
+        """Store a record and add its cost to the spending."""
         row = (
             record.time, record.project_id, record.org_id, record.provider, record.model, record.user_id,
             record.prompt_tokens, record.completion_tokens, record.micro_usd, record.latency_ms,
@@ -75,13 +75,13 @@ class Usage:
                     self._spend[key] = self._spend.get(key, 0) + record.micro_usd
 
     def spent(self, owner_id: str, now: float, period: Literal["daily", "monthly"]) -> Decimal:
-        """Return what a project or an organisation has spent in the present UTC day or month, in USD."""
+        """Return the spending of a project or organisation in the current UTC day or month, in USD."""
         day, month = _periods(now)
         micro_usd = self._spend.get((owner_id, day if period == "daily" else month), 0)
         return Decimal(micro_usd) / 1_000_000
 
     def count(self) -> int:
-        """Return how many records there are."""
+        """Return the number of records."""
         with self._lock:
             return int(self._database.execute("SELECT COUNT(*) FROM usage").fetchone()[0])
 
@@ -94,7 +94,7 @@ class Usage:
         group_by: str | None,
         granularity: str | None,
     ) -> dict[str, Any]:
-        """Return the answer of the metrics endpoints."""
+        """Return the response body of the metrics endpoints."""
         if granularity is None:
             hours = (end - start).total_seconds() / 3_600
             granularity = "minute" if hours <= 1 else "hour" if hours <= 24 else "day"
@@ -185,7 +185,7 @@ def _periods(now: float) -> tuple[str, str]:
 
 
 def _percentile(ordered: list[int], fraction: float) -> float | None:
-    """Return the smallest value that `fraction` of them do not exceed (the nearest-rank method)."""
+    """Return a percentile by the nearest-rank method."""
     if not ordered:
         return None
     return float(ordered[max(0, math.ceil(fraction * len(ordered)) - 1)])
