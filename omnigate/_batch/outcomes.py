@@ -57,14 +57,14 @@ if TYPE_CHECKING:
         """An outcome without an error, for type checkers only: not a class at run time."""
 
         request: ChatRequest
-        response: ChatResponse  # pyright: ignore[reportGeneralTypeIssues] - nobody constructs it
+        response: ChatResponse  # pyright: ignore[reportGeneralTypeIssues] - never constructed
         error: None = None
 
     class Failed(Outcome, frozen=True, kw_only=True):
         """An outcome with an error, for type checkers only: not a class at run time."""
 
         response: None = None
-        error: GatewayError  # pyright: ignore[reportGeneralTypeIssues] - nobody constructs it
+        error: GatewayError  # pyright: ignore[reportGeneralTypeIssues] - never constructed
 
     AnyOutcome: TypeAlias = Succeeded | Failed
 else:
