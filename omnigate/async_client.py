@@ -210,7 +210,7 @@ class AsyncClient(BaseAsyncClient):
         if hedge_after is None:
             return await self._fetch(ChatResponse, call)
         check_number(hedge_after, "hedge_after", "seconds above 0, or None", above=0)
-        # Both copies count from the start of the call, for its deadline and its elapsed time.
+        # Both are held to the time at which the call began: its deadline, and what it took.
         copies = [partial(self._fetch, ChatResponse, call, self._session.attempts(call)) for _ in range(2)]
         return await hedged(copies, hedge_after)
 

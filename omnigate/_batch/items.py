@@ -190,7 +190,7 @@ def _id(mapping: Mapping[str, Any], index: int) -> str:
         return str(value)
     if not isinstance(value, str) or not value or not _is_text(value):
         raise InvalidArgumentTypeError(f"item {index}: id={shown(value)} is not allowed: text, or an integer")
-    return "".join(value)  # plain str, even from a subclass
+    return "".join(value)  # plain text, also of a subclass
 
 
 def _is_text(value: str) -> bool:
