@@ -1,14 +1,14 @@
-"""Reads one stream, from its call to its pieces; the faces for async and sync programs stand on it.
+"""The engine of a stream, from request to pieces; the public async and sync streams wrap it.
 
-Its states are a table of their own (see `states`). Each way out of a step of reading, be it an error, a
-cancellation or `aclose()`, leads to a state of rest, with the response released unless the stream is open. If
-a stream is dropped while open, the finalizer hands the response to the event loop to be closed, and says so.
+`states` has the table of its states. Every exit from a step of reading (an error, a cancellation, `aclose()`)
+leads to a resting state, with the response released unless the stream stays open. If a stream is dropped
+while open, its finalizer has the event loop close the response, and warns.
 
 A stream cancelled midway is closed for good; ending quietly would pass for a complete answer.
 
-`aclose()` may come while another task is in a step of reading. Then it stops the step and waits until that
-task has left it, and so has cleaned up: only one of the two ever uses the response. A step is stopped by its
-cancel scope; a read over our own transport, which has none (it would cost more than the read), by closing the
+`aclose()` can be called while another task is in a step of reading. It then stops the step and waits until
+that task has left and cleaned up, so only one of them ever uses the response. A step is stopped through its
+cancel scope; a read over our own transport, which has none (a scope costs more than the read), by closing the
 connection.
 """
 
@@ -42,12 +42,12 @@ _TAIL_SECONDS: Final = 1.0
 
 _TAIL_BYTES: Final = 65_536
 
-_READ: Final = Event.READ  # an enum's attributes are slow, and these two come with each piece
+_READ: Final = Event.READ  # looking up an enum's members is slow, and these two are needed for each piece
 _PAUSE: Final = Event.PAUSE
 
 
 class Face(NamedTuple):
-    """How messages speak of a stream: by its public class, and by how that is used."""
+    """How messages name a stream: its public class, and how to use and close it."""
 
     name: str
     block: str = "`async with`"
@@ -58,23 +58,23 @@ class StreamCore(Generic[T]):
     """One stream: opens it, reads its pieces, closes it.
 
     Attributes:
-        state: where it is.
-        pieces: those that have arrived and were not taken.
-        meta: what the head of the response said; None before there is one.
-        reader: what reads the response; None before there is one.
+        state: the current state.
+        pieces: pieces that have arrived and were not taken.
+        meta: metadata from the head of the response; None before it arrives.
+        reader: parser of the response; None before it arrives.
 
     """
 
     def __init__(
         self, name: str, session: Session, call: Call, new_reader: Callable[[str | None], StreamReader[T]]
     ) -> None:
-        """Begin.
+        """Prepare a stream; nothing is sent yet.
 
         Args:
-            name: of the public class, for messages.
-            session: what sends.
-            call: what is sent.
-            new_reader: makes the reader of a response, given its request id.
+            name: the public class, for messages.
+            session: the session to send with.
+            call: the call to send.
+            new_reader: returns a reader for a response, given its request id.
 
         """
         self.state: State = State.NEW
@@ -90,19 +90,21 @@ class StreamCore(Generic[T]):
         self._arrived: int = 0  # pieces; once there is one, nothing is retried
         # While FAILED, the error to raise. While RETRYING, what to recover from; the HTTP status to judge by.
         self._failure: tuple[GatewayError, int | None] | None = None
-        self._scope: anyio.CancelScope | None = None  # of the step
-        self._left: anyio.Event | None = None  # set when the task inside leaves, if another waits for it
+        self._scope: anyio.CancelScope | None = None  # of the current step
+        self._left: anyio.Event | None = (
+            None  # set when the task inside leaves, if another task waits for that
+        )
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing is held, and nothing is left to hand on."""
+        """Whether the stream holds no response, and has no pieces left."""
         return self.state is State.CLOSED or (self.state is State.ENDED and not self.pieces)
 
     async def open(self) -> None:
-        """Return when the head of the response has come, or had.
+        """Wait for the head of the response, sending the request if needed.
 
         Raises:
-            GatewayError: as a call does.
+            GatewayError: as for a call.
             StreamClosedError: the stream was closed, or another task is opening it.
 
         """
@@ -115,8 +117,8 @@ class StreamCore(Generic[T]):
         """Return the next piece.
 
         Raises:
-            StopAsyncIteration: there is none.
-            GatewayError: as reading does.
+            StopAsyncIteration: there are no more.
+            GatewayError: reading failed.
 
         """
         if self.pieces:
@@ -126,10 +128,10 @@ class StreamCore(Generic[T]):
         return self.pieces.popleft()
 
     async def fill(self) -> bool:
-        """Wait until there are pieces to take, and return whether there are: False at the end.
+        """Wait for pieces; return True once there are some, False at the end.
 
         Raises:
-            GatewayError: as reading does.
+            GatewayError: reading failed.
 
         """
         while not self.pieces:
@@ -139,7 +141,7 @@ class StreamCore(Generic[T]):
             await anyio.lowlevel.checkpoint()
             if self.state is State.ENDED:
                 return False
-            if self._failure is not None:  # else another task has been told or has closed the stream
+            if self._failure is not None:  # else another task has raised it or closed the stream
                 (error, _), self._failure = self._failure, None
                 self._move(Event.TELL)
                 try:
@@ -149,22 +151,22 @@ class StreamCore(Generic[T]):
         return True
 
     async def fetch(self) -> list[T]:
-        """Wait until there are pieces, and return all that have arrived; none at the end.
+        """Wait for pieces and return all that have arrived; an empty list at the end.
 
         Raises:
-            GatewayError: as reading does.
+            GatewayError: reading failed.
 
         """
         return self.take() if await self.fill() else []
 
     def take(self) -> list[T]:
-        """Return the pieces that have arrived and were not taken, without waiting."""
+        """Return the pieces that have arrived, without waiting."""
         pieces = list(self.pieces)
         self.pieces.clear()
         return pieces
 
     async def aclose(self) -> None:
-        """Close the stream, or have the task that is inside leave it, and return when it holds nothing."""
+        """Close the stream, making a task inside leave; return once the response is released."""
         self.pieces.clear()
         was_busy = self.state in BUSY
         self._move(Event.CLOSE)
@@ -181,7 +183,7 @@ class StreamCore(Generic[T]):
         self.state = TRANSITIONS[self.state, event]
 
     async def _step(self, step: Callable[[Opening], Awaitable[None]]) -> None:
-        """Do one step of reading, within the deadline; one that does not come to rest closes the stream."""
+        """Run one step of reading within the deadline; one that is broken off closes the stream."""
         if self.state in REFUSALS:
             raise StreamClosedError(REFUSALS[self.state])
         if self._attempts is None:
@@ -198,7 +200,7 @@ class StreamCore(Generic[T]):
                 if self._scope.cancelled_caught and self.state not in ABANDONED:
                     raise attempts.overdue()
         except Exception:
-            if self.state not in ABANDONED:  # else it is what `aclose` has brought about
+            if self.state not in ABANDONED:  # else `aclose` caused it
                 raise
         finally:
             self._scope = None
@@ -211,7 +213,7 @@ class StreamCore(Generic[T]):
             raise StreamClosedError(REFUSALS[self.state])
 
     async def _until_left(self) -> None:
-        """Wait until the task inside has left and cleaned up; one that is STOPPING is made to leave first."""
+        """Wait until the task inside has left and cleaned up; if STOPPING, make it leave."""
         if self._left is None:
             self._left = anyio.Event()
         left = self._left
@@ -219,7 +221,9 @@ class StreamCore(Generic[T]):
             if self._scope is not None:
                 self._scope.cancel()
             else:
-                await self._close()  # without an await, since it is our own: the read fails
+                await (
+                    self._close()
+                )  # no scope: our own transport, which closes without awaiting, and the read fails
         await left.wait()
 
     def _leave(self) -> None:
@@ -228,7 +232,7 @@ class StreamCore(Generic[T]):
             left.set()
 
     async def _release(self) -> None:
-        """Close the response, whatever happens meanwhile, and leave the stream closed."""
+        """Close the response and mark the stream closed, even if closing fails or is cancelled."""
         self._failure = None
         try:
             await self._close()
@@ -241,7 +245,7 @@ class StreamCore(Generic[T]):
         self._move(_PAUSE)
 
     async def _open(self, attempts: Opening) -> None:
-        """Send the request, again if need be, until a head of success has come."""
+        """Send the request, with retries, until the head of a successful response arrives."""
         failure, status = self._failure or (None, None)
         self._failure = None
         try:
@@ -253,10 +257,10 @@ class StreamCore(Generic[T]):
         self._move(Event.HEAD)
 
     async def _advance(self, attempts: Opening) -> None:
-        """Read until there are pieces, or the end, or an error to raise."""
+        """Read until there are pieces, the end, or an error to raise."""
         if self._reply is None:
             await self._open(attempts)
-            if self.state in ABANDONED:  # just as the head came
+            if self.state in ABANDONED:  # just as the head arrived
                 return
         reply, reader = self._reply, self.reader
         assert reply is not None
@@ -275,7 +279,7 @@ class StreamCore(Generic[T]):
         pieces = reader.finish() if data is None else reader.feed(data)
         self.pieces.extend(pieces)
         self._arrived += len(pieces)
-        if reader.done:  # what came before is handed on before the tail is waited for
+        if reader.done:  # hand on the last pieces before waiting for the tail
             self._move(_PAUSE)
         elif reader.error is not None:
             await self._close()
@@ -301,13 +305,13 @@ class StreamCore(Generic[T]):
     def _fail(
         self, error: GatewayError, transient: int | None, attempts: Opening, *, broke: bool = False
     ) -> None:
-        """End with a failure that came inside the stream, or prepare to open anew.
+        """Fail, or prepare to open the stream again if no piece has arrived and the failure may pass.
 
         Args:
             error: the failure.
-            transient: the HTTP status to judge by whether it may pass; None if it may not.
-            attempts: those of the call.
-            broke: whether it is the connection's, which is judged as a call's.
+            transient: the HTTP status to judge a transient failure by; None if it is permanent.
+            attempts: the attempts of the call.
+            broke: whether the connection broke, which is judged as in a call.
 
         """
         error.attempts = attempts.count
@@ -322,7 +326,7 @@ class StreamCore(Generic[T]):
         cause: httpx.TransportError | None,
         attempts: Opening,
     ) -> None:
-        """End with a connection that broke, what was held back handed on first, or prepare to open anew."""
+        """Handle a broken connection: hand on held-back text, then fail or prepare to open again."""
         pieces = reader.flush()
         self.pieces.extend(pieces)
         self._arrived += len(pieces)
@@ -336,14 +340,14 @@ class StreamCore(Generic[T]):
         error.attempts = attempts.count
         error.request_id = None if self.meta is None else self.meta.request_id
         await self._close()
-        if reader.error is not None:  # the provider's failure, of which at least the beginning came
+        if reader.error is not None:  # the provider failed, and at least the beginning of its message arrived
             reader.error.__cause__ = error
             self._fail(reader.error, reader.transient, attempts)
         else:
             self._fail(error, None, attempts, broke=True)
 
     async def _drain(self) -> None:
-        """Read what follows the end mark, bounded: the gateway writes its usage record meanwhile."""
+        """Read what follows the end mark, within bounds: meanwhile the gateway writes its usage record."""
         if self._reply is not None:
             await self._reply.drain(_TAIL_BYTES, _TAIL_SECONDS)
 

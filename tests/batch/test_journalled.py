@@ -182,7 +182,7 @@ class TestWhatCannotBeWritten:
                     break
 
     async def test_it_is_noted_on_what_the_block_raised(self, tmp_path: Path) -> None:
-        note = "at the end of the batch, besides: JournalError: No space left on device"
+        note = "also failed at the end of the batch: JournalError: No space left on device"
         with pytest.raises(KeyError) as raised:
             async with client_of(Provider()).batch(["a", "b"], model=MODEL, journal=tmp_path / "j") as batch:
                 async for _ in batch:
@@ -209,7 +209,7 @@ class TestWhatCannotBeWritten:
                     seen.append(outcome.index)
         assert seen == [0, 1]
         assert (
-            "at the end of the batch, besides: JournalError: No space left on device"
+            "also failed at the end of the batch: JournalError: No space left on device"
             in raised.value.__notes__
         )
 

@@ -120,7 +120,7 @@ class TestCallable:
             with pytest.raises(KeyError, match="mine") as raised:
                 await run()
             assert raised.value.__notes__ == [
-                "at the end of the batch, besides: LookupError: broken at the end"
+                "also failed at the end of the batch: LookupError: broken at the end"
             ]
         elif ending == "is cancelled":
             with anyio.move_on_after(3) as scope:

@@ -447,7 +447,7 @@ async def test_what_the_source_raises_when_it_is_closed_does_not_hide_what_the_b
         async with client_of(Provider()).batch(source(), model=MODEL, max_concurrency=1) as batch:
             async for _ in batch:
                 raise KeyError("mine")
-    assert raised.value.__notes__ == ["at the end of the batch, besides: LookupError: closing"]
+    assert raised.value.__notes__ == ["also failed at the end of the batch: LookupError: closing"]
     with pytest.raises(LookupError, match="closing"):
         async with client_of(Provider()).batch(source(), model=MODEL, max_concurrency=1) as batch:
             await anext(batch)

@@ -326,7 +326,7 @@ def test_a_batch_tells_its_stats_in_its_own_callbacks(backend: Any) -> None:
 
 def test_a_callback_of_a_batch_that_calls_the_client_ends_the_batch_with_an_error(backend: Any) -> None:
     with client_of(Provider(), backend) as client:
-        with pytest.raises(NotStartedError, match="callback of its own"):
+        with pytest.raises(NotStartedError, match="within its own callback"):
             with client.batch(
                 ["a", "status=400"], model=MODEL, stop_on=lambda _: bool(client.ready())
             ) as batch:

@@ -33,27 +33,27 @@ IN_SYNC_WORDS = {
     "async with": "with",
     "async for": "for",
     "aclose()": "close()",
-    "for trio and asyncio": "for plain, synchronous programs",
+    "for trio and asyncio": "for synchronous programs",
     "of tasks": "of threads",
     "one task": "one thread",
     "the event loop's thread": "the client's own thread",
-    ", not an async one,": "",
+    "a sync callable": "a callable",
     "an iterable or async iterable": "an iterable",
 }
 
 ONLY_SYNC = {
     "Its first call starts a thread with an event loop, which does the work.",
     "Ctrl-C cancels the call in flight.",
-    "After `os.fork()` a client that was used before is of no use in the child, and raises "
-    "`ForkedClientError` there.",
+    "A client that was used before `os.fork()` raises `ForkedClientError` in the child process.",
     "backend:",
-    'the event loop of the client\'s thread, "asyncio" or "trio".',
-    "The caller's thread iterates `requests`, ahead of the outcomes, and yields none while it waits for an item.",
+    'event loop of the client\'s thread, "asyncio" or "trio".',
+    "The caller's thread iterates `requests`, ahead of the outcomes, and yields no outcome while it waits for an "
+    "item.",
     "So a source must not wait for an outcome of the same batch.",
 }
 
 ONLY_ASYNC = {
-    "After its event loop has ended it may be used in another one.",
+    "Once its event loop has ended, it may be used in another.",
     "An async generator is closed at the end.",
 }
 

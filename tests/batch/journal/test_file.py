@@ -224,7 +224,7 @@ def test_a_file_that_has_become_unwritable_gets_no_half_lines(path: Path) -> Non
     with pytest.raises(JournalError, match=rf"Cannot write to the journal .*: {os.strerror(errno.EBADF)}"):
         journal.write(success("b", 1), DIGEST)
     # It could not even be shortened, so nothing may be put behind what may be half a line.
-    with pytest.raises(JournalError, match="takes no more lines: half a line is at its end"):
+    with pytest.raises(JournalError, match="takes no more lines: it ends with a partial line"):
         journal.write(success("b", 1), DIGEST)
     journal.close(finished=False)
     assert ids_in(path) == ["a"]

@@ -114,7 +114,7 @@ def test_an_id_that_comes_twice_is_an_error(path: Path, written: bool) -> None:
     journal.claim("twin", DIGEST, 3)
     if written:
         journal.write(success("twin", 3), DIGEST)
-    with pytest.raises(JournalError, match=r"Item 8: the id 'twin' comes a second time"):
+    with pytest.raises(JournalError, match=r"Item 8: the id 'twin' is used twice"):
         journal.claim("twin", DIGEST, 8)
     journal.close(finished=False)
 
@@ -124,7 +124,7 @@ def test_an_id_of_an_earlier_run_that_comes_twice_is_an_error(path: Path, earlie
     fill(path, earlier)
     journal = opened(path)
     journal.claim("twin", DIGEST, 3)
-    with pytest.raises(JournalError, match=r"Item 8: the id 'twin' comes a second time"):
+    with pytest.raises(JournalError, match=r"Item 8: the id 'twin' is used twice"):
         journal.claim("twin", DIGEST, 8)
     journal.close(finished=False)
 
@@ -138,7 +138,7 @@ def test_an_id_that_stood_for_another_request_is_an_error(
     fill(path, earlier)
     journal = opened(path)
     with pytest.raises(
-        JournalError, match=r"Item 5: the id 'a' stands for another request .*another journal"
+        JournalError, match=r"Item 5: the id 'a' belongs to another request .*another journal"
     ):
         journal.claim("a", digest, 5, want_response=want_response)
     journal.close(finished=False)
