@@ -1,4 +1,4 @@
-"""A batch over a transport in memory, in virtual time: one outcome for each item, whatever happens."""
+"""A batch over a transport in memory, in virtual time: one outcome per item, whatever happens."""
 
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
@@ -107,7 +107,7 @@ async def test_a_batch_reads_its_source_no_faster_than_it_sends() -> None:
     async with client_of(provider).batch(source(), model=MODEL, max_concurrency=5) as batch:
         async for outcome in batch:
             outcome.unwrap()
-            assert len(read) <= len(provider.prompts) + 5 + 1  # some are on their way to the transport
+            assert len(read) <= len(provider.prompts) + 5 + 1  # some have not reached the transport yet
             if len(provider.answered) > 30:
                 break
 
@@ -164,7 +164,7 @@ async def test_a_source_exception_is_raised_unchanged_after_the_calls_in_flight(
             async for outcome in batch:
                 outcome.unwrap()
                 seen.append(outcome.index)
-    assert seen == [0, 2, 1]  # also the one that had to be sent again
+    assert seen == [0, 2, 1]  # including the one that was retried
 
 
 async def test_a_consumer_exception_is_raised_unchanged_and_stops_the_batch() -> None:
@@ -346,7 +346,7 @@ async def test_a_429_of_the_gateway_holds_back_the_batch_and_uses_up_no_retries(
     assert texts(outcomes) == ["a", "once=429 b", "c", "d"]
     assert outcomes[1].attempts == 2
     assert 20 <= provider.times[2] - provider.times[1] < 25
-    assert provider.prompts[2] == "once=429 b"  # before those that are new
+    assert provider.prompts[2] == "once=429 b"  # resends before new sends
 
 
 async def test_a_429_of_the_provider_is_retried_like_any_failure() -> None:
@@ -368,7 +368,7 @@ async def test_a_retry_after_beyond_max_wait_stops_the_batch() -> None:
 
 
 class Limited(Provider):
-    """Ten calls a minute; the gateway's minutes do not begin with the client's."""
+    """A gateway with a limit of ten calls a minute, whose minutes do not start with the client's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -414,7 +414,7 @@ async def test_the_batches_of_a_client_share_its_rate_limit() -> None:
             group.start_soon(run)
     assert len(provider.prompts) == 60  # not one was rejected
     assert max(provider.windows.values()) == 10
-    assert max(ended) - min(ended) <= 180  # none had to wait for the others' ends
+    assert max(ended) - min(ended) <= 180  # no batch waited for another to end
 
 
 async def test_a_deadline_fails_one_item_and_not_the_batch() -> None:

@@ -268,7 +268,7 @@ async def test_a_backoff_that_ends_just_as_the_batch_stops_is_not_followed_by_a_
 # Cancellations that come from elsewhere
 
 
-async def cancelled_by_somebody_else() -> None:
+async def cancelled_by_another_task() -> None:
     task = asyncio.get_running_loop().create_task(asyncio.sleep(99))
     await asyncio.sleep(0)
     task.cancel("somebody else's")
@@ -285,7 +285,7 @@ class TestOnAsyncio:
         async def source() -> AsyncIterator[str]:
             for n in range(before):
                 yield f"sleep={9 - n} once=500 {n}"
-            await cancelled_by_somebody_else()
+            await cancelled_by_another_task()
             yield "never"
 
         provider = Provider()
@@ -320,7 +320,7 @@ class TestOnAsyncio:
     async def test_a_cancelled_error_from_the_source_is_not_raised_again_when_the_block_ends(self) -> None:
         async def source() -> AsyncIterator[str]:
             yield "a"
-            await cancelled_by_somebody_else()
+            await cancelled_by_another_task()
 
         async with client_of(Provider()).batch(source(), model=MODEL) as batch:
             with pytest.raises(asyncio.CancelledError):

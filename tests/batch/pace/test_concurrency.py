@@ -1,4 +1,4 @@
-"""The adaptive limit: tables of outcomes, and simulated providers in virtual time."""
+"""The adaptive limit: tables of outcomes and simulated providers in virtual time."""
 
 import random
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def test_adaptive_concurrency_does_not_overload_a_gateway_with_15_database_conne
     assert client.failed == failed
     assert shares.most_common(1)[0][0] <= 15
     assert sum(seconds for limit, seconds in shares.items() if limit > 15) < 0.25 * sum(shares.values())
-    assert max(shares) <= 17  # what is tried once in a while: one or two calls wait
+    assert max(shares) <= 17  # an occasional probe: one or two calls wait
     assert 0.85 * 15 <= mean_limit(client, half) <= 15.5
 
 
@@ -166,7 +166,7 @@ def test_rising_latency_lowers_a_constant_concurrency_limit() -> None:
     while limit.limit < 32:
         succeed(limit, 1)
     levels = []
-    for _ in range(10):  # far sooner than a step down would have been tried anyway
+    for _ in range(10):  # long before a regular probe would step down
         succeed(limit, 1, latency=3.0 * limit.limit / 32)
         levels.append(limit.limit)
     assert min(levels) <= 24
@@ -220,11 +220,11 @@ def test_the_initial_concurrency_limit_is_clamped_to_its_bounds(
 
 
 def test_latency_from_the_clients_own_work_is_not_taken_for_congestion() -> None:
-    """Answers within milliseconds, as of a cache or a local gateway, take longer the more calls there are."""
+    """Responses of a cache or a local gateway take milliseconds, and more with every call in flight."""
     limiter = AdaptiveConcurrency()
     now = 0.0
     for _ in range(20_000):
         latency = 0.00005 * limiter.limit
         now += latency / limiter.limit
         limiter.succeeded(now, latency, limiter.limit)
-    assert limiter.limit >= 900  # it looks one step down now and then
+    assert limiter.limit >= 900  # it probes one step down now and then

@@ -1,4 +1,4 @@
-"""The pacer: tables of events and answers, and a model of the gateway in virtual time."""
+"""The pacer: tables of events and responses, and a model of the gateway in virtual time."""
 
 import copy
 import math
@@ -26,14 +26,14 @@ def new_pacer() -> Pacer:
 
 
 def informed(*, limit: int = 8, remaining: int = 7, reset: int = 40) -> Pacer:
-    """Return a pacer that sent at 100 and was answered at 100.3."""
+    """Return a pacer that sent at 100 and received the response at 100.3."""
     pacer = new_pacer()
     pacer.answered(pacer.sent(100.0), 100.3, RateLimit(limit, remaining, reset))
     return pacer
 
 
 def left(pacer: Pacer, now: float, *, seconds: float = 10.0) -> int:
-    """Return how many calls may be sent within some seconds without an answer."""
+    """Return how many calls may be sent within some seconds if no response arrives."""
     pacer = copy.deepcopy(pacer)
     sent, until = 0, now + seconds
     while (now := pacer.ask(now)) <= until:
@@ -95,7 +95,7 @@ def test_asking_the_pacer_has_no_side_effects() -> None:
     [
         ([(100.0, 100.3, 40)], 140.1),  # a second and a little after the lower bound
         ([(100.0, 100.05, 40)], 140.05),  # the upper bound
-        ([(100.0, 130.0, 40)], 140.1),  # a slow answer tells as much
+        ([(100.0, 130.0, 40)], 140.1),  # a slow response gives the same bound
         ([(100.0, 130.0, 40), (110.5, 110.7, 30)], 140.6),  # a later lower bound
         ([(100.0, 100.3, 40), (110.5, 110.7, 30)], 140.3),
         ([(100.0, 100.3, 40), (110.1, 110.2, 29)], 139.2),  # an earlier upper bound
@@ -135,7 +135,7 @@ def test_calls_counted_in_the_last_window_are_not_charged_to_the_next(received: 
 
 def test_calls_of_other_clients_reduce_what_is_left_of_the_window() -> None:
     pacer = informed(limit=100, remaining=99, reset=60)
-    pacer.answered(pacer.sent(110.0), 110.3, RateLimit(100, 48, 50))  # two of ours and fifty of others
+    pacer.answered(pacer.sent(110.0), 110.3, RateLimit(100, 48, 50))  # two are ours, fifty are others'
     assert left(pacer, 111.0, seconds=48) == 48
 
 
@@ -164,7 +164,7 @@ def test_the_pacer_counts_calls_in_flight_before_a_response_reports_them() -> No
     first = pacer.sent(110.0)
     for step in range(5):
         pacer.sent(111.0 + step)
-    pacer.answered(first, 117.0, RateLimit(20, 18, 30))  # as of 110, when five of ours were still to come
+    pacer.answered(first, 117.0, RateLimit(20, 18, 30))  # as of 110, before five of ours
     assert left(pacer, 117.0) == 13
 
 
@@ -229,7 +229,7 @@ def test_the_pacer_remembers_its_limit_after_an_idle_hour() -> None:
 
 
 def way_of(dice: random.Random) -> Callable[[], float]:
-    """The way to the gateway: 5 to 60 ms, and now and then up to a second."""
+    """Return the latency to the gateway: 5 to 60 ms, occasionally up to a second."""
     return lambda: dice.uniform(0.3, 1.0) if dice.random() < 0.002 else dice.uniform(0.005, 0.06)
 
 
@@ -243,7 +243,7 @@ def simulate(
     clients: int = 1,
     lost: float = 0.0,
 ) -> tuple[Gateway, list[PacedClient], range]:
-    """Run clients for some windows after the one in which the answer to the first call came."""
+    """Run clients for some windows after the one with the response to the first call."""
     dice, events = random.Random(seed), Events()
     gateway = Gateway(events, limit, phase=events.now - dice.uniform(0, period), period=period)
     paced = [
@@ -270,7 +270,7 @@ def simulate(
 
 
 def sums(gateway: Gateway, name: str, windows: range) -> tuple[int, int, int]:
-    """Return how many calls of a client were admitted, how many rejected, and how many at most in one window."""
+    """Return how many calls of a client were admitted and rejected, and the most admitted in one window."""
     rejected = [gateway.rejected[name, window] for window in windows]
     return sum(gateway.admitted[name, window] for window in windows), sum(rejected), max(rejected)
 
@@ -328,7 +328,7 @@ def bursts(dice: random.Random, calls: int, every: float) -> Callable[[float], f
 
 
 OTHERS: dict[str, tuple[Callable[[random.Random, int], Callable[[float], float]], float, float]] = {
-    # how each of two others sends; the least share we must get of the limit, the least the two must get
+    # how each of two others sends; the minimum shares of the limit for us and for the two
     "a tenth each, evenly": (lambda dice, limit: lambda now: now + 600 / limit, 0.7, 0.19),
     "a third each, at random": (
         lambda dice, limit: lambda now: now + dice.expovariate(limit / 180),
