@@ -1,7 +1,6 @@
 """A call that is ready to be sent any number of times, and the one loop that sends it: try, judge, wait.
 
-What an await leaves behind when it is cancelled: during an attempt it is the carrier's to clean up; between
-two there is nothing.
+Cancellation: during an attempt the carrier cleans up; between attempts nothing is held.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from omnigate.exceptions import APIError, ClientClosedError, ConnectionError, Ga
 T = TypeVar("T")
 
 Means: TypeAlias = tuple[Carrier, RetryConfig, Pauses]
-"""What attempts are made with: the carrier, the retry policy, and what the waits are in."""
+"""What attempts need: the carrier, the retry policy, and the pauses that closing the client ends."""
 
 logger: Final = logging.getLogger("omnigate")
 
@@ -44,9 +43,9 @@ class Call(msgspec.Struct, frozen=True, gc=False):  # made faster than a named t
         headers: all headers but the length.
         head: request line and headers as bytes, where they are the same for all calls of the endpoint.
         content: the body.
-        extensions: for the transport: the timeouts.
+        extensions: the transport's, with the timeouts.
         deadline_seconds: seconds for all attempts and waits.
-        secrets: what must not be in an error: keys.
+        secrets: the keys that no error may show.
         address: the gateway's, as an error names it.
 
     """
@@ -62,7 +61,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):  # made faster than a named t
     secrets: tuple[str, ...]
     address: str
 
-    def __repr__(self) -> str:  # is a local in many a traceback
+    def __repr__(self) -> str:  # a local variable in many tracebacks
         return f"<Call {self.endpoint.method} {self.url}>"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:  # in place of msgspec's, which shows all
@@ -70,10 +69,10 @@ class Call(msgspec.Struct, frozen=True, gc=False):  # made faster than a named t
 
 
 class Attempts(Generic[T]):
-    """The attempts of one call: makes one after the other, and judges and waits in between.
+    """The attempts of one call, one after another, with a judgement and a wait in between.
 
-    A subclass says what an attempt is. What a batch does besides (its gate, its count of rejections) are the
-    hooks `begin`, `received`, `judge`, `delay` and `pause`.
+    A subclass defines an attempt. What a batch adds (its gate, its count of rejections) goes into the hooks
+    `begin`, `received`, `judge`, `delay` and `pause`.
 
     Attributes:
         call: what is sent.
@@ -112,11 +111,11 @@ class Attempts(Generic[T]):
         raise self.overdue()
 
     async def repeat(self, failure: GatewayError | None = None, status: int | None = None) -> T:
-        """Make attempts until one succeeds, in whatever time, and return its result.
+        """Make attempts until one succeeds, without a deadline, and return its result.
 
         Args:
-            failure: why the last attempt failed after it had succeeded (inside a stream).
-            status: the HTTP status to judge that by, where it is not the error's own.
+            failure: an error inside a stream, to recover from before the first attempt here.
+            status: the HTTP status to judge it by, if not the error's own.
         """
         while True:
             if failure is not None:
@@ -162,14 +161,14 @@ class Attempts(Generic[T]):
         raise NotImplementedError
 
     def received(self, result: T) -> T:
-        """Return the result of an attempt, or raise the error that it is."""
+        """Return the result of an attempt, or raise it as an error."""
         return result
 
     def judge(self, error: BaseException) -> GatewayError | None:
-        """Return the typed error that an attempt failed with; None if `error` is a bug, or a cancellation.
+        """Return the typed error for a failed attempt; None if `error` is a bug or a cancellation.
 
-        Once the client is closed, that is the failure, whatever a transport makes of being closed in use. An
-        error response that came before is still itself.
+        Once the client is closed, that is the failure, whatever the transport raised on being closed in use.
+        An error response that arrived before is still reported as itself.
         """
         if isinstance(error, APIError):
             return error
@@ -190,12 +189,12 @@ class Attempts(Generic[T]):
 
         Args:
             failure: why the last attempt failed.
-            status: the HTTP status to judge by, where it is not the error's own.
+            status: the HTTP status to judge by, if not the error's own.
         """
         return self.backoff(failure, self.count, status)
 
     def backoff(self, failure: GatewayError, attempts: int, status: int | None = None) -> float | None:
-        """Return what the retry policy says after so many attempts: seconds, or None for no further one."""
+        """Return the policy's wait in seconds after this many attempts, or None for no further attempt."""
         if isinstance(failure, ConnectionError):
             retry_after, was_sent = None, failure.was_sent
         elif isinstance(failure, APIError):
@@ -218,7 +217,7 @@ class Attempts(Generic[T]):
         return await self._pauses.wait(seconds)
 
     def closed(self) -> ClientClosedError:
-        """Return the error that says that the client was closed before there was an answer."""
+        """Return the error for a client that was closed before the answer came."""
         error = ClientClosedError(
             "the client was closed during the call"
             if self.count
@@ -228,7 +227,7 @@ class Attempts(Generic[T]):
         return error
 
     def overdue(self) -> TimeoutError:
-        """Return the error that says that the deadline has passed, or would before the next attempt."""
+        """Return the error for a deadline that has passed, or would pass before the next attempt."""
         error = TimeoutError(
             f"{self.call.address}: no answer within deadline_seconds={self.call.deadline_seconds:g} "
             f"({attempts_text(self.count)})"
@@ -242,7 +241,7 @@ class Attempts(Generic[T]):
 
 
 class Fetching(Attempts[Answer]):
-    """The attempts of a call whose answer is read as a whole."""
+    """The attempts of a call whose answer is read whole."""
 
     __slots__ = ()
 
@@ -251,31 +250,31 @@ class Fetching(Attempts[Answer]):
         return self._carrier.fetch(self.call)
 
     def received(self, result: Answer) -> Answer:
-        """Return an answer, or raise the error that it is."""
+        """Return an answer, or raise it as an error."""
         if 200 <= result.status < 300:
             return result
         raise _error(result, self.call)
 
 
 class Reporting(Fetching):
-    """The attempts of a call whose answer of status 503, if the gateway gave it, is a result, too."""
+    """The attempts of a call for which a 503 from the gateway itself is also a result."""
 
     __slots__ = ()
 
     def received(self, result: Answer) -> Answer:
-        """Return an answer, or raise the error that it is: a 503 may be a proxy's page."""
+        """Return an answer, or raise it as an error: a 503 may be a proxy's page."""
         if result.status == 503 and _is_report(result.body):
             return result
         return super().received(result)
 
 
 class Opening(Attempts[Reply]):
-    """The attempts of a call whose answer is read while it arrives."""
+    """The attempts of a call whose answer is read as it arrives."""
 
     __slots__ = ()
 
     async def attempt(self) -> Reply:
-        """Send the call once and return its reply, which is a success and belongs to the caller."""
+        """Send the call once and return a successful reply, which the caller then owns."""
         reply = await self._carrier.send(self.call)
         if reply.is_success:
             return reply
@@ -290,7 +289,7 @@ class _Report(msgspec.Struct):
 
 
 def _is_report(body: bytes) -> bool:
-    """Return whether the body of an error is the gateway's answer, and not a proxy's page."""
+    """Return whether an error's body is the gateway's own answer rather than a proxy's page."""
     try:
         decoder_for(_Report).decode(body)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):

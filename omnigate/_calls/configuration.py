@@ -1,6 +1,6 @@
 """What all calls of a client have in common, and the warning of a key sent in the clear.
 
-It may be changed between calls, as with 0.1.0, and while other threads call.
+It may be changed between calls, as in 0.1.0, even while other threads make calls.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from omnigate._wire.redaction import mask, secrets_of
 
 
 class PlaintextKeyWarning(UserWarning):
-    """A key will be sent over plain `http://` to a host that is not this one, readable to all on the way."""
+    """A key will be sent over plain `http://` to another machine, readable by anyone on the network path."""
 
 
 def warn_of_plaintext_key(url: httpx.URL) -> bool:
-    """Warn if what is sent to `url` can be read on the way, and return whether it can."""
+    """Warn if traffic to `url` can be read on the network path, and return whether it can."""
     if url.scheme != "http" or is_loopback(url.host):
         return False
     warnings.warn(
@@ -55,10 +55,10 @@ class _Template(NamedTuple):
 
 
 class Settings:
-    """What all calls have in common, worked out once so that none of them has to.
+    """What all calls share, computed once.
 
-    They are never changed but replaced as a whole: a call of another thread has all of the old ones or all of
-    the new ones. Only templates are added, which are made of them alone.
+    Immutable and replaced as a whole, so a call in another thread sees all of the old settings or all of the
+    new ones. Only templates are added, which depend on nothing else.
     """
 
     __slots__ = ("address", "base_url", "headers", "key", "origin", "secrets", "templates", "user_id")
@@ -92,7 +92,7 @@ class Settings:
         self.templates: Final[dict[Endpoint, _Template]] = {}
 
     def add_template(self, endpoint: Endpoint, *, has_body: bool) -> _Template:
-        """Keep what all calls of `endpoint` have in common, and return it."""
+        """Compute and keep the template for `endpoint`."""
         headers = self.headers | {b"content-type": b"application/json"} if has_body else self.headers
         url = httpx.URL(f"{self.address}{endpoint.path}")
         head = request_head(endpoint.method, url.raw_path, list(headers.items()))
@@ -104,7 +104,7 @@ class Configuration:
     """A client's settings, which may be replaced.
 
     Attributes:
-        settings: the present ones; to be read once for each call.
+        settings: the current ones; read them once per call.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Configuration:
             key: the key; None for none.
             user_id: the end user whom calls are attributed to; None or "" for none.
             headers: sent with every request.
-            warns: whether a key that will be sent in the clear is warned of, once.
+            warns: whether to warn, once, of a key sent unencrypted.
 
         Raises:
             InvalidArgumentError: an argument is not allowed.
@@ -133,7 +133,9 @@ class Configuration:
         self._key_header = key_header
         self._own_headers = check_headers(headers, "headers")
         self._has_warned = not warns
-        self._lock = threading.RLock()  # a warning's handler may change the configuration, too
+        self._lock = (
+            threading.RLock()
+        )  # re-entrant: a warning filter may run user code that changes the configuration
         self._key_argument = key_header.removeprefix("x-").replace("-", "_")  # what its errors name
         key, user_id = check_key(key, self._key_argument), check_user_id(user_id)
         self.settings: Settings

@@ -1,4 +1,4 @@
-"""Turns what went wrong on the wire into the typed errors: responses, transport errors, stream messages."""
+"""The typed errors for error responses, transport errors and messages inside a stream."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def response_error(answer: Answer, *, secrets: tuple[str, ...] = (), show_body: 
     headers = headers_of(answer.head)
     now: datetime | None = parse_http_date(headers.get("date"))
     raw, detail = _details(answer.body, secrets) if show_body else (None, None)
-    # What came decides which error it is: a short key may look like a part of it. What is shown has no keys.
+    # The raw detail decides the type, since redacting a short key may alter it; only redacted text is shown.
     error = classify(
         status,
         raw if normalise_detail(raw) else _status_text(status),
@@ -90,7 +90,7 @@ def response_error(answer: Answer, *, secrets: tuple[str, ...] = (), show_body: 
 
 
 def excerpt(body: bytes, secrets: tuple[str, ...]) -> str:
-    """Return the beginning of a body as an error may show it: as a repr, without keys."""
+    """Return the beginning of a body for an error message: a repr without keys."""
     if not body:
         return "nothing: it is empty"
     text = redact(body[:_READ_BYTES].decode("utf-8", "replace"), secrets)  # before a cut could halve a key
@@ -100,7 +100,7 @@ def excerpt(body: bytes, secrets: tuple[str, ...]) -> str:
 def invalid_response(
     answer: Answer, problem: str, secrets: tuple[str, ...], *, show_body: bool
 ) -> InvalidResponseError:
-    """Return the error for a body that is not what was promised, with its beginning."""
+    """Return the error for a body of the wrong type, quoting its beginning."""
     start = excerpt(answer.body, secrets) if show_body else ""
     message = f"the response does not fit its type: {redact(problem, secrets)}"
     return InvalidResponseError(
@@ -112,7 +112,7 @@ def invalid_response(
 
 
 def connection_error(error: httpx.TransportError, base_url: str, attempts: int) -> ConnectionError:
-    """Return the typed error for a transport's; whoever raises it chains the cause."""
+    """Return the typed error for a transport error; the caller chains the cause."""
     is_timeout = isinstance(error, httpx.TimeoutException)
     reason = str(redact(str(error))) or type(error).__name__
     if is_timeout:
@@ -131,10 +131,10 @@ def attempts_text(count: int) -> str:
 
 
 def stream_error(message: str, *, request_id: str | None, secrets: tuple[str, ...] = ()) -> ProviderError:
-    """Return the typed error for a failure that came inside a stream.
+    """Return the typed error for a failure inside a stream.
 
-    Its `status_code` is 502, since the response's own says 200; the provider's, where the message tells
-    it, is `provider_status`.
+    Its `status_code` is 502, because the response itself says 200; `provider_status` is the provider's, if
+    the message gives it.
     """
     named = provider_of(message.strip()) or (None, None)
     kind = ProviderRateLimitError if named[1] == 429 else ProviderError
@@ -150,7 +150,7 @@ def stream_error(message: str, *, request_id: str | None, secrets: tuple[str, ..
 
 
 def transient_status(message: str) -> int | None:
-    """Return the HTTP status that a failure inside a stream would have had if it may pass, else None.
+    """Return the HTTP status that a transient failure inside a stream stands for, or None if not transient.
 
     A provider's 429 and 5xx, an unreachable provider, an open circuit, and no message at all (a provider
     that timed out).
@@ -165,7 +165,7 @@ def transient_status(message: str) -> int | None:
 
 
 def _details(body: bytes, secrets: tuple[str, ...]) -> tuple[Any, Any]:
-    """Return the `detail` of a body as it came, and as it may be shown."""
+    """Return the `detail` of a body, raw and redacted."""
     try:
         raw: Any = msgspec.json.decode(body)
         if isinstance(raw, dict):
@@ -173,7 +173,7 @@ def _details(body: bytes, secrets: tuple[str, ...]) -> tuple[Any, Any]:
         shown = redact(raw, secrets)
         normalise_detail(raw)
         normalise_detail(shown)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):  # too deep for any of these, perhaps
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):  # not JSON, or nested too deeply
         text = body.decode("utf-8", "replace").strip()
         return text[:_TEXT_LENGTH] or None, redact_cut(text, secrets)[:_TEXT_LENGTH] or None
     return raw, shown

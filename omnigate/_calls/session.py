@@ -1,7 +1,7 @@
-"""One call, from arguments to a result: the request that it is, its attempts, and the type it was promised.
+"""One call, from its arguments to a typed result: its request, its attempts, the decoding of its answer.
 
-Everything that all calls have in common is here and only here; a method of a client says what is special to
-it. There is no task, no thread and no timer in it.
+What all calls share is here and only here; a client's method adds only what is special to its endpoint. It
+runs no task, thread or timer.
 """
 
 from __future__ import annotations

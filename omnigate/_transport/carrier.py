@@ -1,13 +1,12 @@
-"""Carries a request to its reply, over any transport: the one place that knows whose response it is.
+"""Sends a request and returns its reply, over any transport: only this module knows whose response it is.
 
-There are two carriers. Ours has `AnyIOTransport` under it, whose clean-up takes no await: nothing stands
-between a call and the transport, and most answers are there, whole, with their head. The foreign one has any
-other transport of httpx or httpx2, async or sync. What it does runs isolated from asyncio's own cancellation,
-and closing takes at most a second.
+There are two carriers. `Carrier` is for `AnyIOTransport`, whose clean-up needs no await: nothing stands between
+a call and the transport, and most answers arrive whole, together with their head. `ForeignCarrier` is for any
+other transport of httpx or httpx2, async or sync; it runs isolated from asyncio's native cancellation, and
+closing takes at most a second.
 
-What an await leaves behind when it is cancelled: before the head has come it is the transport's to clean up;
-after it, `fetch` and `send` close the response, until `send` has returned it. A reply belongs to its caller,
-who discards it.
+Cancellation: before the head has arrived the transport cleans up; after it, `fetch` and `send` close the
+response until `send` returns it. A returned reply belongs to the caller, who discards it.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Sendable(Protocol):
         headers: all headers but the length.
         head: request line and headers as bytes, if they have been worked out.
         content: the body; None for a request without one.
-        extensions: for the transport: the timeouts.
+        extensions: the transport's, with the timeouts.
     """
 
     @property
@@ -68,7 +67,7 @@ class Sendable(Protocol):
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):  # made faster than a named tuple
-    """A response that has been read: of an error, as much of its body as arrived and is useful.
+    """A response that has been read; for an error, as much of its body as arrived and is useful.
 
     Attributes:
         status: the HTTP status.
@@ -80,7 +79,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):  # made faster than a named
     head: Head
     body: bytes
 
-    def __repr__(self) -> str:  # is a local in many a traceback, and its body may repeat a key
+    def __repr__(self) -> str:  # a local variable in many tracebacks; the body may repeat a key
         return f"<Answer {self.status}>"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:  # in place of msgspec's, which shows all
@@ -88,13 +87,13 @@ class Answer(msgspec.Struct, frozen=True, gc=False):  # made faster than a named
 
 
 class Reply:
-    """A response whose head has come, over our own transport.
+    """A response from our own transport whose head has arrived.
 
     Attributes:
         status: the HTTP status.
         head: the head.
         is_success: whether the status is one of 200 to 299.
-        ends_reads: whether `discard` takes no await and ends a read that another task is in.
+        ends_reads: whether `discard` needs no await and ends a read in another task.
     """
 
     __slots__ = ("_body", "_chunks", "_limit", "_loop", "_response", "head", "is_success", "status")
@@ -114,14 +113,14 @@ class Reply:
 
     @property
     def received(self) -> int:
-        """How many bytes of the body have come, decoded."""
+        """How many decoded bytes of the body have arrived."""
         return self._body.received
 
     def begin(self) -> None:
-        """Get ready to read the body.
+        """Prepare to read the body.
 
         Raises:
-            InvalidResponseError: it is encoded in an unknown way.
+            InvalidResponseError: its content encoding is unknown.
         """
         self._chunks = async_chunks(self._response.stream)
         self._body = BodyReader(self._response, self._chunks, self._limit)
@@ -139,7 +138,7 @@ class Reply:
         """Read the whole body; of an error, its beginning.
 
         Raises:
-            InvalidResponseError: the body is encoded in an unknown way, corrupt or too long.
+            InvalidResponseError: the body is corrupt, too long, or in an unknown content encoding.
             httpx.TransportError: it broke off.
         """
         return self.read()
@@ -151,13 +150,13 @@ class Reply:
             self.begin()
             body = await self._body.read()
         else:
-            with suppress(InvalidResponseError):  # encoded in an unknown way: the head says enough
+            with suppress(InvalidResponseError):  # unknown content encoding: the head says enough
                 self.begin()
                 body = await self._body.read_start(_MAX_ERROR_BYTES)
         return Answer(self.status, self.head, body)
 
     async def drain(self, most: int, seconds: float) -> None:
-        """Read on for at most so many bytes and seconds, and drop what comes, however it ends."""
+        """Read and drop up to `most` bytes for up to `seconds`, however the body ends."""
         with anyio.move_on_after(seconds, shield=True):
             await self._drain(most)
 
@@ -168,7 +167,7 @@ class Reply:
                 pass
 
     async def discard(self) -> None:
-        """Close the response immediately; what has not been read of it is given up."""
+        """Close the response immediately, dropping what has not been read."""
         cast("ResponseStream", self._response.stream).abort()
 
     def drop(self) -> None:
@@ -182,7 +181,7 @@ class Reply:
 
 
 class ForeignReply(Reply):
-    """A response whose head has come, over any other transport."""
+    """A response from any other transport whose head has arrived."""
 
     __slots__ = ()
 
@@ -211,7 +210,7 @@ class Carrier:
     """Carries requests over our own transport.
 
     Attributes:
-        transport: what is under it, as an async transport of httpx.
+        transport: the transport underneath, as an async httpx transport.
     """
 
     def __init__(self, transport: httpx.AsyncBaseTransport, max_response_bytes: int) -> None:
@@ -220,14 +219,14 @@ class Carrier:
 
     @property
     def max_connections(self) -> int | None:
-        """How many requests can be under way simultaneously; None for no limit, or none that is known."""
+        """How many requests can be in flight; None for no known limit."""
         return cast("AnyIOTransport", self.transport).max_connections
 
     async def fetch(self, call: Sendable) -> Answer:
         """Send a request and return its answer, read and closed.
 
         Raises:
-            InvalidResponseError: the body of a success is encoded in an unknown way, corrupt or too long.
+            InvalidResponseError: a success's body is corrupt, too long, or in an unknown content encoding.
             httpx.TransportError: as the transport raises it.
         """
         response = await self.transport.handle_async_request(_prepared(call))
@@ -244,7 +243,7 @@ class Carrier:
         """Send a request and return its reply; a success is ready to be read.
 
         Raises:
-            InvalidResponseError: the body of a success is encoded in an unknown way.
+            InvalidResponseError: the body of a success has an unknown content encoding.
             httpx.TransportError: as the transport raises it.
         """
         reply = _reply_of(await self.transport.handle_async_request(_prepared(call)), self._limit)
@@ -279,7 +278,7 @@ class ForeignCarrier(Carrier):
 
     async def send(self, call: Sendable) -> Reply:
         """Send a request and return its reply; a success is ready to be read."""
-        replies: list[Reply] = []  # a result of `isolated` may be lost when this is cancelled
+        replies: list[Reply] = []  # cancellation may lose a result of `isolated`
 
         async def send() -> None:
             reply = _reply_of(await self.transport.handle_async_request(_request(call)), self._limit)
@@ -320,7 +319,7 @@ def carrier_over(
 
 
 def _reply_of(response: httpx.Response, limit: int) -> Reply:
-    """Return a reply. A foreign transport may hand on one of ours; a subclass of ours, another."""
+    """Return a reply. A foreign transport may return a response of ours, and a subclass of ours another."""
     if isinstance(response, RawResponse) and isinstance(response.stream, ResponseStream):
         return Reply(response, response.head, limit)
     return ForeignReply(response, response.headers, limit)
@@ -357,7 +356,7 @@ def _request(call: Sendable) -> httpx.Request:
 
 
 class _Content(httpx.ByteStream):
-    """A request's body. httpx's is an async generator, of which trio complains if it is left unfinished."""
+    """A request's body. httpx's is an async generator, and trio warns if one is left unfinished."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return _Pieces(iter(self))
