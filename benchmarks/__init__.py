@@ -1,1 +1,1 @@
-"""What a call costs its client, beside the published 0.1.0, the OpenAI SDK, aiohttp and a bare loop."""
+"""The client-side cost of a call, compared with 0.1.0, the OpenAI SDK, aiohttp and a bare loop."""

@@ -1,4 +1,4 @@
-"""All benchmarks, one after another: python -m benchmarks [--quick] [--json FILE]."""
+"""Run all benchmarks, one after another: python -m benchmarks [--quick] [--json FILE]."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from benchmarks.harness import Check, Result, main, report
 
 
 def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
-    """Run all; the last one's report is left to the caller."""
+    """Run all benchmarks; leave the last one's report to the caller."""
     results: list[Result] = []
     checks: list[Check] = []
     title = ""

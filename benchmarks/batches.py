@@ -1,4 +1,4 @@
-"""What an item of a batch costs its client: python -m benchmarks.batches [--quick] [--json FILE]."""
+"""Client CPU time per item of a batch: python -m benchmarks.batches [--quick] [--json FILE]."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IN_FLIGHT = 1_000
 
 
 def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
-    """Measure all contenders and compare."""
+    """Measure and compare all contenders."""
     scale = 100 if quick else 1
     results: dict[tuple[str, ...], Result] = {}
 
@@ -42,7 +42,7 @@ def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
             add((contender, "asyncio"), port, items=max(3_000 // scale, CONCURRENCY))
         run(list(results.values()))
     fast = set(results)
-    with server("--delay", str(DELAY_SECONDS)) as port:  # not beside the other: each keeps a core busy
+    with server("--delay", str(DELAY_SECONDS)) as port:  # after the other one: each keeps a core busy
         for backend in ("asyncio", "trio"):
             for contender in ("bare", "ours"):
                 more = {"items": max(25_000 // scale, IN_FLIGHT), "concurrency": IN_FLIGHT}
@@ -57,16 +57,16 @@ def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
         ours, bare = (figure("microseconds", contender, backend) for contender in ("ours", "bare"))
         journalled = figure("microseconds", "ours", backend, "journal")
         checks += [
-            Check(f"{backend}, an item beside the bare loop", ours, bare, 2.0),
-            Check(f"{backend}, with a journal, beside the bare loop", journalled, bare, 3.0),
+            Check(f"{backend}, an item against the bare loop", ours, bare, 2.0),
+            Check(f"{backend}, with a journal, against the bare loop", journalled, bare, 3.0),
             Check(
-                f"sync on {backend}, beside the bare loop",
+                f"sync on {backend}, against the bare loop",
                 figure("microseconds", "ours", backend, "sync"),
                 bare,
                 3.0,
             ),
             Check(
-                f"{backend}, peak memory of 1,000,000 items, less 20 MB, beside 10,000",
+                f"{backend}, peak memory of 1,000,000 items, less 20 MB, against 10,000",
                 figure("megabytes", "ours", backend, "long") - 20,
                 figure("megabytes", "ours", backend, "short"),
                 1.0,
@@ -82,14 +82,14 @@ def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
             ),
         ]
         checks += [
-            Check(f"{backend}, beside {name}", ours, figure("microseconds", contender, "asyncio"), 1.0)
+            Check(f"{backend}, against {name}", ours, figure("microseconds", contender, "asyncio"), 1.0)
             for contender, name in (
                 ("aiohttp", "aiohttp by hand"),
                 ("openai", "the OpenAI SDK"),
                 ("published", "omnigate 0.1.0"),
             )
         ]
-    return f"CPU time of the client for one of {ITEMS // scale:,} items", list(results.values()), checks
+    return f"Client CPU time per item, {ITEMS // scale:,} items", list(results.values()), checks
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What one chat costs its client in CPU time: python -m benchmarks.calls [--quick] [--json FILE]."""
+"""Client CPU time per chat: python -m benchmarks.calls [--quick] [--json FILE]."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CALLS = 6_144
 
 
 def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
-    """Measure all contenders and compare."""
+    """Measure and compare all contenders."""
     results: dict[tuple[str, str, int, bool], Result] = {}
 
     def add(contender: str, backend: str, concurrency: int, url: str, rounds: int, **more: Any) -> None:
@@ -51,7 +51,7 @@ def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
 
     checks = [
         Check(
-            f"{backend}, {concurrency:,} in flight, beside the bare loop",
+            f"{backend}, {concurrency:,} in flight, against the bare loop",
             figure("ours", backend, concurrency),
             figure("bare", backend, concurrency),
             1.6,
@@ -63,7 +63,7 @@ def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
         for contender, name in (("published", "omnigate 0.1.0"), ("openai", "the OpenAI SDK")):
             checks += [
                 Check(
-                    f"{backend}, {concurrency:,} in flight, beside {name}",
+                    f"{backend}, {concurrency:,} in flight, against {name}",
                     figure("ours", backend, concurrency),
                     figure(contender, "asyncio", concurrency),
                     limit,
@@ -72,7 +72,7 @@ def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
             ]
     checks += [
         Check(
-            f"asyncio, {concurrency:,} in flight, beside aiohttp",
+            f"asyncio, {concurrency:,} in flight, against aiohttp",
             figure("ours", "asyncio", concurrency),
             figure("aiohttp", "asyncio", concurrency),
             1.0,
@@ -81,14 +81,14 @@ def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
     ]
     checks += [
         Check(
-            f"{backend}, 64 in flight, TLS, beside aiohttp",
+            f"{backend}, 64 in flight, TLS, against aiohttp",
             figure("ours", backend, 64, True),
             figure("aiohttp", "asyncio", 64, True),
             1.0,
         )
         for backend in ("asyncio", "trio")
     ]
-    return "CPU time of the client for one chat", list(results.values()), checks
+    return "Client CPU time per chat", list(results.values()), checks
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The clients that are compared, each run in a fresh process of its own.
+"""The clients being compared, each run in a fresh process.
 
     python benchmarks/contenders.py CONTENDER '{"url": …}'
 
-Prints a JSON object of what was measured. Each contender is a function that opens what it needs and hands a
-`call` to the measurement; all send the same request with the same key and decode the answer into their own
-type. Nothing of this package is imported here unless it is the contender: 0.1.0 has the same import name and
-runs with an interpreter of its own.
+Prints a JSON object of the measurements. Each contender is a function that opens what it needs and yields a
+`call` to measure; all send the same request with the same key and decode the response into their own type.
+This package is imported only if it is the contender: 0.1.0 has the same import name and runs in its own
+interpreter.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MESSAGES = [{"role": "user", "content": "Say hi in French"}]
 
 @asynccontextmanager
 async def bare(case: Case) -> AsyncIterator[Call]:
-    """The floor: send and receive on an anyio stream, httptools, msgspec; a connection for each worker."""
+    """The floor: send and receive on an anyio stream, httptools, msgspec; one connection per worker."""
     import anyio
     import httptools
     import msgspec
@@ -86,7 +86,7 @@ async def bare(case: Case) -> AsyncIterator[Call]:
 
 @asynccontextmanager
 async def ours(case: Case) -> AsyncIterator[Call]:
-    """`AsyncClient.chat`, whole."""
+    """The whole of `AsyncClient.chat`."""
     from omnigate import AnyIOTransport, AsyncClient
 
     verify: Any = _trusting(case) or True
@@ -162,7 +162,7 @@ async def _workers(call: Call, calls: int, concurrency: int) -> int:
 
 
 async def measure_calls(contender: str, case: Case) -> dict[str, float]:
-    """Return the microseconds of CPU time that a chat takes its client."""
+    """Return the client's CPU time per chat, in microseconds."""
     async with ASYNC[contender](case) as call:
         await _workers(call, case["concurrency"], case["concurrency"])  # opens the connections
         await _workers(call, min(case["calls"], 512), min(case["concurrency"], 512))
@@ -176,7 +176,7 @@ async def measure_calls(contender: str, case: Case) -> dict[str, float]:
 
 
 async def measure_stream(contender: str, case: Case) -> dict[str, float]:
-    """Return the microseconds of CPU time that a chunk of a text stream takes its client."""
+    """Return the client's CPU time per chunk of a text stream, in microseconds."""
     from omnigate import AsyncClient
 
     async with AsyncClient(KEY, base_url=case["url"]) as client:
@@ -232,7 +232,7 @@ def _sync_client(contender: str, case: Case) -> Iterator[Any]:
 
 
 def measure_sync_calls(contender: str, case: Case) -> dict[str, float]:
-    """Return how many chats a second a sync client makes from so many threads."""
+    """Return the sync client's chats per second, from a number of threads."""
     with _sync_client(contender, case) as client:
 
         def run(calls: int) -> None:
@@ -285,7 +285,7 @@ def sync_batch_of_ours(case: Case) -> int:
 
 
 async def batch_by_hand(contender: str, case: Case) -> int:
-    """The bare loop in workers; the others with `asyncio.gather` and a semaphore, as people write it."""
+    """The bare loop in workers; the others with `asyncio.gather` and a semaphore, as commonly written."""
     async with ASYNC[contender](case) as call:
         if contender == "bare":
             return await _workers(call, case["items"], case["concurrency"])
@@ -299,8 +299,8 @@ async def batch_by_hand(contender: str, case: Case) -> int:
 
 
 def measure_batch(contender: str, case: Case) -> dict[str, float]:
-    """Return what an item costs, how many are done a second, and the peak of memory."""
-    __import__("openai" if contender == "openai" else "omnigate")  # what importing costs is not an item's
+    """Return the cost per item, items per second, and peak memory."""
+    __import__("openai" if contender == "openai" else "omnigate")  # so that imports are not measured
     start, cpu = time.perf_counter(), time.process_time()
     if contender == "ours" and case["what"] == "sync_batch":
         succeeded = sync_batch_of_ours(case)

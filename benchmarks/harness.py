@@ -1,4 +1,4 @@
-"""Runs the contenders beside each other, each in a fresh process, and prints what came out."""
+"""Run the contenders in turn, each in a fresh process, and print the results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PUBLISHED = ("omnigate==0.1.0",)
 
 
 def published_python() -> Path:
-    """Return the interpreter of an environment of its own that has 0.1.0, by name from the registry."""
+    """Return the interpreter of a separate environment with 0.1.0, installed from the registry."""
     home = CACHE / f"omnigate-0.1.0-py{sys.version_info.major}.{sys.version_info.minor}"
     python = home / "bin" / "python"
     complete = home / "complete"
@@ -33,7 +33,7 @@ def published_python() -> Path:
 
 @contextmanager
 def server(*options: str) -> Iterator[str]:
-    """Run the server of canned answers and yield its port."""
+    """Run the server of canned responses and yield its port."""
     command = [sys.executable, str(HERE / "server.py"), *options]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -44,7 +44,7 @@ def server(*options: str) -> Iterator[str]:
 
 @contextmanager
 def certificates() -> Iterator[tuple[str, str]]:
-    """Yield the files of an authority made now, and of a key with its certificate for loopback."""
+    """Yield the files of a new CA certificate, and of a key with its certificate for loopback."""
     import trustme
 
     authority = trustme.CA()
@@ -79,14 +79,14 @@ class Result:
     figures: dict[str, float] = field(default_factory=dict)
 
     def add(self, figures: dict[str, float]) -> None:
-        """Take in one round: of times the lowest counts, of rates the highest."""
+        """Record one round: keep the lowest time and the highest rate."""
         for name, value in figures.items():
             better = max if name.endswith("per_second") else min
             self.figures[name] = better(self.figures.get(name, value), value)
 
 
 def run(results: list[Result]) -> None:
-    """Measure all, round by round, so that a change of the machine's mood meets all of them."""
+    """Measure all contenders round by round, so that drifts of the machine affect all alike."""
     for number in range(max(result.rounds for result in results)):
         for result in results:
             if number < result.rounds:
@@ -97,7 +97,7 @@ def run(results: list[Result]) -> None:
 
 @dataclass
 class Check:
-    """One line of a report: a figure held against another."""
+    """One line of a report: a figure compared with another."""
 
     name: str
     value: float
@@ -130,8 +130,8 @@ def report(title: str, checks: list[Check]) -> None:
 def main(benchmark: Callable[[bool], tuple[str, list[Result], list[Check]]]) -> None:
     """Run one module's benchmark from the command line."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="few calls, one round: to see that it works")
-    parser.add_argument("--json", type=Path, help="a file for all figures")
+    parser.add_argument("--quick", action="store_true", help="few calls, one round: a smoke test")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
     arguments = parser.parse_args()
     title, results, checks = benchmark(arguments.quick)
     report(title, checks)

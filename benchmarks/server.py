@@ -1,11 +1,11 @@
-"""A server of canned answers, in a process of its own, so that its CPU time is not on the client's bill.
+"""A server of canned responses, in its own process, so that its CPU time is not counted as the client's.
 
     python benchmarks/server.py [--tls CERTIFICATE] [--delay SECONDS] [--spacing SECONDS]
 
-Prints its port. It answers every request with the gateway's headers and a chat, one whose body has
-`"stream": true` with 2,000 small chunks of text, and under `/v1/chat/completions` with a chat completion. It
-never sleeps: it polls its sockets without a pause, so that a client pays for sending to it, but not for
-waking it up. Ends with its standard input.
+Prints its port. It answers every request with the gateway's headers and a chat; with 2,000 small chunks of
+text if the body has `"stream": true`; and with a chat completion under `/v1/chat/completions`. It never
+sleeps: it polls its sockets continuously, so that a client pays for sending to it, but not for waking it up.
+It exits when its standard input is closed.
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ class Answering(asyncio.Protocol):
 
 
 class Server:
-    """Sends what is due: at once, or after its delay."""
+    """Sends responses that are due: immediately, or after their delay."""
 
     def __init__(self, delay: float, spacing: float) -> None:
         self.delay = delay
         self.spacing = spacing
-        self.due: deque[tuple[float, asyncio.Transport, bytes]] = deque()  # all delays are equal: in order
+        self.due: deque[tuple[float, asyncio.Transport, bytes]] = deque()  # in order: delays are equal
         self.streams: list[tuple[float, int, asyncio.Transport, int]] = []
 
     def send(self, transport: asyncio.Transport, data: bytes) -> None:
@@ -139,7 +139,7 @@ class Server:
 async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tls", help="a PEM file with a private key and its certificate")
-    parser.add_argument("--delay", type=float, default=0.0, help="seconds before an answer")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds before a response")
     parser.add_argument("--spacing", type=float, default=0.0, help="seconds between the chunks of a stream")
     arguments = parser.parse_args()
     context = None

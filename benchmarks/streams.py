@@ -1,4 +1,4 @@
-"""What a chunk of a text stream costs its client: python -m benchmarks.streams [--quick] [--json FILE]."""
+"""Client CPU time per chunk of a text stream: python -m benchmarks.streams [--quick] [--json FILE]."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SPACINGS = {"as fast as they come": 0.0, "one by one": 0.0003}
 
 
 def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
-    """Measure all contenders and compare."""
+    """Measure and compare all contenders."""
     results: dict[tuple[str, str, str, str], Result] = {}
     rounds, streams = (1, 1) if quick else (5, 3)
     for spacing, seconds in SPACINGS.items():
@@ -27,7 +27,7 @@ def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
             run([result for key, result in results.items() if key[3] == spacing])
     checks = [
         Check(
-            f"{'sync' if what == 'sync_stream' else 'async'} on {backend}, {spacing}, beside 0.1.0",
+            f"{'sync' if what == 'sync_stream' else 'async'} on {backend}, {spacing}, against 0.1.0",
             results["ours", backend, what, spacing].figures["microseconds"],
             results["published", "asyncio", what, spacing].figures["microseconds"],
             0.25,
@@ -36,7 +36,7 @@ def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
         for spacing in SPACINGS
         for backend in ("asyncio", "trio")
     ]
-    return f"CPU time of the client for one of {CHUNKS:,} small chunks", list(results.values()), checks
+    return f"Client CPU time per chunk, {CHUNKS:,} small chunks", list(results.values()), checks
 
 
 if __name__ == "__main__":

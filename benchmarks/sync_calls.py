@@ -1,4 +1,4 @@
-"""How many chats a second a sync client makes: python -m benchmarks.sync_calls [--quick] [--json FILE]."""
+"""Chats per second of the sync client: python -m benchmarks.sync_calls [--quick] [--json FILE]."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from benchmarks.harness import Check, Result, main, run, server
 
 
 def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
-    """Measure all contenders and compare."""
+    """Measure and compare all contenders."""
     results: dict[tuple[str, str, int], Result] = {}
     with server() as port:
         for threads in (1, 32):
@@ -23,7 +23,7 @@ def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
         run(list(results.values()))
     checks = [
         Check(
-            f"{threads} thread{'s' * (threads > 1)}, on {backend}, beside 0.1.0",
+            f"{threads} thread{'s' * (threads > 1)}, on {backend}, against 0.1.0",
             results["ours", backend, threads].figures["calls_per_second"],
             results["published", "asyncio", threads].figures["calls_per_second"],
             2.0 if threads == 1 else 10.0,
@@ -33,7 +33,7 @@ def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
         for threads in (1, 32)
         for backend in ("asyncio", "trio")
     ]
-    return "Chats a second of the sync client", list(results.values()), checks
+    return "Chats per second of the sync client", list(results.values()), checks
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Three questions at once under asyncio, the first failure cancelling the others.
+"""Three concurrent questions under asyncio; the first failure cancels the others.
 
 python examples/asyncio_app.py      (with OMNIGATE_BASE_URL and OMNIGATE_API_KEY set: see `omnigate gateway`)
 """

@@ -1,4 +1,4 @@
-"""A batch three ways: from a list, from a file with a journal, and resumed after it was stopped.
+"""Three batches: from a list, from a file with a journal, and resumed after a stop.
 
 python examples/batch.py      (with OMNIGATE_BASE_URL and OMNIGATE_API_KEY set: see `omnigate gateway`)
 """
@@ -14,14 +14,14 @@ CITIES = ["Oslo", "Lima", "Accra", "Hanoi", "Quito", "Turin"]
 
 
 def from_a_list() -> None:
-    """All answers at once, in the order of the prompts; the first error is raised."""
+    """Send prompts concurrently and get the answers in their order; the first error is raised."""
     with Client() as client:
         for answer in client.chat_many([f"One fact about {city}" for city in CITIES], model="gpt-4o-mini"):
             print(answer.content)
 
 
 def from_a_file(folder: Path) -> None:
-    """Outcomes as they come, each written to a journal; the program stops in the middle."""
+    """Get outcomes as they complete, each written to a journal, and stop midway."""
     lines = [{"id": city, "messages": f"The river of {city}?", "max_tokens": 50} for city in CITIES]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
     with (
@@ -39,11 +39,11 @@ def from_a_file(folder: Path) -> None:
             else:
                 print(outcome.id, "failed:", outcome.error)
             if batch.stats.succeeded >= 3:
-                break  # or a crash, a power cut, Ctrl-C: the next run goes on from here
+                break  # as after a crash, power cut or Ctrl-C, the next run continues from here
 
 
 async def resumed(folder: Path) -> None:
-    """Go on with the same file and journal: what is done is not asked again, nor paid again."""
+    """Continue with the same file and journal: finished items are neither sent nor paid for again."""
     async with (
         AsyncClient() as client,
         client.batch(
@@ -51,10 +51,10 @@ async def resumed(folder: Path) -> None:
         ) as batch,
     ):
         async for outcome in batch:
-            source = "from the journal" if outcome.replayed else "asked now"
+            source = "from the journal" if outcome.replayed else "sent now"
             print(f"{outcome.id}, {source}: {outcome.unwrap().content}")
         stats = batch.stats
-    print(f"{stats.replayed} replayed, {stats.succeeded} asked, {stats.cost_usd:.6f} USD")
+    print(f"{stats.replayed} replayed, {stats.succeeded} sent, {stats.cost_usd:.6f} USD")
 
 
 from_a_list()

@@ -1,4 +1,4 @@
-"""The official OpenAI SDK through the gateway: only the address and the key are different.
+"""The official OpenAI SDK through the gateway: only the address and the key change.
 
 python examples/openai_sdk.py      (with OMNIGATE_BASE_URL and OMNIGATE_API_KEY set: see `omnigate gateway`)
 """

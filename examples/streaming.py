@@ -1,4 +1,4 @@
-"""A stream in three ways: as text, with its usage, and from async code that stops early.
+"""Three ways to stream: as text, with token usage, and from async code that stops early.
 
 python examples/streaming.py      (with OMNIGATE_BASE_URL and OMNIGATE_API_KEY set: see `omnigate gateway`)
 """

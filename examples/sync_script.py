@@ -1,4 +1,4 @@
-"""A plain script: one call, what it cost, and what to do about errors.
+"""A plain script: one call, its cost, and error handling.
 
 python examples/sync_script.py      (with OMNIGATE_BASE_URL and OMNIGATE_API_KEY set: see `omnigate gateway`)
 """
@@ -11,7 +11,7 @@ with Client() as client:
     try:
         answer = client.chat(model="gpt-4o-mini", messages="Say hi in French", max_tokens=50)
     except RateLimitError as error:
-        sys.exit(f"too fast; try again in {error.retry_after} s")
+        sys.exit(f"rate limit reached; try again in {error.retry_after} s")
     except (APIError, ConnectionError) as error:
         sys.exit(f"no answer: {error}")
     print(answer.content)

@@ -1,4 +1,4 @@
-"""Three questions at once under trio.
+"""Three concurrent questions under trio.
 
 python examples/trio_app.py      (with OMNIGATE_BASE_URL and OMNIGATE_API_KEY set: see `omnigate gateway`)
 """

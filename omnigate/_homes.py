@@ -1,8 +1,8 @@
-"""Where public names say that they live: in the package, wherever they are defined.
+"""Sets the `__module__` of public names to the package, wherever they are defined.
 
-Reprs, tracebacks and pickles name a class's module, so a class that moves between wings would break stored
-pickles. Those made before 0.4 name the modules of that time, which are registered here, for `pickle` alone:
-programs import from `omnigate`.
+Reprs, tracebacks and pickles name a class's module, so moving a class to another module would break stored
+pickles. Those made before 0.4 name the modules of that time; these are registered here for `pickle` only.
+Programs import from `omnigate`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FORMER = {
 
 
 def settle(package: str, public: Mapping[str, Any]) -> None:
-    """Have each public class and function name `package` as its module, and keep the former modules."""
+    """Set `__module__` of each public class and function to `package`, and register the former modules."""
     for value in public.values():
         if hasattr(value, "__module__"):
             value.__module__ = package

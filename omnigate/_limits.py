@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 
 class RateLimit(NamedTuple):
-    """The gateway's limit as of the request's *arrival* (docs/protocol.md, "Headers")."""
+    """The gateway's rate limit when the request *arrived* (docs/protocol.md, "Headers")."""
 
     limit: int | None
-    """Calls allowed in a window of one UTC minute."""
+    """Calls allowed per window of one UTC minute."""
     remaining: int | None
     """Calls left in the window when the request arrived."""
     reset_seconds: int | None
@@ -16,7 +16,7 @@ class RateLimit(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """Spending in USD before this call; a limit of 0 means none, None that the header was not sent."""
+    """Spending in USD before this call; a limit of 0 means unlimited, None that the header was missing."""
 
     project_daily_spend: Decimal | None
     project_daily_limit: Decimal | None

@@ -1,4 +1,4 @@
-"""The clients of the administration endpoints, `/v1/admin/*`: the async one, and the sync one on it."""
+"""The async and sync clients of the administration endpoints, `/v1/admin/*`."""
 
 import os
 import ssl
@@ -30,20 +30,20 @@ from omnigate.models import MetricsResponse, OrgInfo, ProjectCreated, ProjectInf
 
 
 class AsyncAdminClient(BaseAsyncClient):
-    """A client of a gateway's administration for trio and asyncio: organisations, projects, usage.
+    """A client of a gateway's administration (organisations, projects, usage) for trio and asyncio.
 
     Use it with `async with`, or call `aclose()` at the end.
 
     Args:
         admin_key: the gateway's admin key; else `$OMNIGATE_ADMIN_KEY`.
         base_url: the gateway's address, `http(s)://host[:port][/prefix]`; else `$OMNIGATE_BASE_URL`, else
-            "http://localhost:8000". A key for plain `http://` on another machine is a `PlaintextKeyWarning`,
-            once for each client that is given no `transport`.
+            "http://localhost:8000". Sending a key to another machine over plain `http://` warns
+            (`PlaintextKeyWarning`), once per client without a `transport`.
         timeout: seconds for each of connecting, writing, reading and waiting for a connection; an
-            `httpx.Timeout` sets them apart; None for no limit.
-        retries: how often a failed request is retried, where no `retry_config` is given.
+            `httpx.Timeout` sets them separately; None for no limit.
+        retries: how many times to retry a failed request; ignored if `retry_config` is given.
         retry_config: the whole retry policy.
-        headers: sent with every request.
+        headers: headers to send with every request.
         transport: any httpx transport, async or sync; closed with the client. The default is the same as
             for `AsyncClient`.
         verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use.
@@ -80,12 +80,12 @@ class AsyncAdminClient(BaseAsyncClient):
 
     @property
     def admin_key(self) -> str | None:
-        """The admin key; set it to use another one from now on."""
-        return self._session.key
+        """The admin key; assign to it to change it for later calls."""
+        return self._session.configuration.key
 
     @admin_key.setter
     def admin_key(self, value: str | None) -> None:
-        self._session.key = value
+        self._session.configuration.key = value
 
     async def create_org(
         self,
@@ -109,19 +109,19 @@ class AsyncAdminClient(BaseAsyncClient):
             "daily_budget": check_budget(daily_budget, "daily_budget"),
             "monthly_budget": check_budget(monthly_budget, "monthly_budget"),
         }
-        return await self._fetch(
+        return await self._session.fetch(
             OrgInfo, self._session.prepare(endpoints.CREATE_ORG, body=body, options=options)
         )
 
     async def list_orgs(self, **options: Unpack[CallOptions]) -> ListResult[OrgInfo]:
-        """Return all organisations (`GET /v1/admin/orgs`).
+        """List all organisations (`GET /v1/admin/orgs`).
 
         Args:
             options: see `CallOptions`.
 
         """
         call = self._session.prepare(endpoints.LIST_ORGS, options=options)
-        return await self._fetch_list(OrgInfo, call)
+        return await self._session.fetch_list(OrgInfo, call)
 
     async def create_project(
         self,
@@ -133,12 +133,12 @@ class AsyncAdminClient(BaseAsyncClient):
         rate_limit_per_min: int = 60,
         **options: Unpack[CallOptions],
     ) -> ProjectCreated:
-        """Create a project and return its key, which is shown only this once (`POST /v1/admin/projects`).
+        """Create a project and return its key, which is shown only once (`POST /v1/admin/projects`).
 
-        Once sent it is never sent again, since that would make a second project.
+        Never retried once sent, since that would create a second project.
 
         Args:
-            org_id: of the organisation it belongs to.
+            org_id: id of the organisation it belongs to.
             name: at least one character.
             daily_budget: USD per UTC day, 0 for no limit.
             monthly_budget: USD per UTC month, 0 for no limit.
@@ -146,7 +146,7 @@ class AsyncAdminClient(BaseAsyncClient):
             options: see `CallOptions`.
 
         Raises:
-            APIError: with `status_code` 404: there is no such organisation.
+            APIError: with `status_code` 404 if there is no such organisation.
 
         """
         body = {
@@ -156,23 +156,23 @@ class AsyncAdminClient(BaseAsyncClient):
             "monthly_budget": check_budget(monthly_budget, "monthly_budget"),
             "rate_limit_per_min": check_integer(rate_limit_per_min, "rate_limit_per_min", minimum=1),
         }
-        return await self._fetch(
+        return await self._session.fetch(
             ProjectCreated, self._session.prepare(endpoints.CREATE_PROJECT, body=body, options=options)
         )
 
     async def list_projects(
         self, *, org_id: str | UUID | None = None, **options: Unpack[CallOptions]
     ) -> ListResult[ProjectInfo]:
-        """Return the projects (`GET /v1/admin/projects`).
+        """List projects (`GET /v1/admin/projects`).
 
         Args:
-            org_id: only those of this organisation.
+            org_id: only list projects of this organisation.
             options: see `CallOptions`.
 
         """
         query = None if org_id is None else {"org_id": check_id(org_id, "org_id")}
         call = self._session.prepare(endpoints.LIST_PROJECTS, query=query, options=options)
-        return await self._fetch_list(ProjectInfo, call)
+        return await self._session.fetch_list(ProjectInfo, call)
 
     async def org_metrics(
         self,
@@ -189,42 +189,42 @@ class AsyncAdminClient(BaseAsyncClient):
 
         Args:
             org_id: the id of the organisation.
-            range: "1h", "24h", "7d" or "30d" up to now; "24h" where there is no `start` either.
-            start: in place of `range`: a datetime with a time zone, or ISO-8601 text with an offset.
-            end: the same, after `start`; now if left out.
-            group_by: "provider", "model", "user" or "status": fills `breakdown`, with at most 100 rows.
-            granularity: "minute", "hour" or "day" of `timeseries`; by the window's length if left out.
+            range: "1h", "24h", "7d" or "30d" up to now; default "24h", unless `start` is given.
+            start: instead of `range`: a datetime with a time zone, or ISO-8601 text with an offset.
+            end: same types, after `start`; default now.
+            group_by: "provider", "model", "user" or "status": fills `breakdown`, up to 100 rows.
+            granularity: of `timeseries`: "minute", "hour" or "day"; default by the length of the window.
             options: see `CallOptions`.
 
         Raises:
-            APIError: with `status_code` 404: there is no such organisation.
+            APIError: with `status_code` 404 if there is no such organisation.
 
         """
         query = metrics_query(range, start, end, group_by, granularity)
         suffix = f"{check_segment(check_id(org_id, 'org_id'), 'org_id')}/metrics"
         call = self._session.prepare(endpoints.ORG_METRICS, suffix=suffix, query=query, options=options)
-        return await self._fetch(MetricsResponse, call)
+        return await self._session.fetch(MetricsResponse, call)
 
 
 class AdminClient(BaseClient):
-    """A client of a gateway's administration for plain, synchronous programs: organisations, projects, usage.
+    """A client of a gateway's administration (organisations, projects, usage) for synchronous programs.
 
     Use it with `with`, or call `close()` at the end.
 
     Args:
         admin_key: the gateway's admin key; else `$OMNIGATE_ADMIN_KEY`.
         base_url: the gateway's address, `http(s)://host[:port][/prefix]`; else `$OMNIGATE_BASE_URL`, else
-            "http://localhost:8000". A key for plain `http://` on another machine is a `PlaintextKeyWarning`,
-            once for each client that is given no `transport`.
+            "http://localhost:8000". Sending a key to another machine over plain `http://` warns
+            (`PlaintextKeyWarning`), once per client without a `transport`.
         timeout: seconds for each of connecting, writing, reading and waiting for a connection; an
-            `httpx.Timeout` sets them apart; None for no limit.
-        retries: how often a failed request is retried, where no `retry_config` is given.
+            `httpx.Timeout` sets them separately; None for no limit.
+        retries: how many times to retry a failed request; ignored if `retry_config` is given.
         retry_config: the whole retry policy.
-        headers: sent with every request.
+        headers: headers to send with every request.
         transport: any httpx transport, async or sync; closed with the client. The default is the same as
             for `Client`.
         verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use.
-        backend: the event loop of the client's thread, "asyncio" or "trio".
+        backend: event loop of the client's thread, "asyncio" or "trio".
 
     Raises:
         InvalidArgumentError: an argument is not allowed (a `ValueError`).
@@ -258,7 +258,7 @@ class AdminClient(BaseClient):
 
     @property
     def admin_key(self) -> str | None:
-        """The admin key; set it to use another one from now on."""
+        """The admin key; assign to it to change it for later calls."""
         return self._async.admin_key
 
     @admin_key.setter
@@ -289,7 +289,7 @@ class AdminClient(BaseClient):
         )
 
     def list_orgs(self, **options: Unpack[CallOptions]) -> ListResult[OrgInfo]:
-        """Return all organisations (`GET /v1/admin/orgs`).
+        """List all organisations (`GET /v1/admin/orgs`).
 
         Args:
             options: see `CallOptions`.
@@ -307,12 +307,12 @@ class AdminClient(BaseClient):
         rate_limit_per_min: int = 60,
         **options: Unpack[CallOptions],
     ) -> ProjectCreated:
-        """Create a project and return its key, which is shown only this once (`POST /v1/admin/projects`).
+        """Create a project and return its key, which is shown only once (`POST /v1/admin/projects`).
 
-        Once sent it is never sent again, since that would make a second project.
+        Never retried once sent, since that would create a second project.
 
         Args:
-            org_id: of the organisation it belongs to.
+            org_id: id of the organisation it belongs to.
             name: at least one character.
             daily_budget: USD per UTC day, 0 for no limit.
             monthly_budget: USD per UTC month, 0 for no limit.
@@ -320,7 +320,7 @@ class AdminClient(BaseClient):
             options: see `CallOptions`.
 
         Raises:
-            APIError: with `status_code` 404: there is no such organisation.
+            APIError: with `status_code` 404 if there is no such organisation.
 
         """
         return self._portal.call(
@@ -337,10 +337,10 @@ class AdminClient(BaseClient):
     def list_projects(
         self, *, org_id: str | UUID | None = None, **options: Unpack[CallOptions]
     ) -> ListResult[ProjectInfo]:
-        """Return the projects (`GET /v1/admin/projects`).
+        """List projects (`GET /v1/admin/projects`).
 
         Args:
-            org_id: only those of this organisation.
+            org_id: only list projects of this organisation.
             options: see `CallOptions`.
 
         """
@@ -361,15 +361,15 @@ class AdminClient(BaseClient):
 
         Args:
             org_id: the id of the organisation.
-            range: "1h", "24h", "7d" or "30d" up to now; "24h" where there is no `start` either.
-            start: in place of `range`: a datetime with a time zone, or ISO-8601 text with an offset.
-            end: the same, after `start`; now if left out.
-            group_by: "provider", "model", "user" or "status": fills `breakdown`, with at most 100 rows.
-            granularity: "minute", "hour" or "day" of `timeseries`; by the window's length if left out.
+            range: "1h", "24h", "7d" or "30d" up to now; default "24h", unless `start` is given.
+            start: instead of `range`: a datetime with a time zone, or ISO-8601 text with an offset.
+            end: same types, after `start`; default now.
+            group_by: "provider", "model", "user" or "status": fills `breakdown`, up to 100 rows.
+            granularity: of `timeseries`: "minute", "hour" or "day"; default by the length of the window.
             options: see `CallOptions`.
 
         Raises:
-            APIError: with `status_code` 404: there is no such organisation.
+            APIError: with `status_code` 404 if there is no such organisation.
 
         """
         return self._portal.call(

@@ -1,7 +1,7 @@
-"""The sync client: the async one behind a portal. No request logic is here.
+"""The sync client: the async client behind a portal. It contains no request logic.
 
-Each method passes its arguments to the async client's method of that name, in the portal's event loop. The
-signatures and texts are written out for editors and `help()`; a test compares them with the async client's.
+Each method calls the async client's method of the same name in the portal's event loop. The signatures and
+docstrings are written out for editors and `help()`; a test compares them with the async client's.
 """
 
 import os
@@ -17,11 +17,11 @@ from omnigate._batch.answers import Answers
 from omnigate._batch.items import BatchItem, check_source
 from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchSettings, ProgressArgument, StopOn
 from omnigate._calls.retry import RetryConfig
-from omnigate._calls.session import MAX_RESPONSE_BYTES
 from omnigate._sync.batch import SyncBatch
 from omnigate._sync.face import BaseClient
 from omnigate._sync.portal import Backend
 from omnigate._sync.streams import SyncChatStream, SyncCompletionStream
+from omnigate._transport.carrier import MAX_RESPONSE_BYTES
 from omnigate._wire.arguments import Timeout
 from omnigate._wire.options import CallOptions, ChatStreamOptions, SamplingOptions, check_known
 from omnigate._wire.results import DictResult, ListResult
@@ -41,29 +41,29 @@ from omnigate.models import (
 
 
 class Client(BaseClient):
-    """A client of an OmniGate gateway for plain, synchronous programs.
+    """A client of an OmniGate gateway for synchronous programs.
 
     Use it with `with`, or call `close()` at the end. Any number of threads may share it. Its first call
-    starts a thread with an event loop, which does the work. Ctrl-C cancels the call in flight. After
-    `os.fork()` a client that was used before is of no use in the child, and raises `ForkedClientError` there.
+    starts a thread with an event loop, which does the work. Ctrl-C cancels the call in flight. A client that
+    was used before `os.fork()` raises `ForkedClientError` in the child process.
 
     Args:
         api_key: the gateway key (`llmg_…`); else `$OMNIGATE_API_KEY`. `signup` and `health` need none.
         base_url: the gateway's address, `http(s)://host[:port][/prefix]`; else `$OMNIGATE_BASE_URL`, else
-            "http://localhost:8000". A key for plain `http://` on another machine is a `PlaintextKeyWarning`,
-            once for each client that is given no `transport`.
-        user_id: the end user that calls are attributed to, at most 255 characters of Latin-1; "" for none.
+            "http://localhost:8000". Sending a key to another machine over plain `http://` warns
+            (`PlaintextKeyWarning`), once per client without a `transport`.
+        user_id: the end user to attribute calls to, at most 255 Latin-1 characters; "" for none.
         timeout: seconds for each of connecting, writing, reading and waiting for a connection; an
-            `httpx.Timeout` sets them apart; None for no limit.
-        retries: how often a failed request is retried, where no `retry_config` is given.
+            `httpx.Timeout` sets them separately; None for no limit.
+        retries: how many times to retry a failed request; ignored if `retry_config` is given.
         retry_config: the whole retry policy.
-        headers: sent with every request.
+        headers: headers to send with every request.
         transport: any httpx transport, async or sync; closed with the client. The default is an
-            `AnyIOTransport`; or httpx's own, where `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY` names a proxy
-            for `base_url` and `NO_PROXY` does not exempt it. Loopback addresses never go through a proxy.
+            `AnyIOTransport`; or httpx's own, if `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY` names a proxy for
+            `base_url` and `NO_PROXY` does not exempt it. Loopback addresses never go through a proxy.
         verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use.
-        max_response_bytes: bytes that a response may have, decompressed; more is an error.
-        backend: the event loop of the client's thread, "asyncio" or "trio".
+        max_response_bytes: the largest response to accept, in bytes after decompression.
+        backend: event loop of the client's thread, "asyncio" or "trio".
 
     Raises:
         InvalidArgumentError: an argument is not allowed (a `ValueError`).
@@ -101,7 +101,7 @@ class Client(BaseClient):
 
     @property
     def api_key(self) -> str | None:
-        """The gateway key; set it to use another one from now on."""
+        """The gateway key; assign to it to change it for later calls."""
         return self._async.api_key
 
     @api_key.setter
@@ -110,7 +110,7 @@ class Client(BaseClient):
 
     @property
     def user_id(self) -> str | None:
-        """The end user that calls are attributed to, unless they name another one."""
+        """The end user calls are attributed to, unless they name another."""
         return self._async.user_id
 
     @user_id.setter
@@ -135,33 +135,33 @@ class Client(BaseClient):
         hedge_after: float | None = None,
         **options: Unpack[CallOptions],
     ) -> ChatResponse:
-        """Return a model's whole answer (`POST /v1/chat`).
+        """Return a model's complete response (`POST /v1/chat`).
 
         Args:
-            model: its name; the beginning selects the provider (`gpt-…`, `claude-…`, `gemini-…`, …).
-            messages: text, a message, or a list of messages; a dict with `role` and `content` is a message,
-                too.
-            max_tokens: tokens of the answer, at least 1.
+            model: the model's name; its prefix selects the provider (`gpt-…`, `claude-…`, `gemini-…`, …).
+            messages: text, a message, or a list of messages; a message may be a dict with `role` and
+                `content`.
+            max_tokens: the most tokens to generate, at least 1.
             temperature: 0 to 2.
-            user_id: the end user, in place of the client's; "" for none.
+            user_id: the end user, overriding the client's; "" for none.
             top_p: 0 to 1.
-            stop: one or more texts at which the model stops.
+            stop: one or more strings at which the model stops.
             presence_penalty: -2 to 2.
             frequency_penalty: -2 to 2.
             seed: a signed 64-bit integer.
-            fallback_models: at most five models to try when the first fails.
-            cache: opt in or out of the gateway's cache; has an effect only with `temperature=0`.
-            hedge_after: seconds after which a second copy of the request is sent if there is no answer yet;
-                the first answer wins, and the other call is cancelled. Against the slow tail of latencies
-                (Dean and Barroso, "The Tail at Scale", CACM 56 (2), 2013); a good value is the 95th
-                percentile. Off by default, because the gateway bills both.
+            fallback_models: up to five models to try if the first fails.
+            cache: whether to use the gateway's cache; only takes effect with `temperature=0`.
+            hedge_after: seconds to wait for a response before sending a second copy of the request; the
+                first response wins, and the other call is cancelled. Reduces tail latency (Dean and
+                Barroso, "The Tail at Scale", CACM 56 (2), 2013); the 95th percentile of the latency is a
+                good value. Off by default, because the gateway bills both.
             options: `timeout`, `deadline_seconds`, `extra_headers`; see `CallOptions`.
 
         Raises:
             InvalidArgumentError: an argument is not allowed; nothing was sent.
-            APIError: the gateway or the provider refused or failed; see its subclasses.
-            ConnectionError: no answer came.
-            TimeoutError: no answer came in time.
+            APIError: the gateway or the provider returned an error; see its subclasses.
+            ConnectionError: no response was received.
+            TimeoutError: no response was received in time.
 
         """
         return self._portal.call(
@@ -214,23 +214,23 @@ class Client(BaseClient):
         include_usage: bool = False,
         **options: Unpack[ChatStreamOptions],
     ) -> SyncChatStream[str] | SyncChatStream[StreamChunk]:
-        """Return a model's answer as a stream, to be used with `with` and iterated.
+        """Return a model's response as a stream, to use with `with` and iterate.
 
-        Nothing is sent before the stream is entered or iterated. The plain stream (`POST /v1/chat`) is bare
-        text: no usage, no cost, and a model's own text that looks like the gateway's error mark ends it.
-        With `include_usage=True` the OpenAI-compatible endpoint is used instead, which has neither fault:
-        the stream knows `usage` and `finish_reason` at its end.
+        Nothing is sent until the stream is entered or iterated. The plain stream (`POST /v1/chat`) is bare
+        text: it has no usage or cost, and ends early if the model's own text looks like the gateway's error
+        mark. `include_usage=True` uses the OpenAI-compatible endpoint, which has neither limitation: `usage`
+        and `finish_reason` are set at the end.
 
         Args:
             model: as in `chat`.
             messages: as in `chat`.
-            as_chunks: yield `StreamChunk`s in place of `str`; with `include_usage` the last one carries
-                `usage` and `finish_reason`.
+            as_chunks: yield `StreamChunk`s instead of `str`; with `include_usage` the last one has `usage`
+                and `finish_reason`.
             include_usage: whether to use the OpenAI-compatible endpoint.
-            options: `max_tokens`, `temperature` and the like, `user_id`, `timeout`, `deadline_seconds` (from
-                the opening to the last piece), `extra_headers`; see `ChatStreamOptions` and
-                `SamplingOptions`. `fallback_models` and `cache` are refused, because the gateway ignores them
-                for streams.
+            options: sampling options (`max_tokens`, `temperature`, …), `user_id`, `timeout`,
+                `deadline_seconds` (from opening to the last piece), `extra_headers`; see `ChatStreamOptions`
+                and `SamplingOptions`. `fallback_models` and `cache` are rejected, because the gateway ignores
+                them for streams.
 
         Raises:
             InvalidArgumentError: an argument is not allowed; nothing was sent.
@@ -238,7 +238,7 @@ class Client(BaseClient):
         """
         stream = cast("Any", self._async).chat_stream(
             model=model, messages=messages, as_chunks=as_chunks, include_usage=include_usage, **options
-        )  # the overloads know no `bool`
+        )  # the overloads do not accept a plain `bool`
         return SyncChatStream(self._portal, stream)
 
     def completions(
@@ -248,19 +248,19 @@ class Client(BaseClient):
         messages: MessagesInput,
         **options: Unpack[SamplingOptions],
     ) -> DictResult[Any]:
-        """Return a model's whole answer in OpenAI's shape, as a dict (`POST /v1/chat/completions`).
+        """Return a model's complete response in OpenAI's format, as a dict (`POST /v1/chat/completions`).
 
         Args:
             model: as in `chat`.
-            messages: as in `chat`; a message's role may be "developer", too.
-            options: `max_tokens`, `temperature` and the like, `user_id`, `timeout`, `deadline_seconds`,
-                `extra_headers`; see `SamplingOptions`.
+            messages: as in `chat`; roles also include "developer".
+            options: sampling options (`max_tokens`, `temperature`, …), `user_id`, `timeout`,
+                `deadline_seconds`, `extra_headers`; see `SamplingOptions`.
 
         Raises:
             InvalidArgumentError: an argument is not allowed; nothing was sent.
-            APIError: the gateway or the provider refused or failed; see its subclasses.
-            ConnectionError: no answer came.
-            TimeoutError: no answer came in time.
+            APIError: the gateway or the provider returned an error; see its subclasses.
+            ConnectionError: no response was received.
+            TimeoutError: no response was received in time.
 
         """
         return self._portal.call(lambda: self._async.completions(model=model, messages=messages, **options))
@@ -273,14 +273,14 @@ class Client(BaseClient):
         include_usage: bool = False,
         **options: Unpack[SamplingOptions],
     ) -> SyncCompletionStream:
-        """Return a model's answer as a stream of OpenAI's chunks, as dicts.
+        """Return a model's response as a stream of OpenAI's chunks, as dicts.
 
         Args:
             model: as in `chat`.
             messages: as in `completions`.
-            include_usage: end with a chunk that has no choices but `usage`.
-            options: `max_tokens`, `temperature` and the like, `user_id`, `timeout`, `deadline_seconds` (from
-                the opening to the last piece), `extra_headers`; see `SamplingOptions`.
+            include_usage: end with a chunk that has `usage` and no choices.
+            options: sampling options (`max_tokens`, `temperature`, …), `user_id`, `timeout`,
+                `deadline_seconds` (from opening to the last piece), `extra_headers`; see `SamplingOptions`.
 
         Raises:
             InvalidArgumentError: an argument is not allowed; nothing was sent.
@@ -294,7 +294,7 @@ class Client(BaseClient):
         )
 
     def models(self, **options: Unpack[CallOptions]) -> ListResult[ModelInfo]:
-        """Return the models that the gateway knows (`GET /v1/models`).
+        """List the gateway's models (`GET /v1/models`).
 
         Args:
             options: see `CallOptions`.
@@ -310,7 +310,7 @@ class Client(BaseClient):
             options: see `CallOptions`.
 
         Raises:
-            APIError: with `status_code` 404: there is no such model.
+            APIError: with `status_code` 404 if there is no such model.
 
         """
         return self._portal.call(lambda: self._async.model(id, **options))
@@ -328,11 +328,11 @@ class Client(BaseClient):
         """Return the project's usage (`GET /v1/metrics`).
 
         Args:
-            range: "1h", "24h", "7d" or "30d" up to now; "24h" where there is no `start` either.
-            start: in place of `range`: a datetime with a time zone, or ISO-8601 text with an offset.
-            end: the same, after `start`; now if left out.
-            group_by: "provider", "model", "user" or "status": fills `breakdown`, with at most 100 rows.
-            granularity: "minute", "hour" or "day" of `timeseries`; by the window's length if left out.
+            range: "1h", "24h", "7d" or "30d" up to now; default "24h", unless `start` is given.
+            start: instead of `range`: a datetime with a time zone, or ISO-8601 text with an offset.
+            end: same types, after `start`; default now.
+            group_by: "provider", "model", "user" or "status": fills `breakdown`, up to 100 rows.
+            granularity: of `timeseries`: "minute", "hour" or "day"; default by the length of the window.
             options: see `CallOptions`.
 
         """
@@ -350,9 +350,9 @@ class Client(BaseClient):
         project_name: str = "Default",
         **options: Unpack[CallOptions],
     ) -> SignupResponse:
-        """Create an account and return its key, which is shown only this once (`POST /v1/signup`).
+        """Create an account and return its key, which is shown only once (`POST /v1/signup`).
 
-        Needs no key. Once sent it is never sent again, since that would make a second account.
+        Needs no key. Never retried once sent, since that would create a second account.
 
         Args:
             email: 3 to 255 characters.
@@ -373,7 +373,7 @@ class Client(BaseClient):
         meta: Mapping[str, str] | None = None,
         **options: Unpack[CallOptions],
     ) -> None:
-        """Store the project's key of a provider, or replace it (`POST /v1/keys`).
+        """Set or replace the project's key for a provider (`POST /v1/keys`).
 
         Args:
             provider: "openai", "anthropic", "gemini" or "azure".
@@ -387,9 +387,9 @@ class Client(BaseClient):
         )
 
     def create_api_key(self, *, name: str, **options: Unpack[CallOptions]) -> ApiKeyCreated:
-        """Create another gateway key, which is shown only this once (`POST /v1/keys/api`).
+        """Create another gateway key, which is shown only once (`POST /v1/keys/api`).
 
-        Once sent it is never sent again, since that would make a second key that nobody sees.
+        Never retried once sent, since that would create a second key that is never shown.
 
         Args:
             name: 1 to 255 characters.
@@ -399,7 +399,7 @@ class Client(BaseClient):
         return self._portal.call(lambda: self._async.create_api_key(name=name, **options))
 
     def list_api_keys(self, **options: Unpack[CallOptions]) -> ListResult[ApiKeyInfo]:
-        """Return the project's gateway keys, without the keys themselves (`GET /v1/keys/api`).
+        """List the project's gateway keys, without their secrets (`GET /v1/keys/api`).
 
         Args:
             options: see `CallOptions`.
@@ -408,14 +408,14 @@ class Client(BaseClient):
         return self._portal.call(lambda: self._async.list_api_keys(**options))
 
     def revoke_api_key(self, id: str | UUID, **options: Unpack[CallOptions]) -> None:
-        """Revoke a gateway key; one that is already revoked is no error (`DELETE /v1/keys/api/{id}`).
+        """Revoke a gateway key; revoking it again is not an error (`DELETE /v1/keys/api/{id}`).
 
         Args:
-            id: the key's `id`, not the key.
+            id: the key's `id`, not the key itself.
             options: see `CallOptions`.
 
         Raises:
-            APIError: with `status_code` 404: there is no such key.
+            APIError: with `status_code` 404 if there is no such key.
 
         """
         return self._portal.call(lambda: self._async.revoke_api_key(id, **options))
@@ -439,9 +439,10 @@ class Client(BaseClient):
         return self._portal.call(lambda: self._async.health(**options))
 
     def ready(self, **options: Unpack[CallOptions]) -> DictResult[Any]:
-        """Return whether the gateway can serve (`GET /health/ready`), even when it cannot. Needs no key.
+        """Return whether the gateway can serve requests (`GET /health/ready`). Needs no key.
 
-        The answer is `{"status": "ready" | "not_ready", "checks": {…}}`, and `meta.status_code` 200 or 503.
+        The result is `{"status": "ready" | "not_ready", "checks": {…}}`, with `meta.status_code` 200 or 503;
+        "not_ready" is not an error.
 
         Args:
             options: see `CallOptions`.
@@ -476,46 +477,46 @@ class Client(BaseClient):
         """Return a batch: chats run concurrently, within the rate limit and the provider's capacity.
 
         Use it as `with client.batch(…) as batch: for outcome in batch: …`. Every item ends in
-        exactly one `Outcome`. The pace follows the gateway's rate limit headers. If a 429 of the gateway
-        comes anyway, the item waits and is sent again, which counts as no retry. All batches of a client
-        share what it knows of the limit.
+        exactly one `Outcome`. Sends are paced by the gateway's rate limit headers. If the gateway returns a
+        429 anyway, the item waits and is sent again, which does not count as a retry. All batches of a client
+        share one limit.
 
-        The caller's thread iterates `requests`, ahead of the outcomes, and yields none while it waits for an
-        item. So a source must not wait for an outcome of the same batch.
+        The caller's thread iterates `requests`, ahead of the outcomes, and yields no outcome while it waits
+        for an item. So a source must not wait for an outcome of the same batch.
 
         Args:
             requests: an iterable of items, read no faster than they can be sent; or a
                 `pathlib.Path` of a file of JSON lines: OpenAI's batch input, or `{"messages": …}`, or
-                `{"prompt": …}`. An item is a `ChatRequest`, a dict of its fields (and `id`), or, where
+                `{"prompt": …}`. An item is a `ChatRequest`, a dict of its fields (and `id`), or, if
                 `model` is given, messages: text, a message, or a list of messages. An invalid item
                 becomes a failed outcome.
-            model: for items that name none.
-            max_concurrency: calls in flight at the same time, at least 1; "auto" adapts it to what the
-                provider can serve, for all such batches of the client together. Never more than the transport
-                has connections.
-            ordered: yield outcomes in the order of the items. Then a slow item holds up those behind it, and
-                after a bounded number of them the reading of more.
+            model: model of items that name none.
+            max_concurrency: the most calls in flight, at least 1; "auto" adapts it to the provider's
+                capacity, for all such batches of the client together. Never exceeds the transport's
+                connections.
+            ordered: yield outcomes in the order of the items. A slow item then holds up later outcomes and,
+                once a bounded number of them wait, the reading of more items.
             stop_on: types of errors that end the batch, or a callable that takes an error
-                and returns whether to stop. It is asked once about each failure that ends an item, and so not
-                about a 429 of the gateway that is waited for; of the types, such a 429 ends the batch, too.
-                What is in flight is still waited for and yielded, then iterating raises the error, or
-                what the callable raised.
-            journal: path of a file that outcomes are appended to, one line each, and that a later run resumes
-                from: what succeeded is not called again. Its layout is that of OpenAI's batch output. An
-                item's id (else its index) must be unique and stand for the same request in every run. When
-                all items have ended, older lines of ids that have a later one are removed; where the system
-                refuses that, it is a `JournalWarning`, and nothing is lost.
-            replay: yield what the journal has (`outcome.replayed`). If False, what succeeded in an earlier
-                run is left out, even if that run did not come to yield it: outcomes that were written when
-                its block was left, or when it was killed, are then in the journal only.
+                and returns whether to stop. The callable is called once for each failed item, so not for a
+                429 of the gateway that is waited out; a type that matches such a 429 does end the batch.
+                Calls in flight are completed and yielded, then iterating raises the error, or the
+                callable's exception.
+            journal: path of a file to append outcomes to, one line each; a later run resumes from it and
+                does not repeat successful calls. Its layout is that of OpenAI's batch output. An item's id
+                (else its index) must be unique and identify the same request in every run. When all items
+                have ended, the file is compacted to the last line of each id; if that fails, it is a
+                `JournalWarning`, and nothing is lost.
+            replay: whether to yield successes from the journal (`outcome.replayed`). If False, items that
+                succeeded in an earlier run are skipped, even if that run never yielded them: outcomes
+                written just before its block was left, or it was killed, are then only in the journal.
             progress: True for a live display (needs the extra `cli`); or a callable that
-                is given `BatchStats` several times a second, in the client's own thread.
-            max_wait_seconds: the longest `Retry-After` of the gateway to wait for, above 0. A 429 without a
-                usable one counts as a minute, unless it says when the window ends. A longer one ends the
-                batch with that `RateLimitError`, and holds back no other batch.
-            user_id: the end user, in place of the client's; "" for none.
-            options: `timeout`, `deadline_seconds` (from when the call is first sent), `extra_headers`, for
-                each call; see `CallOptions`.
+                is called with `BatchStats` several times a second, in the client's own thread.
+            max_wait_seconds: the longest `Retry-After` of the gateway to wait for, above 0. A longer one ends
+                the batch with that `RateLimitError`, without holding back other batches. A 429 without a
+                usable `Retry-After` counts as a minute, unless it says when the window ends.
+            user_id: the end user, overriding the client's; "" for none.
+            options: `timeout`, `deadline_seconds` (from the first send), `extra_headers`, for each call; see
+                `CallOptions`.
 
         Raises:
             InvalidArgumentError: an argument is not allowed; nothing was sent.
@@ -562,18 +563,17 @@ class Client(BaseClient):
         return_exceptions: bool = False,
         **options: Unpack[BatchSettings],
     ) -> list[ChatResponse] | list[ChatResponse | GatewayError]:
-        """Return the answers to many chats, as a list in the order of the items.
+        """Run many chats concurrently; return their responses in the order of the items.
 
         Args:
             requests: as in `batch`.
-            return_exceptions: put an item's error in the place of its answer; else the first error is raised,
-                after the rest has been cancelled.
+            return_exceptions: return an item's error in place of its response. If False, the first error
+                cancels the other calls and is raised.
             options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`, `user_id`,
-                `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for more
-                about each.
+                `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for details.
 
         Raises:
-            GatewayError: the first error of an item, if not `return_exceptions`.
+            GatewayError: the first error of an item, unless `return_exceptions`.
             InvalidArgumentError: an argument is not allowed; nothing was sent.
 
         """
@@ -592,7 +592,7 @@ class Client(BaseClient):
         cache: bool | None = None,
         **options: Unpack[SamplingOptions],
     ) -> ChatResponse:
-        """Return the first answer of several models to the same request, and cancel the other calls.
+        """Send the same request to several models; return the first response and cancel the other calls.
 
         The gateway bills the calls of all models, including the cancelled ones.
 
@@ -600,11 +600,11 @@ class Client(BaseClient):
             models: at least one name.
             messages: as in `chat`.
             cache: as in `chat`.
-            options: `max_tokens`, `temperature` and the like, `user_id`, `timeout`, `deadline_seconds`,
-                `extra_headers`; see `SamplingOptions`.
+            options: sampling options (`max_tokens`, `temperature`, …), `user_id`, `timeout`,
+                `deadline_seconds`, `extra_headers`; see `SamplingOptions`.
 
         Raises:
-            RaceError: all failed; its `exceptions` are their errors, in the order of `models`.
+            RaceError: all models failed; its `exceptions` are in the order of `models`.
             InvalidArgumentError: an argument is not allowed; nothing was sent.
 
         """

@@ -1,10 +1,10 @@
-"""Every failure of this package has a type here, and `classify` chooses it.
+"""The exceptions this package raises, and `classify`, which picks one for an error response.
 
-The one hard question is whose failure it is: the gateway passes a provider's failure on *with the
-provider's own status*, so a 401 may mean a bad gateway key or a bad provider key, and a 429 the
-gateway's limit or the provider's. Only the text of `detail` tells them apart (docs/protocol.md, "Errors").
+The hard question is whose failure it is: the gateway forwards a provider's failure *with the provider's own
+status*, so a 401 may mean a bad gateway key or a bad provider key, and a 429 the gateway's limit or the
+provider's. Only the text of `detail` tells them apart (docs/protocol.md, "Errors").
 
-Pure: no I/O. Nothing here may hold a secret: what comes from the wire is redacted before it gets here.
+No I/O. Nothing here may hold a secret: text from the wire is redacted before it gets here.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class GatewayError(Exception):
     """Base class of every error this package raises.
 
     Attributes:
-        request_id: the gateway's `x-request-id` of the response concerned, where there was one.
-        attempts: how many times the request was tried, where it was sent at all.
+        request_id: the response's `x-request-id`, if there was one.
+        attempts: how many attempts were made, if the request was sent at all.
 
     """
 
@@ -56,14 +56,14 @@ class GatewayError(Exception):
 
 
 class APIError(GatewayError):
-    """A response that is an error, or that is not what was asked for.
+    """An error response, or a response that is not what was asked for.
 
     Attributes:
         message: the error in one line of text.
-        status_code: the HTTP status; of an error inside a stream 502, the status it would have had.
-        detail: the parsed `detail` of the body (text, list, dict or None), with keys blacked out.
-        retry_after: seconds until another request makes sense, where the response said so.
-        rate_limit: the gateway's limit, where the response told it.
+        status_code: the HTTP status; for an error inside a stream 502, the status it would have had.
+        detail: the parsed `detail` of the body (text, list, dict or None), with keys redacted.
+        retry_after: seconds to wait before another request, if the response said so.
+        rate_limit: the gateway's rate limit, if the response contained it.
 
     """
 
@@ -93,11 +93,11 @@ class AuthError(APIError):
 
 
 class BudgetExceededError(APIError):
-    """402: a daily or monthly budget of the project or the organisation is used up."""
+    """402: a daily or monthly budget of the project or organisation is exhausted."""
 
 
 class RateLimitError(APIError):
-    """429: too many requests; `retry_after` says how many seconds to wait, where it is known."""
+    """429: too many requests; `retry_after` is the number of seconds to wait, if known."""
 
     def __init__(
         self,
@@ -113,11 +113,11 @@ class RateLimitError(APIError):
 
 
 class ProviderError(APIError):
-    """The provider behind the gateway failed, or cannot be used as the project is set up.
+    """The provider behind the gateway failed, or the project is not set up to use it.
 
     Attributes:
-        provider: the provider as the gateway's detail names it ("OpenAI", "openai"), where it does.
-        provider_status: the provider's own HTTP status, where the detail tells it.
+        provider: the provider as named in the gateway's detail ("OpenAI", "openai"), if it is.
+        provider_status: the provider's own HTTP status, if the detail contains it.
 
     """
 
@@ -126,21 +126,21 @@ class ProviderError(APIError):
 
 
 class ProviderRateLimitError(RateLimitError, ProviderError):
-    """429 of the provider, not of the gateway: the gateway's own limit may have room."""
+    """429 from the provider, not the gateway: the gateway's own limit may have room."""
 
 
 class InvalidResponseError(APIError, ValueError):
-    """A response that does not fit its promised type, is too large, or is encoded in an unknown way."""
+    """A response that does not match its documented type, is too large, or has an unknown encoding."""
 
 
 class ConnectionError(GatewayError, builtins.ConnectionError):
     """The gateway could not be reached, or the connection broke.
 
-    The cause is chained (`__cause__`); `attempts` says how often it was tried.
+    The cause is chained (`__cause__`); `attempts` is the number of attempts made.
 
     Attributes:
-        reason: why, in the words of whoever noticed.
-        was_sent: whether the request may have reached the gateway, and so may have been carried out.
+        reason: the message of the underlying error.
+        was_sent: whether the request may have reached the gateway, and so may have been processed.
 
     """
 
@@ -164,29 +164,26 @@ class InvalidArgumentTypeError(InvalidArgumentError, TypeError):
 
 
 class ClientClosedError(GatewayError, RuntimeError):
-    """The client was used after it had been closed, or was closed while it was used."""
+    """The client was used after it was closed, or closed while in use."""
 
 
 class StreamClosedError(GatewayError, RuntimeError):
-    """A stream was read after it had been closed or cancelled before its end, or by two tasks at once."""
+    """A stream was read after being closed or cancelled before its end, or by two tasks simultaneously."""
 
 
 class NotStartedError(GatewayError, RuntimeError):
-    """Something was used where it cannot work.
-
-    Outside of the `with` or `async with` block that it lives in; a sync client, in a callback of its own.
-    """
+    """A client, stream or batch was used outside its `with` block, or from within its own callback."""
 
 
 class JournalError(GatewayError):
-    """The journal of a batch cannot be used or written, or what it holds contradicts the batch's items."""
+    """The journal of a batch cannot be used or written, or contradicts the batch's items."""
 
 
 class RaceError(ExceptionGroup[GatewayError], GatewayError):
     """All calls of a race failed; `exceptions` are their errors, in the order of the models."""
 
     def derive(self, excs: Sequence[GatewayError], /) -> RaceError:  # type: ignore[override]
-        """Return a group of `excs`, some of these errors, as `split` and `except*` need it."""
+        """Return a group of `excs`, a subset of these errors, for `split` and `except*`."""
         return RaceError(self.message, excs)
 
 
@@ -194,7 +191,7 @@ class ForkedClientError(GatewayError, RuntimeError):
     """A sync client was used in a child process, but its thread lives in the parent."""
 
 
-# Details that are the gateway's own, whatever else they resemble (docs/protocol.md, "Errors").
+# Details that always come from the gateway itself (docs/protocol.md, "Errors").
 _GATEWAY_DETAILS = frozenset(
     {
         "Rate limit exceeded",
@@ -204,7 +201,7 @@ _GATEWAY_DETAILS = frozenset(
     }
 )
 
-# Where the gateway names the provider: "OpenAI error 401: …", "OpenAI request failed: …",
+# How the gateway names the provider: "OpenAI error 401: …", "OpenAI request failed: …",
 # "openai call failed: …", "openai circuit is open", "No openai key configured …".
 _PROVIDER_STATUS = re.compile(r"(?P<provider>[A-Za-z][\w .-]{0,63}?) error (?P<status>[1-5]\d\d)\b")
 
@@ -214,13 +211,13 @@ _PROVIDER_FAILED = re.compile(
 
 _NO_PROVIDER_KEY = re.compile(r"No (?P<provider>\S{1,64}) key configured")
 
-# The published 0.1.0 took these beginnings, and "error 4xx"/"error 5xx" anywhere, for a provider's failure.
+# The published 0.1.0 treated these prefixes, and "error 4xx"/"error 5xx" anywhere, as a provider's failure.
 _PROVIDER_BEGINNINGS = ("openai", "anthropic", "gemini", "azure", "no provider")
 
 _ERROR_STATUS = re.compile(r"\berror [45]\d\d\b", re.IGNORECASE)
 
 _HINTS: dict[type[APIError], str] = {
-    AuthError: "Pass api_key= (or set OMNIGATE_API_KEY) to a gateway key that is valid and not revoked.",
+    AuthError: "Pass a valid gateway key as api_key= or in OMNIGATE_API_KEY; it may have been revoked.",
     BudgetExceededError: "Raise the budget, or wait for the next UTC day or month.",
     RateLimitError: "Wait for retry_after seconds, or ask for a higher rate_limit_per_min.",
     ProviderRateLimitError: "The provider's limit, not the gateway's: slow down or use fallback_models.",
@@ -228,9 +225,9 @@ _HINTS: dict[type[APIError], str] = {
 
 
 def normalise_detail(detail: Any) -> str:
-    """Return a `detail` value as one text.
+    """Return a `detail` value as one line of text.
 
-    Validation errors become `path: message; …`; OpenAI's envelope and `{"message": …}` their message.
+    Validation errors become `path: message; …`; OpenAI's envelope and `{"message": …}` become their message.
     """
     if detail is None:
         return ""
@@ -249,7 +246,7 @@ def normalise_detail(detail: Any) -> str:
 
 
 def _envelope(detail: Any) -> dict[str, Any] | None:
-    """Return the inside of OpenAI's `{"error": {…}}`, if `detail` is that."""
+    """Return the inner object of OpenAI's `{"error": {…}}`, or None for any other detail."""
     error = cast("dict[str, Any]", detail).get("error") if isinstance(detail, dict) else None
     return cast("dict[str, Any]", error) if isinstance(error, dict) else None
 
@@ -268,7 +265,9 @@ def provider_of(text: str) -> tuple[str | None, int | None] | None:
 
     Both parts may be None: the text may say that a provider failed without saying which.
     """
-    if text in _GATEWAY_DETAILS or text.lstrip().startswith("<"):  # a proxy's page says nothing of providers
+    if text in _GATEWAY_DETAILS or text.lstrip().startswith(
+        "<"
+    ):  # a proxy's HTML page is not about providers
         return None
     if match := _PROVIDER_STATUS.match(text):
         return match["provider"], int(match["status"])

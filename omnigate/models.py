@@ -1,7 +1,7 @@
-"""What travels on the wire, as types: requests that validate, results that ignore what they do not know.
+"""The types of requests and results: requests are validated, unknown fields of results ignored.
 
-The limits are those of `docs/protocol.md`. Some of them guard money: what the gateway would answer with
-a 500 *after* the provider was paid is refused here, before anything is sent.
+The limits are those of `docs/protocol.md`. Some of them save money: requests that the gateway would fail
+with a 500 *after* paying the provider are rejected here, before anything is sent.
 """
 
 import sys
@@ -48,7 +48,7 @@ ModelName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e\xa0-\xf
 
 _Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
-# JSON has no other numbers, but decoders that take numbers in strings know "nan" and "inf".
+# JSON numbers are finite, but decoders that accept numbers in strings also accept "nan" and "inf".
 _Finite: TypeAlias = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 
 _TOKENS: Final = Range(minimum=1, is_integer=True)
@@ -65,7 +65,7 @@ _BE_MESSAGE: Final = "be a Message or a dict with role and content"
 
 
 class Message(WireStruct, kw_only=True, gc=False):
-    """One message of a conversation. Raises `InvalidArgumentError` (a `ValueError`) if it is not valid.
+    """One message of a conversation. Raises `InvalidArgumentError` (a `ValueError`) if invalid.
 
     Attributes:
         role: "system", "user" or "assistant".
@@ -83,7 +83,7 @@ MessagesInput: TypeAlias = str | Message | Mapping[str, Any] | Sequence[Message 
 
 
 class ChatRequest(WireStruct, kw_only=True, gc=False, omit_defaults=True):
-    """A chat request. Raises `InvalidArgumentError` (a `ValueError`) if it is not valid.
+    """A chat request. Raises `InvalidArgumentError` (a `ValueError`) if invalid.
 
     Attributes:
         model: name of the model, 1 to 128 printable Latin-1 characters.
@@ -92,12 +92,12 @@ class ChatRequest(WireStruct, kw_only=True, gc=False, omit_defaults=True):
         temperature: 0 to 2.
         stream: whether the answer is streamed.
         top_p: 0 to 1.
-        stop: text, or a list of texts, at which the model stops.
+        stop: one stop sequence, or a list of them.
         presence_penalty: -2 to 2.
         frequency_penalty: -2 to 2.
-        seed: an integer of 64 bits.
+        seed: a signed 64-bit integer.
         fallback_models: at most five models to try when the first fails; not for streams.
-        cache: opt in or out of the gateway's cache; has an effect only with temperature 0, not for streams.
+        cache: opt in to or out of the gateway's cache; effective only with temperature 0, not for streams.
 
     """
 
@@ -151,7 +151,7 @@ class StreamOptions(WireStruct, kw_only=True, gc=False):
 
 
 class CompletionRequest(ChatRequest, kw_only=True, gc=False, omit_defaults=True):
-    """A chat request in OpenAI's protocol."""
+    """A chat request in OpenAI's format."""
 
     stream_options: StreamOptions | None = None
 
@@ -167,7 +167,7 @@ class CompletionRequest(ChatRequest, kw_only=True, gc=False, omit_defaults=True)
 
 
 class Usage(WireStruct, kw_only=True, gc=False):
-    """Tokens of a call."""
+    """Token counts of a call."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -175,14 +175,14 @@ class Usage(WireStruct, kw_only=True, gc=False):
 
 
 class ChatResponse(Result, kw_only=True, gc=False):
-    """A whole answer.
+    """A complete answer.
 
     Attributes:
         id: the provider's id; not unique, a cache hit repeats it. `meta.request_id` identifies the call.
-        provider: who answered.
-        model: which model answered.
+        provider: the provider that answered.
+        model: the model that answered.
         content: the text.
-        usage: tokens.
+        usage: token counts.
         cost_usd: cost in USD; 0 for a cache hit.
         finish_reason: why the model stopped ("stop", "length", …).
         cached: whether the gateway's cache answered.
@@ -208,9 +208,9 @@ class StreamChunk(WireStruct, kw_only=True, gc=False):
 
     Attributes:
         text: the text, empty in a chunk that only ends the stream.
-        request_id: the gateway's id of the call.
-        usage: tokens, in the last chunk of a stream asked for with `include_usage=True`.
-        finish_reason: why the model stopped, likewise.
+        request_id: the gateway's id for the call.
+        usage: token counts, in the last chunk of a stream opened with `include_usage=True`.
+        finish_reason: why the model stopped, in that same chunk.
 
     """
 
@@ -231,7 +231,7 @@ class SignupResponse(Result, kw_only=True, gc=False):
 
 
 class MeResponse(Result, kw_only=True, gc=False):
-    """The project of the key in use. Budgets are in USD, 0 for none, None where the gateway is older."""
+    """The project that the key belongs to. Budgets in USD: 0 for unlimited, None from older gateways."""
 
     project_id: str
     org_id: str
@@ -244,7 +244,7 @@ class MeResponse(Result, kw_only=True, gc=False):
 
 
 class ApiKeyInfo(Result, kw_only=True, gc=False):
-    """A gateway key as listed: without the key itself."""
+    """A gateway key as listed, without the key itself."""
 
     id: str
     name: str
@@ -261,14 +261,14 @@ class ApiKeyCreated(ApiKeyInfo, kw_only=True, gc=False):
 
 
 class ModelPricing(WireStruct, kw_only=True, gc=False):
-    """Prices in USD for 1,000 tokens."""
+    """Prices in USD per 1,000 tokens."""
 
     input_per_1k_usd: _Finite = 0.0
     output_per_1k_usd: _Finite = 0.0
 
 
 class ModelInfo(Result, kw_only=True, gc=False):
-    """A model's card; `pricing` is None where no price is known."""
+    """A model's description; `pricing` is None if unknown."""
 
     id: str
     object: str = "model"
@@ -279,13 +279,13 @@ class ModelInfo(Result, kw_only=True, gc=False):
 
 
 class ModelPage(WireStruct, kw_only=True, gc=False):
-    """The models as the gateway wraps them."""
+    """The gateway's envelope around the list of models."""
 
     data: list[ModelInfo]
 
 
 class MetricsTotals(WireStruct, kw_only=True, gc=False):
-    """Sums of a window; rates from 0 to 1, latencies in milliseconds."""
+    """Totals over the time range; rates are 0 to 1, latencies in milliseconds."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -301,7 +301,7 @@ class MetricsTotals(WireStruct, kw_only=True, gc=False):
 
 
 class MetricsBreakdown(WireStruct, kw_only=True, gc=False):
-    """One row of a grouped answer."""
+    """One group of the breakdown; rates are 0 to 1, latencies in milliseconds."""
 
     key: str
     requests: int = 0
@@ -312,7 +312,7 @@ class MetricsBreakdown(WireStruct, kw_only=True, gc=False):
 
 
 class MetricsTimePoint(WireStruct, kw_only=True, gc=False):
-    """One bucket of the time series; empty buckets are left out by the gateway."""
+    """One bucket of the time series; the gateway omits empty buckets."""
 
     bucket: datetime
     requests: int = 0
@@ -322,7 +322,7 @@ class MetricsTimePoint(WireStruct, kw_only=True, gc=False):
 
 
 class MetricsResponse(Result, kw_only=True, gc=False):
-    """Usage of a project or an organisation in a window of time."""
+    """Usage of a project or organisation over a time range."""
 
     scope: str
     scope_id: str
@@ -336,7 +336,7 @@ class MetricsResponse(Result, kw_only=True, gc=False):
 
 
 class OrgInfo(Result, kw_only=True, gc=False):
-    """An organisation; budgets in USD, 0 for none."""
+    """An organisation; budgets in USD, 0 for unlimited."""
 
     id: str
     name: str
@@ -346,7 +346,7 @@ class OrgInfo(Result, kw_only=True, gc=False):
 
 
 class ProjectInfo(Result, kw_only=True, gc=False):
-    """A project; budgets in USD, 0 for none."""
+    """A project; budgets in USD, 0 for unlimited."""
 
     id: str
     org_id: str
@@ -368,8 +368,8 @@ def coerce_messages(messages: MessagesInput) -> list[Message]:
     """Return `messages` (text, one message, or a list of messages; dicts too) as a list of `Message`.
 
     Raises:
-        InvalidArgumentError: a message is not valid (a `ValueError`).
-        InvalidArgumentTypeError: not something that can be messages (a `TypeError`, too).
+        InvalidArgumentError: a message is invalid (a `ValueError`).
+        InvalidArgumentTypeError: `messages` is of another type (also a `TypeError`).
 
     """
     if isinstance(messages, str):
@@ -384,7 +384,7 @@ def coerce_messages(messages: MessagesInput) -> list[Message]:
 
 
 def _without_developer(item: Any) -> Any:
-    """Return a message with the system role in place of OpenAI's newer name of it.
+    """Return a message with the role "developer", OpenAI's newer name for it, replaced by "system".
 
     See docs/protocol.md, "OpenAI-compatible".
     """
@@ -405,7 +405,7 @@ def _coerce_message(item: Any, index: int) -> Message:
         raise type(error)(f"messages[{index}].{error}") from None
 
 
-# Built once, at import, so that the first call pays nothing for it.
+# Build all decoders at import, so that the first call does not pay for it.
 for _kind in (
     ChatResponse, SignupResponse, MeResponse, ApiKeyCreated, ModelPage | list[ModelInfo], ModelInfo,
     MetricsResponse, OrgInfo, ProjectCreated, list[ApiKeyInfo], list[OrgInfo], list[ProjectInfo],

@@ -1,4 +1,4 @@
-"""What all tests share: both event loops, virtual time on request, no environment of the developer's."""
+"""Shared by all tests: both event loops, virtual time on request, a clean environment."""
 
 import gc
 import os
@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from .support.event_loops import BOTH, backend_of
 
-# Properties are tried on the same examples in every run. By hand: HYPOTHESIS_PROFILE=long pytest --timeout=0 …
+# Properties use the same examples in every run. To search longer: HYPOTHESIS_PROFILE=long pytest --timeout=0 …
 settings.register_profile(
     "same", derandomize=True, deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -19,13 +19,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C arrive where the tests try it, also if they are run in a shell's background, where it does not."""
+    """Let Ctrl-C through even if the tests run in a shell's background, where it is ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what cannot be: uvloop has a clock of its own."""
+    """Skip virtual time on uvloop, which has its own clock."""
     impossible = {
         item
         for item in items
@@ -40,13 +40,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(params=BOTH)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    """Run a test on each event loop; with the mark `virtual_time`, waiting takes no time."""
+    """Run a test on each event loop; with the mark `virtual_time`, sleeping takes no real time."""
     return backend_of(request)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_collections() -> None:
-    """Let the tests that collect garbage look only at what is younger than their module."""
+    """Let tests that collect garbage scan only objects younger than their module."""
     gc.collect()
     gc.freeze()
 

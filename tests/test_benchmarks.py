@@ -1,4 +1,4 @@
-"""The benchmarks run: each contender that needs nothing beyond the tests' own dependencies, for a few calls."""
+"""The benchmarks run: a few calls for each contender that needs only the tests' dependencies."""
 
 import math
 from typing import Any
@@ -13,14 +13,14 @@ pytestmark = pytest.mark.proof
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("contender", ["bare", "ours", "openai"])
-def test_a_contender_makes_its_calls(contender: str, backend: str) -> None:
+def test_a_benchmark_contender_makes_its_calls(contender: str, backend: str) -> None:
     with server() as port:
         case = {"what": "calls", "url": f"http://127.0.0.1:{port}", "concurrency": 4, "calls": 16}
         assert measure(contender, case | {"backend": backend})["microseconds"] > 0
 
 
 @pytest.mark.parametrize("what", ["stream", "sync_stream"])
-def test_a_stream_is_read_whole(what: str) -> None:
+def test_a_benchmark_reads_a_stream_whole(what: str) -> None:
     with server("--delay", "0.001") as port:
         case = {"what": what, "url": f"http://127.0.0.1:{port}", "backend": "asyncio"}
         assert measure("ours", case | {"streams": 1, "chunks": CHUNKS})["microseconds"] > 0
@@ -29,14 +29,14 @@ def test_a_stream_is_read_whole(what: str) -> None:
 @pytest.mark.parametrize(
     ("contender", "what"), [("bare", "batch"), ("ours", "batch"), ("ours", "sync_batch")]
 )
-def test_a_batch_is_done_whole(contender: str, what: str) -> None:
+def test_a_benchmark_completes_a_batch(contender: str, what: str) -> None:
     with server() as port:
         case = {"what": what, "url": f"http://127.0.0.1:{port}", "backend": "trio", "journal": True}
         figures = measure(contender, case | {"items": 64, "concurrency": 8})
     assert min(figures.values()) > 0
 
 
-def test_the_best_of_all_rounds_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_benchmark_reports_the_best_of_its_rounds(capsys: pytest.CaptureFixture[str]) -> None:
     with server() as port:
         case: dict[str, Any] = {
             "what": "sync_calls",

@@ -1,4 +1,4 @@
-"""The pages: what they link to exists, and what the code cites of them does."""
+"""The docs: their links resolve, and the sections that the code cites exist."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def broken_link(page: Path, link: str) -> bool:
     return bool(fragment) and fragment not in map(anchor, headings(target))
 
 
-def test_every_relative_link_of_the_pages_leads_somewhere():
+def test_every_relative_link_in_the_docs_resolves():
     links = [
         (page, link)
         for page in PAGES
@@ -36,12 +36,12 @@ def test_every_relative_link_of_the_pages_leads_somewhere():
     assert [f"{page.name}: {link}" for page, link in links if broken_link(page, link)] == []
 
 
-def test_the_readme_links_to_every_page_of_docs():
+def test_the_readme_links_to_every_page_of_the_docs():
     readme = (ROOT / "README.md").read_text("utf-8")
     assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in readme] == []
 
 
-def test_every_section_of_the_protocol_that_the_code_cites_exists():
+def test_every_protocol_section_cited_in_the_code_exists():
     sections = headings(ROOT / "docs" / "protocol.md")
     unknown = [
         f"{path.relative_to(ROOT)}: {section}"

@@ -1,4 +1,4 @@
-"""Everything a newcomer is told to run, run once: the examples and the programs of the README."""
+"""Each example and each program in the README runs."""
 
 import os
 import re
@@ -27,7 +27,7 @@ def environment(gateway: LocalGateway) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_an_example_runs_and_says_something_and_neither_prints_nor_logs_a_key(
+def test_an_example_runs_and_prints_an_answer_without_showing_a_key(
     example: Path, omnigate_gateway: LocalGateway, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
@@ -61,7 +61,7 @@ def test_a_python_block_of_the_readme_runs(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_readmes_first_screen_has_the_two_commands() -> None:
+def test_the_first_screen_of_the_readme_names_the_demo_and_pytest() -> None:
     first_screen = "\n".join(README.splitlines()[:45])
     assert "omnigate demo" in first_screen
     assert "pytest" in first_screen

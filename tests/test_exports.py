@@ -1,4 +1,4 @@
-"""What `import omnigate` offers: the names of `__all__`, at home in the package, and nothing else."""
+"""The public names of `omnigate`: those of `__all__`, defined in the package, and nothing else."""
 
 import subprocess
 import sys
@@ -10,15 +10,21 @@ import omnigate.exceptions
 import omnigate.models
 import omnigate.testing
 
-SUBMODULES = {"admin", "async_client", "client", "exceptions", "models"}  # what a program may import from
+SUBMODULES = {
+    "admin",
+    "async_client",
+    "client",
+    "exceptions",
+    "models",
+}  # modules that programs may import from
 
 
-def test_every_public_name_says_that_it_is_at_home_in_the_package() -> None:
+def test_every_public_name_has_the_package_as_its_module() -> None:
     homes = {name: getattr(getattr(omnigate, name), "__module__", "omnigate") for name in omnigate.__all__}
     assert {name: home for name, home in homes.items() if home != "omnigate"} == {}
 
 
-def test_nothing_public_stands_in_the_package_that_is_not_exported() -> None:
+def test_the_package_has_no_public_names_that_are_not_exported() -> None:
     script = "import omnigate; print(*(n for n in vars(omnigate) if not n.startswith('_')))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
@@ -26,16 +32,16 @@ def test_nothing_public_stands_in_the_package_that_is_not_exported() -> None:
     assert set(done.stdout.split()) - set(omnigate.__all__) == SUBMODULES
 
 
-def test_nothing_private_stands_in_the_package_but_its_wings() -> None:
+def test_the_package_has_no_private_names_but_its_subpackages() -> None:
     private = {name: value for name, value in vars(omnigate).items() if name[0] == "_" and name[1] != "_"}
     assert [name for name, value in private.items() if not isinstance(value, ModuleType)] == []
 
 
-def test_dir_shows_the_public_names_and_no_plumbing() -> None:
+def test_dir_of_the_package_shows_only_public_names() -> None:
     assert dir(omnigate) == sorted([*omnigate.__all__, "exceptions", "models"])
 
 
-def test_the_modules_of_0_1_0_export_names_that_exist() -> None:
+def test_the_public_modules_export_only_names_that_exist() -> None:
     for module in (omnigate.exceptions, omnigate.models, omnigate.testing):
         assert [name for name in module.__all__ if not hasattr(module, name)] == []
 

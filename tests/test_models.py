@@ -1,4 +1,4 @@
-"""The structs: constructors that validate, the methods of 0.1.0, and keys that do not show."""
+"""The models: validating constructors, the methods of 0.1.0, and masked keys."""
 
 import enum
 import math
@@ -60,7 +60,7 @@ HELLO = [{"role": "user", "content": "hello"}]
         ("cache", "perhaps", "True or False"),
     ],
 )
-def test_a_value_out_of_its_limits_is_refused_with_its_name_its_value_and_what_is_allowed(
+def test_chat_request_names_a_bad_argument_its_value_and_its_limits(
     argument: str, value: object, allowed: str
 ) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
@@ -84,13 +84,13 @@ def test_a_value_out_of_its_limits_is_refused_with_its_name_its_value_and_what_i
         ([None], "messages[0] must be a Message or a dict with role and content, got None"),
     ],
 )
-def test_a_bad_message_is_named_by_its_place(messages: object, words: str) -> None:
+def test_chat_request_names_a_bad_message_by_its_position(messages: object, words: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         ChatRequest(model="gpt-4o", messages=messages)
     assert str(caught.value).startswith(words)
 
 
-def test_a_misspelt_argument_is_refused() -> None:
+def test_chat_request_refuses_a_misspelt_argument() -> None:
     with pytest.raises(
         InvalidArgumentTypeError,
         match="ChatRequest has no argument 'max_token'; it takes model, messages, max_tokens",
@@ -100,7 +100,7 @@ def test_a_misspelt_argument_is_refused() -> None:
         ChatRequest("gpt-4o", HELLO)  # type: ignore[misc]
 
 
-def test_messages_may_be_text_a_message_or_any_mixture() -> None:
+def test_messages_may_be_text_a_message_or_a_mixed_list() -> None:
     message = Message(role="user", content="hello")
     for messages in ("hello", message, HELLO[0], HELLO, [message], (message,), [*HELLO, message]):
         request = ChatRequest(model="gpt-4o", messages=messages)
@@ -108,7 +108,7 @@ def test_messages_may_be_text_a_message_or_any_mixture() -> None:
         assert coerce_messages(messages)[0] == message
 
 
-def test_values_of_other_libraries_that_mean_the_same_are_taken() -> None:
+def test_chat_request_accepts_equivalent_values_of_other_types() -> None:
     class Model(enum.StrEnum):
         MINI = "gpt-4o-mini"
 
@@ -125,7 +125,7 @@ def test_values_of_other_libraries_that_mean_the_same_are_taken() -> None:
     assert (request.temperature, request.max_tokens) == (0.5, 5)
 
 
-def test_limits_themselves_are_allowed() -> None:
+def test_chat_request_accepts_values_at_their_limits() -> None:
     ChatRequest(
         model="é" * 128,
         messages="x",
@@ -143,13 +143,13 @@ def test_limits_themselves_are_allowed() -> None:
 ANSWER = {"id": "1", "provider": "openai", "model": "m", "content": "c", "new_field": [1]}
 
 
-def test_unknown_fields_of_an_answer_are_ignored_and_missing_ones_have_defaults() -> None:
+def test_unknown_response_fields_are_ignored_and_missing_ones_have_defaults() -> None:
     response = ChatResponse.model_validate(ANSWER)
     assert response == ChatResponse(id="1", provider="openai", model="m", content="c")
     assert (response.usage, response.cost_usd, response.finish_reason) == (Usage(), 0.0, None)
 
 
-def test_the_dumping_methods_of_0_1_0() -> None:
+def test_models_keep_the_dump_and_validate_methods_of_0_1_0() -> None:
     key = ApiKeyCreated(
         id="1", name="ci", key_prefix="llmg_abcdefg", created_at="2026-11-23T09:14:48.25Z", api_key="llmg_x"
     )
@@ -177,7 +177,7 @@ def test_the_dumping_methods_of_0_1_0() -> None:
     assert me.model_dump(mode="json")["daily_budget"] == "5.0000"
 
 
-def test_every_field_of_a_request_is_dumped_though_only_what_is_set_is_sent() -> None:
+def test_model_dump_of_a_request_includes_unset_fields_unless_none_is_excluded() -> None:
     request = ChatRequest(model="gpt-4o", messages="x")
     assert request.model_dump()["temperature"] is None
     assert request.model_dump(exclude_none=True) == {
@@ -188,19 +188,19 @@ def test_every_field_of_a_request_is_dumped_though_only_what_is_set_is_sent() ->
 
 
 @pytest.mark.parametrize("obj", [None, [], "x", {"id": 1}])
-def test_what_does_not_fit_is_a_value_error(obj: object) -> None:
+def test_model_validate_raises_a_value_error_for_invalid_objects(obj: object) -> None:
     with pytest.raises(ValueError, match="^(obj|id) must be .*, got |^[a-z]+ is required$"):
         ChatResponse.model_validate(obj)
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"id": 1}', "[]", b"\xff", "[" * 100_000])
-def test_json_that_does_not_fit_is_a_value_error(text: str | bytes) -> None:
+def test_model_validate_json_raises_a_value_error_for_invalid_json(text: str | bytes) -> None:
     with pytest.raises(InvalidArgumentError, match="ChatResponse"):
         ChatResponse.model_validate_json(text)
 
 
 @pytest.mark.parametrize("number", ["nan", "NAN", "inf", "-Infinity"])
-def test_a_number_is_finite(number: str) -> None:
+def test_model_validate_refuses_infinite_and_nan_numbers(number: str) -> None:
     body = {"id": "i", "provider": "p", "model": "m", "content": "c"}
     with pytest.raises(InvalidArgumentError, match="cost_usd"):
         ChatResponse.model_validate(body | {"cost_usd": number})
@@ -208,7 +208,7 @@ def test_a_number_is_finite(number: str) -> None:
         ChatResponse.model_validate(body | {"cost_usd": float(number)})
 
 
-def test_keys_are_masked_in_reprs() -> None:
+def test_keys_are_masked_in_the_reprs_of_models() -> None:
     key = "llmg_Abcdefg" + "x" * 36
     response = SignupResponse(org_id="o", project_id="p", email="e@x.test", api_key=key)
     assert key not in repr(response)
@@ -217,12 +217,12 @@ def test_keys_are_masked_in_reprs() -> None:
     assert response.api_key == key
 
 
-def test_a_struct_that_came_from_no_call_has_no_meta() -> None:
-    with pytest.raises(AttributeError, match="is not what a call returned"):
+def test_the_meta_of_a_model_that_no_call_returned_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="was not returned by a call"):
         _ = ChatResponse.model_validate(ANSWER).meta
 
 
-def test_structs_are_mutable_comparable_and_can_be_pickled() -> None:
+def test_models_are_mutable_comparable_and_picklable() -> None:
     response = ChatResponse.model_validate(ANSWER)
     copy = pickle.loads(pickle.dumps(response))
     assert copy == response

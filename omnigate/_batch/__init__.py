@@ -1,1 +1,1 @@
-"""Many calls, each of which ends in exactly one outcome."""
+"""Batches: many calls, exactly one outcome for each."""

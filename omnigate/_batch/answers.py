@@ -1,4 +1,4 @@
-"""The answers of `chat_many`, in the order of the items."""
+"""The results of `chat_many`, in the order of the items."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from omnigate.models import ChatResponse
 
 
 class Answers:
-    """The answers to a batch, put in order."""
+    """Collects the results of a batch and puts them in order."""
 
     def __init__(self, return_exceptions: bool) -> None:
         self._return_exceptions = check_bool(return_exceptions, "return_exceptions")
         self._by_index: dict[int, ChatResponse | GatewayError] = {}
 
     def add(self, outcome: Outcome) -> None:
-        """Take an outcome in.
+        """Add an outcome.
 
         Raises:
-            GatewayError: its error, if errors are not to be returned.
+            GatewayError: the item failed, and errors are to be raised.
 
         """
         error = outcome.error if self._return_exceptions else None
         self._by_index[outcome.index] = outcome.unwrap() if error is None else error
 
     def in_order(self) -> list[ChatResponse] | list[ChatResponse | GatewayError]:
-        """Return the answers in the order of their items."""
+        """Return the results in the order of the items."""
         answers = [self._by_index[index] for index in range(len(self._by_index))]
         return cast("list[ChatResponse]", answers)

@@ -1,26 +1,24 @@
-"""Fan-out: any number of requests through one client, each of which ends in exactly one outcome.
+"""Fan-out: any number of requests through one client, exactly one outcome for each.
 
 Parts. `Source` reads the items, `Caller` makes their calls, `Outbox` hands out their outcomes, `Record` keeps
-the journal. How far the batch is, and when it goes on, is in `lifecycle`. Here is what drives them.
+the journal, `lifecycle` holds the state. This module drives them.
 
-Structure. `async with` owns one task; the workers in its group are all that ever runs. A worker takes the
-turn, gets an item ready to be sent, hands the turn on by starting another worker if there is room for one,
-makes the call, and begins again. There is one turn, so at most one item is read that is not being called; a
-worker that finds it taken ends. So while nothing has to be waited for, an item costs no task, no lock and no
-hand-over.
+Structure. `async with` owns one task, and nothing runs outside its group of workers. A worker takes the turn,
+prepares an item, passes the turn on by starting another worker if there is room for one, makes the call, and
+starts over. There is a single turn, so at most one item has been read without being called; a worker that
+finds the turn taken exits. While nothing has to wait, an item therefore costs no task, lock or hand-over.
 
-The turn's holder waits for room (only a bounded number of items are read and not handed out), for the source,
-and for the gate (the gateway's limit). A worker with a call waits for its answer, for the time between two
+The holder of the turn waits for room (the number of items read and not yet handed out is bounded), for the
+source, and for the gate (the gateway's rate limit). A worker with a call waits for the response, between two
 attempts, and for the gate again.
 
-What an await leaves behind when it is cancelled there: the group is the block's, so a cancellation reaches
-every worker; an item whose call is cancelled has no outcome. Outcomes are handed over and journalled without
-an await. Leaving the block cancels the workers' own group, which is one task further down: anyio counts a
-cancellation of its own in a task below as one of the group's host, and would take back asyncio's own
-cancellation of the host at that moment.
+Cancellation. The group belongs to the block, so a cancellation reaches every worker; an item cancelled during
+its call has no outcome. Outcomes are handed over and journalled without an await. Leaving the block cancels a
+second group, nested one task deeper: anyio counts its own cancellation of a child task as one of the group's
+host, and would undo a native asyncio cancellation of the host that arrives at that moment.
 
-On asyncio the source, awaiting a task that somebody else cancelled, raises what a cancellation of the worker
-looks like. It is none if no scope around the worker is cancelled, and then it is an error like any other.
+On asyncio, a source that awaits a task cancelled elsewhere raises CancelledError, just as if the worker had
+been cancelled. If no scope around the worker is cancelled, it is treated as an ordinary error of the source.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ from omnigate._batch.lifecycle import Lifecycle, State
 from omnigate._batch.options import BatchOptions
 from omnigate._batch.outbox import Outbox
 from omnigate._batch.outcomes import AnyOutcome, BatchStats, Outcome, Tally, words_of
-from omnigate._batch.pace.gate import Gate
+from omnigate._batch.pace.gate import Gate, Gates
 from omnigate._batch.progress import Progress
 from omnigate._batch.record import Record
 from omnigate._batch.source import END, Source
@@ -58,7 +56,7 @@ if TYPE_CHECKING:
     from omnigate._calls.session import Session
 
 _SPARE: Final = 64
-"""Items that may wait to be handed out, besides one for each call that may be in flight."""
+"""How many more items than twice the concurrency limit may be read and not yet handed out."""
 
 _CHECKPOINT_EVERY: Final = 32
 
@@ -66,24 +64,25 @@ _MOST: Final = 1 << 30
 
 
 class Batch:
-    """A batch, to be used as `async with client.batch(…) as batch: async for outcome in batch: …`.
+    """A batch: `async with client.batch(…) as batch: async for outcome in batch: …`.
 
-    Each item of the source ends in exactly one `Outcome`, in the order in which they end, or with
-    `ordered=True` in that of the source; unless the batch ends before the item was sent. Leaving the block
-    early cancels what is in flight, and returns only when nothing runs any more.
+    Yields exactly one `Outcome` per item, unless the batch ends before the item is sent; in the order they
+    complete, or in the order of the source with `ordered=True`. Leaving the block early cancels the calls in
+    flight and returns only when all of them have ended.
 
-    Iterating raises, once all outcomes there are have been handed out: the error that `stop_on` was given
-    for; what the source raised, as itself; `JournalError`. If the block is left before that, an outcome that
-    could not be written is still raised at its end, or noted on what the block raised: that answer was
-    billed and is not in the journal. The same goes for what else goes wrong at the end (`progress`, the
-    disk). A journal that could not be compacted is a `JournalWarning`: nothing is lost.
+    Iterating raises, after the last outcome: the error that matched `stop_on`; the source's exception,
+    unwrapped; `JournalError`. If the block is left before that, a failure to write an outcome is still raised
+    at the end of the block, or added as a note to the block's own exception: that response was billed and is
+    missing from the journal. Other failures at the end (`progress`, the disk) are reported the same way.
+    A journal that could not be compacted is only a `JournalWarning`: nothing is lost.
     """
 
-    def __init__(self, session: Session, options: BatchOptions) -> None:
+    def __init__(self, session: Session, gates: Gates, options: BatchOptions) -> None:
         self._session = session
+        self._gates = gates
         self._options = replace(options, requests=())
         self._is_auto = options.max_concurrency == "auto"
-        limits = (options.max_concurrency, session.max_connections)
+        limits = (options.max_concurrency, session.carrier.max_connections)
         self._most = min((limit for limit in limits if isinstance(limit, int)), default=_MOST)
         self._lifecycle = Lifecycle()
         self._source = Source(options.requests)
@@ -102,7 +101,7 @@ class Batch:
 
     @property
     def stats(self) -> BatchStats:
-        """Where the batch stands; at any time once it has started, also after its end."""
+        """The batch's progress so far; readable at any time, even before it starts and after it ends."""
         if self._last_stats is not None:
             return self._last_stats
         seconds = self._gate.waiting_seconds()
@@ -113,7 +112,7 @@ class Batch:
         return f"<Batch {self._description()}>"
 
     def _description(self) -> str:
-        """Return where the batch stands in words; from any thread, and without an event loop."""
+        """Describe the batch's state; callable from any thread, without an event loop."""
         lifecycle = self._lifecycle
         if lifecycle.state is State.NEW:
             return str(lifecycle)
@@ -125,14 +124,14 @@ class Batch:
         return f"{lifecycle}: {', '.join(parts)}"
 
     def _prepare_caller(self) -> None:
-        self._gate = self._session.gates.current()
+        self._gate = self._gates.current()
         self._caller = Caller(self._session, self._gate, self._options)
         self._tally = Tally(self._gate.clock)
 
     async def __aenter__(self) -> Self:
         lifecycle = self._lifecycle
         if lifecycle.state is not State.NEW:
-            raise NotStartedError("a batch can be entered only once; make a new one")
+            raise NotStartedError("a batch can be entered only once; create a new one")
         self._prepare_caller()
         await self._record.open()
         try:
@@ -156,7 +155,7 @@ class Batch:
         lifecycle = self._lifecycle
         is_finished = lifecycle.state is State.ENDED and lifecycle.error is None and self._source.is_exhausted
         lifecycle.advance(State.LEFT)
-        failures: list[BaseException] = []  # which hide no other: noted on it if there is one
+        failures: list[BaseException] = []  # added as notes to another error, if there is one
         try:
             try:
                 await self._leave_group(error)
@@ -171,7 +170,7 @@ class Batch:
             _note(cancelled, failures)
             raise
         finally:
-            self._record.close()  # if this was cancelled before the thread had begun
+            self._record.close()  # in case this was cancelled before the thread started
             if isinstance(lifecycle.error, anyio.get_cancelled_exc_class()):
                 lifecycle.forget_error()
         if error is not None:
@@ -186,16 +185,16 @@ class Batch:
                 failures.clear()
 
     async def _leave_group(self, error: BaseException | None) -> None:
-        """Cancel what runs, and wait for its end."""
+        """Cancel the workers and wait until they have ended."""
         self._running.cancel()
-        # It is not told of the block's exception, which it would wrap, unless that is a cancellation.
+        # The group would wrap the block's exception in a group of its own, so it only sees cancellations.
         if isinstance(error, anyio.get_cancelled_exc_class()) and error is not self._lifecycle.error:
             await self._group.__aexit__(type(error), error, error.__traceback__)
         else:
             await self._group.__aexit__(None, None, None)
 
     def _collect_untold(self, failures: list[BaseException]) -> None:
-        """Add the errors that iterating would have raised, had it come to that."""
+        """Collect the errors that iteration has not raised yet."""
         lifecycle, unwritten = self._lifecycle, self._record.unwritten
         if unwritten is not None and not (lifecycle.is_told and unwritten is lifecycle.error):
             failures.append(unwritten)
@@ -204,7 +203,7 @@ class Batch:
             failures.append(error)  # a KeyboardInterrupt in a worker, say
 
     def _close_progress(self, failures: list[BaseException]) -> None:
-        """Show the last stats."""
+        """Show the final stats."""
         if self._progress is not None:
             try:
                 self._progress.close()
@@ -239,15 +238,15 @@ class Batch:
     async def __anext__(self) -> AnyOutcome:
         return await self._outbox.next(self._in_flight)
 
-    # How many calls there may be
+    # Limits
 
     def _room(self) -> int:
-        """Return how many items could be started now, if they were there."""
+        """Return how many more items could start now."""
         free = self._limit() - (self._gate.in_flight if self._is_auto else self._in_flight)
         return min(free, self._bound() - self._outbox.pending, self._gate.room())
 
     def _limit(self) -> int:
-        """Return how many calls there may be: of this batch, or, with "auto", of all such batches."""
+        """Return the limit of calls in flight: of this batch, or of all "auto" batches together."""
         return min(self._gate.concurrency.limit, self._most) if self._is_auto else self._most
 
     def _is_full(self) -> bool:
@@ -266,18 +265,18 @@ class Batch:
                     if self._progress is not None:
                         self._workers.start_soon(self._guarded, self._progress.run)
                     self._workers.start_soon(self._work)
-        except BaseException as error:  # also a cancellation: the reader may be shielded from it
+        except BaseException as error:  # cancellations too: the reader may be shielded from them
             self._stop(error)
             raise
         finally:
-            self._lifecycle.advance(State.ENDED)  # however it ended, nothing comes any more
+            self._lifecycle.advance(State.ENDED)  # however it ended, there are no more outcomes
             self._outbox.notify()
 
     async def _work(self) -> None:
         await self._guarded(self._take_turns)
 
     async def _guarded(self, func: Callable[[], Awaitable[None]]) -> None:
-        """Await `func()`; what it raises ends the batch, as itself and not in a group."""
+        """Await `func()`; an exception ends the batch, and is raised unwrapped."""
         try:
             await func()
         except BaseException as error:
@@ -288,7 +287,7 @@ class Batch:
             self._settle()
 
     def _settle(self) -> None:
-        """End the batch if nothing can come any more."""
+        """End the batch if no more outcomes can arrive."""
         is_winding_down = State.OPEN < self._lifecycle.state < State.ENDED
         if is_winding_down and self._in_flight == 0 and not self._is_turn_taken:
             self._lifecycle.advance(State.ENDED)
@@ -316,7 +315,7 @@ class Batch:
                 self._end(outcome, ready.digest)
 
     async def _dispatch(self) -> Ready | None:
-        """Return the next item to send, when it may be; None if there is none, or no room for one."""
+        """Return the next item once it may be sent; None if there is none, or no room for one."""
         lifecycle, source, outbox = self._lifecycle, self._source, self._outbox
         for round in itertools.count(1):
             while outbox.pending >= self._bound():
@@ -324,12 +323,12 @@ class Batch:
                     return None
             if self._is_full():
                 return None
-            if round % _CHECKPOINT_EVERY == 0:  # so many items had nothing to be sent
+            if round % _CHECKPOINT_EVERY == 0:  # so many items in a row needed no call
                 await anyio.lowlevel.checkpoint()
             raw = END if lifecycle.state > State.OPEN else await source.next(self._caller.pause)
             if source.has_ended:
                 lifecycle.advance(State.DRAINING, source.error)
-            if raw is END or lifecycle.state > State.OPEN:  # which it may be since just now
+            if raw is END or lifecycle.state > State.OPEN:  # the state may have changed during the await
                 return None
             item = read_item(raw, outbox.read, self._options.model)
             outbox.expect()
@@ -342,7 +341,7 @@ class Batch:
         raise AssertionError("unreachable")
 
     def _prepare(self, item: Item) -> tuple[Call, str] | None:
-        """Return an item's call and its digest; None if there is nothing to call, and it has ended."""
+        """Return the item's call and digest; None if it ended without a call."""
         request, error = item.request, item.error
         if request is not None:
             options = self._options
@@ -378,12 +377,12 @@ class Batch:
         return None
 
     def _end(self, outcome: Outcome, digest: str) -> None:
-        """Record how an item of this run ended, and hand it out."""
+        """Record the outcome of an item of this run, and hand it out."""
         self._tally.add(outcome)
         error = outcome.error
         try:
             stops = error is not None and self._options.stops(error)
-        except BaseException as raised:  # noqa: BLE001 - by stop_on; raised where the batch is iterated
+        except BaseException as raised:  # noqa: BLE001 - from stop_on; raised where the batch is iterated
             self._stop(raised)
             stops = False
         if stops:
@@ -396,13 +395,13 @@ class Batch:
         self._outbox.put(outcome)
 
     def _stop(self, error: BaseException | None) -> None:
-        """Start nothing more, give up what waits to be sent, and raise `error` in the end."""
+        """Start no more calls, abandon waiting sends, and raise `error` after the last outcome."""
         self._lifecycle.advance(State.STOPPING, error)
         self._caller.abandon()
 
 
 def _note(error: BaseException, failures: Sequence[BaseException]) -> None:
-    """Note on an error what went wrong besides."""
+    """Add further failures to an error as notes."""
     for failure in failures:
         if failure is not error:
-            error.add_note(f"at the end of the batch, besides: {type(failure).__name__}: {failure}")
+            error.add_note(f"also failed at the end of the batch: {type(failure).__name__}: {failure}")

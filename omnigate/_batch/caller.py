@@ -1,34 +1,31 @@
-"""The call of one item of a batch: its attempts, and what is waited for between them.
+"""The call of an item of a batch: the attempts of any call, and what a batch does besides.
 
-It is the retry policy of every call, and beside it what only a batch does: each attempt passes the gate, what
-comes back teaches the pacer and the adaptive limit, and the own 429 of the gateway uses up no retry. One that
-ends the batch teaches the pacer nothing: other batches of the client must not wait for what this one did not.
+Each attempt passes the gate, what comes back teaches the pacer and the adaptive limit, and the gateway's own
+429 uses up no retry. One that ends the batch teaches the pacer nothing: other batches of the client must not
+wait for what this one did not.
 
-Once the batch has been stopped nothing is sent, also not by who had waited to its end at that very moment.
+After a stop nothing is sent, even by a worker whose wait has just finished.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, TypeVarTuple
 
 import anyio
-import httpx
 
 from omnigate._batch.items import Item
 from omnigate._batch.options import BatchOptions
 from omnigate._batch.outcomes import Outcome
 from omnigate._batch.pace.gate import Gate, seconds_at_limit
 from omnigate._batch.pace.pacer import Send
-from omnigate._calls.attempts import Attempts, Call
-from omnigate._transport.messages import RawResponse
+from omnigate._calls.attempts import Call, Fetching
+from omnigate._transport.carrier import Answer
 from omnigate._wire.head import rate_limit_of
 from omnigate.exceptions import (
     APIError,
-    ConnectionError,
+    ClientClosedError,
     GatewayError,
-    InvalidResponseError,
     ProviderRateLimitError,
     TimeoutError,
 )
@@ -42,6 +39,10 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 _OVERLOADED: Final = frozenset({500, 502, 503, 504})
+
+
+class _Stopped(Exception):
+    """The batch was stopped before an item could be sent again."""
 
 
 class Ready(NamedTuple):
@@ -63,127 +64,71 @@ class Ready(NamedTuple):
 
 
 class Caller:
-    """Makes the calls of a batch."""
+    """Makes the calls of a batch.
+
+    Attributes:
+        gate: what each attempt passes.
+        options: the batch's.
+        is_auto: whether the calls teach the adaptive limit.
+        is_abandoned: whether the batch has been stopped.
+    """
 
     def __init__(self, session: Session, gate: Gate, options: BatchOptions) -> None:
+        self.gate: Gate = gate
+        self.options: BatchOptions = options
+        self.is_auto: bool = options.max_concurrency == "auto"
         self._session = session
-        self._gate = gate
-        self._options = options
-        self._is_auto = options.max_concurrency == "auto"
         self._pauses: set[anyio.CancelScope] = set()
-        self._is_abandoned = False
+        self.is_abandoned = False
 
     async def call(self, ready: Ready) -> Outcome | None:
         """Make the call of an item, with its deadline; None if it was given up before it was sent again."""
-        attempts = self._session.attempts(ready.call)
-        if attempts.deadline == math.inf:
-            return await self._attempt(ready, attempts)
-        with anyio.CancelScope(deadline=attempts.deadline):
-            return await self._attempt(ready, attempts)
-        return self._outcome(ready, attempts, error=attempts.overdue())
-
-    async def _attempt(self, ready: Ready, attempts: Attempts) -> Outcome | None:
-        session, gate, call, send = self._session, self._gate, ready.call, ready.send
-        options = self._options
-        rejections = 0
-        while True:
-            attempts.count += 1
-            sent_at = gate.clock()
-            in_flight = gate.in_flight
-            failure: GatewayError
-            wait_seconds: float | None = None
-            stops = False
-            try:
-                response, body = await session.run(session.attempt, call, None)
-            except httpx.TransportError as error:
-                gate.ended(send)
-                failure = session.failure_of(error, attempts)
-            except ConnectionError as error:
-                failure = error
-                gate.answered(send, None)
-            except APIError as error:
-                failure = error
-                wait_seconds = seconds_at_limit(error)
-                stops = wait_seconds is not None and options.stops_at_limit(error, wait_seconds)
-                if wait_seconds is None or stops:
-                    gate.answered(send, None)
-                else:
-                    rejections += 1
-                    gate.rejected(send, wait_seconds, error.rate_limit)
-            except BaseException:
-                gate.ended(send)
-                raise
-            else:
-                head = response.head if isinstance(response, RawResponse) else response.headers
-                gate.answered(send, rate_limit_of(head))
-                now = gate.clock()
-                if self._is_auto:
-                    gate.concurrency.succeeded(now, now - sent_at, in_flight)
-                try:
-                    result: ChatResponse = session.decode(ChatResponse, response, body, call)
-                except InvalidResponseError as error:
-                    return self._outcome(ready, attempts, error=error)
-                result._meta = attempts.meta(response)
-                return self._outcome(ready, attempts, response=result)
-            try:
-                failure.attempts = attempts.count
-                if self._is_auto and _is_overload(failure):
-                    gate.concurrency.overloaded(gate.clock(), sent_at)
-                if stops:
-                    return self._outcome(ready, attempts, error=failure)
-                if wait_seconds is None:
-                    delay = attempts.delay(failure, attempts=attempts.count - rejections)
-                    if delay is None:
-                        return self._outcome(ready, attempts, error=failure)
-                    if await self.pause(anyio.sleep, delay) is None:
-                        return None
-                if self._is_abandoned:
-                    return None
-                again = gate.try_pass() or await self.wait(is_again=True)
-                if again is None:
-                    return None
-                send = again
-            finally:
-                del failure  # breaks the cycle of the error, its traceback and this frame
-
-    def _outcome(
-        self,
-        ready: Ready,
-        attempts: Attempts,
-        *,
-        response: ChatResponse | None = None,
-        error: GatewayError | None = None,
-    ) -> Outcome:
+        session = self._session
+        attempts = _ItemAttempts(self, session, ready)
+        response: ChatResponse | None = None
+        failure: GatewayError | None = None
+        try:
+            answer = await attempts.run()
+            result: ChatResponse = session.decode(ChatResponse, answer, ready.call)
+            result._meta = attempts.meta(answer)
+            response = result
+        except _Stopped:
+            return None
+        except GatewayError as error:
+            failure = error
         item = ready.item
-        return Outcome(
-            index=item.index,
-            id=item.id,
-            request=item.request,
-            response=response,
-            error=error,
-            attempts=attempts.count,
-            elapsed=self._gate.clock() - ready.read_at,
-        )
+        try:
+            return Outcome(
+                index=item.index,
+                id=item.id,
+                request=item.request,
+                response=response,
+                error=failure,
+                attempts=attempts.count,
+                elapsed=self.gate.clock() - ready.read_at,
+            )
+        finally:
+            del failure  # breaks the cycle of the error, its traceback and this frame
 
     async def wait(self, *, is_again: bool) -> Send | None:
         """Wait at the gate; None if the batch was stopped meanwhile."""
         passed = await self.pause(self._pass, is_again)
         if passed is None:
             return None
-        if self._is_abandoned:  # just as it passed
-            self._gate.ended(passed[0])
+        if self.is_abandoned:  # just as it passed
+            self.gate.ended(passed[0])
             return None
         return passed[0]
 
     async def _pass(self, is_again: bool) -> Send:
-        return await self._gate.wait(is_again=is_again)
+        return await self.gate.wait(is_again=is_again)
 
     async def pause(self, func: Callable[[*Args], Awaitable[T]], *args: *Args) -> tuple[T] | None:
         """Await what is given up when the batch stops, and return its result; None if it was given up.
 
-        There is a result also if the batch stopped just when it came.
+        There is a result, too, if the batch stopped just when it came.
         """
-        if self._is_abandoned:
+        if self.is_abandoned:
             return None
         result: tuple[T] | None = None
         with anyio.CancelScope() as scope:
@@ -196,9 +141,90 @@ class Caller:
 
     def abandon(self) -> None:
         """Give up all that is waited for through `pause`, now and later."""
-        self._is_abandoned = True
+        self.is_abandoned = True
         for scope in self._pauses:
             scope.cancel()
+
+
+class _ItemAttempts(Fetching):
+    """The attempts of an item's call."""
+
+    __slots__ = ("_caller", "_gate", "_in_flight", "_rejections", "_send", "_sent_at")
+
+    _sent_at: float
+    _in_flight: int
+
+    def __init__(self, caller: Caller, session: Session, ready: Ready) -> None:
+        super().__init__(ready.call, *session.means)
+        self._caller = caller
+        self._gate = caller.gate
+        self._send = ready.send
+        self._rejections = 0
+
+    def begin(self) -> None:
+        """Begin an attempt, which has passed the gate."""
+        gate = self._gate
+        try:
+            super().begin()
+        except ClientClosedError:
+            gate.ended(self._send)
+            raise
+        self._sent_at = gate.clock()
+        self._in_flight = gate.in_flight
+
+    def received(self, result: Answer) -> Answer:
+        """Learn from an answer, and return it."""
+        answer = super().received(result)
+        gate = self._gate
+        gate.answered(self._send, rate_limit_of(answer.head))
+        if self._caller.is_auto:
+            now = gate.clock()
+            gate.concurrency.succeeded(now, now - self._sent_at, self._in_flight)
+        return answer
+
+    def judge(self, error: BaseException) -> GatewayError | None:
+        """Learn from a failure, and return it."""
+        gate, failure = self._gate, super().judge(error)
+        if failure is None or failure is not error:  # there was no answer
+            gate.ended(self._send)
+        elif (seconds := self._seconds_at_limit(failure)) is None:
+            gate.answered(self._send, None)
+        else:
+            self._rejections += 1
+            gate.rejected(self._send, seconds, failure.rate_limit if isinstance(failure, APIError) else None)
+        if failure is not None and self._caller.is_auto and _is_overload(failure):
+            gate.concurrency.overloaded(gate.clock(), self._sent_at)
+        return failure
+
+    def delay(self, failure: GatewayError, status: int | None = None) -> float | None:
+        """Return the seconds to wait before the gate; None if there is no further attempt."""
+        if seconds_at_limit(failure) is None:
+            return self.backoff(failure, self.count - self._rejections, status)
+        return None if self._seconds_at_limit(failure) is None else 0.0
+
+    async def pause(self, seconds: float) -> bool:
+        """Wait, and then at the gate."""
+        caller = self._caller
+        if seconds:
+            waited = await caller.pause(super().pause, seconds)
+            if waited is None:
+                raise _Stopped
+            if not waited[0]:
+                return False
+        if caller.is_abandoned:  # just as the wait ended, too
+            raise _Stopped
+        send = self._gate.try_pass() or await caller.wait(is_again=True)
+        if send is None:
+            raise _Stopped
+        self._send = send
+        return True
+
+    def _seconds_at_limit(self, failure: GatewayError) -> float | None:
+        """Return for how many seconds the gateway's own limit holds the batch back; None if it does not."""
+        seconds = seconds_at_limit(failure)
+        if seconds is None or self._caller.options.stops_at_limit(failure, seconds):
+            return None
+        return seconds
 
 
 def _is_overload(error: GatewayError) -> bool:

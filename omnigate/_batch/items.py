@@ -1,7 +1,7 @@
-"""From what a user hands to a batch to requests: items in Python, lines of a file, sources of either.
+"""Parse a batch's input into requests: Python items or the lines of a file.
 
-An item that is not a valid request is no exception here: it becomes an `Item` that carries its error, and
-in the end a failed outcome, while the batch goes on. What is wrong with the whole source is an exception.
+An item that is not a valid request raises nothing here: it becomes an `Item` with an error, and later a
+failed outcome, while the batch continues. Problems with the source as a whole are raised.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _ID_FIELDS: Final = ("id", "custom_id")
 
 _URLS: Final = ("/v1/chat", "/v1/chat/completions")
 
-_ID_BITS: Final = 8192  # Python writes no integer of more than some thousand digits
+_ID_BITS: Final = 8192  # Python refuses to format integers of more than a few thousand digits
 
 _IGNORABLE: Final[Mapping[str, Any]] = {"n": 1, "stream": False}
-"""Fields of OpenAI's request that say nothing if they have this value."""
+"""Fields of OpenAI's requests that are dropped if they have this value: the only supported one."""
 
 
 class InvalidLine(NamedTuple):
@@ -46,13 +46,13 @@ class InvalidLine(NamedTuple):
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):
-    """One item of a batch, read.
+    """One parsed item of a batch.
 
     Attributes:
-        index: its place in the input, from 0.
+        index: position in the input, from 0.
         id: its id, else its index as text.
-        request: what is asked, or None.
-        error: why there is no request, or None.
+        request: the request, or None if invalid.
+        error: why it is invalid, or None.
     """
 
     index: int
@@ -62,7 +62,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
 
 
 def check_source(requests: Any, *, is_sync: bool) -> None:
-    """Check that `requests` is something that items can be read from.
+    """Check that `requests` is a source of items.
 
     Raises:
         InvalidArgumentTypeError: it is not, or looks like a single item.
@@ -90,7 +90,7 @@ def check_source(requests: Any, *, is_sync: bool) -> None:
 
 
 def is_async_source(requests: BatchSource) -> bool:
-    """Return whether `open_source` returns an async iterator, which need not be async iterable itself."""
+    """Return whether `open_source` returns an async iterator, which itself need not have `__aiter__`."""
     return not isinstance(requests, (Path, Iterable))
 
 
@@ -104,9 +104,9 @@ def open_source(requests: BatchSource) -> Iterator[Any] | AsyncIterator[Any]:
 
 
 def _lines(path: Path) -> Iterator[Any]:
-    """Yield the items of a batch file: JSON objects, one a line; empty lines are passed over.
+    """Yield the items of a batch file: JSON objects, one per line.
 
-    So is a byte order mark at its beginning, which editors on Windows put before UTF-8.
+    Skips empty lines, and a byte order mark at the start, which editors on Windows add to UTF-8.
     """
     decode = decoder_for(dict[str, Any]).decode
     with path.open("rb") as file:
@@ -124,14 +124,14 @@ def _lines(path: Path) -> Iterator[Any]:
 
 
 def read_item(raw: object, index: int, model: str | None) -> Item:
-    """Return an item as it came from its source as a request, or with its error.
+    """Parse a raw item; an invalid one is returned with its error.
 
     Args:
-        raw: the item.
-        index: its place.
-        model: the model where it names none.
+        raw: the item, as the source yielded it.
+        index: its position.
+        model: model to use if it names none.
     """
-    if type(raw) is str and model is not None:  # the most frequent
+    if type(raw) is str and model is not None:  # the most common
         fields: dict[str, Any] = {"model": model, "messages": raw}
         id = str(index)
     elif isinstance(raw, ChatRequest):
@@ -204,7 +204,7 @@ def _id(mapping: Mapping[str, Any], index: int) -> str:
 def _is_text(value: str) -> bool:
     try:
         value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
+    except UnicodeEncodeError:  # a lone surrogate
         return False
     return True
 
@@ -217,7 +217,7 @@ def _id_or_index(raw: object, index: int) -> str:
 
 
 def _body(line: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """Return the fields of a request in OpenAI's batch input, as those of `/v1/chat`."""
+    """Convert a request of OpenAI's batch input to the fields of `/v1/chat`."""
     method, url, body = line.get("method", "POST"), line.get("url", _URLS[1]), line["body"]
     if method != "POST":
         raise refusal(f"item {index}: method", method, "be 'POST'")

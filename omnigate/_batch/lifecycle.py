@@ -1,20 +1,20 @@
-"""How far a batch is: a state with a name, and the error that the batch ends with.
+"""The state of a batch, and the error that ends it.
 
-A batch only goes forward:
+States only advance:
 
-    state     what happens                                   goes on to, when
+    state     what happens                                   next state
     --------  ---------------------------------------------  -----------------------------------------------
-    NEW       nothing                                        OPEN: its block is entered
+    NEW       nothing                                        OPEN: the block is entered
     OPEN      items are read and sent                        DRAINING: the source has ended, or raised
                                                              STOPPING: an error ends the batch
-    DRAINING  nothing is read; what was read is sent         STOPPING: an error ends the batch
+    DRAINING  nothing is read; items already read are sent   STOPPING: an error ends the batch
                                                              ENDED: no call is in flight
     STOPPING  nothing is read or sent; calls in flight end   ENDED: no call is in flight
-    ENDED     the last outcomes are handed out               LEFT: its block is left
+    ENDED     the last outcomes are handed out               LEFT: the block is left
     LEFT      nothing
 
-LEFT follows any state but NEW, as a block can be left early. An error may come in any state, even in ENDED
-(a `progress` that fails); the first one counts, and is raised once the outcomes are handed out.
+LEFT can follow any state but NEW, since a block can be left early. An error can occur in any state, even in
+ENDED (from `progress`); the first one is kept, and raised after the last outcome.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from enum import IntEnum
 
 
 class State(IntEnum):
-    """How far a batch is; a later state is greater."""
+    """States of a batch, in order: a later state compares greater."""
 
     NEW = 0
     OPEN = 1
@@ -34,12 +34,12 @@ class State(IntEnum):
 
 
 class Lifecycle:
-    """The state of a batch and the error it ends with; `advance` alone changes them.
+    """The state of a batch and the error that ends it; only `advance` changes the state.
 
     Attributes:
-        state: how far it is.
-        error: what ended it early, or None.
-        is_told: whether the error was raised where the batch is iterated.
+        state: the current state.
+        error: the error that ended it early, or None.
+        is_told: whether iteration has raised the error.
     """
 
     __slots__ = ("error", "is_told", "state")
@@ -55,7 +55,7 @@ class Lifecycle:
         return State.NEW < self.state < State.LEFT
 
     def advance(self, state: State, error: BaseException | None = None) -> None:
-        """Go on to a state, unless it is behind; keep the error unless there is one."""
+        """Advance to a state, never back; keep the first error."""
         if self.error is None:
             self.error = error
         if state > self.state:
@@ -66,7 +66,7 @@ class Lifecycle:
         self.error = None
 
     def __str__(self) -> str:
-        """Return the state in a word, for reprs; an error counts for more than the state it came in."""
+        """Return the state for reprs: "failed" if there is an error, else its name."""
         if self.error is not None:
             return "failed"
         if State.OPEN < self.state < State.ENDED:

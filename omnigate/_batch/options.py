@@ -26,7 +26,7 @@ from omnigate.exceptions import AuthError, BudgetExceededError, GatewayError
 from omnigate.models import ChatRequest
 
 StopOn: TypeAlias = type[GatewayError] | tuple[type[GatewayError], ...] | Callable[[GatewayError], bool]
-"""Types of errors, or a callable, that end a batch. What they are asked about is in `BatchOptions`."""
+"""Types of errors, or a predicate, that end a batch. `BatchOptions` says which errors they are applied to."""
 
 ProgressArgument: TypeAlias = bool | Callable[[BatchStats], object]
 
@@ -38,17 +38,17 @@ _STOP_CALLABLE: Final = "a callable that takes an error and returns whether to s
 
 
 class BatchSettings(CallOptions, total=False):
-    """What `chat_many` takes besides its own arguments, with `CallOptions`. `batch` has the same and more.
+    """Arguments shared by `chat_many` and `batch`, on top of `CallOptions`.
 
     Attributes:
-        model: for items that name none.
+        model: model of items that name none.
         max_concurrency: calls in flight at the same time, at least 1; "auto" adapts it to what the provider
             can serve.
-        journal: path of the file that records outcomes, and that a later run resumes from.
-        progress: True for a live display (needs the extra `cli`), or a callable that is given `BatchStats`
+        journal: path of a file that records outcomes; a later run resumes from it.
+        progress: True for a live display (needs the extra `cli`), or a callable called with `BatchStats`
             several times a second.
-        max_wait_seconds: the longest `Retry-After` of the gateway to wait for, in seconds above 0.
-        user_id: the end user, in place of the client's; "" for none. At most 255 characters of Latin-1.
+        max_wait_seconds: the longest the gateway's rate limit may make the batch wait, in seconds above 0.
+        user_id: the end user, overriding the client's; "" for none. At most 255 Latin-1 characters.
 
     """
 
@@ -62,15 +62,15 @@ class BatchSettings(CallOptions, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchOptions:
-    """What `client.batch` was given, and what it says of errors.
+    """The checked arguments of `client.batch`, and which errors end it.
 
-    Each failure is judged once. The gateway's own 429 is judged by `stops_at_limit`, when it comes: it is
-    waited out, unless that takes too long or its type is one to stop on. Any other is judged by `stops`, when
-    it has ended its item. So a callable is asked once about each failure that ends an item, and never about a
-    429 of the gateway's own.
+    Each failure is judged once. The gateway's own 429 is judged by `stops_at_limit` as it arrives: the batch
+    waits it out, unless that takes too long or `stop_on` names its type. Any other failure is judged by
+    `stops` once it has ended its item. A callable `stop_on` is thus called once for each failed item, and
+    never for the gateway's own 429.
 
     Raises:
-        InvalidArgumentError: an argument is not allowed.
+        InvalidArgumentError: an argument is invalid.
     """
 
     requests: BatchSource
@@ -102,16 +102,16 @@ class BatchOptions:
         check_options(self.call_options, self.method)
 
     def stops_at_limit(self, error: GatewayError, seconds: float) -> bool:
-        """Return whether the gateway's own 429, which asks to wait for so long, ends the batch."""
+        """Return whether the gateway's own 429, with this wait in seconds, ends the batch."""
         stop_on = self.stop_on
         return seconds > self.max_wait_seconds or (
             isinstance(stop_on, type | tuple) and isinstance(error, stop_on)
         )
 
     def stops(self, error: GatewayError) -> bool:
-        """Return whether the error that an item ended with ends the batch."""
+        """Return whether the error of a failed item ends the batch."""
         if seconds_at_limit(error) is not None:
-            return True  # it would not have ended the item otherwise
+            return True  # `stops_at_limit` has said so already
         stop_on = self.stop_on
         if isinstance(stop_on, type | tuple):
             return isinstance(error, stop_on)

@@ -1,4 +1,4 @@
-"""The outcomes of a batch until they are taken: their order, how many there may be, and the wake-ups."""
+"""A queue of outcomes: their order, their bound, and the wake-ups of readers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _CHECKPOINT_EVERY: Final = 32
 
 
 class Outbox:
-    """Holds outcomes until they are taken.
+    """Queues outcomes until they are taken.
 
-    It counts items from when they are read, so that reading can wait while too many are not handed out.
+    Counts items from the moment they are read, for backpressure on the source.
 
     Args:
-        lifecycle: the batch's.
-        ordered: whether outcomes are handed out in the order of their items.
+        lifecycle: the batch's state.
+        ordered: whether to hand out outcomes in the order of the items.
 
     Attributes:
         read: how many items have been read.
-        pending: how many of them have not been handed out or left out.
+        pending: how many of them have been neither handed out nor skipped.
     """
 
     def __init__(self, lifecycle: Lifecycle, *, ordered: bool) -> None:
@@ -35,11 +35,11 @@ class Outbox:
         self._lifecycle = lifecycle
         self._is_ordered = ordered
         self._ready: deque[Outcome] = deque()
-        self._held: dict[int, Outcome | None] = {}  # if ordered: ended before one in front; None: left out
-        self._next_index = 0  # if ordered: of the next outcome
+        self._held: dict[int, Outcome | None] = {}  # if ordered: waiting for an earlier one; None: skipped
+        self._next_index = 0  # if ordered: index of the next outcome to hand out
         self._taken_without_pause = 0
         self._changed: anyio.Event | None = None  # for readers
-        self._has_room: anyio.Event | None = None  # for the one that reads items
+        self._has_room: anyio.Event | None = None  # for the worker that reads items
 
     def expect(self) -> None:
         """Count an item as read."""
@@ -47,7 +47,7 @@ class Outbox:
         self.pending += 1
 
     def put(self, outcome: Outcome) -> None:
-        """Hand an outcome over, and wake the readers."""
+        """Add an outcome and wake the readers."""
         if self._is_ordered:
             self._held[outcome.index] = outcome
             self._release_in_order()
@@ -56,14 +56,14 @@ class Outbox:
         self.notify()
 
     def leave_out(self, index: int) -> None:
-        """Count an item that has no outcome."""
+        """Skip an item that has no outcome."""
         self.pending -= 1
         if self._is_ordered:
             self._held[index] = None
             self._release_in_order()
 
     def take(self, most: int) -> list[AnyOutcome]:
-        """Return outcomes that are there, `most` of them at most."""
+        """Return up to `most` outcomes, without waiting."""
         ready = self._ready
         taken = [ready.popleft() for _ in range(min(most, len(ready)))]
         self.pending -= len(taken)
@@ -75,17 +75,17 @@ class Outbox:
         """Wait for an outcome and return it.
 
         Args:
-            in_flight: how many calls there are: so many outcomes may be taken before others get to run.
+            in_flight: calls in flight; about so many outcomes are taken before yielding to other tasks.
 
         Raises:
             StopAsyncIteration: there are no more.
-            BaseException: what ended the batch, once its outcomes are all taken.
+            BaseException: the error that ended the batch, after its last outcome.
         """
         if self._ready:
             self._taken_without_pause += 1
             if self._taken_without_pause < max(in_flight, _CHECKPOINT_EVERY):
                 await anyio.lowlevel.checkpoint_if_cancelled()
-            else:  # let others run, but not so often that this falls behind them
+            else:  # yield to other tasks, but not so often that the reader falls behind
                 self._taken_without_pause = 0
                 await anyio.lowlevel.checkpoint()
         while not self._ready:
@@ -95,14 +95,14 @@ class Outbox:
         return self.take(1)[0]
 
     async def wait(self) -> bool:
-        """Wait until something has changed; return whether there may still be outcomes.
+        """Wait for a change; return whether there may be more outcomes.
 
         Raises:
-            BaseException: what ended the batch, once its outcomes are all taken.
+            BaseException: the error that ended the batch, after its last outcome.
         """
         lifecycle = self._lifecycle
         if not lifecycle.is_open:
-            raise NotStartedError("a batch is iterated inside of its `async with` block")
+            raise NotStartedError("a batch can only be iterated inside its `async with` block")
         if lifecycle.state is State.ENDED and not self._ready:
             await anyio.lowlevel.checkpoint()
             if lifecycle.error is not None:
@@ -120,7 +120,7 @@ class Outbox:
         await self._has_room.wait()
 
     def notify(self) -> None:
-        """Wake the readers; at the end release outcomes that were held for one that will not come."""
+        """Wake the readers; after the end, release outcomes held for one that will never arrive."""
         if self._held and self._lifecycle.state >= State.ENDED:
             rest = [self._held.pop(index) for index in sorted(self._held)]
             self._ready.extend(outcome for outcome in rest if outcome is not None)

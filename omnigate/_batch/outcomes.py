@@ -1,4 +1,4 @@
-"""What a batch hands out: an `Outcome` for each item, and `BatchStats` of the whole."""
+"""Results of a batch: an `Outcome` for each item, and `BatchStats` for the whole."""
 
 from collections import deque
 from collections.abc import Callable
@@ -19,11 +19,12 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     Attributes:
         index: the item's place in the input, from 0.
         id: the item's id, else its index as text.
-        request: what was asked; None where the item was not a valid request.
-        response: the answer, or None.
-        error: why there is none, or None.
-        attempts: how many times it was sent; 0 if it was not valid. Of a replayed one: in its own run.
-        elapsed: seconds from the reading of the item to its end, all waits included; as with `attempts`.
+        request: the request; None if the item was not a valid one.
+        response: the response, or None if the item failed.
+        error: why it failed, or None.
+        attempts: how many times it was sent; 0 if it was not valid. If replayed, in the run that sent it.
+        elapsed: seconds from reading the item to its outcome, waits included. If replayed, in the run that
+            sent it.
         replayed: whether the response comes from the journal of an earlier run.
 
     """
@@ -38,10 +39,10 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     replayed: bool = False
 
     def unwrap(self) -> ChatResponse:
-        """Return the response.
+        """Return the response, or raise the error.
 
         Raises:
-            GatewayError: `error`, if there is none.
+            GatewayError: the item failed; this is `error`.
 
         """
         if self.response is None:
@@ -53,37 +54,38 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 if TYPE_CHECKING:
 
     class Succeeded(Outcome, frozen=True, kw_only=True):
-        """What a type checker knows of an outcome without an error. There is no such class at run time."""
+        """An outcome without an error, for type checkers only: not a class at run time."""
 
         request: ChatRequest
-        response: ChatResponse  # pyright: ignore[reportGeneralTypeIssues] - nobody constructs it
+        response: ChatResponse  # pyright: ignore[reportGeneralTypeIssues] - never constructed
         error: None = None
 
     class Failed(Outcome, frozen=True, kw_only=True):
-        """What a type checker knows of an outcome with an error. There is no such class at run time."""
+        """An outcome with an error, for type checkers only: not a class at run time."""
 
         response: None = None
-        error: GatewayError  # pyright: ignore[reportGeneralTypeIssues] - nobody constructs it
+        error: GatewayError  # pyright: ignore[reportGeneralTypeIssues] - never constructed
 
     AnyOutcome: TypeAlias = Succeeded | Failed
 else:
-    AnyOutcome = Outcome  # the public `Outcome`: one class, of which type checkers narrow the two kinds
+    AnyOutcome = Outcome  # the public `Outcome`: one class at run time, two for type checkers to narrow
 
 
 class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a batch stands.
+    """The progress of a batch.
 
     Attributes:
-        succeeded: items answered, without those replayed.
-        failed: items that ended with an error.
-        replayed: successes taken from the journal, whether or not they were handed out again.
-        in_flight: items whose call has begun and has not ended, waits between attempts included.
-        calls_per_second: items ended a second, over the last half minute or so; replayed ones do not count.
-        prompt_tokens: of all answers of this run.
-        completion_tokens: of the same answers.
-        total_tokens: of the same answers.
-        cost_usd: of the same answers, in USD.
-        waiting_until: until when (UTC) the gateway's rate limit holds all sends back; None if it does not.
+        succeeded: items that succeeded in this run; replayed ones do not count.
+        failed: items that failed.
+        replayed: items found as successes in the journal, whether or not they were handed out again.
+        in_flight: items being called, including those that wait between two attempts.
+        calls_per_second: items completed per second, over about the last 30 s; replayed ones do not count.
+        prompt_tokens: prompt tokens of all responses of this run.
+        completion_tokens: completion tokens of the same responses.
+        total_tokens: all tokens of the same responses.
+        cost_usd: cost of the same responses, in USD.
+        waiting_until: when (UTC) the gateway's rate limit lets the next request go; None if it holds none
+            back.
 
     """
 
@@ -100,7 +102,7 @@ class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def words_of(counts: "BatchStats | Tally") -> list[str]:
-    """Return in words how many items ended, and how."""
+    """Describe how many items ended, and how."""
     parts = [f"{counts.succeeded:,} done"]
     if counts.failed:
         parts.append(f"{counts.failed:,} failed")
@@ -113,7 +115,7 @@ class Tally:
     """Counts how the items of a batch end."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """Begin; `clock` tells seconds."""
+        """Start counting; `clock` returns seconds."""
         self.succeeded: int = 0
         self.failed: int = 0
         self.replayed: int = 0
@@ -126,7 +128,7 @@ class Tally:
         self._recent: deque[list[float]] = deque(maxlen=_RATE_SECONDS)  # [second, items ended in it]
 
     def add(self, outcome: Outcome) -> None:
-        """Count an item of this run."""
+        """Count an outcome of this run."""
         response = outcome.response
         if response is None:
             self.failed += 1
@@ -144,7 +146,7 @@ class Tally:
             self._recent.append([second, 1])
 
     def stats(self, *, in_flight: int, waiting_until: datetime | None) -> BatchStats:
-        """Return the numbers as of now."""
+        """Return the current numbers."""
         now = self._clock()
         since = max(self._started, now - _RATE_SECONDS)
         ended = sum(count for second, count in self._recent if second >= since - 1)

@@ -1,7 +1,7 @@
-"""How a batch shows where it stands: a bar in a terminal or notebook, lines in a log, or a callable's choice.
+"""Progress display of a batch: a bar in a terminal or notebook, lines in a log, or a user's callable.
 
 The bar is rich's, from the extra `cli`. Where the output is neither a terminal nor a notebook, a line is
-written now and then, so that a log file can be read. All of it goes to stderr: stdout is the program's own.
+printed now and then, which keeps log files readable. Everything goes to stderr: stdout is the program's own.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class Progress:
         self._has_failed = False
 
     async def run(self) -> None:
-        """Show the stats again and again, until cancelled."""
+        """Show the stats periodically, until cancelled."""
         while True:
             self._update()
             await anyio.sleep(_SECONDS)
 
     def close(self) -> None:
-        """Show the stats a last time; a callable that has failed is left alone."""
+        """Show the stats one last time, unless the callable has failed before."""
         if self._bar is not None:
             self._bar.close(self._stats())
         elif not self._has_failed:
@@ -72,7 +72,7 @@ class Progress:
     def _update(self) -> None:
         try:
             result = self._show(self._stats())
-            if not asyncio.isfuture(result):  # a task that it has started is its own business
+            if not asyncio.isfuture(result):  # a task started by the callable is its own business
                 check_not_awaitable(result, "progress")
         except BaseException:
             self._has_failed = True
@@ -80,10 +80,10 @@ class Progress:
 
 
 class Bar:
-    """rich's live display, or lines where it can not be."""
+    """rich's live display; plain lines where the output is no terminal or notebook."""
 
     def __init__(self, console: Console | None = None) -> None:
-        """Begin; `console` is rich's, stderr if left out."""
+        """Set up; `console` is a rich console, by default on stderr."""
         from rich.console import Console
 
         self._console = console or Console(stderr=True)
@@ -102,7 +102,7 @@ class Bar:
             self._print(stats)
 
     def close(self, stats: BatchStats) -> None:
-        """Show the last stats, and let them stand."""
+        """Show the final stats, and leave them on screen."""
         if self._is_live:
             self._show_live(stats)
             cast("RichProgress", self._live).stop()
@@ -119,7 +119,7 @@ class Bar:
                 TextColumn("{task.description}", markup=False),
                 TimeElapsedColumn(),
                 console=self._console,
-                auto_refresh=False,  # which would be a thread
+                auto_refresh=False,  # refreshing automatically takes a thread
             )
             self._live.add_task("")
             self._live.start()
@@ -130,7 +130,7 @@ class Bar:
 
 
 def words(stats: BatchStats, *, timezone: Any = None) -> str:
-    """Return the stats as a line of text; times are local, or in `timezone`."""
+    """Format the stats as a line of text; times are local, or in `timezone`."""
     parts = [
         *words_of(stats),
         f"{stats.in_flight:,} in flight",

@@ -1,4 +1,4 @@
-"""What a batch does with its journal, if it has one."""
+"""A batch's access to its journal, which is optional."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from omnigate.exceptions import JournalError
 
 
 class Record:
-    """The journal of a batch, or none: then nothing is claimed and nothing is written.
+    """A batch's journal; without a path, claims and writes do nothing.
 
     Args:
         path: of the journal, or None.
-        want_response: whether a success of an earlier run is to bring its response.
+        want_response: whether to load the responses of items that succeeded in an earlier run.
 
     Attributes:
-        unwritten: why an outcome is not in the journal, or None.
+        unwritten: why an outcome could not be written to the journal, or None.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, *, want_response: bool) -> None:
@@ -33,10 +33,10 @@ class Record:
         self._journal: Journal | None = None
 
     async def open(self) -> None:
-        """Open the journal in a thread: there may be much to read.
+        """Open the journal, in a thread because it may be long.
 
-        When that is cancelled, it is closed again before this returns, so that its lock is free; only to read
-        a very long one takes longer.
+        If cancelled, the journal is closed before this returns, which frees its lock; only a very long
+        journal may still be being read by then.
 
         Raises:
             JournalError: it cannot be opened, is in use, or is not a journal.
@@ -48,10 +48,10 @@ class Record:
         self._journal = journal
 
     def claim(self, item: Item) -> tuple[str, Replay | None]:
-        """Return the digest of an item's request, and its success in an earlier run, if there is one.
+        """Return the digest of an item's request, and its success in an earlier run, if any.
 
         Raises:
-            JournalError: another item has its id.
+            JournalError: the id is taken by another item or request.
         """
         if self._journal is None:
             return "", None
@@ -60,10 +60,10 @@ class Record:
         return digest, self._journal.claim(item.id, digest, item.index, want_response=wants)
 
     def write(self, outcome: Outcome, digest: str) -> None:
-        """Write how an item ended.
+        """Write an item's outcome.
 
         Raises:
-            JournalError: it cannot be written; nothing is written from then on.
+            JournalError: it cannot be written. The journal is closed, and takes no more outcomes.
         """
         if self._journal is None:
             return
@@ -75,11 +75,11 @@ class Record:
             raise
 
     async def finish(self) -> None:
-        """Close the journal of a run that has finished, once it is on the disk.
+        """Close the journal of a finished run, once it is flushed to disk.
 
         Raises:
-            NotCompactedError: it could not be compacted, but is on the disk.
-            JournalError: it may not be on the disk.
+            NotCompactedError: it is on disk, but could not be compacted.
+            JournalError: it may not be on disk.
         """
         if self._journal is not None:
             await isolated(anyio.to_thread.run_sync, self._close, True)

@@ -1,4 +1,4 @@
-"""The source of a batch while it is read: opened, asked for the next item, closed, and what ended it."""
+"""The source of a batch while it is read: open, next item, close, and the error that ended it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omnigate._batch.items import BatchSource, is_async_source, open_source
 from omnigate._runtime.isolation import bounded, is_cancellation
 
 END: Final = object()
-"""In place of an item: none comes now."""
+"""Returned instead of an item: there is none."""
 
 
 class Source:
@@ -28,26 +28,26 @@ class Source:
         self.error: BaseException | None = None
         self._requests: BatchSource = requests
         self._is_async = False
-        self._is_own = False  # a generator over a file, which is not the user's
+        self._is_own = False  # our own generator over a file, not the user's iterator
         self._items: Any = None
 
     @property
     def has_ended(self) -> bool:
-        """Whether no further item comes."""
+        """Whether there are no more items."""
         return self.is_exhausted or self.error is not None
 
     def open(self) -> None:
-        """Begin; what the user's `__iter__` raises is raised."""
+        """Start iterating; an exception of the user's `__iter__` propagates."""
         self._is_async = is_async_source(self._requests)
         self._is_own = isinstance(self._requests, Path)
         self._items = open_source(self._requests)
-        self._requests = ()  # the iterator holds what is still to come
+        self._requests = ()  # do not keep alive what the iterator has consumed
 
     async def next(self, pause: Callable[..., Awaitable[tuple[Any] | None]]) -> Any:
-        """Return the next raw item; `END` if there is none, if the source failed, or if waiting was given up.
+        """Return the next raw item; `END` if there is none, the source failed, or the wait was abandoned.
 
         Args:
-            pause: awaits a function with its arguments, and returns None if that was given up.
+            pause: awaits a function with its arguments; returns None if the wait was abandoned.
         """
         try:
             if self._is_async:
@@ -67,11 +67,11 @@ class Source:
         return raw
 
     async def close(self) -> None:
-        """Close what may have been left in the middle, unless that is its owner's business."""
+        """Close a generator that may be unfinished, unless closing it is up to its owner."""
         items, self._items = self._items, None
         if isinstance(items, AsyncGenerator):
             await bounded(cast("AsyncGenerator[Any, None]", items).aclose)
-        elif self._is_own:  # and its file
+        elif self._is_own:  # which closes its file
             cast("Generator[Any, None, None]", items).close()
 
 

@@ -1,28 +1,39 @@
-"""A call that is ready to be sent any number of times, and the attempts that are made of it."""
+"""A call that is ready to be sent any number of times, and the one loop that sends it: try, judge, wait.
+
+Cancellation: during an attempt the carrier cleans up; between attempts nothing is held.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import anyio
 import httpx
+import msgspec
 
-from omnigate._calls.failures import attempts_text
+from omnigate._calls.failures import attempts_text, connection_error, response_error
 from omnigate._calls.retry import RetryConfig, compute_delay, should_retry
 from omnigate._runtime.pauses import Pauses
-from omnigate._transport.messages import Origin, PreparedRequest, RawResponse
+from omnigate._transport.carrier import Answer, Carrier, Reply
+from omnigate._transport.messages import Origin
 from omnigate._wire.endpoints import Endpoint
 from omnigate._wire.head import Meta
+from omnigate._wire.structs import decoder_for
 from omnigate.exceptions import APIError, ClientClosedError, ConnectionError, GatewayError, TimeoutError
+
+T = TypeVar("T")
+
+Means: TypeAlias = tuple[Carrier, RetryConfig, Pauses]
+"""What attempts need: the carrier, the retry policy, and the pauses that closing the client ends."""
 
 logger: Final = logging.getLogger("omnigate")
 
 
-class Call(NamedTuple):
+class Call(msgspec.Struct, frozen=True, gc=False):  # made faster than a named tuple
     """A request, ready to be sent any number of times.
 
     Attributes:
@@ -30,11 +41,12 @@ class Call(NamedTuple):
         url: where.
         origin: the same, as scheme, host and port.
         headers: all headers but the length.
-        head: request line and headers as bytes, for our own transport; None for another.
+        head: request line and headers as bytes, where they are the same for all calls of the endpoint.
         content: the body.
-        extensions: for the transport: the timeouts.
+        extensions: the transport's, with the timeouts.
         deadline_seconds: seconds for all attempts and waits.
-        secrets: what must not be in an error: keys.
+        secrets: the keys that no error may show.
+        address: the gateway's, as an error names it.
 
     """
 
@@ -47,99 +59,147 @@ class Call(NamedTuple):
     extensions: dict[str, Any]
     deadline_seconds: float | None
     secrets: tuple[str, ...]
+    address: str
 
-    def __repr__(self) -> str:  # is a local in many a traceback
+    def __repr__(self) -> str:  # a local variable in many tracebacks
         return f"<Call {self.endpoint.method} {self.url}>"
 
-    def request(self) -> httpx.Request:
-        """Return a request to send."""
-        content = self.content or b""
-        if self.head is not None:
-            return PreparedRequest(
-                self.endpoint.method, self.url, self.origin, self.head, content, self.extensions
-            )
-        headers = list(self.headers.items())
-        if self.content is not None:
-            headers.append((b"content-length", b"%d" % len(content)))
-        stream = _Content(content)
-        return httpx.Request(
-            self.endpoint.method, self.url, headers=headers, stream=stream, extensions=self.extensions
-        )
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # in place of msgspec's, which shows all
+        return [("method", self.endpoint.method), ("url", str(self.url))]
 
 
-class _Content(httpx.ByteStream):
-    """A request's body. httpx's is an async generator, of which trio complains if it is left unfinished."""
+class Attempts(Generic[T]):
+    """The attempts of one call, one after another, with a judgement and a wait in between.
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return _Pieces(iter(self))
+    A subclass defines an attempt. What a batch adds (its gate, its count of rejections) goes into the hooks
+    `begin`, `received`, `judge`, `delay` and `pause`.
 
+    Attributes:
+        call: what is sent.
+        count: the attempts so far.
+        deadline: by the event loop's clock.
+        started: when the call began, by the monotonic clock.
+    """
 
-class _Pieces:
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
+    __slots__ = ("_carrier", "_config", "_pauses", "call", "count", "deadline", "started")
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        for piece in self._pieces:
-            return piece
-        raise StopAsyncIteration
-
-
-class Attempts:
-    """The attempts of one call: counts them, decides after a failure, and waits before the next one."""
-
-    __slots__ = ("_base_url", "_call", "_config", "_pauses", "count", "deadline", "started")
-
-    def __init__(self, call: Call, config: RetryConfig, base_url: str, pauses: Pauses) -> None:
-        self._call = call
+    def __init__(self, call: Call, carrier: Carrier, config: RetryConfig, pauses: Pauses) -> None:
+        self._carrier = carrier
         self._config = config
-        self._base_url = base_url
         self._pauses = pauses
+        self.call: Call = call
         self.count: int = 0
         self.started: float = time.monotonic()
         self.deadline: float = (
             math.inf if call.deadline_seconds is None else anyio.current_time() + call.deadline_seconds
         )
 
-    async def recover(self, error: GatewayError, *, status: int | None = None) -> None:
-        """Return when the next attempt may start, or raise `error` because there is none.
-
-        Args:
-            error: why the last attempt failed.
-            status: the HTTP status to judge by, where it is not the error's own.
+    def run(self) -> Awaitable[T]:
+        """Make attempts until one succeeds, within the call's deadline, and return its result.
 
         Raises:
-            GatewayError: `error`.
-            TimeoutError: the next attempt could only start after the deadline.
-            ClientClosedError: the client was closed meanwhile.
-
+            APIError: an answer that is an error.
+            ConnectionError: no answer.
+            TimeoutError: no answer in time.
+            ClientClosedError: the client was closed before there was an answer.
         """
-        error.attempts = self.count
-        delay = self.delay(error, attempts=self.count, status=status)
-        if delay is None:
-            raise error
-        if self.deadline - anyio.current_time() <= delay:
-            raise self.overdue() from error
-        logger.debug("attempt %d failed (%s); the next one in %.2f s", self.count, error, delay)
-        if not await self._pauses.wait(delay):
-            raise self.closed() from error
+        return self.repeat() if self.deadline == math.inf else self._repeat_in_time()
 
-    def delay(self, error: GatewayError, *, attempts: int, status: int | None = None) -> float | None:
+    async def _repeat_in_time(self) -> T:
+        with anyio.CancelScope(deadline=self.deadline):
+            return await self.repeat()
+        raise self.overdue()
+
+    async def repeat(self, failure: GatewayError | None = None, status: int | None = None) -> T:
+        """Make attempts until one succeeds, without a deadline, and return its result.
+
+        Args:
+            failure: an error inside a stream, to recover from before the first attempt here.
+            status: the HTTP status to judge it by, if not the error's own.
+        """
+        while True:
+            if failure is not None:
+                try:
+                    await self._recover(failure, status)
+                finally:
+                    failure = status = None  # breaks the cycle of the error, its traceback and this frame
+            self.begin()
+            try:
+                return self.received(await self.attempt())
+            except BaseException as error:
+                failure = self.judge(error)
+                if failure is None:
+                    raise
+
+    async def _recover(self, failure: GatewayError, status: int | None) -> None:
+        """Return when the next attempt may start, or raise `failure` because there is none."""
+        try:
+            failure.attempts = self.count
+            delay = self.delay(failure, status)
+            if delay is None:
+                raise failure
+            if self.deadline - anyio.current_time() <= delay:
+                raise self.overdue() from failure
+            logger.debug("attempt %d failed (%s); the next one in %.2f s", self.count, failure, delay)
+            if not await self.pause(delay):
+                raise self.closed() from failure
+        finally:
+            del failure  # breaks the cycle of the error, its traceback and this frame
+
+    def begin(self) -> None:
+        """Begin an attempt.
+
+        Raises:
+            ClientClosedError: the client is closed.
+        """
+        if self._pauses.is_closed:
+            raise self.closed()
+        self.count += 1
+
+    def attempt(self) -> Awaitable[T]:
+        """Make one attempt and return its result."""
+        raise NotImplementedError
+
+    def received(self, result: T) -> T:
+        """Return the result of an attempt, or raise it as an error."""
+        return result
+
+    def judge(self, error: BaseException) -> GatewayError | None:
+        """Return the typed error for a failed attempt; None if `error` is a bug or a cancellation.
+
+        Once the client is closed, that is the failure, whatever the transport raised on being closed in use.
+        An error response that arrived before is still reported as itself.
+        """
+        if isinstance(error, APIError):
+            return error
+        failure: GatewayError
+        if self._pauses.is_closed and isinstance(error, Exception):
+            failure = self.closed()
+        elif isinstance(error, ConnectionError):
+            return error
+        elif isinstance(error, httpx.TransportError):
+            failure = connection_error(error, self.call.address, self.count)
+        else:
+            return None
+        failure.__cause__ = error
+        return failure
+
+    def delay(self, failure: GatewayError, status: int | None = None) -> float | None:
         """Return the seconds to wait before the next attempt, or None if there is none.
 
         Args:
-            error: why the last attempt failed.
-            attempts: how many of those made count.
-            status: the HTTP status to judge by, where it is not the error's own.
-
+            failure: why the last attempt failed.
+            status: the HTTP status to judge by, if not the error's own.
         """
-        if isinstance(error, ConnectionError):
-            retry_after, was_sent = None, error.was_sent
-        elif isinstance(error, APIError):
-            status = status or error.status_code
-            retry_after, was_sent = error.retry_after, True
+        return self.backoff(failure, self.count, status)
+
+    def backoff(self, failure: GatewayError, attempts: int, status: int | None = None) -> float | None:
+        """Return the policy's wait in seconds after this many attempts, or None for no further attempt."""
+        if isinstance(failure, ConnectionError):
+            retry_after, was_sent = None, failure.was_sent
+        elif isinstance(failure, APIError):
+            status = status or failure.status_code
+            retry_after, was_sent = failure.retry_after, True
         else:
             return None
         may_retry = should_retry(
@@ -147,31 +207,95 @@ class Attempts:
             attempts=attempts,
             status=status,
             was_sent=was_sent,
-            resend=self._call.endpoint.resend,
+            resend=self.call.endpoint.resend,
             retry_after=retry_after,
         )
         return compute_delay(attempts, self._config, retry_after) if may_retry else None
 
+    async def pause(self, seconds: float) -> bool:
+        """Wait, and return True; or False, immediately, if the client is closed."""
+        return await self._pauses.wait(seconds)
+
     def closed(self) -> ClientClosedError:
-        """Return the error that says that the client was closed before there was an answer."""
-        error = ClientClosedError("the client was closed during the call")
+        """Return the error for a client that was closed before the answer came."""
+        error = ClientClosedError(
+            "the client was closed during the call"
+            if self.count
+            else "the client is closed; create a new one"
+        )
         error.attempts = self.count
         return error
 
     def overdue(self) -> TimeoutError:
-        """Return the error that says that the deadline has passed, or would before the next attempt."""
+        """Return the error for a deadline that has passed, or would pass before the next attempt."""
         error = TimeoutError(
-            f"{self._base_url}: no answer within deadline_seconds={self._call.deadline_seconds:g} "
+            f"{self.call.address}: no answer within deadline_seconds={self.call.deadline_seconds:g} "
             f"({attempts_text(self.count)})"
         )
         error.attempts = self.count
         return error
 
-    def meta(self, response: httpx.Response) -> Meta:
-        """Return the metadata of a response, as of now."""
-        return Meta(
-            response.status_code,
-            response.head if isinstance(response, RawResponse) else response.headers,
-            attempts=self.count,
-            elapsed=time.monotonic() - self.started,
-        )
+    def meta(self, answer: Answer | Reply) -> Meta:
+        """Return the metadata of an answer, as of now."""
+        return Meta(answer.status, answer.head, attempts=self.count, elapsed=time.monotonic() - self.started)
+
+
+class Fetching(Attempts[Answer]):
+    """The attempts of a call whose answer is read whole."""
+
+    __slots__ = ()
+
+    def attempt(self) -> Awaitable[Answer]:
+        """Send the call once and return its answer."""
+        return self._carrier.fetch(self.call)
+
+    def received(self, result: Answer) -> Answer:
+        """Return an answer, or raise it as an error."""
+        if 200 <= result.status < 300:
+            return result
+        raise _error(result, self.call)
+
+
+class Reporting(Fetching):
+    """The attempts of a call for which a 503 from the gateway itself is also a result."""
+
+    __slots__ = ()
+
+    def received(self, result: Answer) -> Answer:
+        """Return an answer, or raise it as an error: a 503 may be a proxy's page."""
+        if result.status == 503 and _is_report(result.body):
+            return result
+        return super().received(result)
+
+
+class Opening(Attempts[Reply]):
+    """The attempts of a call whose answer is read as it arrives."""
+
+    __slots__ = ()
+
+    async def attempt(self) -> Reply:
+        """Send the call once and return a successful reply, which the caller then owns."""
+        reply = await self._carrier.send(self.call)
+        if reply.is_success:
+            return reply
+        try:
+            raise _error(await reply.whole(), self.call)
+        finally:
+            await reply.discard()
+
+
+class _Report(msgspec.Struct):
+    status: str
+
+
+def _is_report(body: bytes) -> bool:
+    """Return whether an error's body is the gateway's own answer rather than a proxy's page."""
+    try:
+        decoder_for(_Report).decode(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return False
+    return True
+
+
+def _error(answer: Answer, call: Call) -> APIError:
+    return response_error(answer, secrets=call.secrets, show_body=not call.endpoint.mints_key)

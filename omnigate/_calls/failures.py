@@ -1,4 +1,4 @@
-"""Turns what went wrong on the wire into the typed errors: responses, transport errors, stream messages."""
+"""The typed errors for error responses, transport errors and messages inside a stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any, Final, cast
 import httpx
 import msgspec
 
-from omnigate._wire.head import parse_http_date, parse_retry_after, rate_limit_of
+from omnigate._transport.carrier import Answer
+from omnigate._wire.head import headers_of, parse_http_date, parse_retry_after, rate_limit_of
 from omnigate._wire.redaction import redact, redact_cut
 from omnigate.exceptions import (
     APIError,
@@ -54,45 +55,42 @@ _WAITED_FOR: Final[dict[type[httpx.TransportError], str]] = {
 }
 
 
-def response_error(
-    response: httpx.Response, body: bytes, *, secrets: tuple[str, ...] = (), show_body: bool = True
-) -> APIError:
+def response_error(answer: Answer, *, secrets: tuple[str, ...] = (), show_body: bool = True) -> APIError:
     """Return the typed error for an error response.
 
     Args:
-        response: its head.
-        body: its body, or the beginning of it.
+        answer: the response, with its body or the beginning of it.
         secrets: what must not appear in the error.
         show_body: whether anything of the body may.
 
     """
-    status = response.status_code
-    headers = response.headers
+    status = answer.status
+    headers = headers_of(answer.head)
     now: datetime | None = parse_http_date(headers.get("date"))
-    raw, detail = _details(body, secrets) if show_body else (None, None)
-    # What came decides which error it is: a short key may look like a part of it. What is shown has no keys.
+    raw, detail = _details(answer.body, secrets) if show_body else (None, None)
+    # The raw detail decides the type, since redacting a short key may alter it; only redacted text is shown.
     error = classify(
         status,
-        raw if normalise_detail(raw) else _status_text(response),
+        raw if normalise_detail(raw) else _status_text(status),
         retry_after=parse_retry_after(headers.get("retry-after"), now=now),
         request_id=headers.get("x-request-id"),
     )
-    error.message = normalise_detail(detail) or _status_text(response)
+    error.message = normalise_detail(detail) or _status_text(status)
     error.retry_after = parse_retry_after(headers.get("retry-after"), now=now)
     error.detail = detail
     if isinstance(error, ProviderError):
         error.provider = redact(error.provider, secrets)
     error.rate_limit = rate_limit_of(headers)
     if isinstance(detail, str) and _HTML.match(detail):
-        error.message = f"{_status_text(response)}: {_text_of_html(detail)}"
+        error.message = f"{_status_text(status)}: {_text_of_html(detail)}"
     elif 300 <= status < 400 and detail is not None:
-        error.message = f"{_status_text(response)}: {error.message}"
+        error.message = f"{_status_text(status)}: {error.message}"
     error.args = (error.message,)
     return error
 
 
 def excerpt(body: bytes, secrets: tuple[str, ...]) -> str:
-    """Return the beginning of a body as an error may show it: as a repr, without keys."""
+    """Return the beginning of a body for an error message: a repr without keys."""
     if not body:
         return "nothing: it is empty"
     text = redact(body[:_READ_BYTES].decode("utf-8", "replace"), secrets)  # before a cut could halve a key
@@ -100,21 +98,21 @@ def excerpt(body: bytes, secrets: tuple[str, ...]) -> str:
 
 
 def invalid_response(
-    response: httpx.Response, body: bytes, problem: str, secrets: tuple[str, ...], *, show_body: bool
+    answer: Answer, problem: str, secrets: tuple[str, ...], *, show_body: bool
 ) -> InvalidResponseError:
-    """Return the error for a body that is not what was promised, with its beginning."""
-    start = excerpt(body, secrets) if show_body else ""
+    """Return the error for a body of the wrong type, quoting its beginning."""
+    start = excerpt(answer.body, secrets) if show_body else ""
     message = f"the response does not fit its type: {redact(problem, secrets)}"
     return InvalidResponseError(
         f"{message}; it starts with {start}" if start else message,
-        status_code=response.status_code,
+        status_code=answer.status,
         detail=start or None,
-        request_id=response.headers.get("x-request-id"),
+        request_id=headers_of(answer.head).get("x-request-id"),
     )
 
 
 def connection_error(error: httpx.TransportError, base_url: str, attempts: int) -> ConnectionError:
-    """Return the typed error for a transport's; whoever raises it chains the cause."""
+    """Return the typed error for a transport error; the caller chains the cause."""
     is_timeout = isinstance(error, httpx.TimeoutException)
     reason = str(redact(str(error))) or type(error).__name__
     if is_timeout:
@@ -133,10 +131,10 @@ def attempts_text(count: int) -> str:
 
 
 def stream_error(message: str, *, request_id: str | None, secrets: tuple[str, ...] = ()) -> ProviderError:
-    """Return the typed error for a failure that came inside a stream.
+    """Return the typed error for a failure inside a stream.
 
-    Its `status_code` is 502, since the response's own says 200; the provider's, where the message tells
-    it, is `provider_status`.
+    Its `status_code` is 502, because the response itself says 200; `provider_status` is the provider's, if
+    the message gives it.
     """
     named = provider_of(message.strip()) or (None, None)
     kind = ProviderRateLimitError if named[1] == 429 else ProviderError
@@ -152,7 +150,7 @@ def stream_error(message: str, *, request_id: str | None, secrets: tuple[str, ..
 
 
 def transient_status(message: str) -> int | None:
-    """Return the HTTP status that a failure inside a stream would have had if it may pass, else None.
+    """Return the HTTP status that a transient failure inside a stream stands for, or None if not transient.
 
     A provider's 429 and 5xx, an unreachable provider, an open circuit, and no message at all (a provider
     that timed out).
@@ -167,7 +165,7 @@ def transient_status(message: str) -> int | None:
 
 
 def _details(body: bytes, secrets: tuple[str, ...]) -> tuple[Any, Any]:
-    """Return the `detail` of a body as it came, and as it may be shown."""
+    """Return the `detail` of a body, raw and redacted."""
     try:
         raw: Any = msgspec.json.decode(body)
         if isinstance(raw, dict):
@@ -175,14 +173,13 @@ def _details(body: bytes, secrets: tuple[str, ...]) -> tuple[Any, Any]:
         shown = redact(raw, secrets)
         normalise_detail(raw)
         normalise_detail(shown)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):  # too deep for any of these, perhaps
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):  # not JSON, or nested too deeply
         text = body.decode("utf-8", "replace").strip()
         return text[:_TEXT_LENGTH] or None, redact_cut(text, secrets)[:_TEXT_LENGTH] or None
     return raw, shown
 
 
-def _status_text(response: httpx.Response) -> str:
-    status = response.status_code
+def _status_text(status: int) -> str:
     try:
         text = f"HTTP {status} {http.HTTPStatus(status).phrase}"
     except ValueError:

@@ -1,4 +1,4 @@
-"""Several calls of which one is wanted: the first that succeeds wins, and the others are cancelled."""
+"""Racing calls: the first that succeeds wins, and the others are cancelled."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ async def race(calls: Sequence[Callable[[], Awaitable[T]]], *, stagger_seconds: 
 
     Args:
         calls: what to call.
-        stagger_seconds: each begins so much later than the one before; if one of them fails before the next
-            has begun, its error is raised at once.
+        stagger_seconds: the delay between one start and the next; a call that fails before the next has
+            started raises its error immediately.
 
     Raises:
         RaceError: all of them failed.
-        BaseException: what one of them raised that is no `GatewayError`, as itself.
+        BaseException: any other exception of a call, unchanged.
     """
     # In a task of its own: anyio counts a cancellation of its own in a task below as one of the group's host,
     # and would take back asyncio's own cancellation of the host at that moment.
@@ -68,7 +68,7 @@ async def _race(calls: Sequence[Callable[[], Awaitable[T]]], stagger_seconds: fl
 
 
 async def hedged(copies: Sequence[Callable[[], Awaitable[T]]], after_seconds: float) -> T:
-    """Return the answer to the first of two copies of a call, or to the second, begun so many seconds later.
+    """Return the first answer of two copies of a call, the second sent after `after_seconds`.
 
     Source: Jeffrey Dean and Luiz André Barroso, "The Tail at Scale", Communications of the ACM 56 (2), 2013,
     "Hedged requests".

@@ -1,6 +1,6 @@
-"""When a failed request is sent again, and after how many seconds: the policy, and it exists once.
+"""The one retry policy: whether a failed request is sent again, and after how many seconds.
 
-Pure: no I/O and no clock of its own; whoever asks brings the time and the dice.
+Pure: no I/O, no clock and no random numbers of its own; the caller passes them in.
 """
 
 import random
@@ -26,15 +26,14 @@ class RetryConfig:
     Attributes:
         max_retries: attempts after the first one, 0 or more.
         backoff_base: seconds before the first retry; doubles with each one.
-        backoff_max: seconds that a backoff, before its jitter, never exceeds (`Retry-After` has a limit of
-            its own).
-        jitter: the fraction, 0 to 1, by which a backoff is randomly made shorter or longer.
+        backoff_max: seconds that cap a backoff before jitter (`Retry-After` has a limit of its own).
+        jitter: the fraction, 0 to 1, of a backoff that is added or subtracted at random.
         retry_statuses: HTTP statuses that are retried.
-        retry_after_max: seconds of `Retry-After` that are waited for, in full. If the server asks for
-            more, the error is raised at once. The default is the gateway's rate-limit window.
-        retry_sent: whether a POST is sent again when it may have been carried out already (timeouts,
-            5xx and connections that broke after bytes were sent), and so may be billed twice. What
-            certainly was not carried out (a connect error, a 429) is retried all the same.
+        retry_after_max: the longest `Retry-After`, in seconds, that is waited for, always in full. A longer
+            one raises the error immediately. The default is the gateway's rate-limit window.
+        retry_sent: whether to send a POST again when the first may have been carried out (timeouts, 5xx,
+            connections that broke after bytes were sent), so that it may be billed twice. A request that
+            certainly was not carried out (a connect error, a 429) is retried anyway.
 
     Raises:
         InvalidArgumentError: a value is out of its limits.

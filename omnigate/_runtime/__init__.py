@@ -1,1 +1,1 @@
-"""What the package needs of an event loop beyond anyio."""
+"""Event-loop utilities that anyio does not provide."""

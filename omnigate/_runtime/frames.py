@@ -1,4 +1,4 @@
-"""Where in the user's own code a warning belongs."""
+"""Finds the user's frame that a warning should point to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import FrameType
 
 
 def level_of_caller() -> int:
-    """Return the `stacklevel` of the first frame outside of the package, for the calling function."""
+    """Return the `stacklevel` with which a caller's warning points to the first frame outside the package."""
     level = 1
     frame = sys._getframe(1)
     while frame.f_back is not None and _is_ours(frame):

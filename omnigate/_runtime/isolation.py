@@ -1,9 +1,9 @@
-"""Isolation of foreign code from native cancellation, and clean-up that is bounded and not cut short.
+"""Isolates foreign code from native cancellation, and runs clean-up uninterrupted but bounded in time.
 
-Native cancellation is asyncio's own `Task.cancel()`. Libraries written on anyio guard their clean-up with
-shielded scopes, but a native cancellation goes through those: `httpx.AsyncHTTPTransport` loses a pool slot
-each time one happens inside its clean-up. In a child task of an anyio task group it arrives as an ordinary
-scope's cancellation, which shields do hold against. On trio there is no other kind, and nothing is done.
+Native cancellation is asyncio's own `Task.cancel()`. Libraries written on anyio protect their clean-up with
+shielded scopes, which native cancellation ignores: `httpx.AsyncHTTPTransport` loses a pool slot each time one
+hits its clean-up. In a child task of an anyio task group it arrives as an ordinary scope cancellation, which
+shields do stop. Trio has only scope cancellation, so nothing is needed there.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 CLOSE_SECONDS: Final = 1.0
-"""How long a clean-up may take although its caller is cancelled."""
+"""How long clean-up may delay a cancelled caller."""
 
 _closing: set[asyncio.Task[None]] = set()  # asyncio itself holds its tasks weakly
 
 
 def is_cancelled() -> bool:
-    """Return whether the running task is being cancelled; else a cancellation came of another task."""
+    """Return whether the running task itself is being cancelled, rather than a task it waits for."""
     return anyio.current_effective_deadline() == -math.inf
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Return whether an error that is about to leave a task is a cancellation meant for that task."""
+    """Return whether `error` is a cancellation of the running task itself."""
     return isinstance(error, anyio.get_cancelled_exc_class()) and is_cancelled()
 
 
 async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> T:
-    """Await `func(*args)`, on asyncio in a task of its own.
+    """Await `func(*args)`, on asyncio in a child task.
 
-    Its own cancellation, which is not the caller's, is raised as an httpx.ReadError.
+    If something inside `func` is cancelled but the caller is not, raise an httpx.ReadError.
 
-    If the caller is cancelled natively just when `func` has returned, its result is lost: a `func`
-    whose result owns something must keep it where the caller's clean-up finds it.
+    If the caller is cancelled natively just after `func` has returned, the result is lost: if the result
+    owns a resource, `func` must also store it where the caller's clean-up can find it.
     """
     if in_trio():
         try:
@@ -64,11 +64,11 @@ async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -
         except asyncio.CancelledError as error:
             if is_cancelled():
                 raise
-            # The caller is not cancelled: something that `func` waited for was.
+            # Not the caller's cancellation: something that `func` waited for was cancelled.
             errors.append(httpx.ReadError("what the call waited for was cancelled"))
             errors[0].__cause__ = error
-        except BaseException as error:  # noqa: BLE001 - raised again below, outside of the group
-            errors.append(error)  # even a KeyboardInterrupt, which would stop the loop from within a task
+        except BaseException as error:  # noqa: BLE001 - raised again below, outside the group
+            errors.append(error)  # even a KeyboardInterrupt, which raised inside a task would stop the loop
 
     async with anyio.create_task_group() as group:
         group.start_soon(child)
@@ -76,12 +76,12 @@ async def isolated(func: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -
         try:
             raise errors[0]
         finally:
-            errors.clear()  # breaks the cycle of the error, its traceback and this frame
+            errors.clear()  # break the reference cycle of error, traceback and frame
     return results[0]
 
 
 def _cancellation_of(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """Return a cancellation, if `group` is of nothing else, as trio's nurseries raise it."""
+    """Return a cancellation if `group`, as raised by a trio nursery, contains nothing else."""
     if group.split(anyio.get_cancelled_exc_class())[1] is not None:
         return None
     first = group.exceptions[0]
@@ -91,20 +91,20 @@ def _cancellation_of(group: BaseExceptionGroup[BaseException]) -> BaseException 
 
 
 async def bounded(clean_up: Callable[[], Awaitable[None]]) -> None:
-    """Await a clean-up although the caller may be cancelled, for at most a second."""
+    """Await `clean_up` to its end even if the caller is cancelled, but at most `CLOSE_SECONDS`."""
 
     async def shielded() -> None:
         with anyio.move_on_after(CLOSE_SECONDS, shield=True):
             await clean_up()
 
-    with anyio.CancelScope(shield=True):  # a native cancellation goes through this one
+    with anyio.CancelScope(shield=True):  # does not stop native cancellation, hence `isolated`
         await isolated(shielded)
 
 
 def close_soon(loop: Any, clean_up: Callable[[], Awaitable[None]]) -> None:
-    """Have `clean_up` awaited in `loop`, from any thread and from a finalizer.
+    """Schedule `clean_up` in `loop`; callable from any thread and from a finalizer.
 
-    If the loop has ended, nothing is done: what was open in it has ended, too.
+    Does nothing if the loop has ended, since its connections have ended with it.
     """
 
     async def close() -> None:
@@ -116,7 +116,7 @@ def close_soon(loop: Any, clean_up: Callable[[], Awaitable[None]]) -> None:
         else:
             loop.run_sync_soon(sys.modules["trio"].lowlevel.spawn_system_task, close)
     except RuntimeError:
-        pass  # the loop has ended (trio.RunFinishedError is a RuntimeError, too)
+        pass  # the loop has ended (trio.RunFinishedError is a RuntimeError)
 
 
 def _start_in_asyncio(

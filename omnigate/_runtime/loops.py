@@ -1,4 +1,4 @@
-"""Event loops by their identity: which one runs, whether one has ended, calls into one, a value for each."""
+"""Event-loop identity: the running loop, whether one has ended, calls into one, a value per loop."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ T = TypeVar("T")
 
 
 def in_trio() -> bool:
-    """Return whether the caller runs under trio. Does not import it."""
+    """Return whether the caller runs under trio, without importing it."""
     trio = sys.modules.get("trio")
     return trio is not None and bool(trio.lowlevel.in_trio_run())
 
 
 def current_loop() -> Any:
-    """Return the running event loop: asyncio's loop, or trio's token. Its identity is the loop's.
+    """Return the identity of the running event loop: asyncio's loop object, or trio's token.
 
     Raises:
-        RuntimeError: none is running.
+        RuntimeError: no loop is running.
     """
     if in_trio():
         return sys.modules["trio"].lowlevel.current_trio_token()
@@ -29,7 +29,7 @@ def current_loop() -> Any:
 
 
 def has_ended(loop: Any) -> bool:
-    """Return whether an event loop will never run again; `loop` is what `current_loop` returned in it."""
+    """Return whether an event loop, as returned by `current_loop`, will never run again."""
     if isinstance(loop, asyncio.AbstractEventLoop):
         return loop.is_closed()
     try:
@@ -40,10 +40,10 @@ def has_ended(loop: Any) -> bool:
 
 
 def call_soon(loop: Any, func: Callable[[], object]) -> None:
-    """Have `func` called in `loop`, from any thread.
+    """Schedule a call of `func` in `loop`, from any thread.
 
     Raises:
-        RuntimeError: the loop has ended (trio.RunFinishedError is a RuntimeError, too).
+        RuntimeError: the loop has ended (trio.RunFinishedError is a RuntimeError).
     """
     if isinstance(loop, asyncio.AbstractEventLoop):
         loop.call_soon_threadsafe(func)
@@ -52,11 +52,11 @@ def call_soon(loop: Any, func: Callable[[], object]) -> None:
 
 
 class PerLoop(Generic[T]):
-    """A value for each event loop, made at its first use in that loop; never None.
+    """One value per event loop, created on first use in that loop; never None.
 
-    The values of loops that have ended are dropped when a new loop comes. Usable from any thread, from a
-    signal handler and from a finalizer, since there is no lock: each step is one operation of the dict, which
-    neither can interrupt, and a loop's value is made only in its own thread.
+    Values of ended loops are dropped when a new loop first asks for one. Safe to use from any thread, signal
+    handler or finalizer without a lock: each step is a single dict operation, which nothing can interrupt,
+    and a loop's value is created only in the loop's own thread.
     """
 
     __slots__ = ("_drop", "_make", "_values")
@@ -65,8 +65,8 @@ class PerLoop(Generic[T]):
         """Begin with no values.
 
         Args:
-            make: returns a new value, given the loop. It may be discarded unused, so it must own nothing yet.
-            drop: called with each value whose loop has ended; it must not raise.
+            make: creates a value for the given loop. It may be discarded unused, so it must own nothing yet.
+            drop: called with each value whose loop has ended; must not raise.
         """
         self._make = make
         self._drop = drop
@@ -98,15 +98,14 @@ class PerLoop(Generic[T]):
         return self._values.pop(current_loop(), None)
 
     def values(self) -> list[T]:
-        """Return the values as of now."""
+        """Return a snapshot of all values."""
         return list(self._values.values())
 
     def end(self, func: Callable[[T], object]) -> None:
-        """Call `func` with each value in its own loop, and remove them all.
+        """Call `func` with each value in the value's own loop, and remove all values.
 
-        In the running loop it is called immediately, in others as soon as they turn. The values of loops that
-        have ended are dropped. If this is interrupted it can be repeated, and `func` may then be called twice
-        with a value.
+        The running loop's call is immediate; those in other loops run on their next iteration. Values of
+        ended loops are dropped. After an interruption this can be repeated; `func` may see a value twice.
 
         Raises:
             RuntimeError: no loop is running.

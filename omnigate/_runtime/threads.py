@@ -1,4 +1,4 @@
-"""Blocking work in a worker thread, which a cancelled caller does not wait for."""
+"""Runs blocking functions in worker threads that a cancelled caller abandons."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ async def in_thread(
     lingers: bool = False,
     limiter: anyio.CapacityLimiter | None = None,
 ) -> T:
-    """Run `func(*args)` in a worker thread; a cancelled caller goes on without waiting for it.
+    """Run `func(*args)` in a worker thread; a cancelled caller does not wait for it.
 
     Args:
-        func: the blocking function. It is not called if the caller is gone before a thread is free.
+        func: the blocking function. Not called if the caller is cancelled before a thread is free.
         args: its arguments.
-        dispose: called in a thread with a result whose caller has left.
+        dispose: called in a worker thread with the result if the caller was cancelled.
         lingers: whether a cancelled caller still waits for the thread, for at most a second.
-        limiter: bounds the number of threads; anyio's own if left out.
+        limiter: bounds the number of threads; anyio's default if omitted.
     """
-    decided = threading.Lock()  # taken once: by the caller when it leaves, or by the thread when it is done
+    decided = threading.Lock()  # acquired once: by the cancelled caller or by the finished thread
     begun, done = threading.Event(), threading.Event()
     results: list[T] = []
 

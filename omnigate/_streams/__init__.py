@@ -1,1 +1,1 @@
-"""An answer that is read while it arrives."""
+"""Streamed responses, read as they arrive."""

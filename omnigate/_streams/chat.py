@@ -1,4 +1,4 @@
-"""The streams that a client returns."""
+"""The public async streams."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ ChatPiece = TypeVar("ChatPiece", str, StreamChunk)
 
 
 class ChatStream(BaseStream[ChatPiece]):
-    """The stream of a chat: `str` pieces, or `StreamChunk`s where `as_chunks=True` was asked for.
+    """The stream of a chat: `str` pieces, or `StreamChunk`s with `as_chunks=True`.
 
     Use it as `async with client.chat_stream(…) as stream: async for piece in stream: …`. Entering returns
-    when the head of the response has come. Only one task at a time may read it.
+    when the head of the response has arrived. Only one task at a time may read it.
     """
 
     def __init__(
@@ -39,19 +39,19 @@ class ChatStream(BaseStream[ChatPiece]):
 
     @property
     def usage(self) -> Usage | None:
-        """The tokens, once the stream has ended, if it was asked for with `include_usage=True`."""
+        """Token usage, once the stream has ended; only with `include_usage=True`."""
         return getattr(self._core.reader, "usage", None)
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the model stopped, once the stream has ended, with `include_usage=True`."""
+        """Why the model stopped, once the stream has ended; only with `include_usage=True`."""
         return getattr(self._core.reader, "finish_reason", None)
 
     async def text(self) -> str:
-        """Return the rest of the text, once the stream has ended.
+        """Read to the end of the stream and return the remaining text.
 
         Raises:
-            GatewayError: as reading does; the text before the failure is lost then.
+            GatewayError: reading failed; the text before the failure is lost.
 
         """
         core = self._core
@@ -65,7 +65,7 @@ class CompletionStream(BaseStream[dict[str, Any]]):
     """The stream of a completion: OpenAI's chunks, as dicts, up to `[DONE]`.
 
     Use it as `async with client.completions_stream(…) as stream: async for chunk in stream: …`. Entering
-    returns when the head of the response has come. Only one task at a time may read it.
+    returns when the head of the response has arrived. Only one task at a time may read it.
     """
 
     def __init__(self, session: Session, call: Call) -> None:

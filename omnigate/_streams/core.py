@@ -1,14 +1,14 @@
-"""Reads one stream, from its call to its pieces; the faces for async and sync programs stand on it.
+"""The engine of a stream, from request to pieces; the public async and sync streams wrap it.
 
-Its states are a table of their own (see `states`). Each way out of a step of reading, be it an error, a
-cancellation or `aclose()`, leads to a state of rest, with the response released unless the stream is open. If
-a stream is dropped while open, the finalizer hands the response to the event loop to be closed, and says so.
+`states` has the table of its states. Every exit from a step of reading (an error, a cancellation, `aclose()`)
+leads to a resting state, with the response released unless the stream stays open. If a stream is dropped
+while open, its finalizer has the event loop close the response, and warns.
 
 A stream cancelled midway is closed for good; ending quietly would pass for a complete answer.
 
-`aclose()` may come while another task is in a step of reading. Then it stops the step and waits until that
-task has left it, and so has cleaned up: only one of the two ever uses the response. A step is stopped by its
-cancel scope; a read over our own transport, which has none (it would cost more than the read), by closing the
+`aclose()` can be called while another task is in a step of reading. It then stops the step and waits until
+that task has left and cleaned up, so only one of them ever uses the response. A step is stopped through its
+cancel scope; a read over our own transport, which has none (a scope costs more than the read), by closing the
 connection.
 """
 
@@ -24,21 +24,15 @@ import anyio
 import anyio.lowlevel
 import httpx
 
-from omnigate._calls.attempts import Attempts, Call
+from omnigate._calls.attempts import Call, Opening
 from omnigate._calls.session import Session
-from omnigate._runtime.isolation import close_soon
-from omnigate._runtime.loops import current_loop
 from omnigate._streams.readers import StreamReader
 from omnigate._streams.states import ABANDONED, BUSY, HOLDING, REFUSALS, SETTLED, TRANSITIONS, Event, State
-from omnigate._transport.adapters import async_chunks, close_stream
-from omnigate._transport.bodies import BodyReader
-from omnigate._transport.messages import RawResponse
+from omnigate._transport.carrier import Reply
 from omnigate._wire.head import Meta
 from omnigate.exceptions import (
-    APIError,
     ConnectionError,
     GatewayError,
-    InvalidResponseError,
     StreamClosedError,
 )
 
@@ -48,61 +42,39 @@ _TAIL_SECONDS: Final = 1.0
 
 _TAIL_BYTES: Final = 65_536
 
-_READ: Final = Event.READ  # an enum's attributes are slow, and these two come with each piece
+_READ: Final = Event.READ  # looking up an enum's members is slow, and these two are needed for each piece
 _PAUSE: Final = Event.PAUSE
 
 
 class Face(NamedTuple):
-    """How messages speak of a stream: by its public class, and by how that is used."""
+    """How messages name a stream: its public class, and how to use and close it."""
 
     name: str
     block: str = "`async with`"
     close: str = "`aclose()`"
 
 
-class _Incoming:
-    """The response of an open stream, and what reads it.
-
-    Attributes:
-        is_own: whether it is our own transport's, whose closing takes no await and ends a read.
-
-    """
-
-    __slots__ = ("body", "chunks", "is_own", "loop", "response")
-
-    body: BodyReader
-
-    def __init__(self, response: httpx.Response) -> None:
-        self.response = response
-        self.is_own = isinstance(response, RawResponse)
-        self.loop = current_loop()
-        self.chunks = async_chunks(response.stream)
-
-    async def close(self) -> None:
-        await close_stream(self.response.stream, self.chunks)
-
-
 class StreamCore(Generic[T]):
     """One stream: opens it, reads its pieces, closes it.
 
     Attributes:
-        state: where it is.
-        pieces: those that have arrived and were not taken.
-        meta: what the head of the response said; None before there is one.
-        reader: what reads the response; None before there is one.
+        state: the current state.
+        pieces: pieces that have arrived and were not taken.
+        meta: metadata from the head of the response; None before it arrives.
+        reader: parser of the response; None before it arrives.
 
     """
 
     def __init__(
         self, name: str, session: Session, call: Call, new_reader: Callable[[str | None], StreamReader[T]]
     ) -> None:
-        """Begin.
+        """Prepare a stream; nothing is sent yet.
 
         Args:
-            name: of the public class, for messages.
-            session: what sends.
-            call: what is sent.
-            new_reader: makes the reader of a response, given its request id.
+            name: the public class, for messages.
+            session: the session to send with.
+            call: the call to send.
+            new_reader: returns a reader for a response, given its request id.
 
         """
         self.state: State = State.NEW
@@ -113,24 +85,26 @@ class StreamCore(Generic[T]):
         self._session = session
         self._call = call
         self._new_reader = new_reader
-        self._incoming: _Incoming | None = None
-        self._attempts: Attempts | None = None
+        self._reply: Reply | None = None
+        self._attempts: Opening | None = None
         self._arrived: int = 0  # pieces; once there is one, nothing is retried
         # While FAILED, the error to raise. While RETRYING, what to recover from; the HTTP status to judge by.
         self._failure: tuple[GatewayError, int | None] | None = None
-        self._scope: anyio.CancelScope | None = None  # of the step
-        self._left: anyio.Event | None = None  # set when the task inside leaves, if another waits for it
+        self._scope: anyio.CancelScope | None = None  # of the current step
+        self._left: anyio.Event | None = (
+            None  # set when the task inside leaves, if another task waits for that
+        )
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing is held, and nothing is left to hand on."""
+        """Whether the stream holds no response, and has no pieces left."""
         return self.state is State.CLOSED or (self.state is State.ENDED and not self.pieces)
 
     async def open(self) -> None:
-        """Return when the head of the response has come, or had.
+        """Wait for the head of the response, sending the request if needed.
 
         Raises:
-            GatewayError: as a call does.
+            GatewayError: as for a call.
             StreamClosedError: the stream was closed, or another task is opening it.
 
         """
@@ -143,8 +117,8 @@ class StreamCore(Generic[T]):
         """Return the next piece.
 
         Raises:
-            StopAsyncIteration: there is none.
-            GatewayError: as reading does.
+            StopAsyncIteration: there are no more.
+            GatewayError: reading failed.
 
         """
         if self.pieces:
@@ -154,10 +128,10 @@ class StreamCore(Generic[T]):
         return self.pieces.popleft()
 
     async def fill(self) -> bool:
-        """Wait until there are pieces to take, and return whether there are: False at the end.
+        """Wait for pieces; return True once there are some, False at the end.
 
         Raises:
-            GatewayError: as reading does.
+            GatewayError: reading failed.
 
         """
         while not self.pieces:
@@ -167,7 +141,7 @@ class StreamCore(Generic[T]):
             await anyio.lowlevel.checkpoint()
             if self.state is State.ENDED:
                 return False
-            if self._failure is not None:  # else another task has been told or has closed the stream
+            if self._failure is not None:  # else another task has raised it or closed the stream
                 (error, _), self._failure = self._failure, None
                 self._move(Event.TELL)
                 try:
@@ -177,22 +151,22 @@ class StreamCore(Generic[T]):
         return True
 
     async def fetch(self) -> list[T]:
-        """Wait until there are pieces, and return all that have arrived; none at the end.
+        """Wait for pieces and return all that have arrived; an empty list at the end.
 
         Raises:
-            GatewayError: as reading does.
+            GatewayError: reading failed.
 
         """
         return self.take() if await self.fill() else []
 
     def take(self) -> list[T]:
-        """Return the pieces that have arrived and were not taken, without waiting."""
+        """Return the pieces that have arrived, without waiting."""
         pieces = list(self.pieces)
         self.pieces.clear()
         return pieces
 
     async def aclose(self) -> None:
-        """Close the stream, or have the task that is inside leave it, and return when it holds nothing."""
+        """Close the stream, making a task inside leave; return once the response is released."""
         self.pieces.clear()
         was_busy = self.state in BUSY
         self._move(Event.CLOSE)
@@ -208,17 +182,17 @@ class StreamCore(Generic[T]):
     def _move(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state, event]
 
-    async def _step(self, step: Callable[[Attempts], Awaitable[None]]) -> None:
-        """Do one step of reading, within the deadline; one that does not come to rest closes the stream."""
+    async def _step(self, step: Callable[[Opening], Awaitable[None]]) -> None:
+        """Run one step of reading within the deadline; one that is broken off closes the stream."""
         if self.state in REFUSALS:
             raise StreamClosedError(REFUSALS[self.state])
         if self._attempts is None:
-            self._attempts = self._session.attempts(self._call)
+            self._attempts = self._session.opening(self._call)
         attempts = self._attempts
-        incoming = self._incoming
-        self._move(Event.SEND if incoming is None else _READ)
+        reply = self._reply
+        self._move(Event.SEND if reply is None else _READ)
         try:
-            if incoming is not None and incoming.is_own and attempts.deadline == math.inf:
+            if reply is not None and reply.ends_reads and attempts.deadline == math.inf:
                 await step(attempts)
             else:
                 with anyio.CancelScope(deadline=attempts.deadline) as self._scope:
@@ -226,7 +200,7 @@ class StreamCore(Generic[T]):
                 if self._scope.cancelled_caught and self.state not in ABANDONED:
                     raise attempts.overdue()
         except Exception:
-            if self.state not in ABANDONED:  # else it is what `aclose` has brought about
+            if self.state not in ABANDONED:  # else `aclose` caused it
                 raise
         finally:
             self._scope = None
@@ -239,7 +213,7 @@ class StreamCore(Generic[T]):
             raise StreamClosedError(REFUSALS[self.state])
 
     async def _until_left(self) -> None:
-        """Wait until the task inside has left and cleaned up; one that is STOPPING is made to leave first."""
+        """Wait until the task inside has left and cleaned up; if STOPPING, make it leave."""
         if self._left is None:
             self._left = anyio.Event()
         left = self._left
@@ -247,7 +221,9 @@ class StreamCore(Generic[T]):
             if self._scope is not None:
                 self._scope.cancel()
             else:
-                await self._close()  # without an await, since it is our own: the read fails
+                await (
+                    self._close()
+                )  # no scope: our own transport, which closes without awaiting, and the read fails
         await left.wait()
 
     def _leave(self) -> None:
@@ -256,7 +232,7 @@ class StreamCore(Generic[T]):
             left.set()
 
     async def _release(self) -> None:
-        """Close the response, whatever happens meanwhile, and leave the stream closed."""
+        """Close the response and mark the stream closed, even if closing fails or is cancelled."""
         self._failure = None
         try:
             await self._close()
@@ -264,70 +240,46 @@ class StreamCore(Generic[T]):
             self._move(Event.RELEASE)
             self._leave()
 
-    async def _receive_head(self, attempts: Attempts) -> None:
+    async def _receive_head(self, attempts: Opening) -> None:
         await self._open(attempts)
         self._move(_PAUSE)
 
-    async def _open(self, attempts: Attempts) -> None:
-        """Send the request, again if need be, until a head of success has come."""
-        if self._failure is not None:
-            (failed, status), self._failure = self._failure, None
-            try:
-                await attempts.recover(failed, status=status)
-            finally:
-                del failed  # breaks the cycle of the error, its traceback and this frame
-        while True:
-            attempts.count += 1
-            try:
-                await self._session.run(self._open_once, attempts)
-            except httpx.TransportError as error:
-                failure = self._session.failure_of(error, attempts)
-            except (APIError, ConnectionError) as error:
-                failure = error
-            else:
-                self._move(Event.HEAD)
-                return
-            try:
-                await self._close()
-                await attempts.recover(failure)
-            finally:
-                del failure  # breaks the cycle of the error, its traceback and this frame
+    async def _open(self, attempts: Opening) -> None:
+        """Send the request, with retries, until the head of a successful response arrives."""
+        failure, status = self._failure or (None, None)
+        self._failure = None
+        try:
+            reply = self._reply = await attempts.repeat(failure, status)
+        finally:
+            del failure  # breaks the cycle of the error, its traceback and this frame
+        meta = self.meta = attempts.meta(reply)
+        self.reader = self._new_reader(meta.request_id)
+        self._move(Event.HEAD)
 
-    async def _open_once(self, attempts: Attempts) -> None:
-        session = self._session
-        response = await session.open(self._call)
-        # Kept on the object first: a caller that is cancelled now finds it there and closes it.
-        incoming = self._incoming = _Incoming(response)
-        if not 200 <= response.status_code < 300:
-            raise await session.error_of(response, incoming.chunks, self._call)
-        incoming.body = BodyReader(response, incoming.chunks, session.max_response_bytes)
-        self.meta = attempts.meta(response)
-        self.reader = self._new_reader(response.headers.get("x-request-id"))
-
-    async def _advance(self, attempts: Attempts) -> None:
-        """Read until there are pieces, or the end, or an error to raise."""
-        if self._incoming is None:
+    async def _advance(self, attempts: Opening) -> None:
+        """Read until there are pieces, the end, or an error to raise."""
+        if self._reply is None:
             await self._open(attempts)
-            if self.state in ABANDONED:  # just as the head came
+            if self.state in ABANDONED:  # just as the head arrived
                 return
-        incoming, reader = self._incoming, self.reader
-        assert incoming is not None
+        reply, reader = self._reply, self.reader
+        assert reply is not None
         assert reader is not None
         if reader.done:
             await self._finish(reader, attempts)
             return
         try:
-            data = await self._next(incoming)
+            data = await reply.next()
         except httpx.TransportError as error:
             if self.state not in ABANDONED:
-                await self._break(incoming, reader, error, attempts)
+                await self._break(reply, reader, error, attempts)
             return
         if self.state in ABANDONED:
             return
         pieces = reader.finish() if data is None else reader.feed(data)
         self.pieces.extend(pieces)
         self._arrived += len(pieces)
-        if reader.done:  # what came before is handed on before the tail is waited for
+        if reader.done:  # hand on the last pieces before waiting for the tail
             self._move(_PAUSE)
         elif reader.error is not None:
             await self._close()
@@ -338,13 +290,9 @@ class StreamCore(Generic[T]):
             await self._close()
             self._move(Event.END)
         else:
-            await self._break(incoming, reader, None, attempts)
+            await self._break(reply, reader, None, attempts)
 
-    def _next(self, incoming: _Incoming) -> Awaitable[bytes | None]:
-        """Return the next piece of the body, or None at its end; to be awaited."""
-        return self._session.run(incoming.body.next)
-
-    async def _finish(self, reader: StreamReader[T], attempts: Attempts) -> None:
+    async def _finish(self, reader: StreamReader[T], attempts: Opening) -> None:
         """Read the tail, and end as the gateway has said before it."""
         self._move(Event.MARK)
         await self._drain()
@@ -355,15 +303,15 @@ class StreamCore(Generic[T]):
             self._fail(reader.error, reader.transient, attempts)
 
     def _fail(
-        self, error: GatewayError, transient: int | None, attempts: Attempts, *, broke: bool = False
+        self, error: GatewayError, transient: int | None, attempts: Opening, *, broke: bool = False
     ) -> None:
-        """End with a failure that came inside the stream, or prepare to open anew.
+        """Fail, or prepare to open the stream again if no piece has arrived and the failure may pass.
 
         Args:
             error: the failure.
-            transient: the HTTP status to judge by whether it may pass; None if it may not.
-            attempts: those of the call.
-            broke: whether it is the connection's, which is judged as a call's.
+            transient: the HTTP status to judge a transient failure by; None if it is permanent.
+            attempts: the attempts of the call.
+            broke: whether the connection broke, which is judged as in a call.
 
         """
         error.attempts = attempts.count
@@ -373,61 +321,46 @@ class StreamCore(Generic[T]):
 
     async def _break(
         self,
-        incoming: _Incoming,
+        reply: Reply,
         reader: StreamReader[T],
         cause: httpx.TransportError | None,
-        attempts: Attempts,
+        attempts: Opening,
     ) -> None:
-        """End with a connection that broke, what was held back handed on first, or prepare to open anew."""
+        """Handle a broken connection: hand on held-back text, then fail or prepare to open again."""
         pieces = reader.flush()
         self.pieces.extend(pieces)
         self._arrived += len(pieces)
-        received = f"after {incoming.body.received:,} bytes of the stream, before its end"
-        address = self._session.base_url
-        error: GatewayError
-        if cause is None:
+        received = f"after {reply.received:,} bytes of the stream, before its end"
+        address = self._call.address
+        error = None if cause is None else attempts.judge(cause)
+        if error is None:
             error = ConnectionError(f"The connection to the gateway at {address} ended {received}")
-        else:
-            error = self._session.failure_of(cause, attempts)
-            if isinstance(error, ConnectionError):
-                error.args = (f"The connection to the gateway at {address} broke {received}: {error.reason}",)
+        elif isinstance(error, ConnectionError):
+            error.args = (f"The connection to the gateway at {address} broke {received}: {error.reason}",)
         error.attempts = attempts.count
         error.request_id = None if self.meta is None else self.meta.request_id
         await self._close()
-        if reader.error is not None:  # the provider's failure, of which at least the beginning came
+        if reader.error is not None:  # the provider failed, and at least the beginning of its message arrived
             reader.error.__cause__ = error
             self._fail(reader.error, reader.transient, attempts)
         else:
             self._fail(error, None, attempts, broke=True)
 
     async def _drain(self) -> None:
-        """Read what follows the end mark, bounded: the gateway writes its usage record meanwhile."""
-        incoming = self._incoming
-        if incoming is None:
-            return
-        body = incoming.body
-        limit = body.received + _TAIL_BYTES
-
-        async def read() -> None:
-            try:
-                while body.received < limit and await body.next() is not None:
-                    pass
-            except (httpx.TransportError, InvalidResponseError):
-                pass  # the answer is complete; how the connection ends after it does not matter
-
-        with anyio.move_on_after(_TAIL_SECONDS, shield=True):
-            await self._session.run(read)
+        """Read what follows the end mark, within bounds: meanwhile the gateway writes its usage record."""
+        if self._reply is not None:
+            await self._reply.drain(_TAIL_BYTES, _TAIL_SECONDS)
 
     async def _close(self) -> None:
-        incoming, self._incoming = self._incoming, None
-        if incoming is not None:
-            await self._session.discard(incoming.response, incoming.chunks)
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            await reply.discard()
 
     def __del__(self) -> None:
-        incoming: _Incoming | None = getattr(self, "_incoming", None)
-        if incoming is not None:
-            self._incoming = None
-            close_soon(incoming.loop, incoming.close)
+        reply: Reply | None = getattr(self, "_reply", None)
+        if reply is not None:
+            self._reply = None
+            reply.drop()
             name, block, close = self.face
             warnings.warn(
                 f"{name} was dropped before its end; use {block}, or call {close}",
@@ -438,8 +371,8 @@ class StreamCore(Generic[T]):
 
     def __repr__(self) -> str:
         state = self.state.value
-        incoming = self._incoming
-        if incoming is not None and self.state in HOLDING and incoming.body.received:
+        reply = self._reply
+        if reply is not None and self.state in HOLDING and reply.received:
             pieces = "1 piece" if self._arrived == 1 else f"{self._arrived:,} pieces"
-            state += f": {incoming.body.received:,} bytes, {pieces}"
+            state += f": {reply.received:,} bytes, {pieces}"
         return f"<{self.face.name} {state}>"

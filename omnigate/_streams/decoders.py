@@ -1,16 +1,16 @@
 r"""The two stream protocols as sans-I/O decoders: bytes in, text or events out. No socket, no clock.
 
-The text protocol (`POST /v1/chat`) is bare UTF-8 text. A failure arrives inside it, as `\\n[error] ` and
-a message up to the end of the body. Proxies split the bytes anywhere, so at any moment the end of what has
-arrived may be the beginning of a character or of the sentinel. The rule is: hand on everything, hold back
-only (1) an incomplete UTF-8 sequence and (2) a tail that is a beginning of the sentinel. Both are at most
-a few bytes, and what comes next, or the end of the body, decides about them.
+The text protocol (`POST /v1/chat`) is bare UTF-8 text. A failure arrives inside it, as `\\n[error] ` and a
+message up to the end of the body. Proxies split the bytes anywhere, so the bytes so far may end within a
+character or within the sentinel. The rule: pass everything on, except (1) an incomplete UTF-8 sequence and
+(2) a tail that is a prefix of the sentinel. Both are a few bytes at most, and are decided by the next bytes
+or the end of the body.
 
 The event protocol (`POST /v1/chat/completions`) is Server-Sent Events as the HTML standard defines their
 parsing (section 9.2.6): lines end in LF, CRLF or CR, a blank line ends an event, a line that starts with a
 colon is a comment. Only `data` fields matter here.
 
-Neither may buffer without a bound: a gateway gone mad can make a call fail, but not fill the memory.
+Both bound their buffers: a misbehaving gateway can fail a call, but not exhaust memory.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ class TextDecoder:
         self._message_length = 0
 
     def feed(self, data: bytes) -> str:
-        """Return the text that is certain after `data`; after the sentinel there is none."""
+        """Return the text that is certain so far; none after the sentinel."""
         return self._feed(self._decoder.decode(data))
 
     def finish(self) -> str:
-        """Return the rest of the text: the body has ended, so what was held back is text."""
+        """Return the rest of the text; at the end of the body, held-back bytes are text."""
         text = self._feed(self._decoder.decode(b"", True)) + self._held
         self._held = ""
         return text
 
     @property
     def message(self) -> str | None:
-        """The message after the sentinel, as far as it has arrived; None while there is no sentinel."""
+        """The message after the sentinel, as far as it has arrived; None before the sentinel."""
         return None if self._message is None else "".join(self._message)
 
     @property
     def overflowed(self) -> bool:
-        """Whether the message is longer than `MAX_MESSAGE_CHARACTERS`: no more of it is kept."""
+        """Whether the message exceeds `MAX_MESSAGE_CHARACTERS`, and was cut there."""
         return self._message_length > MAX_MESSAGE_CHARACTERS
 
     def _feed(self, text: str) -> str:
@@ -85,7 +85,7 @@ class TextDecoder:
 
 
 class EventTooLongError(ValueError):
-    """An event exceeds `MAX_EVENT_BYTES`; `events` are those that were complete before it."""
+    """An event exceeds `MAX_EVENT_BYTES`; `events` are the complete ones before it."""
 
     def __init__(self, events: list[bytes]) -> None:
         super().__init__(f"an event is longer than {MAX_EVENT_BYTES:,} bytes")
@@ -98,14 +98,14 @@ class EventDecoder:
     __slots__ = ("_data", "_line", "_size", "_started", "_swallow_lf")
 
     def __init__(self) -> None:
-        self._line = bytearray()  # the beginning of a line whose end has not arrived
-        self._data: list[bytes] = []  # the data lines of the event that has not ended
+        self._line = bytearray()  # an incomplete line
+        self._data: list[bytes] = []  # the data lines of the incomplete event
         self._size = 0  # of both
         self._started = False
-        self._swallow_lf = False  # the last byte was a CR: an LF that follows belongs to it
+        self._swallow_lf = False  # the last byte was a CR: a following LF belongs to it
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the data of the events that `data` completes.
+        """Return the data of the events completed by `data`.
 
         Raises:
             EventTooLongError: an event exceeds `MAX_EVENT_BYTES`.
@@ -134,9 +134,9 @@ class EventDecoder:
         return events
 
     def finish(self) -> list[bytes]:
-        """Return what the end of the body completes.
+        """Return the events completed by the end of the body.
 
-        The standard drops an event without its blank line; a final `[DONE]` is taken all the same.
+        The standard drops an event that lacks its blank line; a final `[DONE]` counts anyway.
         """
         events: list[bytes] = []
         self._take(bytes(self._line), events)
@@ -145,7 +145,8 @@ class EventDecoder:
         return [event for event in events if event == b"[DONE]"]
 
     def _take(self, line: bytes, events: list[bytes]) -> None:
-        # The line as it came, whatever is in it: so it makes no difference whether it came in one piece.
+        # Counts the raw line, comments included, so that the result does not depend on how the bytes were
+        # split.
         if self._size + len(line) > MAX_EVENT_BYTES:
             raise EventTooLongError(events)
         if not self._started:

@@ -1,8 +1,9 @@
-"""From the bytes of a stream to the pieces that a user iterates, and to the error it ends with. Sans-I/O.
+"""Parse the bytes of a stream into the pieces a user iterates, and the error it ends with. Sans-I/O.
 
-A reader is fed what arrives. When its `error` is set, the stream ends with it after the pieces returned so
-far. When it is `done`, the gateway has told the end of the stream, good or bad, though the body goes on: that
-is to be read to its end, for the gateway writes its usage record meanwhile.
+A reader is fed bytes as they arrive. If it sets `error`, the stream ends with that error after the pieces
+returned so far. If it sets `done`, the gateway has marked the end of the stream, successful or not, but the
+body
+continues: read it to its end, because the gateway writes its usage record meanwhile.
 """
 
 from __future__ import annotations
@@ -22,38 +23,38 @@ T = TypeVar("T")
 
 
 class StreamReader(Protocol[T]):
-    """What a stream asks of a reader."""
+    """The interface of a reader."""
 
     @property
     def done(self) -> bool:
-        """Whether the gateway has told the end of the stream; with `error`, that it failed."""
+        """Whether the gateway has marked the end of the stream, or with `error` its failure."""
         ...
 
     @property
     def error(self) -> ProviderError | InvalidResponseError | None:
-        """What the stream ends with."""
+        """The error the stream ends with, or None."""
         ...
 
     @property
     def transient(self) -> int | None:
-        """The HTTP status to judge by whether that failure may pass; None if it may not."""
+        """The HTTP status to judge a transient failure by; None if it is permanent."""
         ...
 
     @property
     def ends_with_body(self) -> bool:
-        """Whether the end of the body is the end of the stream, and not a failure."""
+        """Whether a stream may end with its body, without an end mark."""
         ...
 
     def feed(self, data: bytes) -> list[T]:
-        """Return the pieces that `data` completes."""
+        """Return the pieces completed by `data`."""
         ...
 
     def finish(self) -> list[T]:
-        """Return the pieces that the end of the body completes."""
+        """Return the pieces completed by the end of the body."""
         ...
 
     def flush(self) -> list[T]:
-        """Return what was held back, as the body broke off here; `error` may be set by it, too."""
+        """Return the pieces held back when the body broke off; may set `error`."""
         ...
 
 
@@ -87,7 +88,7 @@ class TextReader(Generic[T]):
         return [self._piece(text)] if text else []
 
     def flush(self) -> list[T]:
-        """See `StreamReader`. What came of a failure's message says more than that the connection broke."""
+        """See `StreamReader`. Part of a provider's message says more than that the connection broke."""
         return self.finish()
 
     def _fail(self) -> None:
@@ -98,9 +99,9 @@ class TextReader(Generic[T]):
 
 
 class _EventReader(Generic[T]):
-    """Reads the event protocol up to `[DONE]`, or to the event of a failure, which only `[DONE]` follows.
+    """Reads the event protocol up to `[DONE]`, or up to a failure, after which only `[DONE]` follows.
 
-    An event whose `error` is not null is a failure, whatever else it holds.
+    An event with a non-null `error` is a failure, whatever else it contains.
     """
 
     ends_with_body = False
@@ -162,7 +163,7 @@ class _EventReader(Generic[T]):
 
 
 class CompletionReader(_EventReader[dict[str, Any]]):
-    """Reads completion chunks as they are."""
+    """Reads completion chunks and returns them unchanged."""
 
     def _event(self, event: bytes, pieces: list[dict[str, Any]]) -> None:
         try:
@@ -189,7 +190,7 @@ class _Choice(msgspec.Struct, gc=False):
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None  # null where a provider does not tell
+    prompt_tokens: int | None = None  # null if a provider does not report it
     completion_tokens: int | None = None
     total_tokens: int | None = None
 
@@ -204,7 +205,7 @@ _chunk_decoder: Final = decoder_for(_Chunk)
 
 
 class UsageReader(_EventReader[T]):
-    """Reads completion chunks as a chat's text, with its usage and the reason of its end."""
+    """Reads the text, usage and finish reason of a chat from completion chunks."""
 
     def __init__(
         self,
@@ -245,7 +246,7 @@ class UsageReader(_EventReader[T]):
 
 
 def chunk_maker(request_id: str | None) -> Callable[[str], StreamChunk]:
-    """Return the function that makes a chunk of a text."""
+    """Return a function that wraps text in a `StreamChunk`."""
     template = StreamChunk(request_id=request_id)
 
     def make(text: str) -> StreamChunk:
@@ -255,5 +256,5 @@ def chunk_maker(request_id: str | None) -> Callable[[str], StreamChunk]:
 
 
 def last_chunk(reader: UsageReader[StreamChunk], request_id: str | None) -> StreamChunk:
-    """Return the chunk that ends a stream and carries what is known of it."""
+    """Return the final chunk of a stream, with usage and finish reason."""
     return StreamChunk(request_id=request_id, usage=reader.usage, finish_reason=reader.finish_reason)

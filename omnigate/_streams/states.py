@@ -1,15 +1,13 @@
-"""The states of a stream, and what changes them. Data only: `core` moves through it, and tests walk it.
+"""The states of a stream and their transitions. Data only: `core` follows the table, and tests walk it.
 
     NEW ─ SEND ─► OPENING ─ HEAD ─► READING ─ PAUSE ─► OPEN ─ READ ─► READING …
-                                      │
-                                      ├─ MARK ──► DRAINING      the end was told, and the body goes on
-                                      ├─ END ───► ENDED         all is well
-                                      ├─ FAIL ──► FAILED ─ TELL ─► CLOSED
-                                      └─ RETRY ─► RETRYING ─ SEND ─► OPENING
+                                      │ ├─ MARK ──► DRAINING      the end mark has arrived, not the end of the
+                                      body ├─ END ───► ENDED         successfully ├─ FAIL ──► FAILED ─ TELL ─►
+                                      CLOSED └─ RETRY ─► RETRYING ─ SEND ─► OPENING
 
-`aclose` is CLOSE. A stream at rest it closes itself (CLOSING, then RELEASE to CLOSED). A task that is opening
-or reading the stream is made to leave (STOPPING), and releases the response on its way out. A task that is
-draining it is left alone, since that takes a second at most: from then on that task does the closing.
+`aclose` is CLOSE. It closes a resting stream itself (CLOSING, then RELEASE to CLOSED). It makes a task that
+is opening or reading the stream leave (STOPPING), which releases the response on its way out. It leaves a
+task that is draining alone, since that takes at most a second, and that task then does the closing.
 """
 
 from __future__ import annotations
@@ -20,46 +18,46 @@ from typing import Final, NoReturn
 
 
 class State(Enum):
-    """Where a stream is; the value is what its repr says."""
+    """The states of a stream; the value is for its repr."""
 
-    __hash__ = object.__hash__  # members are singletons, and a lookup comes with each piece
+    __hash__ = object.__hash__  # members are singletons, and each piece takes a lookup
 
     NEW = "new"
-    """Nothing was sent."""
+    """Nothing has been sent."""
 
     OPENING = "opening"
-    """A task sends the request, again if need be, until a head of success has come."""
+    """A task sends the request, with retries, until the head of a successful response arrives."""
 
     OPEN = "open"
-    """There is a response, and no task reads it."""
+    """There is a response, and no task is reading it."""
 
     READING = "reading"
-    """A task reads the response."""
+    """A task is reading the response."""
 
     DRAINING = "ending"
-    """A task reads what follows the end mark."""
+    """A task is reading what follows the end mark."""
 
     RETRYING = "to be opened again"
     """The response failed before its first piece and is released; the next step opens another."""
 
     ENDED = "ended"
-    """The response has ended well; its last pieces may still have to be handed on."""
+    """The response has ended successfully; its last pieces may still be waiting to be taken."""
 
     FAILED = "failed"
-    """The response has failed; its last pieces may still have to be handed on, and then the error."""
+    """The response has failed; its last pieces may still be waiting to be taken, then the error."""
 
     STOPPING = "being closed"
-    """The task that opens or reads the stream is made to leave."""
+    """The task that opens or reads the stream is being made to leave."""
 
     CLOSING = "closing"
-    """A task releases the response; it may read its tail first."""
+    """A task is releasing the response; it may read the tail first."""
 
     CLOSED = "closed before its end"
-    """Nothing is held, and reading is an error."""
+    """The response is released, and reading is an error."""
 
 
 class Event(Enum):
-    """What happens to a stream; the value completes "a stream cannot …"."""
+    """Events of a stream; the value completes "a stream cannot …"."""
 
     __hash__ = object.__hash__
 
@@ -87,7 +85,7 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = _Table(
     {
         (State.NEW, Event.SEND): State.OPENING,
         (State.NEW, Event.CLOSE): State.CLOSING,
-        # A step: every way out of it leads to a state of rest.
+        # Within a step: every exit leads to a resting state.
         (State.OPENING, Event.HEAD): State.READING,
         (State.OPENING, Event.CLOSE): State.STOPPING,
         (State.OPENING, Event.BREAK): State.CLOSING,
@@ -110,7 +108,8 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = _Table(
         (State.RETRYING, Event.CLOSE): State.CLOSING,
         (State.FAILED, Event.TELL): State.CLOSED,
         (State.FAILED, Event.CLOSE): State.CLOSING,
-        # Whatever comes just as a stream is closed is given up, its end too: its last pieces were.
+        # Anything that arrives as the stream is being closed is dropped, even its end: its last pieces were
+        # too.
         (State.STOPPING, Event.HEAD): State.STOPPING,
         (State.STOPPING, Event.PAUSE): State.STOPPING,
         (State.STOPPING, Event.END): State.STOPPING,
@@ -118,7 +117,8 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = _Table(
         (State.STOPPING, Event.RETRY): State.STOPPING,
         (State.STOPPING, Event.BREAK): State.STOPPING,
         (State.STOPPING, Event.RELEASE): State.CLOSED,
-        # All pieces come before the tail, so a task that drains a stream being closed still ends well.
+        # All pieces precede the tail, so a task that drains the stream as it is closed still ends it
+        # normally.
         (State.CLOSING, Event.END): State.ENDED,
         (State.CLOSING, Event.FAIL): State.CLOSING,
         (State.CLOSING, Event.RETRY): State.CLOSING,
@@ -131,19 +131,19 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = _Table(
         (State.CLOSED, Event.CLOSE): State.CLOSED,
     }
 )
-"""The state that follows an event. One that cannot happen is a bug: looking it up is an AssertionError."""
+"""The state after an event. An impossible event is a bug: looking it up is an AssertionError."""
 
 HOLDING: Final = frozenset({State.OPEN, State.READING, State.DRAINING})
-"""There is a response to be read, with a head of success."""
+"""A successful response is held."""
 
 BUSY: Final = frozenset({State.OPENING, State.READING, State.DRAINING, State.STOPPING, State.CLOSING})
-"""A task is inside the stream, and alone uses the response."""
+"""A task is inside the stream, with exclusive use of the response."""
 
 ABANDONED: Final = frozenset({State.STOPPING, State.CLOSING})
-"""The stream is being closed: what still arrives is given up, and errors are of no interest."""
+"""The stream is being closed: data that still arrives is dropped, and errors are ignored."""
 
 SETTLED: Final = frozenset({State.ENDED, State.FAILED})
-"""Nothing more will arrive, and how it ended is known."""
+"""Nothing more will arrive, and the result is known."""
 
 _READ_ALREADY: Final = "the stream is already being read by another task"
 
@@ -157,4 +157,4 @@ REFUSALS: Final[Mapping[State, str]] = {
     State.CLOSING: _CLOSED,
     State.CLOSED: _CLOSED,
 }
-"""Why a step of reading cannot begin in a state, for the `StreamClosedError` that says so."""
+"""Messages of `StreamClosedError` for the states in which no step of reading can begin."""

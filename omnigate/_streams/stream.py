@@ -1,7 +1,7 @@
-"""The face of a stream: what a program iterates while a response arrives.
+"""The base of the public async streams.
 
-A stream is a class, not an async generator, because a generator that is dropped in the middle cleans up
-when the garbage collector pleases, in whatever task that is.
+A stream is a class, not an async generator: a generator dropped midway cleans up whenever the garbage
+collector runs, in an arbitrary task.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 
 class BaseStream(Generic[T]):
-    """What all streams are: an async iterator of pieces and an async context manager.
+    """An async iterator of pieces and an async context manager.
 
     Use it as `async with client.chat_stream(…) as stream: async for piece in stream: …`. Entering returns
-    when the head of the response has come, before the first text. Without `async with` the stream opens with
-    its first piece, and a loop that is left early should be followed by `aclose()`. A stream opens
-    once: entered again, it goes on where it was, yields nothing if it has ended, and raises
-    `StreamClosedError` if it was closed before its end.
+    when the head of the response has arrived, before the first text. Without `async with` the stream opens
+    when its first piece is requested; call `aclose()` after leaving the loop early. A stream opens only once:
+    entered again, it continues where it was, yields nothing if it has ended, and raises `StreamClosedError`
+    if it was closed before its end.
 
-    Reading raises `ProviderError` when the provider fails on the way, `ConnectionError` when the body ends
-    too early, and what a call raises while the stream opens. A failure before the first piece is retried
-    like that of a call; after it nothing is.
+    Reading raises `ProviderError` if the provider fails midway, `ConnectionError` if the body ends early, and
+    while the stream opens the same errors as a call. A failure before the first piece is retried like a
+    call's; a later one is not.
     """
 
     def __init__(self, core: StreamCore[T]) -> None:
@@ -35,9 +35,9 @@ class BaseStream(Generic[T]):
 
     @property
     def meta(self) -> Meta:
-        """What the head of the response said; there is none before the stream is open.
+        """Metadata from the head of the response; an AttributeError before the stream is open.
 
-        If the first attempt failed inside the stream and was retried, it is the last attempt's.
+        If the call was retried, it is from the last attempt.
         """
         meta = self._core.meta
         if meta is None:
@@ -48,7 +48,7 @@ class BaseStream(Generic[T]):
 
     @property
     def is_closed(self) -> bool:
-        """Whether the stream holds nothing and cannot be read any further."""
+        """Whether the stream has ended or is closed, with no pieces left to read."""
         return self._core.is_closed
 
     def __aiter__(self) -> Self:
@@ -67,11 +67,10 @@ class BaseStream(Generic[T]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the stream; its connection is given back if its body has ended, else closed.
+        """Close the stream; its connection returns to the pool if the body has ended, else it is closed.
 
-        If the gateway has said that it is done, the little that it still sends is read first (at most 1 s).
-        A task that is reading the stream gets a `StreamClosedError`; if it is waiting for the head of the
-        response, the request is given up.
+        If the end mark has arrived, the rest of the body is read first (for at most 1 s). A task that is
+        reading the stream gets a `StreamClosedError`; a request whose head has not arrived is abandoned.
         """
         await self._core.aclose()
 

@@ -1,1 +1,1 @@
-"""The same clients for sync code, from any thread."""
+"""Sync clients: the async ones, driven from any thread."""

@@ -1,14 +1,13 @@
-"""The sync face of a batch: the source is read in the caller's thread, the rest happens in the portal's loop.
+"""The sync batch: reads the source in the caller's thread, and runs the rest in the portal's loop.
 
-Crossing the border costs more than an item, so items and outcomes cross in groups. The async batch runs in a
-task of the portal for as long as the block is open, and is fed by `_Feed`, which stands for the caller's
-source. It says how many items could be started; so many are read, or as many as come within a few
-milliseconds, and handed over without waiting. The caller waits only if there is no outcome.
+Crossing threads costs more than handling an item, so items and outcomes cross in groups. The async batch runs
+in a portal task while the block is open. Its source is a `_Feed`, which stands in for the caller's and says
+how many items could start; the caller reads that many, or as many as arrive within a few milliseconds, and
+passes them on without waiting. The caller waits only if there is no outcome.
 
-Nothing crosses as the argument or the result of a call, which Ctrl-C could lose: items and outcomes lie in
-queues that both sides see, and are in one of them until they are taken. What runs in the loop, `_Inside`,
-does not know the caller's side, so that a batch whose `__exit__` an interrupt kept from running ends when it
-is dropped.
+Nothing crosses as a call's argument or result, which Ctrl-C could lose: items and outcomes stay in queues
+shared by both sides until they are taken. The part in the loop, `_Inside`, holds no reference to the caller's
+side, so a batch whose `__exit__` was prevented by an interrupt still ends when it is dropped.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ from omnigate._sync.portal import Portal
 from omnigate.exceptions import ClientClosedError, NotStartedError
 
 _MOST: Final = 256
-"""Items or outcomes that cross at once."""
+"""Items or outcomes that cross together."""
 
 _READ_SECONDS: Final = 0.005
 
 
 class _Feed:
-    """The async iterator that the batch reads from; what is in it comes from the caller's thread."""
+    """The async iterator that feeds the batch with items from the caller's thread."""
 
     def __init__(self) -> None:
-        self.read: deque[Any] = deque()  # put in by the caller, for `take_in`
-        self.end: BaseException | None = None  # what ended the source, set by the caller after the last item
+        self.read: deque[Any] = deque()  # filled by the caller, emptied by `take_in`
+        self.end: BaseException | None = None  # how the source ended; set by the caller after the last item
         self._items: deque[Any] = deque()
         self._end: BaseException | None = None
         self._event: anyio.Event | None = None
@@ -51,12 +50,12 @@ class _Feed:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether the batch waits for an item."""
+        """Whether the batch is waiting for an item."""
         return self._event is not None and not self._items and self._end is None
 
     def take_in(self) -> None:
-        """Take in what the caller has read; to be called in the loop."""
-        end = self.end  # looked at before the items, as the caller may be reading on
+        """Accept the items the caller has read. Call it in the loop."""
+        end = self.end  # read before the items: the caller may be adding more
         while self.read:
             self._items.append(self.read.popleft())
         self._end = end
@@ -80,24 +79,24 @@ class _Feed:
 
 
 class _Inside:
-    """What of the batch is in the portal's loop. Its methods are called there, but for `leave_soon`."""
+    """The part of the batch in the portal's loop. Call its methods there, except `leave_soon`."""
 
     def __init__(self, make: Callable[[Any], Batch]) -> None:
         self.feed = _Feed()
         self.batch = make(self.feed)
-        self.outcomes: deque[AnyOutcome] = deque()  # taken out by the caller
+        self.outcomes: deque[AnyOutcome] = deque()  # emptied by the caller
         self.wanted = 0
         self.has_ended = False
         self._loop: Any = None
         self._entered: anyio.Event
         self._leaving: anyio.Event
-        self._left: anyio.Event | None = None  # there is one from when the batch is entered
+        self._left: anyio.Event | None = None  # set once the batch is entered
         self._error: BaseException | None = None
 
     async def enter(self, portal: Portal) -> None:
-        """Enter the batch, in a task of its own."""
+        """Enter the batch in its own task."""
         if self._left is not None:
-            raise NotStartedError("a batch can be entered only once; make a new one")
+            raise NotStartedError("a batch can be entered only once; create a new one")
         self._loop = current_loop()
         left = anyio.Event()
         portal.start(partial(self._run, left))
@@ -105,26 +104,26 @@ class _Inside:
         self._error = None
         await self._entered.wait()
         if self._error is not None:
-            self._left = None  # it has not begun, and may be tried again
+            self._left = None  # it has not started, so entering may be retried
             raise self._error
 
     async def leave(self) -> None:
-        """Leave the batch, and wait for its end."""
+        """Leave the batch and wait for its end."""
         if self._left is None:
-            return  # it had not begun
+            return  # it has not started
         self._leaving.set()
         await self._left.wait()
         if self._error is not None:
             raise self._error
 
     def leave_soon(self) -> None:
-        """Have the batch left, without waiting for it, from any other thread and from a finalizer."""
+        """Leave the batch without waiting, from any other thread or a finalizer."""
         if self._left is not None and not self._left.is_set():
             with suppress(RuntimeError):  # the loop has ended
                 call_soon(self._loop, self._leaving.set)
 
     async def exchange(self) -> None:
-        """Take items in, and wait for outcomes, or until more items are wanted."""
+        """Accept items, then wait for outcomes or until more items are wanted."""
         batch, outbox = self.batch, self.batch._outbox
         self.feed.take_in()
         while True:
@@ -139,7 +138,7 @@ class _Inside:
                 return
 
     async def stats(self) -> BatchStats:
-        """Return where the batch stands."""
+        """Return the batch's progress."""
         return self.batch.stats
 
     async def _run(self, left: anyio.Event) -> None:
@@ -159,34 +158,34 @@ class _Inside:
 
 
 class SyncBatch:
-    """A batch, to be used as `with client.batch(…) as batch: for outcome in batch: …`.
+    """A batch: `with client.batch(…) as batch: for outcome in batch: …`.
 
-    Each item of the source ends in exactly one `Outcome`, unless the batch ends before the item was sent.
-    Outcomes come in the order in which they end, or with `ordered=True` in that of the source. The caller's
-    thread iterates the source, and only one thread at a time may read the batch. Leaving the block early
-    cancels what is in flight, and returns only when nothing runs any more.
+    Yields exactly one `Outcome` per item, unless the batch ends before the item is sent; in the order they
+    complete, or in the order of the source with `ordered=True`. The source is iterated in the caller's
+    thread, and only one thread at a time may read the batch. Leaving the block early cancels the calls in
+    flight and returns only when all of them have ended.
 
-    After the last outcome, iterating raises the error that `stop_on` was given for, what the source raised,
-    or a `JournalError`. If the block is left before that, an outcome that could not be written is raised at
-    its end, or noted on what the block raised. A journal that could not be compacted is a `JournalWarning`:
-    nothing is lost.
+    Iterating raises, after the last outcome: the error that matched `stop_on`; the source's exception; or
+    `JournalError`. If the block is left before that, a failure to write an outcome is raised at the end of
+    the block, or added as a note to the block's own exception. A journal that could not be compacted is only
+    a `JournalWarning`: nothing is lost.
     """
 
     def __init__(
         self, portal: Portal, requests: Iterable[BatchItem] | Path, make: Callable[[Any], Batch]
     ) -> None:
-        """Prepare; `make` returns the async batch of a source."""
+        """Prepare; `make` returns an async batch for a source."""
         self._portal = portal
         self._requests = requests
         self._inside = _Inside(make)
         self._source: Iterator[Any] | None = None
         self._is_open = False
-        # for an interrupt where no code of this sees it: just as `__exit__` is called, say
+        # for an interrupt outside our code, e.g. just as `__exit__` is called
         weakref.finalize(self, self._inside.leave_soon).atexit = False
 
     @property
     def stats(self) -> BatchStats:
-        """Where the batch stands: once it has started, after its end, and in a callback."""
+        """The batch's progress so far; readable at any time, even in a callback."""
         if self._is_open and not self._portal.is_own_thread():
             return self._portal.call(self._inside.stats)
         return self._inside.batch.stats
@@ -203,7 +202,7 @@ class SyncBatch:
             self._is_open = True
         except Exception:
             raise
-        except BaseException as interrupt:  # just when it had begun: there will be no `__exit__`
+        except BaseException as interrupt:  # just as it started: `__exit__` will not run
             self._leave_at(interrupt)
             raise
         return self
@@ -220,7 +219,7 @@ class SyncBatch:
             if error is None:
                 raise
             error.add_note(str(failure))
-        except BaseException as interrupt:  # perhaps before that call was made
+        except BaseException as interrupt:  # possibly before that call
             self._leave_at(interrupt)
             raise
 
@@ -229,7 +228,7 @@ class SyncBatch:
 
     def __next__(self) -> AnyOutcome:
         if not self._is_open:
-            raise NotStartedError("a batch is iterated inside of its `with` block")
+            raise NotStartedError("a batch can only be iterated inside its `with` block")
         inside = self._inside
         outcomes = inside.outcomes
         while not outcomes:
@@ -237,24 +236,24 @@ class SyncBatch:
                 raise StopIteration
             self._read()
             self._portal.call(inside.exchange)
-            if inside.wanted and outcomes:  # let them start while the caller sees to its outcomes
+            if inside.wanted and outcomes:  # start more items while the caller handles its outcomes
                 self._read()
                 if inside.feed.read:
                     self._portal.post(inside.feed.take_in)
         outcome = outcomes[0]
-        del outcomes[0]  # not `popleft()`: an interrupt may come as a call returns, and would lose it
+        del outcomes[0]  # not `popleft()`: Ctrl-C as that call returns would lose the outcome
         return outcome
 
     def _leave_at(self, interrupt: BaseException) -> None:
         self._is_open = False
-        self._inside.leave_soon()  # in any case, as another interrupt ends the waiting
+        self._inside.leave_soon()  # first, since another interrupt would end the wait below
         try:
             self._portal.call(self._inside.leave)
         except Exception as failure:  # noqa: BLE001 - the interrupt is raised
             interrupt.add_note(str(failure))
 
     def _read(self) -> None:
-        """Read as many items as are wanted, or as there are without waiting long."""
+        """Read as many items as are wanted, or as arrive within `_READ_SECONDS`."""
         inside, feed, source = self._inside, self._inside.feed, self._source
         wanted, inside.wanted = inside.wanted, 0
         if source is None or feed.end is not None or wanted <= 0:
@@ -266,7 +265,7 @@ class SyncBatch:
                 wanted -= 1
                 if wanted <= 0 or time.monotonic() > until:
                     return
-        except Exception as error:  # noqa: BLE001 - raised by the batch, once what is in flight was handed out
+        except Exception as error:  # noqa: BLE001 - raised by the batch, after the outcomes of the calls in flight
             feed.end = error
         else:
             feed.end = StopAsyncIteration()

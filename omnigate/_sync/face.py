@@ -1,4 +1,4 @@
-"""What the sync clients share: an async client, and the portal that its methods run in."""
+"""Base of the sync clients: an async client, and the portal its methods run in."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from omnigate._sync.portal import Backend, Portal
 
 
 class BaseClient:
-    """What both sync clients are: an async client and a portal to it."""
+    """A sync client: an async client and a portal to it."""
 
     def __init__(self, client: BaseAsyncClient, backend: Backend, *, name: str) -> None:
-        """Put a sync client in front of an async one, whose errors call its methods those of `name`."""
+        """Wrap an async client; its errors name methods as those of `name`."""
         client._session.owner = name
         self._core = client
         self._portal = Portal(backend, client.aclose)
@@ -28,9 +28,9 @@ class BaseClient:
         self._core.base_url = value
 
     def close(self) -> None:
-        """Close the client, its transport and its thread; a second time does nothing.
+        """Close the client, its transport and its thread; idempotent.
 
-        What is in flight in other threads fails with `ClientClosedError`.
+        Calls in flight in other threads fail with `ClientClosedError`.
         """
         self._portal.close()
 
@@ -44,6 +44,6 @@ class BaseClient:
 
     def __repr__(self) -> str:
         inside = repr(self._core).removeprefix(type(self._core).__name__)
-        if self._portal.is_closed and not inside.endswith(", closed)"):  # nothing had ever been called
+        if self._portal.is_closed and not inside.endswith(", closed)"):  # no call was ever made
             inside = f"{inside[:-1]}, closed)"
         return f"{type(self).__name__}{inside}"

@@ -1,16 +1,16 @@
-"""A thread with an event loop in it, through which sync code drives async code.
+"""A portal: a thread running an event loop, through which sync code drives async code.
 
-Rules. The thread starts at the first call and ends with `close`, with the garbage collection of its owner,
-or with the interpreter: a script that closes nothing still ends. It holds no reference to its owner. What a
-call raises, whatever it is, goes to its caller and never takes the thread down. A call from that thread
-itself, by a callback of the caller's, would wait for itself, and is refused. After `fork()` the thread exists
-in the parent only, so in the child every call says so instead of waiting for ever.
+Rules. The thread starts at the first call and ends with `close`, with the garbage collection of its owner, or
+with the interpreter: a script that closes nothing still exits. It holds no reference to its owner. Any
+exception of a call goes to its caller and never ends the thread. A call from the portal's own thread, in a
+user's callback, would deadlock and is refused. After `fork()` the thread exists only in the parent, so in the
+child every call raises an error instead of hanging.
 
-A call that is interrupted (Ctrl-C) is cancelled, and its end waited for, bounded. Python raises the interrupt
-in the main thread wherever a function begins or a call returns, also just after a lock has been got. So what
-is waited for is told by a flag beside the lock, which does not change by being waited for, and what has to be
-ended is noted before it begins. What the call of an interrupted caller had already returned is lost, so a
-call whose result may not be lost puts it where its caller finds it.
+An interrupted call (Ctrl-C) is cancelled, and its end awaited for a bounded time. Python raises
+KeyboardInterrupt in the main thread wherever a function starts or a call returns, even right after acquiring
+a lock. So a latch is a flag plus a lock, and waiting never changes the flag; and anything that must be ended
+is recorded before it starts. A result already returned to an interrupted caller is lost, so a call whose
+result must not be lost stores it where its caller can find it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _JOIN_SECONDS: Final = 5.0
 
 
 class _Latch:
-    """Closed, until it is opened for good. An interrupt of who waits for it changes nothing."""
+    """A one-shot event that survives a KeyboardInterrupt in its waiter."""
 
     __slots__ = ("_lock", "is_open")
 
@@ -65,33 +65,33 @@ class _Latch:
         self._lock.acquire()
 
     def open(self) -> None:
-        """Open it; only one thread does. A second time does nothing."""
+        """Set the event; idempotent. Only one thread may call it."""
         if not self.is_open:
-            self.is_open = True  # before the lock, which an interrupted waiter may have got and kept
+            self.is_open = True  # before the lock, which an interrupted waiter may have acquired and kept
             self._lock.release()
 
     def wait(self, seconds: float = -1) -> bool:
-        """Wait until it is open, by default for ever; return whether it is."""
+        """Wait until the event is set, by default without a limit; return whether it is."""
         if not self.is_open and self._lock.acquire(timeout=seconds):
             self._lock.release()
         return self.is_open
 
 
 class _Call(Generic[T]):
-    """One call that crosses into the loop's thread, and its outcome on the way back."""
+    """A call that crosses into the loop's thread, and its result."""
 
     __slots__ = ("_func", "context", "done", "end", "error", "result")
 
     def __init__(self, func: Callable[[], Awaitable[T]]) -> None:
         self._func = func
         self.context = contextvars.copy_context()
-        self.end: Callable[[], object] | None = None  # what cancels it, once it has started
+        self.end: Callable[[], object] | None = None  # cancels it, once it has started
         self.done = _Latch()
         self.result: T
         self.error: BaseException | None = ClientClosedError("the client was closed during the call")
 
     async def run(self) -> None:
-        """Make the call. Its cancellation is the only thing that this raises."""
+        """Make the call; raises only its cancellation."""
         try:
             self.result = await self._func()
             self.error = None
@@ -102,14 +102,14 @@ class _Call(Generic[T]):
 
 
 class _Inbox:
-    """Takes calls in from other threads and starts each as a task, in its caller's context.
+    """Accepts calls from other threads and starts each as a task, in its caller's context.
 
-    anyio's own way in costs about 100 µs a call, this 30: however many calls are put in before the loop
-    looks, it is woken once, and the caller waits at a lock.
+    anyio's portal costs about 100 µs a call, this 30: calls added before the loop runs share one wake-up, and
+    callers wait on a lock.
     """
 
     def __init__(self, group: anyio.abc.TaskGroup) -> None:
-        """Begin, in the loop; what is started in trio is started in `group`."""
+        """Set up, in the loop; under trio, tasks start in `group`."""
         self._group = group
         self._loop = current_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -118,26 +118,26 @@ class _Inbox:
         self._is_closed = False
 
     def put(self, call: _Call[Any]) -> None:
-        """Have a call started, from any other thread.
+        """Start a call, from any other thread.
 
         Raises:
             ClientClosedError: the loop has ended.
         """
         self._waiting.append(call)
-        if self._is_closed:  # asked after the call was put in, so that `close` or this sees the other
+        if self._is_closed:  # checked after appending: either `close` sees the call, or this the flag
             raise ClientClosedError("the client is closed; create a new one")
         if not self._is_woken:
             try:
                 self._is_woken = True
                 call_soon(self._loop, self._start_all)
             except RuntimeError:
-                pass  # the loop has ended just now, and `close` has seen the call
+                pass  # the loop has just ended, and `close` has seen the call
             except BaseException:
-                self._is_woken = False  # Ctrl-C: it may not be, and then the next call has to wake it
+                self._is_woken = False  # Ctrl-C: the loop may not have been woken; the next call must do it
                 raise
 
     def cancel_soon(self, call: _Call[Any]) -> None:
-        """Have a call cancelled, however far it has come, from any other thread.
+        """Cancel a call at whatever stage it is, from any other thread.
 
         Raises:
             RuntimeError: the loop has ended, and the call with it.
@@ -145,14 +145,14 @@ class _Inbox:
         call_soon(self._loop, partial(self._cancel, call))
 
     def _cancel(self, call: _Call[Any]) -> None:
-        self._start_all()  # the caller may have been interrupted between putting it in and waking the loop
+        self._start_all()  # the caller may have been interrupted between adding the call and waking the loop
         if call.end is None:
-            call.done.open()  # or before
+            call.done.open()  # interrupted before it was added
         else:
             call.end()
 
     async def close(self) -> None:
-        """Cancel what runs, wait for its end, and let the callers of what was never started go on."""
+        """Cancel running calls and wait for them; release the callers of calls that never started."""
         self._is_closed = True
         self._group.cancel_scope.cancel()
         for task in self._tasks:
@@ -166,7 +166,7 @@ class _Inbox:
         self._is_woken = False
         while self._waiting and not self._is_closed:
             call = self._waiting.popleft()
-            if _library is not None:  # the caller may be in a loop of another kind
+            if _library is not None:  # the caller may be inside the other backend's loop
                 call.context.run(_library.set, "trio" if in_trio() else "asyncio")
             if isinstance(self._loop, asyncio.AbstractEventLoop):
                 task = self._loop.create_task(call.run(), context=call.context)
@@ -191,60 +191,60 @@ class _Inbox:
 
 
 class _Loop:
-    """An event loop in a thread, from before its start. Holds nothing of the portal's owner."""
+    """An event loop in a thread, which may not have started. Holds no reference to the portal's owner."""
 
     def __init__(self, backend: Backend, clean_up: Callable[[], Awaitable[object]]) -> None:
         self.pid = os.getpid()
         self.thread = threading.Thread(target=self._run, args=(backend,), name="omnigate-portal", daemon=True)
         self.inbox: _Inbox
-        self.error: BaseException | None = None  # why it does not run
+        self.error: BaseException | None = None  # why it is not running
         self._clean_up = clean_up
         self._loop: Any
         self._stop: anyio.Event
-        self._begun = threading.Lock()  # held by who starts the thread, or sees to it that nobody will
-        self._up = _Latch()  # open once the loop runs, or will not
+        self._begun = threading.Lock()  # acquired, once, to start the thread or to prevent its start
+        self._up = _Latch()  # set once the loop runs, or never will
         self._over = _Latch()
         self._is_unwanted = False
 
     def start(self) -> None:
-        """Have it run, or `error` set, and wait for that. Where this was interrupted, it is called again.
+        """Start the thread and wait until the loop runs or `error` is set; call it again if interrupted.
 
-        An interrupt inside of `Thread.start` leaves a thread that nobody knows, or one that can not begin.
-        So another thread calls that: only the main thread is interrupted.
+        An interrupt inside `Thread.start` leaves a thread that is unknown or cannot start. So it is called
+        from another thread: only the main thread is interrupted.
         """
         if not self._up.is_open:
             _thread.start_new_thread(self._begin, ())
             self._up.wait()
 
     def interrupt(self, call: _Call[Any]) -> None:
-        """Cancel a call and wait for its end, bounded."""
+        """Cancel a call and wait for its end, for a bounded time."""
         if not call.done.is_open:
             with suppress(RuntimeError):  # the loop has ended, and the call with it
                 self.inbox.cancel_soon(call)
                 call.done.wait(_INTERRUPT_SECONDS)
 
     def stop(self) -> None:
-        """Have the loop clean up and end, from any thread and from a finalizer, without waiting for it."""
+        """Make the loop clean up and end, without waiting; from any thread or a finalizer."""
         if self.pid != os.getpid():
             return
-        self._is_unwanted = True  # a loop that is just starting sees this when it is up
-        if self._begun.acquire(blocking=False):  # nor will it ever begin: its start was interrupted before
+        self._is_unwanted = True  # a loop that is just starting sees this once it runs
+        if self._begun.acquire(blocking=False):  # it never started, and now never will
             self._fail(ClientClosedError("the client is closed; create a new one"))
         if not self._up.is_open or self.error is not None:
             return
-        with suppress(RuntimeError):  # it has ended already
+        with suppress(RuntimeError):  # it has already ended
             call_soon(self._loop, self._stop.set)
 
     def join(self) -> None:
-        """Wait for the end of the thread, bounded."""
+        """Wait for the end of the thread, for a bounded time."""
         if self.pid != os.getpid() or self.thread is threading.current_thread():
             return
         if self._over.wait(_JOIN_SECONDS) and self.thread.ident is not None:
-            # An interrupt in it makes Python 3.11 and 3.12 take the thread for ended; it has all but done so.
+            # An interrupt in `join` makes Python 3.11 and 3.12 consider the thread ended, which it almost is.
             self.thread.join(_JOIN_SECONDS)
 
     def stop_and_join(self) -> None:
-        """Stop the loop; at the interpreter's exit also wait for its end."""
+        """Stop the loop; at interpreter exit, wait for its end too."""
         self.stop()
         if sys.is_finalizing() or not threading.main_thread().is_alive():
             self.join()
@@ -253,11 +253,11 @@ class _Loop:
         if self._begun.acquire(blocking=False):
             try:
                 self.thread.start()
-            except BaseException as error:  # noqa: BLE001 - there can be no more threads
+            except BaseException as error:  # noqa: BLE001 - no more threads can be started
                 self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """Tell the caller why the loop does not run."""
+        """Tell the caller why the loop is not running."""
         self.error = error
         self._up.open()
         self._over.open()
@@ -281,20 +281,20 @@ class _Loop:
                     await self._stop.wait()
                 await self._clean_up()
             except Exception:
-                logger.exception("closing a client that was dropped failed")
+                logger.exception("failed to close a client that was dropped")
             finally:
                 with anyio.CancelScope(shield=True):
                     await self.inbox.close()
 
 
 class Portal:
-    """Runs async functions for sync callers, from any number of threads at once."""
+    """Runs async functions for sync callers, from any number of threads."""
 
     def __init__(self, backend: Backend, clean_up: Callable[[], Awaitable[object]]) -> None:
-        """Prepare; nothing is started.
+        """Prepare; nothing starts yet.
 
         Args:
-            backend: which event loop to run.
+            backend: the event loop to run.
             clean_up: awaited in the loop before it ends. Must hold no reference to the portal's owner.
 
         """
@@ -308,13 +308,13 @@ class Portal:
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     def call(self, func: Callable[[], Awaitable[T]]) -> T:
-        """Await `func()` in the loop and return its result, or raise what it raises.
+        """Await `func()` in the loop; return its result or raise its exception.
 
         Raises:
-            ClientClosedError: the portal is closed, or was during the call.
-            ForkedClientError: this is a child process of the one that started the loop.
-            NotStartedError: this is the loop's own thread.
-            KeyboardInterrupt: Ctrl-C; the call was cancelled, or had returned just now, and has ended.
+            ClientClosedError: the portal is closed, or was closed during the call.
+            ForkedClientError: this is a forked child of the process that started the loop.
+            NotStartedError: called from the loop's own thread.
+            KeyboardInterrupt: Ctrl-C; the call was cancelled, unless it had just returned.
 
         """
         self._refuse_own_thread()
@@ -338,14 +338,14 @@ class Portal:
             del call  # breaks the cycle of the error, its traceback and this frame
 
     def start(self, func: Callable[[], Awaitable[None]]) -> None:
-        """Have `func()` awaited in the loop, without waiting for it. The portal's end cancels it.
+        """Start `func()` in the loop without waiting; closing the portal cancels it.
 
-        To be called in the loop or in another thread, while a call runs or has been made.
+        Call it from the loop or any other thread, during or after a `call`.
         """
         self._running_loop().inbox.put(_Call(func))
 
     def post(self, func: Callable[[], None]) -> None:
-        """Have `func()` called in the loop, without waiting for it."""
+        """Call `func()` in the loop, without waiting."""
 
         async def run() -> None:
             func()
@@ -354,18 +354,18 @@ class Portal:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it has been closed."""
+        """Whether the portal has been closed."""
         return self._closed
 
     def is_own_thread(self) -> bool:
-        """Return whether this is the thread that the loop runs in."""
+        """Return whether this is the loop's own thread."""
         return self._loop is not None and self._loop.thread is threading.current_thread()
 
     def close(self) -> None:
-        """Clean up and end the thread; a second time, or in a child process, does nothing.
+        """Clean up and end the thread; idempotent, and a no-op in a forked child.
 
         Raises:
-            NotStartedError: this is the loop's own thread.
+            NotStartedError: called from the loop's own thread.
         """
         self._refuse_own_thread()
         with self._usable_lock():
@@ -373,7 +373,7 @@ class Portal:
             loop = self._loop
         if loop is None or loop.pid != os.getpid():
             return
-        loop.stop()  # again if a `close` was interrupted
+        loop.stop()  # repeated if an earlier `close` was interrupted
         loop.join()
         if self._finalizer is not None:
             self._finalizer.detach()
@@ -393,9 +393,9 @@ class Portal:
     def _refuse_own_thread(self) -> None:
         if self.is_own_thread():
             raise NotStartedError(
-                "a sync client was used inside of a callback of its own (progress=, stop_on=, a transport), "
-                "which would wait for itself for ever: the client's own thread calls it. Use what the "
-                "callback is given, or another client"
+                "a sync client was used within its own callback (progress=, stop_on=, a transport). The "
+                "callback runs in the client's own thread, so the call would deadlock: use the callback's "
+                "arguments, or another client"
             )
 
     def _running_loop(self) -> _Loop:
@@ -406,7 +406,9 @@ class Portal:
             if loop is None:
                 loop = _Loop(self._backend, self._clean_up)
                 self._finalizer = weakref.finalize(self, loop.stop_and_join)
-                self._loop = loop  # before it starts, so that `close` finds it if the start is interrupted
+                self._loop = (
+                    loop  # before it starts, so that `close` finds it even if the start is interrupted
+                )
             elif loop.pid != os.getpid():
                 raise ForkedClientError(
                     "this client was used before os.fork(), and its thread is in the parent process: "
@@ -419,7 +421,7 @@ class Portal:
             return loop
 
     def _usable_lock(self) -> threading.Lock:
-        if self._pid != os.getpid():  # in a child process the lock may be held by a thread that is not there
+        if self._pid != os.getpid():  # in a forked child, a thread that no longer exists may hold the lock
             self._pid = os.getpid()
             self._lock = threading.Lock()
         return self._lock

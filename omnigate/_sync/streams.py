@@ -21,17 +21,17 @@ ChatPiece = TypeVar("ChatPiece", str, StreamChunk)
 
 
 class BaseSyncStream(Generic[T, S]):
-    """What all sync streams are: an iterator of pieces and a context manager.
+    """An iterator of pieces and a context manager.
 
     Use it as `with client.chat_stream(…) as stream: for piece in stream: …`. Entering returns when the head
-    of the response has come, before the first text. Without `with` the first piece waits for the head, too,
-    and a loop that is left early should be followed by `close()`. A stream opens once: entered again, it goes
-    on where it was, yields nothing if it has ended, and raises `StreamClosedError` if it was closed before
-    its end. Only one thread at a time may read it.
+    of the response has arrived, before the first text. Without `with` the stream opens when its first piece
+    is requested; call `close()` after leaving the loop early. A stream opens only once: entered again, it
+    continues where it was, yields nothing if it has ended, and raises `StreamClosedError` if it was closed
+    before its end. Only one thread at a time may read it.
 
-    Reading raises `ProviderError` when the provider fails on the way, `ConnectionError` when the body ends
-    too early, and what a call raises while the stream opens. A failure before the first piece is retried
-    like that of a call; after it nothing is.
+    Reading raises `ProviderError` if the provider fails midway, `ConnectionError` if the body ends early, and
+    while the stream opens the same errors as a call. A failure before the first piece is retried like a
+    call's; a later one is not.
     """
 
     def __init__(self, portal: Portal, stream: S) -> None:
@@ -42,9 +42,9 @@ class BaseSyncStream(Generic[T, S]):
 
     @property
     def meta(self) -> Meta:
-        """What the head of the response said; there is none before the stream is open.
+        """Metadata from the head of the response; an AttributeError before the stream is open.
 
-        If the first attempt failed inside the stream and was retried, it is the last attempt's.
+        If the call was retried, it is from the last attempt.
         """
         return self._stream.meta
 
@@ -57,7 +57,7 @@ class BaseSyncStream(Generic[T, S]):
             if not self._pieces:
                 raise StopIteration
         piece = self._pieces[0]
-        del self._pieces[0]  # not `popleft()`: an interrupt may come as a call returns, and would lose it
+        del self._pieces[0]  # not `popleft()`: Ctrl-C as that call returns would lose the piece
         return piece
 
     def __enter__(self) -> Self:
@@ -65,7 +65,7 @@ class BaseSyncStream(Generic[T, S]):
             self._portal.call(self._stream.__aenter__)
         except Exception:
             raise
-        except BaseException:  # Ctrl-C just when the head had come: there will be no `__exit__`
+        except BaseException:  # Ctrl-C just as the head arrived: `__exit__` will not run
             self.close()
             raise
         return self
@@ -76,16 +76,16 @@ class BaseSyncStream(Generic[T, S]):
         self.close()
 
     def close(self) -> None:
-        """Close the stream; its connection is given back if its body has ended, else closed.
+        """Close the stream; its connection returns to the pool if the body has ended, else it is closed.
 
-        If the gateway has said that it is done, the little that it still sends is read first (at most 1 s).
+        If the end mark has arrived, the rest of the body is read first (for at most 1 s).
         """
         self._pieces.clear()
         if not self._stream.is_closed:
             self._portal.call(self._stream.aclose)
 
     async def _fetch(self) -> None:
-        """Fetch the pieces that have arrived, in the portal's loop, where no interrupt can lose them."""
+        """Fetch pieces in the portal's loop, where no interrupt can lose them."""
         self._pieces.extend(await self._stream._core.fetch())
 
     def __repr__(self) -> str:
@@ -93,27 +93,27 @@ class BaseSyncStream(Generic[T, S]):
 
 
 class SyncChatStream(BaseSyncStream[ChatPiece, ChatStream[ChatPiece]]):
-    """The stream of a chat: `str` pieces, or `StreamChunk`s where `as_chunks=True` was asked for.
+    """The stream of a chat: `str` pieces, or `StreamChunk`s with `as_chunks=True`.
 
     Use it as `with client.chat_stream(…) as stream: for piece in stream: …`. Entering returns when the head
-    of the response has come. Only one thread at a time may read it.
+    of the response has arrived. Only one thread at a time may read it.
     """
 
     @property
     def usage(self) -> Usage | None:
-        """The tokens, once the stream has ended, if it was asked for with `include_usage=True`."""
+        """Token usage, once the stream has ended; only with `include_usage=True`."""
         return self._stream.usage
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the model stopped, once the stream has ended, with `include_usage=True`."""
+        """Why the model stopped, once the stream has ended; only with `include_usage=True`."""
         return self._stream.finish_reason
 
     def text(self) -> str:
-        """Return the rest of the text, once the stream has ended.
+        """Read to the end of the stream and return the remaining text.
 
         Raises:
-            GatewayError: as reading does; the text before the failure is lost then.
+            GatewayError: reading failed; the text before the failure is lost.
 
         """
         taken = "".join(piece if isinstance(piece, str) else piece.text for piece in self._pieces)
@@ -125,5 +125,5 @@ class SyncCompletionStream(BaseSyncStream[dict[str, Any], CompletionStream]):
     """The stream of a completion: OpenAI's chunks, as dicts, up to `[DONE]`.
 
     Use it as `with client.completions_stream(…) as stream: for chunk in stream: …`. Entering returns when the
-    head of the response has come. Only one thread at a time may read it.
+    head of the response has arrived. Only one thread at a time may read it.
     """

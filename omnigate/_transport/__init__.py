@@ -1,4 +1,4 @@
-"""How requests travel: httpx transports of every kind, and the clients' default."""
+"""Transports: our own, adapters for every kind of httpx transport, and the default."""
 
 from omnigate._transport.adapters import adapt
 from omnigate._transport.anyio_transport import AnyIOTransport

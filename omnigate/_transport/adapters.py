@@ -1,11 +1,11 @@
-"""Makes every kind of httpx transport look like one: an `httpx.AsyncBaseTransport` with async streams.
+"""Adapts every kind of httpx transport to one interface: `httpx.AsyncBaseTransport` with async streams.
 
-Three kinds are not one already. A sync-only transport runs in worker threads, with a limiter of its own,
-so that it takes none of the application's. A transport of httpx2, the maintained continuation of httpx,
-gets requests of its own classes. And either may answer with a stream of the other face.
+Three kinds need adapting. A sync-only transport runs in worker threads with its own limiter, so that it uses
+none of the application's threads. A transport of httpx2, the maintained successor of httpx, gets requests of
+httpx2's classes. And an async transport may answer with a sync stream, or the reverse.
 
-Must never hold what it cannot let go of: a worker thread cannot be interrupted, so a cancelled call leaves
-it behind at once, and the thread itself closes what it gets in the end.
+A worker thread cannot be interrupted, so a cancelled call abandons it immediately, and the thread closes
+whatever it receives afterwards.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 MAX_THREADS = 128
-"""Worker threads, and so calls in flight, of one sync-only transport in one event loop."""
+"""Maximum worker threads, and so calls in flight, per sync-only transport and event loop."""
 
 
 class _Closable(Protocol):
@@ -36,10 +36,10 @@ class _Closable(Protocol):
 
 
 def adapt(transport: object) -> httpx.AsyncBaseTransport:
-    """Return `transport` as an async transport of httpx.
+    """Return `transport` as an async httpx transport.
 
     Raises:
-        InvalidArgumentTypeError: it is none that is known.
+        InvalidArgumentTypeError: it is not a transport of a known kind.
 
     """
     if isinstance(transport, httpx.AsyncHTTPTransport):
@@ -48,7 +48,7 @@ def adapt(transport: object) -> httpx.AsyncBaseTransport:
         return transport
     if isinstance(transport, httpx.BaseTransport):
         return ThreadedTransport(transport)
-    httpx2 = sys.modules.get("httpx2")  # whoever has a transport of it has imported it
+    httpx2 = sys.modules.get("httpx2")  # imported, if the transport is one of its
     if httpx2 is not None and isinstance(transport, (httpx2.AsyncBaseTransport, httpx2.BaseTransport)):
         return Httpx2Transport(transport, httpx2)
     must = "be an httpx.AsyncBaseTransport or httpx.BaseTransport (or httpx2's)"
@@ -56,14 +56,14 @@ def adapt(transport: object) -> httpx.AsyncBaseTransport:
 
 
 def async_chunks(stream: object) -> AsyncIterator[bytes]:
-    """Return an iterator over a response stream of either face."""
+    """Return an async iterator over a sync or async response stream."""
     if hasattr(stream, "__aiter__"):
         return aiter(cast("httpx.AsyncByteStream", stream))
     return ThreadedStream(cast("httpx.SyncByteStream", stream), Threads())
 
 
 async def close_stream(stream: object, chunks: AsyncIterator[bytes] | None) -> None:
-    """Close a response stream of either face, and the iterator over it."""
+    """Close a sync or async response stream, and the iterator over it."""
     if isinstance(chunks, ThreadedStream):
         await chunks.aclose()
         return
@@ -79,23 +79,23 @@ async def close_stream(stream: object, chunks: AsyncIterator[bytes] | None) -> N
 
 
 async def _finish(chunks: AsyncGenerator[bytes]) -> None:
-    """Bring an async generator to its end, and the ones that it reads from.
+    """Finish an async generator and the generators it reads from.
 
-    httpx's streams are generators that read from generators. Closing the outer one would leave the inner
-    ones to the garbage collector, of which trio complains. But the stream is closed already, so reading on
-    comes to an end or fails at once, and that finishes them all.
+    httpx's streams are nested generators. Closing only the outer one would leave the inner ones to the
+    garbage collector, which trio warns about. The stream is already closed, so reading on ends or fails
+    immediately, which finishes them all.
     """
     try:
         while getattr(chunks, "ag_frame", None) is not None:
             await chunks.__anext__()
     except (StopAsyncIteration, httpx.HTTPError, httpx.StreamError, RuntimeError, OSError):
-        pass  # that is the end
+        pass  # finished
     finally:
         await chunks.aclose()
 
 
 class Threads:
-    """Worker threads for a sync object: a limiter for each event loop, of the object's own."""
+    """Worker threads for one sync object, with its own limiter per event loop."""
 
     def __init__(self) -> None:
         self._limiters = PerLoop(lambda loop: anyio.CapacityLimiter(MAX_THREADS))
@@ -106,12 +106,12 @@ class Threads:
         *args: *Args,
         dispose: Callable[[T], None] | None = None,
     ) -> T:
-        """Run `func(*args)` in a worker thread; a cancelled caller goes on without waiting for it.
+        """Run `func(*args)` in a worker thread; a cancelled caller does not wait for it.
 
         Args:
             func: the blocking function.
             args: its arguments.
-            dispose: what to do, in that thread, with a result that nobody waits for any more.
+            dispose: called in that thread with the result if the caller was cancelled.
 
         """
         return await in_thread(func, *args, dispose=dispose, limiter=self._limiters.current())
@@ -124,7 +124,7 @@ class ThreadedStream(httpx.AsyncByteStream):
         self._stream = stream
         self._threads = threads
         self._iterator: Iterator[bytes] | None = None
-        self._lock = threading.Lock()  # held by the thread that is in the stream's code
+        self._lock = threading.Lock()  # held by the thread that runs the stream's code
         self._closed = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -137,7 +137,7 @@ class ThreadedStream(httpx.AsyncByteStream):
         return chunk
 
     async def aclose(self) -> None:
-        """Close the stream; if a thread that nobody waits for is still reading it, that thread will."""
+        """Close the stream; if an abandoned thread is still reading it, that thread closes it."""
         self._closed = True
         await self._threads.run(self._close_if_free)
 
@@ -167,7 +167,7 @@ class ThreadedTransport(httpx.AsyncBaseTransport):
         self._threads = Threads()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send `request` in a worker thread; see httpx."""
+        """Send `request` in a worker thread."""
         response = await self._threads.run(
             self._transport.handle_request, request, dispose=httpx.Response.close
         )
@@ -187,7 +187,7 @@ class ThreadedTransport(httpx.AsyncBaseTransport):
 
 
 class Httpx2Transport(httpx.AsyncBaseTransport):
-    """A transport of httpx2, async or sync, behind the classes of httpx."""
+    """An httpx2 transport, async or sync, behind httpx's classes."""
 
     def __init__(self, transport: Any, httpx2: Any) -> None:
         self._transport = transport
@@ -195,7 +195,7 @@ class Httpx2Transport(httpx.AsyncBaseTransport):
         self._threads = None if isinstance(transport, httpx2.AsyncBaseTransport) else Threads()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send `request`, made anew of httpx2's class; its errors come out as httpx's of the same name."""
+        """Send `request`, converted to httpx2's class; errors become httpx's of the same name."""
         foreign = self._httpx2.Request(
             request.method,
             str(request.url),
@@ -252,7 +252,7 @@ class _Httpx2Stream(httpx.AsyncByteStream):
 
 
 class _ErrorsOfHttpx:
-    """Turns httpx2's transport errors into httpx's of the same name."""
+    """Convert httpx2's transport errors to httpx's of the same name."""
 
     def __init__(self, httpx2: Any) -> None:
         self._httpx2 = httpx2

@@ -1,14 +1,14 @@
-"""`AnyIOTransport`: an HTTP/1.1 transport of httpx on anyio streams. Its cost does not grow with concurrency.
+"""`AnyIOTransport`: an HTTP/1.1 httpx transport on anyio streams, at a constant cost per request.
 
-What an await leaves behind when it is cancelled there, on trio or on asyncio, by a scope or natively:
+What a cancelled await leaves behind, on trio or asyncio, cancelled by a scope or natively:
 
-- waiting for a connection: nothing; what it was given meanwhile goes to the next who waits;
-- connecting: nothing; anyio closes what it was opening, and the slot is free;
-- writing the request, reading the response or its body: the connection is closed, at once and without
-  another await, since nobody knows what is on its way; its slot is free.
+- waiting for a connection: nothing; a connection assigned meanwhile goes to the next waiter;
+- connecting: nothing; anyio closes the socket, and the slot is freed;
+- writing the request, or reading the response or its body: the connection is closed immediately, without
+  another await, since its state is unknown; its slot is freed.
 
-Nothing runs in the background. A response that was read to its end has given its connection back before
-its last bytes are handed on.
+There are no background tasks. A response read to its end returns its connection to the pool before
+yielding its last bytes.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from omnigate.exceptions import ClientClosedError
 class AnyIOTransport(httpx.AsyncBaseTransport):
     """An HTTP/1.1 transport for `httpx.AsyncClient` and for the clients of this package.
 
-    It runs on asyncio and trio, in one event loop after another and in several at once.
+    It runs on asyncio and trio, in successive or simultaneous event loops.
 
     Args:
-        max_connections: connections at a time, over all origins and for each event loop; None for no limit.
-        max_idle_connections: of them, those kept for later; None for no limit but the one above.
-        idle_timeout_seconds: seconds after which an idle connection is not used again. The gateway closes
-            after 5.
+        max_connections: open connections per event loop, over all origins; None for no limit.
+        max_idle_connections: idle connections kept for reuse; None for no limit but `max_connections`.
+        idle_timeout_seconds: seconds after which an idle connection is not reused. The gateway closes
+            them after 5.
         verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use.
         uds: path of a unix domain socket to connect to, whatever the URL's host.
-        clock: seconds, for the age of idle connections.
+        clock: returns the time in seconds, for the age of idle connections.
 
     Raises:
-        InvalidArgumentError: an argument is not allowed (a `ValueError`).
+        InvalidArgumentError: an argument is invalid (a `ValueError`).
     """
 
     def __init__(
@@ -77,15 +77,15 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request and return its response, whose stream is still to be read or closed.
+        """Send a request and return its response, whose stream the caller must read or close.
 
         Args:
-            request: the request; its extension "timeout" is a dict of seconds or None for "connect",
-                "read", "write" and "pool".
+            request: the request; its "timeout" extension is a dict of seconds, or None for no limit, for
+                "connect", "read", "write" and "pool".
 
         Raises:
-            httpx.TransportError: as httpx's own transports raise it.
-            ClientClosedError: the transport is closed, or was meanwhile (a `RuntimeError`, too).
+            httpx.TransportError: under the same conditions as with httpx's own transports.
+            ClientClosedError: the transport is closed, or was closed meanwhile (a `RuntimeError`).
         """
         if self._closed:
             raise ClientClosedError("the transport is closed")
@@ -113,13 +113,13 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
             return exchange.response(pool)
 
     async def aclose(self) -> None:
-        """Close all connections, those of other event loops as soon as they run; what is in flight fails."""
-        self._closed = True  # first: a request that is just beginning sees it when it has a connection
+        """Close all connections, in other event loops on their next iteration; calls in flight fail."""
+        self._closed = True  # first, so that a request that is just starting sees it once it is connected
         self._pools.end(Pool.close)
         await anyio.lowlevel.checkpoint()
 
     def stats(self) -> dict[str, Any]:
-        """Return the counts "idle", "in_use", "opening" and "waiting", and by origin those of "origins"."""
+        """Return the counts "idle", "in_use", "opening" and "waiting", and per origin under "origins"."""
         total: dict[str, Any] = {"idle": 0, "in_use": 0, "opening": 0, "waiting": 0, "origins": {}}
         for pool in self._pools.values():
             stats = pool.stats()
@@ -140,7 +140,7 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
         return f"<AnyIOTransport {'closed' if self._closed else '; '.join(origins) or 'without connections'}>"
 
     async def _connection(self, pool: Pool, origin: Origin, timeouts: Timeouts) -> Connection:
-        """Return a connection in use."""
+        """Take a connection from the pool, or open one, waiting if necessary."""
         found = pool.take(origin)
         if found is False:
             seconds = timeouts.get("pool")

@@ -1,7 +1,7 @@
-"""Response bodies: undone of their content encoding, and bounded while they arrive.
+"""Response bodies, decompressed and size-limited as they arrive.
 
-`identity` is what is asked for, but a proxy may compress all the same. A megabyte of gzip can be a
-gigabyte, so the bound is on what comes out, piece by piece, before it is kept.
+Requests ask for `identity`, but a proxy may compress anyway. A megabyte of gzip can decompress to a
+gigabyte, so the limit applies to the output, piece by piece, before it is stored.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from omnigate.exceptions import InvalidResponseError
 
 PIECE_BYTES: Final = 65_536
 
-_CODINGS = re.compile(r"[a-z0-9, -]{1,24}\Z")  # as names of codings look, and keys do not
+_CODINGS = re.compile(r"[a-z0-9, -]{1,24}\Z")  # safe to show: matches names of codings, not keys
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
 class Inflater:
-    """Undoes gzip (RFC 1952) or deflate (RFC 1950; the bare RFC 1951 too, as some servers send it)."""
+    """Decompresses gzip (RFC 1952) or deflate (RFC 1950, or raw RFC 1951 as some servers send it)."""
 
     def __init__(self, encoding: str) -> None:
-        """Begin; `encoding` is "gzip", "x-gzip" or "deflate"."""
+        """Prepare for `encoding`: "gzip", "x-gzip" or "deflate"."""
         self._is_gzip = encoding != "deflate"
-        self._start: bytes = b""  # what has come of the first two bytes of a member, which tell the format
-        self._stream: zlib._Decompress | None = None  # of the member that has begun and not ended
-        self._complete = False  # a member has ended
-        self._padded = False  # what follows is no member: ignored
+        self._start: bytes = b""  # buffered until there are the two bytes that identify a member's format
+        self._stream: zlib._Decompress | None = None  # for the current member
+        self._complete = False  # at least one member has ended
+        self._padded = False  # trailing data that is not a member follows: ignored
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what `data` decodes to, in pieces of at most `PIECE_BYTES`.
@@ -56,16 +56,16 @@ class Inflater:
             data = self._stream.unconsumed_tail
             if self._stream.eof:
                 data = self._stream.unused_data
-                self._stream = None  # which would keep all that follows
+                self._stream = None  # it would keep a copy of the remaining data
                 self._complete = True
             elif not data and len(piece) < PIECE_BYTES:
                 return
 
     def finish(self) -> None:
-        """Check, at the end of the body, that it was complete. An empty body is.
+        """Check at the end of the body that it was complete; an empty body is.
 
         Raises:
-            zlib.error: it was not.
+            zlib.error: it is incomplete.
         """
         if self._stream is not None or (self._start and not self._complete):
             raise zlib.error("it is incomplete")
@@ -80,7 +80,7 @@ class Inflater:
 class BodyReader:
     """Reads the decoded body of one response, piece by piece.
 
-    Owns nothing: whoever opened the response closes it.
+    Owns nothing: the caller that opened the response closes it.
 
     Attributes:
         received: decoded bytes so far.
@@ -90,15 +90,15 @@ class BodyReader:
     __slots__ = ("_chunks", "_head", "_inflater", "_limit", "_pieces", "received")
 
     def __init__(self, response: httpx.Response, chunks: AsyncIterator[bytes], limit: int) -> None:
-        """Begin.
+        """Prepare to read a body.
 
         Args:
-            response: the head.
+            response: the response, for its headers.
             chunks: the body's raw chunks.
-            limit: decoded bytes that the body may have.
+            limit: maximum decoded bytes of the body.
 
         Raises:
-            InvalidResponseError: the body's encoding is not one we can undo.
+            InvalidResponseError: the body's encoding is not supported.
 
         """
         self.received: int = 0
@@ -114,7 +114,7 @@ class BodyReader:
                 self._inflater = Inflater(encoding)
             elif encoding not in ("", "identity"):
                 name = repr(encoding) if _CODINGS.match(encoding) else "something unknown"
-                raise self._invalid(f"the response is encoded as {name}, which was not asked for")
+                raise self._invalid(f"the response has an unsupported content encoding: {name}")
 
     async def next(self) -> bytes | None:
         """Return the next piece, or None at the end of the body.
@@ -154,13 +154,13 @@ class BodyReader:
         return first if len(body) == 1 else b"".join(body)
 
     async def read_start(self, length: int) -> bytes:
-        """Return the beginning of the body, at most `length` bytes, as far as it comes and can be decoded."""
+        """Return up to `length` bytes of the body, as much as arrives and can be decoded."""
         body = bytearray()
         try:
             while len(body) < length and (piece := await self.next()) is not None:
                 body += piece[: length - len(body)]
         except (InvalidResponseError, httpx.TransportError):
-            pass  # the beginning of an error's body is worth more than the fact that its end is lost
+            pass  # the start of an error's body is more useful than the failure to read the rest
         return bytes(body)
 
     async def _next_inflated(self, inflater: Inflater) -> bytes | None:
@@ -176,7 +176,7 @@ class BodyReader:
                     return None
                 self._pieces = inflater.feed(chunk)
         except zlib.error as error:
-            raise self._invalid(f"the response's compressed body is broken: {error}") from error
+            raise self._invalid(f"the response's compressed body is corrupt: {error}") from error
 
     def _invalid(self, message: str) -> InvalidResponseError:
         return _invalid(self._head, message)

@@ -1,8 +1,8 @@
-"""One connection: an anyio byte stream that is idle, in use, or closed, and this object decides which.
+"""One connection: an anyio byte stream that is idle, in use, or closed.
 
-Giving a connection up is synchronous: neither a shield nor a clean-up that awaits holds against asyncio's own
-`Task.cancel()`. `close_now` therefore runs the stream's own `aclose()` just as far as it goes without
-waiting, and anyio's socket streams close their socket on that way.
+Closing is synchronous, because neither a shield nor awaited clean-up withstands asyncio's `Task.cancel()`.
+`close_now` therefore runs the stream's `aclose()` only as far as it goes without waiting; by then anyio's
+socket streams have closed their socket.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from omnigate._transport.messages import Origin
 from omnigate._transport.timers import Limit
 
 MAX_RECEIVE_BYTES: Final = 262_144
-"""As much as asyncio reads at once, so that nothing stays in anyio's own buffer."""
+"""The most that asyncio reads in one go, so that nothing stays in anyio's own buffer."""
 
 _STEPS: Final = 8
 
@@ -33,9 +33,9 @@ class Connection:
 
     Attributes:
         state: "idle", "in use" or "closed".
-        idle_since: by the pool's clock, while idle.
-        used: whether it has carried a response to its end.
-        limit: the time limit of what is awaited on it.
+        idle_since: when it became idle, by the pool's clock.
+        used: whether it has already carried a complete response.
+        limit: the time limit of the current read or write.
     """
 
     __slots__ = ("_poll", "_queue", "_tls", "idle_since", "limit", "origin", "state", "stream", "used")
@@ -49,20 +49,20 @@ class Connection:
         self.used: bool = False
         raw_socket = stream.extra(SocketAttribute.raw_socket, None)
         self._tls: ssl.SSLObject | None = stream.extra(TLSAttribute.ssl_object, None)
-        # What anyio has read from an asyncio transport already: uvloop lets it happen unasked, and of what
-        # came at once TLS takes a part.
+        # Data that anyio has already read from an asyncio transport: uvloop may deliver it unasked, and TLS
+        # may consume only part of what arrived together.
         beneath = getattr(stream, "transport_stream", stream)
         self._queue: Any = getattr(getattr(beneath, "_protocol", None), "read_queue", None)
         self._poll = None if raw_socket is None else _poll_of(raw_socket)
 
     def is_quiet(self) -> bool:
-        """Return whether nothing has come since the last response, not even the end of the connection."""
+        """Return whether nothing has arrived since the last response, neither data nor EOF."""
         if (self._poll is not None and self._poll(0)) or self._queue:
             return False
         if self._tls is None:
             return True
         try:
-            # What came in the last packet after the response's last record is not at the socket any more.
+            # Data that arrived in one packet with the response's last record has already left the socket.
             self._tls.read(1)
         except ssl.SSLWantReadError:
             return True
@@ -71,7 +71,7 @@ class Connection:
         return False
 
     def close(self) -> None:
-        """Close it, at once."""
+        """Close the connection immediately."""
         if self.state != "closed":
             self.state = "closed"
             self._poll = None
@@ -83,7 +83,7 @@ class Connection:
 
 
 def _poll_of(raw_socket: socket.socket) -> Callable[[int], list[Any]]:
-    """Return what tells whether a socket has something to be read, or has ended; its argument is 0."""
+    """Return a function that, given the timeout 0, returns a truthy value if the socket has data or EOF."""
     if not hasattr(select, "poll"):  # Windows
         return lambda timeout: select.select([raw_socket], [], [], timeout)[0]
     poll = select.poll()
@@ -92,19 +92,19 @@ def _poll_of(raw_socket: socket.socket) -> Callable[[int], list[Any]]:
 
 
 def close_now(stream: Any) -> None:
-    """Close an anyio stream without waiting for anything, even if its event loop has ended."""
+    """Close an anyio stream without waiting, even if its event loop has ended."""
     closing = stream.aclose()
     try:
         for _ in range(_STEPS):
-            if closing.send(None) is not None:  # asyncio's bare yields are None; for others nobody steps
+            if closing.send(None) is not None:  # a bare yield (None) can be stepped, a future cannot
                 break
     except StopIteration:
         pass
     except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.ClosedResourceError):
-        pass  # it was broken: either way it is closed
+        pass  # the stream was broken; it is closed either way
     except RuntimeError:
-        # Its event loop has ended. Its descriptor is asyncio's to close, when it is collected; for the
-        # server the connection ends now.
+        # The event loop has ended. asyncio closes the descriptor when it is collected; shutting the socket
+        # down ends the connection for the server now.
         with suppress(OSError):
             stream.extra(SocketAttribute.raw_socket).shutdown(socket.SHUT_RDWR)
     finally:
@@ -112,7 +112,7 @@ def close_now(stream: Any) -> None:
 
 
 class Connector:
-    """Opens streams: TCP (happy eyeballs, as anyio does it) or a unix domain socket, and TLS over either."""
+    """Opens streams: TCP (with anyio's happy eyeballs) or a unix domain socket, optionally with TLS."""
 
     def __init__(self, verify: bool | ssl.SSLContext, uds: str | None) -> None:
         self._verify = verify
@@ -120,27 +120,27 @@ class Connector:
         self._context: ssl.SSLContext | None = None
 
     async def __call__(self, origin: Origin, timeout: float | None) -> ByteStream:
-        """Return a new stream to `origin`.
+        """Open a new stream to `origin`.
 
         Args:
-            origin: where to.
-            timeout: seconds for all of it; None for no limit.
+            origin: the scheme, host and port to connect to.
+            timeout: seconds for connecting, including TLS; None for no limit.
 
         Raises:
-            httpx.ConnectError: it cannot be reached, or has no certificate that we trust.
-            httpx.ConnectTimeout: it took longer.
+            httpx.ConnectError: it cannot be reached, or its certificate is not trusted.
+            httpx.ConnectTimeout: connecting took longer than `timeout`.
         """
         address = self._uds or f"{origin[1]}:{origin[2]}"
         try:
             with anyio.fail_after(timeout):
                 return await self._connect(origin)
         except TimeoutError as error:
-            if type(error) is not TimeoutError:  # pragma: no cover - a system's own time-out of a connect
+            if type(error) is not TimeoutError:  # pragma: no cover - the system's own connect timeout
                 raise httpx.ConnectError(f"{address}: {error}") from error
             raise httpx.ConnectTimeout(f"connecting to {address} took longer than {timeout} s") from error
         except ssl.SSLCertVerificationError as error:
             raise httpx.ConnectError(
-                f"{address}: the certificate cannot be trusted: {error.verify_message}"
+                f"{address}: the certificate is not trusted: {error.verify_message}"
             ) from error
         except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
             raise httpx.ConnectError(f"{address}: {_reason(error)}") from error
@@ -148,7 +148,7 @@ class Connector:
     async def _connect(self, origin: Origin) -> ByteStream:
         scheme, host, port = origin
         if not 0 < port < 65_536:
-            raise OSError("no server can have this port")
+            raise OSError("the port must be between 1 and 65535")
         context = self._ssl_context() if scheme == "https" else None
         if self._uds is None:
             if context is None:
@@ -180,7 +180,7 @@ class Connector:
 
 
 def _reason(error: BaseException) -> str:
-    """Return why connecting failed: anyio says only that all attempts did, and chains why."""
+    """Return why connecting failed: anyio says only that all attempts failed, and chains the cause."""
     cause = error.__cause__
     causes: Sequence[BaseException] = (error,)
     if isinstance(cause, BaseExceptionGroup):

@@ -1,6 +1,6 @@
-"""Which transport a client takes when it is given none.
+"""The transport of a client that is given none.
 
-Decided once, when the client is made, by its address and the environment at that time.
+It is chosen once, when the client is created, by its address and the environment at that time.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from omnigate._wire.arguments import is_loopback
 from omnigate._wire.checks import refusal
 
 LIMITS = httpx.Limits(max_connections=1_024, max_keepalive_connections=1_024, keepalive_expiry=4.0)
-"""Those of `AnyIOTransport`, in place of httpx's 100 connections, which are less than a batch needs."""
+"""The limits of `AnyIOTransport`; httpx's default of 100 connections is too few for a batch."""
 
 
 def default_transport(base_url: httpx.URL, verify: bool | ssl.SSLContext) -> httpx.AsyncBaseTransport:
-    """Return our own transport or, where the environment names a proxy for it, httpx's through that.
+    """Return our own transport, or httpx's if the environment sets a proxy for `base_url`.
 
     Raises:
-        InvalidArgumentError: the environment names a proxy that cannot be used.
+        InvalidArgumentError: the environment sets a proxy that cannot be used.
     """
     proxy = environment_proxy(base_url)
     if proxy is None:
         return AnyIOTransport(verify=verify)
-    # once, not for every event loop: it takes 20 ms
+    # Created once rather than per event loop: it takes 20 ms.
     context = verify if isinstance(verify, ssl.SSLContext) else httpx.create_ssl_context(verify=verify)
 
     def make() -> httpx.AsyncBaseTransport:
@@ -37,7 +37,7 @@ def default_transport(base_url: httpx.URL, verify: bool | ssl.SSLContext) -> htt
             httpx.AsyncHTTPTransport(verify=context, limits=LIMITS, proxy=proxy, trust_env=False)
         )
 
-    # Nothing of an error is chained or shown, since the address may hold a password.
+    # Errors are neither chained nor shown, since the address may contain a password.
     try:
         url = httpx.URL(proxy)
         problem = None if url.host and (url.port or 0) <= 65_535 else "no address"
@@ -56,10 +56,10 @@ def default_transport(base_url: httpx.URL, verify: bool | ssl.SSLContext) -> htt
 
 
 def environment_proxy(base_url: httpx.URL) -> str | None:
-    """Return the proxy for `base_url` that `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY` names, or None.
+    """Return the proxy for `base_url` from `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY`, or None.
 
-    None, too, if `NO_PROXY` exempts its host, and always for this machine's own loopback addresses: a proxy
-    elsewhere would reach its own, and what is sent to this machine does not leave it.
+    Also None if `NO_PROXY` exempts the host, and always for loopback addresses: a remote proxy would connect
+    to itself, and requests to this machine should not leave it.
     """
     proxies = urllib.request.getproxies()
     proxy = proxies.get(base_url.scheme) or proxies.get("all")
@@ -71,9 +71,9 @@ def environment_proxy(base_url: httpx.URL) -> str | None:
 
 
 def _variable(scheme: str) -> str:
-    """Return the name of the variable of the environment that names the proxy for a scheme."""
+    """Return the name of the environment variable that sets the proxy for a scheme."""
     for name in (f"{scheme}_proxy", "all_proxy"):
         found = [known for known, value in os.environ.items() if known.lower() == name and value]
         if found:
-            return name if name in found else found[0]  # as urllib has it
+            return name if name in found else found[0]  # the same precedence as urllib
     return "the system's setting"

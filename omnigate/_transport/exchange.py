@@ -1,4 +1,4 @@
-"""One request and its response on one connection, and the stream of the response's body."""
+"""One request and its response on one connection, and the stream of the response body."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError,
 
 
 class Exchange:
-    """Sends a request and reads until its response's head has come. Owns nothing: the caller discards."""
+    """Sends a request and reads the response head. Owns nothing: on failure the caller discards."""
 
     __slots__ = ("_broken", "_connection", "_is_cut_short", "_message", "_reader", "_sent", "_timeouts")
 
@@ -35,15 +35,15 @@ class Exchange:
         self._connection = connection
         self._timeouts = timeouts
         self._reader = ResponseReader(message.method)
-        self._sent = False  # bytes of the request may have been written
-        self._is_cut_short = False  # not all of the request was written
-        self._broken: str | None = None  # what was wrong in the body that came with the head
+        self._sent = False  # part of the request may have been written
+        self._is_cut_short = False  # the request was not written completely
+        self._broken: str | None = None  # the protocol error in body data that arrived with the head
 
     def run(self) -> Awaitable[None]:
-        """Exchange the request for the head of its response; to be awaited.
+        """Send the request and read the response head.
 
         Raises:
-            httpx.TransportError: as httpx's own transports raise it.
+            httpx.TransportError: under the same conditions as with httpx's own transports.
         """
         message = self._message
         if message.body is not None or len(message.start) > _SMALL_BYTES:
@@ -51,7 +51,7 @@ class Exchange:
         return self._connection.limit.run(httpx.WriteTimeout, self._timeouts.get("write"), self._small)
 
     def may_repeat(self, error: BaseException) -> bool:
-        """Return whether the request can go out once more on another connection, doing nothing twice."""
+        """Return whether the request can be resent on another connection without being processed twice."""
         if self._reader.started or self._message.body is not None:
             return False
         if not isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
@@ -59,7 +59,7 @@ class Exchange:
         return not self._sent or self._message.method in _IDEMPOTENT
 
     def response(self, pool: Pool) -> RawResponse:
-        """Return the response, which from now on owns the connection."""
+        """Return the response, which takes ownership of the connection."""
         reader = self._reader
         assert reader.head is not None
         if self._is_cut_short or self._message.closes:
@@ -68,14 +68,14 @@ class Exchange:
         return RawResponse(reader.status_code, reader.head, stream)
 
     async def _small(self) -> None:
-        """Send the request at once and read the head, under one limit, which is moved between the two."""
+        """Send the request in one write and read the head, under one limit that is moved in between."""
         stream, reader, timeouts = self._connection.stream, self._reader, self._timeouts
         try:
             await stream.send(self._message.start)
             self._sent = True
             read = timeouts.get("read")
             if read == timeouts.get("write"):
-                self._connection.limit.kind = httpx.ReadTimeout  # writing took next to nothing of it
+                self._connection.limit.kind = httpx.ReadTimeout  # writing took almost none of it
             else:
                 self._connection.limit.move(httpx.ReadTimeout, read)
             reader.feed(await stream.receive(MAX_RECEIVE_BYTES))
@@ -85,7 +85,7 @@ class Exchange:
         except anyio.EndOfStream:
             reader.end()
         except _BROKEN as error:
-            # of a small request the kernel takes all or nothing
+            # The kernel accepts a small request whole or not at all.
             raise (httpx.ReadError if self._sent else httpx.WriteError)(_words(error)) from error
         except httpx.RemoteProtocolError as error:
             if reader.head is None:
@@ -93,18 +93,18 @@ class Exchange:
             self._broken = str(error)
 
     async def _large(self) -> None:
-        """Send the request, at once or as its body comes, and read the head, each under its own limit."""
+        """Send the request, whole or as its body is produced, and read the head, under separate limits."""
         body = self._message.body
-        self._sent = True  # if it breaks off, nobody knows where
+        self._sent = True  # after a failure it is unknown how much was sent
         try:
             if body is None:
                 await self._send(self._message.start)
             else:
                 await self._send_stream(body)
         except httpx.WriteError:
-            if not self._is_cut_short:  # it is an error of the body
+            if not self._is_cut_short:  # raised by the body iterator
                 raise
-            # The server may have answered and closed without reading all of the request.
+            # The server may have answered and closed without reading the whole request.
             with suppress(httpx.NetworkError, httpx.RemoteProtocolError):
                 await self._receive_head()
             if self._reader.head is None:
@@ -124,11 +124,11 @@ class Exchange:
             raise httpx.WriteError(_words(error)) from error
 
     async def _send_stream(self, body: AsyncIterator[bytes]) -> None:
-        """Send a body as it comes; waiting for it is nobody's limit."""
+        """Send a body as it is produced; the wait for its chunks is not limited."""
         try:
             await self._send_pieces(body)
         finally:
-            if isinstance(body, AsyncGenerator):  # which may have been left in the middle
+            if isinstance(body, AsyncGenerator):  # it may not have run to its end
                 await bounded(cast("AsyncGenerator[bytes, None]", body).aclose)
 
     async def _send_pieces(self, body: AsyncIterator[bytes]) -> None:
@@ -166,10 +166,10 @@ class Exchange:
 
 
 class ResponseStream(httpx.AsyncByteStream):
-    """The body of a response. What arrived together is handed on together, an error after what preceded it.
+    """A response body. Data that arrived together is yielded together, an error after the data before it.
 
-    Its connection is given back as soon as the response's end has arrived, if it can be used again; else, and
-    when the stream is closed before, it is closed.
+    The connection returns to the pool as soon as the response has ended, if it is reusable. Otherwise, and if
+    the stream is closed early, it is closed.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class ResponseStream(httpx.AsyncByteStream):
                 )
             except httpx.RemoteProtocolError as error:
                 self.abort()
-                self._broken = str(error)  # and not the error itself, which refers to this
+                self._broken = str(error)  # not the error itself: its traceback refers to this object
                 continue
             except BaseException:
                 self.abort()
@@ -225,14 +225,14 @@ class ResponseStream(httpx.AsyncByteStream):
         self.abort()
 
     def abort(self) -> None:
-        """Close the stream, at once; to be called in its event loop."""
+        """Close the stream immediately; must be called in its event loop."""
         connection, self._connection = self._connection, None
         if connection is not None:
             self._is_aborted = True
             self._pool.discard(connection)
 
     def take_whole(self) -> bytes | None:
-        """Return the whole body if it has arrived and nothing of it was taken, else None."""
+        """Return the whole body if it has arrived and none of it was taken, otherwise None."""
         if self._connection is not None or self._is_aborted:
             return None
         return self._reader.take_body()
@@ -257,11 +257,11 @@ class ResponseStream(httpx.AsyncByteStream):
 
 
 async def receive(stream: Any, reader: ResponseReader) -> None:
-    """Take in what comes next of a response.
+    """Receive the next bytes and feed them to `reader`.
 
     Raises:
         httpx.ReadError: the connection broke.
-        httpx.RemoteProtocolError: it ended too early, or what came is not HTTP.
+        httpx.RemoteProtocolError: the response ended too early, or is not HTTP.
     """
     try:
         data = await stream.receive(MAX_RECEIVE_BYTES)

@@ -3,16 +3,16 @@
 Parsing is llhttp's (through httptools), in its strict mode: a response with two lengths, with a length and
 chunks, with bare line feeds or with folded header lines is an error. What llhttp does not do is done here:
 
-- It has no limits. A header block, a line of chunk framing, trailers and interim responses in a row do here.
-- It tells of each header by a callback, which costs more than all the rest. The header block is kept as it
-  came instead, and taken apart when somebody reads `response.headers`; most calls never do.
-- It cannot be told that the answer to HEAD has no body, and not that the connection has ended.
-- An interim response ends with its header block, whatever that says (RFC 9110, section 15.2). llhttp goes by
-  what it says: after "Connection: close" it takes nothing more. So a parser is used for one response only.
-- A transfer coding that is not just `chunked` was not asked for. llhttp, as RFC 9112 has it (section 6.3),
-  reads such a body up to the end of the connection, and nobody notices if it is cut off. It is refused.
+- It has no limits. Here header blocks, chunk framing lines, trailers and consecutive interim responses have.
+- It reports each header by a callback, which costs more than all the rest. Instead the header block is kept
+  raw and parsed when `response.headers` is first read; most calls never read it.
+- It cannot be told that the response to HEAD has no body, nor that the connection has ended.
+- An interim response ends with its header block, whatever its headers say (RFC 9110, section 15.2). llhttp
+  obeys the headers: after "Connection: close" it accepts nothing more. So each response gets a new parser.
+- Transfer codings other than plain `chunked` are never requested. llhttp follows RFC 9112, section 6.3, and
+  reads such a body until the connection ends, so truncation would go unnoticed. They are rejected.
 
-A reader serves one response. Bytes that follow it were not asked for: they make its connection unusable.
+A reader handles one response. Bytes after its end are unsolicited and make the connection unusable.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_FRAMING_BYTES: Final = 16_384
 MAX_INTERIM_RESPONSES: Final = 16
 
 _SHORTEST_EXCESS: Final = 4 * MAX_HEADERS
-"""Bytes of a head that could have too many headers: a name, a colon and the line's end each."""
+"""The smallest head that can have too many headers, each being a name, a colon and a line end."""
 
 _CODINGS: Final = re.compile(rb"\ntransfer-encoding:[ \t]*([^\r]*?)[ \t]*(?:\r|\Z)")
 
@@ -45,21 +45,21 @@ def _head_too_long() -> httpx.RemoteProtocolError:
 
 def _check_coding(head: bytes) -> None:
     if b"\ntransfer-encoding:" in head and _CODINGS.findall(head) != [b"chunked"]:
-        raise httpx.RemoteProtocolError("the response has a transfer coding that was not asked for")
+        raise httpx.RemoteProtocolError("the response has an unsupported transfer coding")
 
 
 class _InterimEnd(Exception):
-    """The header block of an interim response is complete: no error, but how a callback stops the parser."""
+    """Raised by a callback to stop the parser at the end of an interim response; not an error."""
 
 
 class ResponseReader:
-    """Takes the bytes of one response apart.
+    """Parses the bytes of one response.
 
     Attributes:
         head: the status line and the header block, once they are complete.
         complete: whether the response has ended.
         reusable: whether another request may follow on its connection; known once it is complete.
-        started: whether any byte of it has come.
+        started: whether any byte of it has arrived.
     """
 
     __slots__ = (
@@ -68,7 +68,7 @@ class ResponseReader:
     )  # fmt: skip
 
     def __init__(self, method: str) -> None:
-        """Begin the response to a request with this method."""
+        """Prepare to parse the response to a request with this method."""
         self.head: bytes | None = None
         self.status_code: int = 0
         self.complete: bool = False
@@ -76,7 +76,7 @@ class ResponseReader:
         self.started: bool = False
         self._is_head = method == "HEAD"
         self._forbidden = False
-        self._buffer = b""  # the head as far as it has come
+        self._buffer = b""  # the incomplete head
         self._head_bytes = 0
         self._body: list[bytes] = []
         self._interim = 0
@@ -85,10 +85,10 @@ class ResponseReader:
         self._parser: Any = httptools.HttpResponseParser(self)
 
     def feed(self, data: bytes) -> None:
-        """Take bytes in.
+        """Parse the next bytes.
 
         Raises:
-            httpx.RemoteProtocolError: they are not HTTP, or exceed a limit. What came before is taken in.
+            httpx.RemoteProtocolError: they are not HTTP, or exceed a limit. Data before the error is kept.
         """
         self.started = True
         if self.complete:
@@ -109,10 +109,10 @@ class ResponseReader:
                     continue
             break
         if self.head is None:
-            if self._head_bytes > MAX_HEAD_BYTES + 3:  # of the four that end it
+            if self._head_bytes > MAX_HEAD_BYTES + 3:  # 3 of the 4 bytes that end the head
                 raise _head_too_long()
         elif self.complete:
-            self._parser = None  # which refers to this: without the cycle there is nothing for the collector
+            self._parser = None  # breaks a reference cycle, sparing the garbage collector
         elif self._progress:
             self._framing = 0
         else:
@@ -123,22 +123,22 @@ class ResponseReader:
                 )
 
     def _is_interim_end(self, error: Exception) -> bool:
-        """Return whether the parser stopped for that, or raise what was wrong in the response."""
-        cause = error.__context__  # what a callback raised
+        """Return whether an interim response ended; raise if the response is malformed."""
+        cause = error.__context__  # raised by a callback
         if isinstance(cause, _InterimEnd):
             return True
         if isinstance(cause, httpx.RemoteProtocolError):
             raise cause from None
         if not self.complete:
             raise httpx.RemoteProtocolError(f"the response is not HTTP/1.1: {error}") from error
-        self.reusable = False  # what followed the response is not HTTP
+        self.reusable = False  # the bytes after the response are not HTTP
         return False
 
     def end(self) -> None:
-        """Take in that the connection has ended.
+        """Handle the end of the connection.
 
         Raises:
-            httpx.RemoteProtocolError: the response was not complete.
+            httpx.RemoteProtocolError: the response is incomplete.
         """
         self.reusable = False
         if self.complete:
@@ -153,15 +153,15 @@ class ResponseReader:
             raise httpx.RemoteProtocolError(
                 "the server closed the connection before the end of the response's body"
             )
-        self.complete = True  # RFC 9112, section 6.3: such a body ends with the connection
+        self.complete = True  # RFC 9112, section 6.3: the end of the connection ends this body
 
     def forbid_reuse(self) -> None:
-        """Let the connection not be used again, whatever the response says."""
+        """Mark the connection as not reusable, whatever the response says."""
         self._forbidden = True
         self.reusable = False
 
     def take_body(self) -> bytes:
-        """Return the part of the body that has come and was not taken."""
+        """Return and clear the body data received so far."""
         body = self._body
         if not body:
             return b""
@@ -171,19 +171,19 @@ class ResponseReader:
     # Callbacks of the parser
 
     def on_message_begin(self) -> None:
-        """Take in that a message begins."""
+        """Handle the start of a message."""
         if self.complete:
             self.reusable = False  # a response without a request
 
     def on_headers_complete(self) -> None:
-        """Take in that a header block is complete."""
+        """Handle a complete header block."""
         if self.complete:
             return
         status = self._parser.get_status_code()
-        buffer = self._buffer.lstrip(b"\r\n")  # as the parser does
+        buffer = self._buffer.lstrip(b"\r\n")  # the parser skips these, too
         end = buffer.find(b"\r\n\r\n")
         head = buffer[:end]
-        if self._head_bytes - len(buffer) + end > MAX_HEAD_BYTES:  # with the interim responses before it
+        if self._head_bytes - len(buffer) + end > MAX_HEAD_BYTES:  # includes earlier interim responses
             raise _head_too_long()
         if end > _SHORTEST_EXCESS and head.count(b"\r\n") > MAX_HEADERS:
             raise httpx.RemoteProtocolError(f"the response has more than {MAX_HEADERS} headers")
@@ -191,7 +191,7 @@ class ResponseReader:
             raise httpx.RemoteProtocolError(f"the response is not HTTP/1.1: it has the status {status}")
         self.status_code = status
         if status == 101:
-            raise httpx.RemoteProtocolError("the server switched to a protocol that was not asked for")
+            raise httpx.RemoteProtocolError("the server switched protocols without being asked")
         if status < 200:
             self._interim += 1
             if self._interim > MAX_INTERIM_RESPONSES:
@@ -210,17 +210,17 @@ class ResponseReader:
             self.reusable = end + 4 == len(buffer) and self._may_be_reused()
 
     def on_body(self, body: bytes) -> None:
-        """Take in a part of the body."""
+        """Store a part of the body."""
         self._progress = True
         if not self.complete:
             self._body.append(body)
 
     def on_chunk_header(self) -> None:
-        """Take in that a chunk begins."""
+        """Handle the start of a chunk."""
         self._progress = True
 
     def on_message_complete(self) -> None:
-        """Take in that the message has ended."""
+        """Handle the end of the message."""
         if not self.complete:
             self.complete = True
             self.reusable = self._may_be_reused()

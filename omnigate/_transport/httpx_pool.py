@@ -1,10 +1,9 @@
-"""Takes out of the pool of httpx's own transport what got lost in it.
+"""httpx's own transport, without the connections that its pool leaks, and one transport per event loop.
 
-httpcore (1.0.9) gives a request that waits in line a new connection as soon as another request leaves. If
-the one in line is cancelled at that moment, nobody ever opens that connection, uses or closes it, and it
-counts against the pool's limit for ever: cancelling a batch that is larger than the pool can cost it all its
-slots. What is in use belongs to a request that the pool knows; what does not, and is neither idle nor
-closed, is lost.
+httpcore (1.0.9) assigns a new connection to a queued request as soon as another request finishes. If the
+queued request is cancelled at that moment, the connection is never opened, used or closed, and counts against
+the pool's limit permanently: cancelling a batch larger than the pool can cost all its slots. A connection
+that belongs to none of the pool's requests and is neither idle nor closed has leaked.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from omnigate._runtime.loops import PerLoop
 
 
 class PerLoopTransport(httpx.AsyncBaseTransport):
-    """Sends through a transport of the running event loop.
+    """Sends each request through a transport that belongs to the running event loop.
 
-    Loops that run at the same time, in several threads, have one each. The transport of a loop that has
-    ended is dropped when the next loop comes, and its sockets with it.
+    Loops that run simultaneously, in several threads, have one each. The transport of an ended loop is
+    dropped, with its sockets, when the next loop first sends.
     """
 
     def __init__(self, make: Callable[[], httpx.AsyncBaseTransport]) -> None:
-        """Begin; `make` returns a new transport."""
+        """Start without transports; `make` creates one."""
         self._transports: PerLoop[httpx.AsyncBaseTransport] = PerLoop(lambda loop: make())
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -34,7 +33,7 @@ class PerLoopTransport(httpx.AsyncBaseTransport):
         return await self._transports.current().handle_async_request(request)
 
     async def aclose(self) -> None:
-        """Close the running loop's transport; those of other loops are theirs to close."""
+        """Close the running loop's transport; those of other loops are left to them."""
         transport = self._transports.pop()
         if transport is not None:
             await transport.aclose()
@@ -44,7 +43,7 @@ class PerLoopTransport(httpx.AsyncBaseTransport):
 
 
 async def drop_lost_connections(transport: object) -> None:
-    """Close the connections that got lost in the pool of `transport`, if it has one of httpcore's."""
+    """Close the connections that leaked in the httpcore pool of `transport`, if it has one."""
     pool: Any = getattr(transport, "_pool", None)
     try:
         connections: list[Any] = pool._connections
@@ -54,7 +53,7 @@ async def drop_lost_connections(transport: object) -> None:
             return
         for connection in lost:
             connections.remove(connection)
-        closing = lost + pool._assign_requests_to_connections()  # their slots are for who waits in line
+        closing = lost + pool._assign_requests_to_connections()  # gives their slots to queued requests
     except AttributeError:  # another transport, or another version of it
         return
 
@@ -66,7 +65,7 @@ async def drop_lost_connections(transport: object) -> None:
 
 
 class HttpxTransport(httpx.AsyncBaseTransport):
-    """httpx's own transport, whose pool keeps all its slots."""
+    """httpx's own transport, with a pool that leaks no slots."""
 
     def __init__(self, transport: httpx.AsyncHTTPTransport) -> None:
         self._transport = transport
@@ -84,5 +83,7 @@ class HttpxTransport(httpx.AsyncBaseTransport):
         await self._transport.aclose()
 
     def __repr__(self) -> str:
-        pool = getattr(self._transport, "_pool", self._transport)  # httpcore's, whose repr has the numbers
+        pool = getattr(
+            self._transport, "_pool", self._transport
+        )  # httpcore's pool shows its counts in its repr
         return f"<HttpxTransport of {pool!r}>"

@@ -1,4 +1,4 @@
-"""Requests and responses as httpx knows them and as bytes."""
+"""Conversion of requests and responses between httpx objects and bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def request_head(method: str, target: bytes, headers: list[tuple[bytes, bytes]])
     """Return the request line and the header block, without the blank line that ends it.
 
     Raises:
-        httpx.LocalProtocolError: a part would change the meaning of the rest.
+        httpx.LocalProtocolError: a part contains characters that would change the message's framing.
     """
     raw_method = method.encode("ascii", "replace")
     if not _TOKEN.match(raw_method) or not _TARGET.match(target):
@@ -46,9 +46,9 @@ def request_head(method: str, target: bytes, headers: list[tuple[bytes, bytes]])
 
 
 class PreparedRequest(httpx.Request):
-    """A request that is bytes already; its `headers` are made when somebody asks for them."""
+    """A request that is already encoded; its `headers` are built when first read."""
 
-    # The attributes are those of httpx.Request, whose constructor costs several times as much.
+    # Sets the attributes of httpx.Request directly: its constructor costs several times as much.
     def __init__(
         self,
         method: str,
@@ -68,7 +68,7 @@ class PreparedRequest(httpx.Request):
 
     @property
     def headers(self) -> httpx.Headers:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The headers, as they are sent."""
+        """The headers as they are sent."""
         return httpx.Headers(header_list(self._head))
 
     @property
@@ -82,11 +82,11 @@ class OutgoingMessage(NamedTuple):
 
     Attributes:
         method: the method.
-        origin: where to.
-        start: the whole message, or, where the body is a stream, its head.
-        body: the body, where it is a stream.
-        length: the length of that stream; None where it is sent in chunks.
-        closes: whether it says that no other request follows on its connection.
+        origin: the scheme, host and port to send it to.
+        start: the whole message, or only its head if the body is a stream.
+        body: the body if it is a stream.
+        length: the length of that stream; None if it is sent chunked.
+        closes: whether it has the header "Connection: close".
     """
 
     method: str
@@ -96,15 +96,15 @@ class OutgoingMessage(NamedTuple):
     length: int | None = None
     closes: bool = False
 
-    def __repr__(self) -> str:  # is a local in many a traceback, and holds keys
+    def __repr__(self) -> str:  # hides keys: it is a local in many tracebacks
         return f"<OutgoingMessage {self.method} to {self.origin}>"
 
 
 def outgoing(request: httpx.Request) -> OutgoingMessage:
-    """Return any request of httpx as it is sent.
+    """Encode any httpx request.
 
     Raises:
-        httpx.LocalProtocolError: its framing is not clear, or a part would change the meaning of the rest.
+        httpx.LocalProtocolError: its framing is ambiguous, or a part would change the message's framing.
         httpx.UnsupportedProtocol: its URL is not http or https.
     """
     origin = origin_of(request.url)
@@ -114,7 +114,7 @@ def outgoing(request: httpx.Request) -> OutgoingMessage:
     codings = request.headers.get_list("transfer-encoding")
     if len(lengths) > 1 or (lengths and codings) or (codings and codings != ["chunked"]):
         raise httpx.LocalProtocolError(
-            "the request's Content-Length and Transfer-Encoding headers contradict"
+            "the request's Content-Length and Transfer-Encoding headers contradict each other"
         )
     if lengths and not (lengths[0].isascii() and lengths[0].isdigit()):
         raise httpx.LocalProtocolError(f"the request's Content-Length {lengths[0]!r} is not a number")
@@ -141,7 +141,7 @@ def origin_of(url: httpx.URL) -> Origin:
     """Return the origin of a URL.
 
     Raises:
-        httpx.UnsupportedProtocol: neither http nor https.
+        httpx.UnsupportedProtocol: its scheme is neither http nor https.
     """
     scheme = url.scheme
     if scheme not in ("http", "https"):
@@ -153,10 +153,10 @@ def origin_of(url: httpx.URL) -> Origin:
 
 
 class RawResponse(httpx.Response):
-    """A response whose header block is bytes still; its `headers` are made when somebody asks for them."""
+    """A response with a raw header block; its `headers` are parsed when first read."""
 
-    # The attributes are those of httpx.Response, whose constructor takes all headers apart; those that hardly
-    # ever change begin in the class.
+    # Sets the attributes of httpx.Response directly: its constructor parses all headers. Attributes that
+    # rarely change have their defaults in the class.
     _request = None
     next_request: httpx.Request | None = None
     is_closed = False
@@ -185,7 +185,7 @@ class RawResponse(httpx.Response):
 
     @property
     def extensions(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The extensions of httpx: "http_version" and "reason_phrase"."""
+        """The httpx extensions "http_version" and "reason_phrase"."""
         if self._extensions is None:
             version, _, rest = self.head.partition(b"\r\n")[0].partition(b" ")
             self._extensions = {"http_version": version, "reason_phrase": rest.partition(b" ")[2]}
@@ -197,7 +197,7 @@ class RawResponse(httpx.Response):
 
     @property
     def history(self) -> list[httpx.Response]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The redirects that led here, which httpx's client fills in."""
+        """The redirects that led here, set by httpx's client."""
         if self._history is None:
             self._history = []
         return self._history
@@ -208,5 +208,5 @@ class RawResponse(httpx.Response):
 
     @property
     def is_encoded(self) -> bool:
-        """Whether the body may have a content encoding; cheaper than to read the headers."""
+        """Whether the body may have a content encoding, without parsing the headers."""
         return b"content-encoding" in self.head.lower()

@@ -1,11 +1,11 @@
-"""The pool: which connection a request gets, and who waits. All of it synchronous but for the waiting itself.
+"""The connection pool: assigns connections to requests and queues the rest. Synchronous except for waiting.
 
-Rules. A slot is the right to have one connection; there are `max_connections` of them, taken before a
-connection is opened and given back when it is closed. Idle connections keep theirs. Taking and giving back
-cost the same however many there are: each origin's idle ones are a stack (the most recently used is taken
-first, since it is the least likely to have been closed), whose bottom is the oldest and expires first.
-Waiters are served in the order in which they came. What is given to a waiter is its own at once: if it is
-cancelled before it runs again, it passes it on. There is no task: what is too old is closed on the next use.
+A slot is the right to have one connection; there are `max_connections` of them, taken before a connection is
+opened and returned when it is closed. Idle connections keep their slots. Taking and returning take constant
+time: each origin's idle connections form a stack. The most recently used is taken first, since it is the
+least likely to have been closed; the oldest, at the bottom, expires first. Waiters are served FIFO. A waiter
+owns what it is given immediately: if it is cancelled before it resumes, it passes it on. There is no
+background task: expired connections are closed on the next use.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Pool:
 
     Attributes:
         loop: the event loop.
-        opening: scopes of those who open a connection.
+        opening: cancel scopes of the requests that are opening a connection.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class Pool:
         self._waiting = 0
 
     def take(self, origin: Origin) -> Connection | bool:
-        """Return an idle connection; else True with a slot to open one; else False: wait."""
+        """Return an idle connection, or True with a slot to open one, or False if the request must wait."""
         if self._waiting:
-            return False  # others came first
+            return False  # earlier requests are waiting
         stack = self._idle.get(origin)
         if stack:
             oldest_allowed = self._clock() - self._idle_timeout
@@ -87,14 +87,14 @@ class Pool:
         if self._max_connections is None or self._slots < self._max_connections:
             self._slots += 1
             return True
-        if self._idle_count:  # of another origin: its slot is more use here
+        if self._idle_count:  # of another origin: reuse its slot here
             self._drop(self._oldest_idle())
             self._slots += 1
             return True
         return False
 
     async def wait(self, origin: Origin) -> Connection | None:
-        """Wait in line, and return a connection, or None with a slot to open one."""
+        """Wait in the queue and return a connection, or None with a slot to open one."""
         waiter = Waiter(origin)
         self._waiters.append(waiter)
         self._waiting += 1
@@ -104,21 +104,21 @@ class Pool:
             if waiter.served:
                 self._pass_on(waiter.connection)
             else:
-                waiter.abandoned = True  # taken out of the line when it comes to the front,
+                waiter.abandoned = True  # removed when it reaches the front of the queue,
                 self._waiting -= 1
-                if len(self._waiters) > 2 * self._waiting + _MANY:  # or when there are too many of its kind
+                if len(self._waiters) > 2 * self._waiting + _MANY:  # or when too many are abandoned
                     self._waiters = deque(waiter for waiter in self._waiters if not waiter.abandoned)
             raise
         return waiter.connection
 
     def add(self, stream: ByteStream, origin: Origin) -> Connection:
-        """Take in a connection that was opened with a slot, and return it, in use."""
+        """Add a newly opened connection that has a slot, and return it, in use."""
         connection = Connection(stream, origin, Limit(self._watch))
         self._in_use.add(connection)
         return connection
 
     def give_back(self, connection: Connection) -> None:
-        """Take back a connection that can be used again."""
+        """Return a reusable connection to the pool."""
         if connection.state != "in use":
             self.discard(connection)
             return
@@ -142,32 +142,32 @@ class Pool:
             self._drop(self._oldest_idle())
 
     def discard(self, connection: Connection) -> None:
-        """Close a connection that is in use, and free its slot; a second time does nothing."""
+        """Close a connection in use and free its slot; idempotent."""
         if connection in self._in_use:
             self._in_use.discard(connection)
             connection.close()
             self.free_slot()
 
     def keep_slot(self, connection: Connection) -> None:
-        """Close a connection that is in use, and keep its slot, to open another one with."""
+        """Close a connection in use, but keep its slot for opening another."""
         self._in_use.discard(connection)
         connection.close()
 
     def drop_idle(self, origin: Origin) -> None:
-        """Close an origin's idle connections: one of them was found dead, and the others are no younger."""
+        """Close an origin's idle connections: one was found dead, and the rest are at least as old."""
         stack = self._idle.get(origin)
         while stack:
             self._idle_count -= 1
             self._drop(stack.popleft())
 
     def free_slot(self) -> None:
-        """Give back a slot that has no connection."""
+        """Return a slot that has no connection."""
         self._pass_on(None)
 
     def close(self) -> None:
-        """Close all connections and open no others; whoever waits is served, and finds the transport closed.
+        """Close all connections and cancel those being opened; waiters wake and find the transport closed.
 
-        In a loop that has ended, nobody waits any more, and nothing is being opened.
+        In a loop that has ended there are no waiters, and nothing is being opened.
         """
         if self._watch is not None:
             self._watch.stop()
@@ -186,9 +186,9 @@ class Pool:
             self._pass_on(None)
 
     def stats(self) -> dict[str, Any]:
-        """Return the numbers: connections idle, in use and being opened, and requests waiting; by origin.
+        """Return the counts of connections idle, in use and opening, and of waiting requests; by origin, too.
 
-        From any thread: a list is made of a collection at once, while a loop over it would be disturbed.
+        Callable from any thread: copying a collection to a list is atomic, iterating over it is not.
         """
         origins: dict[Origin, dict[str, int]] = {}
         for origin, stack in list(self._idle.items()):
@@ -216,7 +216,7 @@ class Pool:
         return f"<Pool: {', '.join(numbers)}>"
 
     def _pass_on(self, connection: Connection | None) -> None:
-        """Give a connection in use, or the slot of none, to the first who waits; else let it go."""
+        """Give a connection in use, or a free slot, to the first waiter; without waiters, release it."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if waiter.abandoned:
@@ -228,7 +228,7 @@ class Pool:
             ):
                 self._in_use.discard(connection)
                 connection.close()
-                connection = None  # its slot is what the waiter gets
+                connection = None  # the waiter gets its slot
             if connection is not None:
                 self._in_use.add(connection)
             waiter.connection = connection

@@ -1,1 +1,1 @@
-"""What the gateway speaks, as values and checks: no I/O, no clock."""
+"""The gateway's protocol as values and checks, without I/O or a clock."""

@@ -1,4 +1,4 @@
-"""Checks of the arguments that are not fields of a struct: addresses, headers, times, path segments.
+"""Checks for arguments that are not struct fields: addresses, headers, times, path segments.
 
 An error names the argument, what must hold and what was given (never a key). Nothing is sent.
 """
@@ -29,7 +29,7 @@ _GROUPS: Final = ("provider", "model", "user", "status")
 _GRANULARITIES: Final = ("minute", "hour", "day")
 
 Timeout: TypeAlias = float | httpx.Timeout | None
-"""Seconds for each of connecting, writing, reading and waiting for a connection; None for no limit."""
+"""Seconds for each of connect, write, read and waiting for a pooled connection; None for no limit."""
 
 
 def environment_base_url(base_url: str | None) -> str:
@@ -44,7 +44,7 @@ def metrics_query(
     group_by: str | None,
     granularity: str | None,
 ) -> dict[str, str]:
-    """Return the query of a metrics endpoint (docs/protocol.md, "Metrics and health")."""
+    """Return the query parameters for a metrics endpoint (docs/protocol.md, "Metrics and health")."""
     query: dict[str, str] = {}
     if range is not None and (start is not None or end is not None):
         raise refusal("range", range, "not be given together with start or end")
@@ -64,7 +64,7 @@ def metrics_query(
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether `host` is this one: localhost (RFC 6761, section 6.3), 127.0.0.0/8 or ::1."""
+    """Return whether `host` is loopback: localhost (RFC 6761, section 6.3), 127.0.0.0/8 or ::1."""
     name = host.lower().rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -102,14 +102,14 @@ def check_base_url(value: Any) -> httpx.URL:
         raise refusal("base_url", value, must, is_type=True)
     try:
         url = httpx.URL(str(value).rstrip("/"))
-        _ = url.host  # decodes it
+        _ = url.host  # may raise: it decodes lazily
     except (httpx.InvalidURL, UnicodeError) as error:
         raise refusal("base_url", str(value), must, hint=str(error)) from None
     if url.userinfo:  # may be a password: not shown
         raise refusal("base_url", None, must, got="one with a user or password")
     labels = url.raw_host.removesuffix(b".").split(b".")  # RFC 1035, section 2.3.4
     is_name = _HOST.match(url.raw_host) and all(0 < len(label) < 64 for label in labels)
-    is_address = is_name or b":" in url.raw_host  # IPv6, which httpx has checked
+    is_address = is_name or b":" in url.raw_host  # IPv6, already validated by httpx
     if url.scheme not in ("http", "https") or not is_address or (url.port or 0) > 65_535:
         raise refusal("base_url", str(value), must)
     if "?" in str(url) or "#" in str(url):  # also empty ones, behind which the paths would be lost
@@ -118,7 +118,7 @@ def check_base_url(value: Any) -> httpx.URL:
 
 
 def check_headers(headers: Any, argument: str) -> dict[bytes, bytes]:
-    """Return `headers` as the bytes that are sent, by lower-case name."""
+    """Return `headers` encoded as they are sent, keyed by lower-case name."""
     if headers is None:
         return {}
     if not isinstance(headers, Mapping):
@@ -150,16 +150,16 @@ def _header_value(value: Any, argument: str, *, secret: bool) -> bytes:
 
 
 def check_key(value: Any, argument: str) -> str | None:
-    """Return an API key that a header can carry."""
+    """Return an API key, checked to be a valid header value."""
     if value is None:
         return None
     return _header_value(value, argument, secret=True).decode("latin-1")
 
 
 def check_user_id(value: Any, argument: str = "user_id") -> str | None:
-    """Return a user id; longer ones make the gateway fail after the call was billed.
+    """Return a user id of valid length.
 
-    See docs/protocol.md, "Headers".
+    The gateway fails on longer ones after billing the call (docs/protocol.md, "Headers").
     """
     if value is None:
         return None
@@ -172,7 +172,7 @@ def check_user_id(value: Any, argument: str = "user_id") -> str | None:
 
 
 def check_timeout(value: Any) -> dict[str, float | None]:
-    """Return a timeout as the extension that httpx's transports read."""
+    """Return a timeout in the form of httpx's request extension."""
     if isinstance(value, httpx.Timeout):
         parts = value.as_dict()
         for name, seconds in parts.items():
@@ -185,7 +185,7 @@ def check_timeout(value: Any) -> dict[str, float | None]:
 
 
 def check_id(value: Any, argument: str) -> str:
-    """Return an id, text or a UUID, as text."""
+    """Return an id, given as text or a UUID, as text."""
     text = str(value) if isinstance(value, UUID) else value
     if not isinstance(text, str):
         raise refusal(argument, value, f"{_BE_ID}, text or a UUID", is_type=True)
@@ -194,7 +194,7 @@ def check_id(value: Any, argument: str) -> str:
 
 
 def check_segment(value: Any, argument: str, *, slashes: bool = False) -> str:
-    """Return an id as a part of a URL's path, percent-encoded; it cannot lead out of its place."""
+    """Return an id percent-encoded as a URL path segment, without any way to traverse the path."""
     text = _encodable(check_text(value, argument), argument)
     parts = text.split("/") if slashes else [text]
     if any(part in ("", ".", "..") for part in parts) or _CONTROL.search(text):
@@ -211,7 +211,7 @@ def _encodable(text: str, argument: str) -> str:
 
 
 def check_moment(value: Any, argument: str) -> str:
-    """Return a point in time, a datetime with a time zone or ISO-8601 text with an offset, as the latter."""
+    """Return a time, given as an aware datetime or ISO-8601 text with an offset, as ISO-8601 text."""
     must = "be a datetime with a time zone, or ISO-8601 text with an offset"
     if isinstance(value, datetime):
         if value.tzinfo is None:
@@ -229,7 +229,7 @@ def check_moment(value: Any, argument: str) -> str:
 
 
 def check_budget(value: Any, argument: str) -> int | float | str:
-    """Return an amount of USD, 0 for no limit."""
+    """Return a budget in USD; 0 means unlimited."""
     must = f"be {_USD} (0 for no limit)"
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
         raise refusal(argument, value, must, is_type=True)

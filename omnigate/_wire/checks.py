@@ -155,14 +155,14 @@ def check_integer(
 
 
 def check_bool(value: Any, argument: str) -> bool:
-    """Return True or False."""
+    """Check that `value` is a bool and return it."""
     if not isinstance(value, bool):
         raise refusal(argument, value, BE_BOOL, is_type=True)
     return value
 
 
 def check_verify(value: Any) -> bool | ssl.SSLContext:
-    """Return what certificates are verified with."""
+    """Check the `verify` argument and return it."""
     if not isinstance(value, bool | ssl.SSLContext):
         raise refusal("verify", value, "be True, False or an ssl.SSLContext", is_type=True)
     return value
@@ -177,7 +177,7 @@ def check_callable(value: Any, argument: str, kind: str) -> None:
 def check_text(
     value: Any, argument: str, *, minimum: int = 1, maximum: int | None = None, secret: bool = False
 ) -> str:
-    """Return text of a length within limits; a secret's value is not shown."""
+    """Check that `value` is text within the length limits and return it; a secret stays out of errors."""
     must = f"be {text_of(minimum, maximum)}"
     if not isinstance(value, str):
         raise refusal(argument, value, must, is_type=True, secret=secret)
@@ -222,21 +222,21 @@ def check_not_async(given: object, argument: str, kind: str) -> None:
         InvalidArgumentTypeError: it is a coroutine function, an async generator function, or an object with
             such a `__call__`.
     """
-    for function in (given, getattr(type(given), "__call__", None)):  # noqa: B004 - it is looked at, not called
+    for function in (given, getattr(type(given), "__call__", None)):  # noqa: B004 - inspected, not called
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             must = f"be {kind}, and not async"
             raise refusal(argument, given, must, is_type=True, hint="its result is not awaited")
 
 
 def check_not_awaitable(result: object, name: str) -> None:
-    """Check that what a callable has returned is no coroutine or the like; a coroutine is closed.
+    """Check that a callback did not return an awaitable; close it if it is a coroutine.
 
     Raises:
-        GatewayError: it is.
+        GatewayError: it did.
     """
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
-            result.close()  # else Python warns that it was never awaited
+            result.close()  # otherwise Python warns that it was never awaited
         raise GatewayError(
-            f"{name} returned a {type(result).__name__}, which nobody awaits: pass one that is not async"
+            f"{name} must be a plain function, not async: it returned a {type(result).__name__}"
         )

@@ -1,22 +1,22 @@
-"""The gateway's endpoints as data: method, path, and what sending a request twice does (docs/protocol.md)."""
+"""The gateway's endpoints as data: method, path, and the effect of a resend (docs/protocol.md)."""
 
 from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 Resend: TypeAlias = Literal["safe", "billed", "never"]
-"""What sending a request twice does: no harm, a second bill, or a second key that nobody sees."""
+"""The effect of sending a request twice: none, a second charge, or a second key that is lost."""
 
 
 class Endpoint(NamedTuple):
     """One endpoint.
 
     Attributes:
-        name: the name of the client's method that calls it.
+        name: the client method that calls it.
         method: the HTTP method.
-        path: the path; a variable part is appended to it.
-        resend: what it does to send a request twice.
-        mints_key: whether the answer holds a new key, so that no part of it may be in an error.
+        path: the path; a variable part is appended.
+        resend: the effect of sending a request twice.
+        mints_key: whether the response contains a new key, so that errors must not quote it.
 
     """
 

@@ -1,7 +1,7 @@
-"""What the head of a response says about a call: `Meta`, made of headers and never of a body.
+"""`Meta`: what a response's headers say about a call.
 
-Parsing is put off until an attribute is read, since most calls never look. A header that is missing
-or malformed reads as None: a proxy's nonsense must never make a good answer fail.
+Headers are parsed when an attribute is first read, since most calls never read any. A missing or malformed
+header reads as None: a misbehaving proxy must never make a good response fail.
 """
 
 from __future__ import annotations
@@ -11,29 +11,30 @@ import math
 import re
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from typing import Final
+from typing import Final, TypeAlias
 
 import httpx
 
 from omnigate._limits import Budget, RateLimit
 
+Head: TypeAlias = httpx.Headers | bytes
+"""The head of a response: its headers, or all of it as it came."""
+
 
 class Meta:
-    """What is known of a call besides its result.
+    """What is known about a call besides its result.
 
     Attributes:
         status_code: the HTTP status.
-        attempts: how many times the request was sent, the successful one included.
-        elapsed: seconds from the call to its end (of a stream: to its head), waits between attempts
-            included.
+        attempts: how many times the request was sent, including the successful attempt.
+        elapsed: seconds from the start of the call to its end (for a stream: to its response head),
+            including waits between attempts.
 
     """
 
     __slots__ = ("_headers", "attempts", "elapsed", "status_code")
 
-    def __init__(
-        self, status_code: int, headers: httpx.Headers | bytes, *, attempts: int, elapsed: float
-    ) -> None:
+    def __init__(self, status_code: int, headers: Head, *, attempts: int, elapsed: float) -> None:
         self.status_code: int = status_code
         self.attempts: int = attempts
         self.elapsed: float = elapsed
@@ -42,23 +43,22 @@ class Meta:
     @property
     def headers(self) -> httpx.Headers:
         """All headers of the response."""
-        if isinstance(self._headers, bytes):  # the head as it came
-            self._headers = httpx.Headers(header_list(self._headers))
-        return self._headers
+        headers = self._headers = headers_of(self._headers)
+        return headers
 
     @property
     def request_id(self) -> str | None:
-        """The gateway's id of the call, to be named in any question about it."""
+        """The gateway's id for the call; quote it in support requests."""
         return self._text("x-request-id")
 
     @property
     def rate_limit(self) -> RateLimit | None:
-        """The rate limit's state, or None if the response had none of its headers."""
+        """The state of the rate limit, or None if the response had no rate-limit headers."""
         return rate_limit_of(self._headers)
 
     @property
     def budget(self) -> Budget | None:
-        """The budgets' state, or None if the response had none of their headers."""
+        """The state of the budgets, or None if the response had no budget headers."""
         names = (f"x-budget-{field.replace('_', '-')}" for field in Budget._fields)
         values = [self._decimal(name) for name in names]
         return None if all(value is None for value in values) else Budget(*values)
@@ -70,7 +70,7 @@ class Meta:
 
     @property
     def model(self) -> str | None:
-        """The model that answered, which is another than asked for after a fallback."""
+        """The model that answered; after a fallback not the one requested."""
         return self._text("x-llmgw-model")
 
     @property
@@ -108,11 +108,11 @@ _USUAL_RATE_LIMIT = re.compile(
     rb"\r\nx-ratelimit-limit: (\d{1,18})\r\nx-ratelimit-remaining: (\d{1,18})"
     rb"\r\nx-ratelimit-reset: (\d{1,18})\r"
 )
-"""As the gateway itself sends them: read twice as fast."""
+"""The form in which the gateway itself sends them: matching it is twice as fast."""
 
 
-def rate_limit_of(headers: httpx.Headers | bytes) -> RateLimit | None:
-    """Return what headers, or a head as it came, say of the rate limit; None if nothing."""
+def rate_limit_of(headers: Head) -> RateLimit | None:
+    """Return the rate limit from headers, or from a raw head; None if there is none."""
     if not isinstance(headers, bytes):
         headers = b"".join(b"\r\n%b: %b" % pair for pair in headers.raw)
     if usual := _USUAL_RATE_LIMIT.search(headers):
@@ -131,15 +131,15 @@ _ABSURD_SECONDS: Final = 366 * 86_400.0
 
 
 def parse_retry_after(value: str | None, *, now: datetime | None = None) -> float | None:
-    """Return the seconds that a `Retry-After` header asks to wait, or None if it asks for nothing.
+    """Return the wait in seconds from a `Retry-After` header, or None if it has no usable value.
 
     RFC 9110, section 10.2.3: an integer or an HTTP-date; proxies send fractions, too. A date in the past
-    is 0. What is not finite, negative, longer than a year or not readable is ignored.
+    is 0. Values that are malformed, not finite, negative or longer than a year are ignored.
 
     Args:
         value: the header.
-        now: the server's time where its `Date` header told it (so that the clocks need not agree),
-            else the present; what a date is measured against.
+        now: what a date is measured against: the server's `Date` if sent (so that the clocks need not
+            agree), otherwise the current time.
 
     """
     text = (value or "").strip()
@@ -150,7 +150,7 @@ def parse_retry_after(value: str | None, *, now: datetime | None = None) -> floa
 
 
 def parse_http_date(value: str | None) -> datetime | None:
-    """Return an HTTP-date (RFC 9110, section 5.6.7) as a time in UTC, or None if it is not one."""
+    """Parse an HTTP-date (RFC 9110, section 5.6.7) to a UTC time; None if malformed."""
     try:
         moment = email.utils.parsedate_to_datetime(value or "")
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
@@ -164,7 +164,12 @@ def _seconds_until(text: str, now: datetime) -> float:
 
 
 def header_list(head: bytes) -> list[tuple[bytes, bytes]]:
-    """Return the headers of a head, without its first line."""
+    """Return the headers in a raw head, without its first line."""
     lines = head.split(b"\r\n")
     pairs = (line.partition(b":") for line in lines[1:] if line)
     return [(name, value.strip(b" \t")) for name, _, value in pairs]
+
+
+def headers_of(head: Head) -> httpx.Headers:
+    """Return the headers of a head."""
+    return httpx.Headers(header_list(head)) if isinstance(head, bytes) else head

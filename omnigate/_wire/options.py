@@ -1,6 +1,6 @@
-"""Keyword arguments that several methods share: each named once, in a `TypedDict` that they unpack.
+"""Keyword arguments shared by several methods, each defined once in a `TypedDict` that they unpack.
 
-Type checkers and editors know them from there. Python does not, so each method checks the names it was given.
+Type checkers and editors read them from there. Python does not, so each method checks the names it was given.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from omnigate.exceptions import InvalidArgumentTypeError
 
 
 class CallOptions(TypedDict, total=False):
-    """What every call takes besides its own arguments.
+    """Options that every call accepts.
 
     Attributes:
-        timeout: seconds for each of connecting, writing, reading and waiting for a connection, or an
+        timeout: seconds for each of connect, write, read and waiting for a pooled connection, or an
             `httpx.Timeout`; None for no limit. Replaces the client's.
         deadline_seconds: seconds for all attempts and the waits between them, above 0; then `TimeoutError`.
-            None, as when left out, for no limit.
-        extra_headers: headers of this call only; they replace the client's of the same name.
+            None (the default) for no limit.
+        extra_headers: headers for this call only; they replace the client's headers of the same name.
 
     """
 
@@ -31,14 +31,14 @@ class CallOptions(TypedDict, total=False):
 
 
 class SamplingOptions(CallOptions, total=False):
-    """How a model is to answer, and whom for; with `CallOptions`. None leaves a field to the provider.
+    """Sampling parameters and the user id, with `CallOptions`. None leaves a field to the provider.
 
     Attributes:
-        max_tokens: tokens of the answer, at least 1.
+        max_tokens: maximum tokens in the answer, at least 1.
         temperature: 0 to 2.
-        user_id: the end user, in place of the client's; "" for none. At most 255 characters of Latin-1.
+        user_id: the end user, replacing the client's; "" for none. At most 255 Latin-1 characters.
         top_p: 0 to 1.
-        stop: one or more texts at which the model stops.
+        stop: one or more stop sequences.
         presence_penalty: -2 to 2.
         frequency_penalty: -2 to 2.
         seed: a signed 64-bit integer.
@@ -56,11 +56,11 @@ class SamplingOptions(CallOptions, total=False):
 
 
 class ChatStreamOptions(SamplingOptions, total=False):
-    """What `chat_stream` takes besides its own arguments: `SamplingOptions`, and two that must be None.
+    """Options of `chat_stream`: `SamplingOptions`, and two that must be None.
 
     Attributes:
-        fallback_models: None; the gateway ignores it for streams, so anything else is refused.
-        cache: None; refused for the same reason.
+        fallback_models: None; the gateway ignores it for streams, so any other value is rejected.
+        cache: None, for the same reason.
 
     """
 
@@ -72,15 +72,15 @@ _CALL_NAMES: Final = CallOptions.__optional_keys__
 
 
 def check_known(given: Mapping[str, object], kind: type[Any], method: str) -> None:
-    """Check that keyword arguments are in the `TypedDict` that a method unpacks.
+    """Check that keyword arguments are keys of the `TypedDict` that a method unpacks.
 
     Args:
-        given: the keyword arguments, other than those in the method's own signature.
+        given: the keyword arguments, without those in the method's own signature.
         kind: the `TypedDict`.
         method: the method's name, with its class.
 
     Raises:
-        InvalidArgumentTypeError: there are others.
+        InvalidArgumentTypeError: some are not.
 
     """
     names: frozenset[str] = kind.__optional_keys__
@@ -88,17 +88,17 @@ def check_known(given: Mapping[str, object], kind: type[Any], method: str) -> No
         takes = ", ".join(name for name in kind.__annotations__ if name in names)
         raise InvalidArgumentTypeError(
             f"{method}() got an unknown argument {', '.join(map(repr, sorted(unknown)))}; "
-            f"besides its own it takes {takes}"
+            f"it also accepts {takes}"
         )
 
 
 def check_options(
     options: CallOptions, method: str
 ) -> tuple[dict[bytes, bytes], dict[str, float | None] | None, float | None]:
-    """Return a call's extra headers, its timeout for the transport (None: the client's), and its deadline.
+    """Return a call's extra headers, its transport timeout (None: the client's), and its deadline.
 
     Raises:
-        InvalidArgumentError: an option is not allowed, or not known; the error names `method` then.
+        InvalidArgumentError: an option is invalid, or unknown (then the error names `method`).
 
     """
     check_known(options, CallOptions, method)
@@ -112,15 +112,15 @@ def check_options(
 def split_options(
     options: SamplingOptions, kind: type[Any], method: str
 ) -> tuple[dict[str, Any], str | None, CallOptions]:
-    """Return the fields of the request, the user id, and the call's options.
+    """Split options into the request's fields, the user id, and the call's options.
 
     Args:
-        options: what a method was given.
+        options: the method's keyword arguments.
         kind: the `TypedDict` that it unpacks.
         method: the method's name, with its class.
 
     Raises:
-        InvalidArgumentTypeError: there are others than those of `kind`.
+        InvalidArgumentTypeError: some are not in `kind`.
 
     """
     check_known(options, kind, method)

@@ -1,6 +1,6 @@
-"""Takes secrets out of text that people may read: messages, details, reprs.
+"""Redacts secrets in text meant for people: messages, details, reprs.
 
-It must never be used on what a model wrote or on what is sent.
+Never use it on model output or on anything that is sent.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ _SHOWN_LENGTH = 80
 SECRET_HEADERS: Final = frozenset(
     {b"api-key", b"authorization", b"cookie", b"proxy-authorization", b"x-admin-key", b"x-api-key"}
 )
-"""The headers of a request whose values are keys."""
+"""Request headers whose values are keys."""
 
 _KEY = re.compile(r"(?<![A-Za-z0-9])(llmg_|sk-)[A-Za-z0-9_\-*.]{4,}")
 
-_SHORTEST_CUT = 4  # characters of a secret that give something away
+_SHORTEST_CUT = 4  # the fewest characters of a truncated secret worth hiding
 
 # docs/protocol.md, "Headers": the first 12 characters of a gateway key are its public `key_prefix`
 _PREFIX_LENGTH = 12
 
 
 def shown(value: object) -> str:
-    """Return a short repr of `value` for an error message, without keys."""
+    """Return a short repr of `value` for an error message, with keys redacted."""
     try:
         text = cast("str", redact(repr(value)))
     except Exception:  # noqa: BLE001 - nested too deeply, an integer of thousands of digits, a broken repr
@@ -35,9 +35,9 @@ def shown(value: object) -> str:
 
 
 def mask(secret: str) -> str:
-    """Return a stand-in for a key that tells which one it is without giving it away.
+    """Return a masked key that still identifies it.
 
-    A gateway key keeps its public prefix (12 characters); of anything else nothing is shown.
+    A gateway key keeps its public prefix (12 characters); anything else is hidden entirely.
     """
     if secret.startswith("llmg_") and len(secret) >= 2 * _PREFIX_LENGTH:
         return secret[:_PREFIX_LENGTH] + "…"
@@ -45,7 +45,7 @@ def mask(secret: str) -> str:
 
 
 def secrets_of(headers: Mapping[bytes, bytes]) -> tuple[str, ...]:
-    """Return the keys in a request's headers, with and without a scheme such as "Bearer"."""
+    """Return the keys in a request's headers, both with and without a scheme such as "Bearer"."""
     secrets: list[str] = []
     for name in SECRET_HEADERS & headers.keys():
         value = headers[name].decode("latin-1")
@@ -54,13 +54,13 @@ def secrets_of(headers: Mapping[bytes, bytes]) -> tuple[str, ...]:
 
 
 def redact(value: Any, secrets: Iterable[str] = ()) -> Any:
-    """Return `value` (text, or JSON of any depth) with keys and the given secrets blacked out."""
+    """Return `value` (text, or JSON of any depth) with keys and the given secrets redacted."""
     forms = {form for secret in secrets if secret for form in (secret, json.dumps(secret)[1:-1])}
-    return _redact(value, sorted(forms, key=len, reverse=True))  # one may be a part of another
+    return _redact(value, sorted(forms, key=len, reverse=True))  # longest first: one may contain another
 
 
 def redact_cut(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return `text` as `redact` does, where it may break off in the middle of a secret."""
+    """Redact `text` that may be truncated in the middle of a secret."""
     text = cast("str", redact(text, secrets))
     for secret in secrets:
         for length in range(min(len(secret), len(text)), _SHORTEST_CUT - 1, -1):

@@ -28,26 +28,26 @@ class DictResult(dict[str, T], Generic[T]):
 
 
 class _MetaSlot:
-    """A place for `meta` beside the struct's fields: neither decoded, encoded, compared nor dumped."""
+    """A slot for `meta` that is not a struct field: neither decoded, encoded, compared nor dumped."""
 
     __slots__ = ("_meta",)
 
-    if TYPE_CHECKING:  # for msgspec it would be a field
+    if TYPE_CHECKING:  # at runtime msgspec would make it a field
         _meta: Meta
 
     @property
     def meta(self) -> Meta:
-        """What the head of the response said: request id, limits, budgets, attempts, elapsed time."""
+        """The call's metadata: request id, limits, budgets, attempts, elapsed time."""
         try:
             return self._meta
         except AttributeError:
             raise AttributeError(
-                f"this {type(self).__name__} has no meta: it is not what a call returned"
+                f"this {type(self).__name__} has no meta: it was not returned by a call"
             ) from None
 
 
 class Result(_MetaSlot, WireStruct, kw_only=True, gc=False):
-    """Base of what calls return: a struct with `meta`, which copies and pickles keep."""
+    """Base class of results: a struct with `meta`, which copies and pickles keep."""
 
     def __copy__(self) -> Self:
         made: Self = cast("Any", super()).__copy__()
@@ -64,7 +64,7 @@ R = TypeVar("R", bound=Result)
 
 
 def list_with_meta(items: list[R], meta: Meta) -> ListResult[R]:
-    """Return `items` as a list with `meta`, which each of them gets, too."""
+    """Return `items` as a list with `meta`, and set it on each item."""
     for item in items:
         item._meta = meta
     return ListResult(items, meta=meta)

@@ -1,8 +1,8 @@
-"""The base of every struct on the wire: msgspec's speed with constructors that convert and validate.
+"""The base class of wire structs: msgspec with constructors that convert and validate.
 
-msgspec validates what it decodes but trusts what is constructed. The people who write `Message(role=…)`
-need the opposite, so the metaclass sends a constructor's arguments through `msgspec.convert`; decoding
-does not pass there and costs nothing more. The `model_*` methods are those of the published 0.1.0.
+msgspec validates decoded input but trusts constructor arguments. Hand-written `Message(role=…)` needs
+validation too, so the metaclass passes constructor arguments through `msgspec.convert`; decoding bypasses
+it at no extra cost. The `model_*` methods are those of the published 0.1.0.
 
 Errors name the argument, what must hold and what was given, and never show a key.
 """
@@ -49,7 +49,7 @@ def encode(body: object) -> bytes:
     """Return `body` as JSON.
 
     Raises:
-        InvalidArgumentError: it holds text that UTF-8 cannot encode, or an object that JSON has no form for.
+        InvalidArgumentError: it contains text that is not valid UTF-8, or an object JSON cannot represent.
 
     """
     try:
@@ -58,13 +58,13 @@ def encode(body: object) -> bytes:
         failure = _encoding_error(body, "the request")
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         failure = InvalidArgumentTypeError(f"the request cannot be written as JSON: {error}")
-    raise failure  # outside of the except clauses, because some of those errors carry the text itself
+    raise failure  # outside the except clauses: some of those errors contain the text itself
 
 
 class _ConvertingMeta(msgspec.StructMeta):
-    """Makes `Struct(**arguments)` convert and validate as decoding does."""
+    """Make `Struct(**arguments)` convert and validate as decoding does."""
 
-    if not TYPE_CHECKING:  # the checkers see the fields as the constructor's arguments
+    if not TYPE_CHECKING:  # type checkers see the fields as constructor arguments
 
         def __call__(self, /, *positional, **arguments):
             if positional:
@@ -79,7 +79,7 @@ class _ConvertingMeta(msgspec.StructMeta):
 
 
 class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMeta):
-    """Base of all structs: keyword-only, unknown fields ignored."""
+    """Base class of all structs: keyword-only, unknown fields ignored."""
 
     _must: ClassVar[Mapping[str, str]] = {}
     """What must hold, as the words after "must", where msgspec's own would not be clear.
@@ -87,19 +87,19 @@ class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMe
     By field name; "name[]" is an item of the list in that field.
     """
     _refuse_unknown: ClassVar[bool] = False
-    """Whether an unknown argument of the constructor is an error."""
+    """Whether the constructor rejects unknown arguments."""
 
     @classmethod
     def _prepare(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the constructor's arguments with the liberties taken that msgspec does not take."""
+        """Return the constructor's arguments after conversions that msgspec does not do itself."""
         return arguments
 
     @classmethod
     def model_validate(cls, obj: object) -> Self:
-        """Return `obj`, a mapping of fields or already one of these, as this type.
+        """Return `obj`, a mapping of fields or an instance, as this type.
 
         Raises:
-            InvalidArgumentError: it does not fit.
+            InvalidArgumentError: it is invalid.
 
         """
         if isinstance(obj, cls):
@@ -110,10 +110,10 @@ class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMe
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray) -> Self:
-        """Return the JSON object `json_data` as this type.
+        """Parse the JSON object `json_data` as this type.
 
         Raises:
-            InvalidArgumentError: it is not JSON, or does not fit.
+            InvalidArgumentError: it is not JSON, or is invalid.
 
         """
         try:
@@ -130,14 +130,14 @@ class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMe
         exclude_none: bool = False,
         exclude_defaults: bool = False,
     ) -> dict[str, Any]:
-        """Return the fields as a dict, nested structs too; `meta` is not among them.
+        """Return the fields, without `meta`, as a dict; nested structs become dicts, too.
 
         Args:
-            mode: "json" makes times and decimals text, "python" leaves them as they are.
-            include: names of the only fields wanted.
-            exclude: names of fields not wanted.
+            mode: "json" turns times and decimals into text, "python" keeps them.
+            include: names of the fields to include; None for all.
+            exclude: names of the fields to leave out.
             exclude_none: leave out fields that are None, at every level.
-            exclude_defaults: leave out fields that have their default, at every level.
+            exclude_defaults: leave out fields that equal their default, at every level.
 
         """
         fields: dict[str, Any] = {}
@@ -162,7 +162,7 @@ class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMe
         """Return the fields as JSON text.
 
         Args:
-            indent: spaces a level; None for one line without spaces.
+            indent: spaces per level; None for compact output on one line.
             include: as in `model_dump`.
             exclude: as in `model_dump`.
             exclude_none: as in `model_dump`.
@@ -194,22 +194,22 @@ S = TypeVar("S", bound=WireStruct)
 
 @cache
 def decoder_for(kind: Any) -> msgspec.json.Decoder[Any]:
-    """Return the one JSON decoder for `kind`; numbers in strings are accepted for numbers."""
+    """Return the cached JSON decoder for `kind`; it accepts numbers in strings."""
     return msgspec.json.Decoder(kind, strict=False)
 
 
 def construct(kind: type[S], arguments: Mapping[str, Any]) -> S:
-    """Return `kind` made of `arguments`, converted and validated; unknown ones are ignored.
+    """Construct `kind` from `arguments`, converted and validated; unknown ones are ignored.
 
     Raises:
-        InvalidArgumentError: an argument is missing or not allowed.
+        InvalidArgumentError: an argument is missing or invalid.
 
     """
     arguments = kind._prepare(arguments)
     try:
         return msgspec.convert(arguments, kind, strict=False)
     except (msgspec.ValidationError, UnicodeError, RecursionError):
-        # Subclasses of str (enums) and numbers of other libraries are as good: made plain, once more.
+        # Accept str subclasses (enums) and other libraries' numbers: retry with plain values.
         try:
             return msgspec.convert(_plain(arguments), kind, strict=False)
         except UnicodeError:
@@ -223,7 +223,7 @@ def _argument_error(
     kind: type[WireStruct], arguments: Mapping[str, Any], problem: str
 ) -> InvalidArgumentError:
     what, _, path = problem.partition(" - at `")
-    is_key = path.startswith("key` in `")  # of a mapping, whose keys are no text
+    is_key = path.startswith("key` in `")  # a mapping with keys that are not text
     path = path.removeprefix("key` in `").removeprefix("$").removeprefix(".").removesuffix("`")
     if missing := _MISSING_FIELD.match(what):
         where = f"{path}.{missing[1]}" if path else missing[1]
@@ -245,7 +245,7 @@ def _argument_error(
                 value = cast("Mapping[str, Any]", value)[key]
             else:
                 value = getattr(value, key)
-        except (LookupError, AttributeError, TypeError):  # an item of a set, say: it is the set that is wrong
+        except (LookupError, AttributeError, TypeError):  # e.g. an item of a set: blame the set
             break
         name = key or name
         is_item = key is None
@@ -268,7 +268,7 @@ def _argument_error(
 
 
 def _encoding_error(value: object, whole: str) -> InvalidArgumentError:
-    """Return the error for text in `value`, called `whole`, that UTF-8 cannot encode."""
+    """Return the path of the first string that is not valid UTF-8, or None."""
     try:
         found = _unencodable(value)
     except RecursionError:

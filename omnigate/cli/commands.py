@@ -1,4 +1,4 @@
-"""The commands: arguments in, text out. What they do is elsewhere."""
+"""The command-line interface: parses arguments and prints results."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def command() -> None:
 def gateway(host: str, port: int) -> None:
     """Serve a local gateway in the foreground, until Ctrl-C.
 
-    It speaks the whole protocol from memory and answers by echo: nothing leaves this machine. The keys
-    it prints work; the API key's project has provider keys for openai, anthropic and gemini.
+    It implements the whole protocol in memory and echoes prompts: nothing leaves this machine. The printed
+    keys work; the API key's project has provider keys for openai, anthropic and gemini.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -43,7 +43,7 @@ def gateway(host: str, port: int) -> None:
                 signal.pause()
     except KeyboardInterrupt:
         click.echo("stopped")
-    except (OSError, UnicodeError) as error:  # the latter of a host that no name can have
+    except (OSError, UnicodeError) as error:  # UnicodeError: the host is not a valid name
         raise click.ClickException(f"cannot serve at {host}:{port}: {error}") from error
     except InvalidArgumentError as error:
         raise click.ClickException(str(error)) from error

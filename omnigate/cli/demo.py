@@ -1,4 +1,4 @@
-"""`omnigate demo`: the main job, end to end, against the built-in local gateway, in a few seconds."""
+"""`omnigate demo`: the main features, end to end, against a local gateway, in a few seconds."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Faults that a test can script: what goes wrong with the next requests that match.
+"""Faults that a test can script for the next matching requests.
 
     gateway.script(Status(503, {"detail": "openai circuit is open"}), times=2)
     gateway.script(Cut(after_bytes=100), path="/v1/chat")
     gateway.script(ProviderFailure(429, "slow down"), when=lambda request: b"poison" in request.body)
 
-Several scripts that match one request apply together, in the order in which they were given: a delay and
-then a status, say. A script is used up after `times` requests.
+Scripts that match the same request apply together, in the order in which they were added: for example a delay
+and then a status. A script expires after `times` requests.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RecordedRequest:
 
 @dataclass(frozen=True)
 class Status:
-    """Answer with this status and body in place of the gateway's own: JSON, text or bytes."""
+    """Answer with this status and body (JSON, text or bytes) instead of the gateway's own."""
 
     status: int
     body: Any = b""
@@ -38,18 +38,18 @@ class Status:
 
 @dataclass(frozen=True)
 class Delay:
-    """Wait before the request is handled."""
+    """Wait before handling the request."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class ProviderFailure:
-    """The provider fails: with a status and a body, or, with `status=None`, it cannot be reached.
+    """The provider fails with a status and body, or is unreachable with `status=None`.
 
-    On `/v1/chat` this is the provider's own status, on completions OpenAI's envelope, inside a stream the
-    sentinel or an error event before any text. An unreachable provider's `body` is the reason; an empty one
-    is a timeout.
+    `/v1/chat` answers with the provider's own status, completions with OpenAI's envelope, and a stream with
+    the sentinel or an error event before any text. An unreachable provider's `body` is the reason; an empty
+    body means a timeout.
     """
 
     status: int | None = 500
@@ -66,21 +66,21 @@ class StreamFailure:
 
 @dataclass(frozen=True)
 class Cut:
-    """Close the connection after this many bytes of the response's body; None: before any byte at all."""
+    """Close the connection after this many bytes of the response body; None: before sending anything."""
 
     after_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """Send these bytes in place of a response, and close the connection. Only over a real socket."""
+    """Send these bytes instead of a response and close the connection. Only over a real socket."""
 
     data: bytes
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Let the model answer this; given as several pieces, a stream has exactly these chunks of bytes."""
+    """Make the model answer this; if given as several pieces, a stream has exactly these chunks."""
 
     text: str | Sequence[bytes]
 
@@ -90,7 +90,7 @@ Fault: TypeAlias = Status | Delay | ProviderFailure | StreamFailure | Cut | Garb
 
 @dataclass
 class Script:
-    """A fault, and the requests that it is meant for."""
+    """A fault and the requests that it applies to."""
 
     fault: Fault
     times: int
@@ -99,7 +99,7 @@ class Script:
     when: Callable[[RecordedRequest], bool] | None = None
 
     def matches(self, request: RecordedRequest) -> bool:
-        """Return whether the fault is meant for `request`."""
+        """Return whether the fault applies to `request`."""
         return (
             self.times > 0
             and self.method in (None, request.method)
@@ -109,7 +109,7 @@ class Script:
 
 
 class Scripts:
-    """The scripts that are not used up. May be added to from any thread."""
+    """The scripts that have not expired. Scripts may be added from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -121,7 +121,7 @@ class Scripts:
             self._scripts.append(script)
 
     def take(self, request: RecordedRequest) -> list[Fault]:
-        """Return the faults meant for `request`, and count it for each of them."""
+        """Return the faults that apply to `request`, counting one use of each."""
         if not self._scripts:
             return []
         with self._lock:
@@ -132,11 +132,11 @@ class Scripts:
         return [script.fault for script in found]
 
     def pending(self) -> list[Script]:
-        """Return the scripts that are not used up."""
+        """Return the scripts that have not expired."""
         with self._lock:
             return list(self._scripts)
 
     def clear(self) -> None:
-        """Forget all scripts."""
+        """Remove all scripts."""
         with self._lock:
             self._scripts.clear()

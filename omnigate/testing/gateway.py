@@ -34,7 +34,7 @@ _HIGH_LIMIT: Final = 1_000_000_000
 
 @dataclass(frozen=True)
 class LocalProject:
-    """A project of a local gateway, ready to be used."""
+    """A ready-to-use project of a local gateway."""
 
     api_key: str = field(repr=False)
     project_id: str
@@ -42,26 +42,26 @@ class LocalProject:
 
 
 class LocalGateway:
-    """An OmniGate gateway that answers the whole protocol from memory. Nothing leaves the machine.
+    """An OmniGate gateway that implements the whole protocol in memory. Nothing leaves the machine.
 
     Use it as `with LocalGateway() as gateway:` or with `async with`, under asyncio or trio, and point a
-    client at `gateway.url` with `gateway.api_key`. Without being served it is an ASGI application,
-    `gateway.app`, for `httpx.ASGITransport`. Models answer by echo; a token is a word.
+    client at `gateway.url` with `gateway.api_key`. Without a server, use its ASGI application `gateway.app`
+    with `httpx.ASGITransport`. Models echo the prompt; a token is a word.
 
     Args:
         host: address to listen on.
-        port: port to listen on, 0 for any that is free.
-        rate_limit_per_min: calls in a window for projects made by sign-up, at least 1.
+        port: port to listen on, 0 for any free port.
+        rate_limit_per_min: calls per window for projects created by sign-up, at least 1.
         rate_window_seconds: length of a window, 1 to 60; the real gateway's is 60.
-        admin_key: the admin key; a random one if left out.
-        clock: seconds since 1970, for windows, budgets and records.
-        latency_seconds: what a model takes to answer.
+        admin_key: the admin key; random if omitted.
+        clock: returns the seconds since 1970, for windows, budgets and records.
+        latency_seconds: how long a model takes to answer.
         chunk_delay_seconds: pause between the chunks of a stream.
-        usage_delay_seconds: what writing the usage record of a stream takes, between its text and its end.
+        usage_delay_seconds: how long writing a stream's usage record takes, between its text and its end.
 
     Raises:
-        ValueError: an argument is out of its limits.
-        OSError: on entering: the address cannot be had.
+        ValueError: an argument is out of range.
+        OSError: the address is not available (raised on entering).
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class LocalGateway:
         self.admin_key: str = key or new_key().replace("llmg_", "admin_")
         """The key for `AdminClient`."""
         self.requests: deque[RecordedRequest] = deque(maxlen=_RECORDED_REQUESTS)
-        """The last 10,000 requests that were received."""
+        """The last 10,000 requests received."""
         self._host = host
         self._port = port
         self._state = State(
@@ -115,19 +115,19 @@ class LocalGateway:
 
     @property
     def url(self) -> str:
-        """The address it serves at.
+        """The base URL of the running gateway.
 
         Raises:
-            RuntimeError: it does not serve.
+            RuntimeError: it is not running.
         """
         if self._server is None:
-            raise RuntimeError("the local gateway does not serve: enter it with `with` or `async with`")
+            raise RuntimeError("the local gateway is not running: enter it with `with` or `async with`")
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._server.port}"
 
     @property
     def api_key(self) -> str:
-        """A gateway key that works: its project has keys of openai, anthropic and gemini, and no limits."""
+        """A valid gateway key, whose project has keys for openai, anthropic and gemini, and no limits."""
         if self._project is None:
             self._project = self.create_project(rate_limit_per_min=_HIGH_LIMIT, providers=_PROVIDERS)
         return self._project.api_key
@@ -143,10 +143,10 @@ class LocalGateway:
         """Create a project in an organisation of its own, as an administrator would.
 
         Args:
-            rate_limit_per_min: calls in a window, at least 1.
-            daily_budget: USD a UTC day, 0 for none.
-            monthly_budget: USD a UTC month, 0 for none.
-            providers: the providers whose keys it has: "openai", "anthropic", "gemini", "azure".
+            rate_limit_per_min: calls per window, at least 1.
+            daily_budget: USD per UTC day, 0 for unlimited.
+            monthly_budget: USD per UTC month, 0 for unlimited.
+            providers: the providers it has keys for: "openai", "anthropic", "gemini", "azure".
 
         Raises:
             ValueError: an argument is out of its limits.
@@ -178,17 +178,17 @@ class LocalGateway:
         path: str | None = None,
         when: Callable[[RecordedRequest], bool] | None = None,
     ) -> None:
-        """Script a fault for the next requests that match.
+        """Script a fault for the next matching requests.
 
         Args:
             fault: what goes wrong; see `omnigate.testing.faults`.
-            times: for how many requests, at least 1.
-            method: only for this HTTP method.
-            path: only for this path.
-            when: only for requests of which this says True.
+            times: the number of requests it applies to, at least 1.
+            method: apply only to this HTTP method.
+            path: apply only to this path.
+            when: apply only to requests for which this returns True.
 
         Raises:
-            ValueError: an argument is not allowed.
+            ValueError: an argument is invalid.
         """
         if not isinstance(cast("Any", fault), Fault):
             kinds = ", ".join(kind.__name__ for kind in get_args(Fault))
@@ -203,16 +203,16 @@ class LocalGateway:
 
     @property
     def pending_scripts(self) -> list[Script]:
-        """The scripts that are not used up."""
+        """The scripts that have not expired."""
         return self._scripts.pending()
 
     def clear_scripts(self) -> None:
-        """Forget all scripts."""
+        """Remove all scripts."""
         self._scripts.clear()
 
     def __enter__(self) -> Self:
         if self._server is not None:
-            raise RuntimeError("the local gateway serves already")
+            raise RuntimeError("the local gateway is already running")
         self._server = Server(self.app, self._host, self._port)
         return self
 
@@ -229,7 +229,7 @@ class LocalGateway:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with anyio.CancelScope(shield=True):  # bounded by the server's own limit
+        with anyio.CancelScope(shield=True):  # the server's own time limit bounds it
             await anyio.to_thread.run_sync(self.__exit__, kind, error, traceback)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The pytest plugin: a fixture that serves a local gateway. Imports nothing heavy before it is used."""
+"""The pytest plugin: a fixture that runs a local gateway. Heavy imports are deferred until it is used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def omnigate_gateway() -> Iterator[LocalGateway]:
-    """Serve a fresh local gateway for one test: `omnigate_gateway.url`, `.api_key`, `.script(…)`."""
+    """Run a fresh local gateway for one test: `omnigate_gateway.url`, `.api_key`, `.script(…)`."""
     from omnigate.testing.gateway import LocalGateway
 
     with LocalGateway() as gateway:

@@ -1,4 +1,4 @@
-"""A batch over a transport in memory, in virtual time: one outcome for each item, whatever happens."""
+"""A batch over a transport in memory, in virtual time: one outcome per item, whatever happens."""
 
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
@@ -45,7 +45,7 @@ def texts(outcomes: list[Outcome]) -> list[str]:
     return [outcome.unwrap().content for outcome in outcomes]
 
 
-async def test_every_item_ends_in_exactly_one_outcome() -> None:
+async def test_every_batch_item_has_exactly_one_outcome() -> None:
     provider = Provider()
     async with client_of(provider).batch((f"{n}" for n in range(500)), model=MODEL) as batch:
         outcomes = await outcomes_of(batch)
@@ -58,14 +58,14 @@ async def test_every_item_ends_in_exactly_one_outcome() -> None:
     assert stats.cost_usd == pytest.approx(500 * 0.000004)
 
 
-async def test_an_empty_source_has_no_outcomes() -> None:
+async def test_a_batch_of_an_empty_source_has_no_outcomes() -> None:
     async with client_of(Provider()).batch([]) as batch:
         assert await outcomes_of(batch) == []
     assert batch.stats == omnigate.BatchStats()
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-async def test_outcomes_come_as_they_end_or_in_order(ordered: bool) -> None:
+async def test_batch_outcomes_come_in_completion_order_or_in_source_order(ordered: bool) -> None:
     prompts = ["sleep=3 a", "sleep=1 b", "sleep=2 c", "d"]
     provider = Provider()
     async with client_of(provider).batch(prompts, model=MODEL, ordered=ordered, max_concurrency=4) as batch:
@@ -76,7 +76,7 @@ async def test_outcomes_come_as_they_end_or_in_order(ordered: bool) -> None:
     assert [outcome.elapsed for outcome in outcomes if outcome.index == 2] == [2.0]
 
 
-async def test_the_first_call_goes_alone() -> None:
+async def test_the_first_call_of_a_batch_is_sent_alone() -> None:
     provider = Provider()
     prompts = [f"sleep=1 {n}" for n in range(9)]
     async with client_of(provider).batch(prompts, model=MODEL, max_concurrency=8) as batch:
@@ -86,7 +86,7 @@ async def test_the_first_call_goes_alone() -> None:
     assert provider.most_in_flight == 8
 
 
-async def test_no_more_calls_than_allowed_are_in_flight() -> None:
+async def test_a_batch_has_at_most_max_concurrency_calls_in_flight() -> None:
     provider = Provider()
     async with client_of(provider).batch(
         (f"sleep=1 {n}" for n in range(50)), model=MODEL, max_concurrency=7
@@ -95,7 +95,7 @@ async def test_no_more_calls_than_allowed_are_in_flight() -> None:
     assert provider.most_in_flight == 7
 
 
-async def test_the_source_is_read_no_faster_than_it_is_sent() -> None:
+async def test_a_batch_reads_its_source_no_faster_than_it_sends() -> None:
     provider = Provider()
     read: list[int] = []
 
@@ -107,13 +107,13 @@ async def test_the_source_is_read_no_faster_than_it_is_sent() -> None:
     async with client_of(provider).batch(source(), model=MODEL, max_concurrency=5) as batch:
         async for outcome in batch:
             outcome.unwrap()
-            assert len(read) <= len(provider.prompts) + 5 + 1  # some are on their way to the transport
+            assert len(read) <= len(provider.prompts) + 5 + 1  # some have not reached the transport yet
             if len(provider.answered) > 30:
                 break
 
 
 @without_debug
-async def test_a_slow_consumer_holds_up_the_reading() -> None:
+async def test_a_slow_consumer_holds_back_the_reading_of_the_source() -> None:
     provider = Provider()
     async with client_of(provider).batch(
         (f"{n}" for n in range(2_000)), model=MODEL, max_concurrency=10
@@ -124,7 +124,7 @@ async def test_a_slow_consumer_holds_up_the_reading() -> None:
         assert sorted([0, *[o.index for o in await outcomes_of(batch)]])[-1] == 1_999
 
 
-async def test_an_async_source_is_read_and_closed() -> None:
+async def test_a_batch_reads_and_closes_an_async_source() -> None:
     closed: list[str] = []
 
     async def source() -> AsyncIterator[str]:
@@ -144,7 +144,7 @@ async def test_an_async_source_is_read_and_closed() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_what_the_source_raises_is_raised_as_itself_after_what_was_in_flight(kind: str) -> None:
+async def test_a_source_exception_is_raised_unchanged_after_the_calls_in_flight(kind: str) -> None:
     def source() -> Iterator[str]:
         yield "0"
         yield "sleep=5 once=500 1"
@@ -164,10 +164,10 @@ async def test_what_the_source_raises_is_raised_as_itself_after_what_was_in_flig
             async for outcome in batch:
                 outcome.unwrap()
                 seen.append(outcome.index)
-    assert seen == [0, 2, 1]  # also the one that had to be sent again
+    assert seen == [0, 2, 1]  # including the one that was retried
 
 
-async def test_what_the_consumer_raises_is_raised_as_itself_and_nothing_runs_on() -> None:
+async def test_a_consumer_exception_is_raised_unchanged_and_stops_the_batch() -> None:
     provider = Provider()
     with pytest.raises(LookupError, match="mine"):
         async with client_of(provider).batch(
@@ -179,7 +179,7 @@ async def test_what_the_consumer_raises_is_raised_as_itself_and_nothing_runs_on(
     assert provider.in_flight == 0
 
 
-async def test_leaving_early_cancels_what_is_in_flight() -> None:
+async def test_leaving_a_batch_early_cancels_the_calls_in_flight() -> None:
     provider = Provider()
     async with client_of(provider).batch(
         (f"sleep={n * 10} {n}" for n in range(100)), model=MODEL, max_concurrency=20
@@ -197,14 +197,14 @@ async def test_leaving_early_cancels_what_is_in_flight() -> None:
             pass
 
 
-async def test_a_batch_outside_of_its_block_says_so() -> None:
+async def test_iterating_a_batch_outside_its_block_is_an_error_that_says_so() -> None:
     batch = client_of(Provider()).batch(["a"], model=MODEL)
     with pytest.raises(NotStartedError, match="async with"):
         await anext(batch)
     assert batch.stats == omnigate.BatchStats()
 
 
-async def test_an_outer_cancellation_ends_the_batch() -> None:
+async def test_cancelling_an_outer_scope_ends_the_batch() -> None:
     provider = Provider()
     with anyio.move_on_after(2.5) as scope:
         async with client_of(provider).batch(
@@ -216,7 +216,7 @@ async def test_an_outer_cancellation_ends_the_batch() -> None:
 
 
 @without_debug
-async def test_several_batches_in_tasks_of_one_group() -> None:
+async def test_several_batches_run_in_tasks_of_one_group() -> None:
     provider = Provider()
     client = client_of(provider)
     counts: list[int] = []
@@ -235,7 +235,7 @@ async def test_several_batches_in_tasks_of_one_group() -> None:
         assert texts(await outcomes_of(outer)) == ["a"]
 
 
-async def test_two_consumers_share_the_outcomes() -> None:
+async def test_two_consumers_share_the_outcomes_of_a_batch() -> None:
     seen: list[int] = []
 
     async def consume(batch: omnigate.Batch) -> None:
@@ -252,7 +252,7 @@ async def test_two_consumers_share_the_outcomes() -> None:
 # Errors
 
 
-async def test_a_failed_item_is_an_outcome_and_the_others_go_on() -> None:
+async def test_a_failed_batch_item_is_an_outcome_and_the_others_continue() -> None:
     provider = Provider()
     prompts = ["a", "status=400", "broken", "status=500", "b"]
     async with client_of(provider, retries=1, retry_config=None).batch(prompts, model=MODEL) as batch:
@@ -268,7 +268,7 @@ async def test_a_failed_item_is_an_outcome_and_the_others_go_on() -> None:
     assert (batch.stats.succeeded, batch.stats.failed) == (2, 3)
 
 
-async def test_a_failure_is_retried_as_the_policy_says() -> None:
+async def test_a_failed_batch_item_is_retried_by_the_retry_policy() -> None:
     provider = Provider()
     async with client_of(provider).batch(["a", "once=500 b"], model=MODEL) as batch:
         outcomes = await outcomes_of(batch)
@@ -278,7 +278,7 @@ async def test_a_failure_is_retried_as_the_policy_says() -> None:
 
 
 @pytest.mark.parametrize(("status", "kind"), [(401, AuthError), (402, BudgetExceededError)])
-async def test_an_error_that_stops_is_raised_after_what_was_in_flight(
+async def test_an_error_that_stops_the_batch_is_raised_after_the_calls_in_flight(
     status: int, kind: type[GatewayError]
 ) -> None:
     provider = Provider()
@@ -306,7 +306,7 @@ async def test_an_error_that_stops_is_raised_after_what_was_in_flight(
     assert len(seen) == len(provider.prompts) - 1
 
 
-async def test_stop_on_a_callable_and_on_nothing() -> None:
+async def test_stop_on_takes_a_callable_or_an_empty_tuple() -> None:
     prompts = ["a", "status=401", "b", "status=418"]
     async with client_of(Provider()).batch(prompts, model=MODEL, stop_on=(), ordered=True) as batch:
         assert [outcome.error is None for outcome in await outcomes_of(batch)] == [True, False, True, False]
@@ -319,7 +319,7 @@ async def test_stop_on_a_callable_and_on_nothing() -> None:
             await outcomes_of(batch)
 
 
-async def test_a_stop_on_that_raises_ends_the_batch_as_itself() -> None:
+async def test_an_exception_in_stop_on_ends_the_batch_unchanged() -> None:
     def broken(error: GatewayError) -> bool:
         raise LookupError("broken stop_on")
 
@@ -328,7 +328,7 @@ async def test_a_stop_on_that_raises_ends_the_batch_as_itself() -> None:
             await outcomes_of(batch)
 
 
-async def test_an_unexpected_error_of_the_transport_ends_the_batch_as_itself() -> None:
+async def test_an_unexpected_transport_exception_ends_the_batch_unchanged() -> None:
     provider = Provider()
     with pytest.raises(KeyError, match="bug"):
         async with client_of(provider).batch(["a", "sleep=1 bug", "sleep=2 b"], model=MODEL) as batch:
@@ -337,7 +337,7 @@ async def test_an_unexpected_error_of_the_transport_ends_the_batch_as_itself() -
     assert provider.answered == ["a", "sleep=2 b"]
 
 
-async def test_the_gateways_429_uses_up_no_retries_and_holds_all_back() -> None:
+async def test_a_429_of_the_gateway_holds_back_the_batch_and_uses_up_no_retries() -> None:
     provider = Provider()
     async with client_of(provider, retries=0, retry_config=None).batch(
         ["a", "once=429 b", "c", "d"], model=MODEL, max_concurrency=1
@@ -346,10 +346,10 @@ async def test_the_gateways_429_uses_up_no_retries_and_holds_all_back() -> None:
     assert texts(outcomes) == ["a", "once=429 b", "c", "d"]
     assert outcomes[1].attempts == 2
     assert 20 <= provider.times[2] - provider.times[1] < 25
-    assert provider.prompts[2] == "once=429 b"  # before those that are new
+    assert provider.prompts[2] == "once=429 b"  # resends before new sends
 
 
-async def test_a_providers_429_is_retried_like_any_failure() -> None:
+async def test_a_429_of_the_provider_is_retried_like_any_failure() -> None:
     provider = Provider()
     async with client_of(provider, retries=0, retry_config=None).batch(
         ["a", "once=499 b"], model=MODEL
@@ -359,7 +359,7 @@ async def test_a_providers_429_is_retried_like_any_failure() -> None:
     assert outcomes[1].attempts == 1
 
 
-async def test_a_retry_after_that_is_too_long_stops_the_batch() -> None:
+async def test_a_retry_after_beyond_max_wait_stops_the_batch() -> None:
     with pytest.raises(RateLimitError):
         async with client_of(Provider()).batch(
             ["a", "once=429 b"], model=MODEL, max_wait_seconds=19
@@ -368,7 +368,7 @@ async def test_a_retry_after_that_is_too_long_stops_the_batch() -> None:
 
 
 class Limited(Provider):
-    """Ten calls a minute; the gateway's minutes do not begin with the client's."""
+    """A gateway with a limit of ten calls a minute, whose minutes do not start with the client's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -387,7 +387,7 @@ class Limited(Provider):
         return answer
 
 
-async def test_the_limit_of_the_headers_is_kept_without_a_rejection() -> None:
+async def test_a_batch_keeps_the_rate_limit_of_the_headers_without_a_rejection() -> None:
     provider = Limited()
     waiting = False
     async with client_of(provider).batch((f"{n}" for n in range(60)), model=MODEL) as batch:
@@ -400,7 +400,7 @@ async def test_the_limit_of_the_headers_is_kept_without_a_rejection() -> None:
     assert waiting
 
 
-async def test_the_batches_of_a_client_share_its_limit() -> None:
+async def test_the_batches_of_a_client_share_its_rate_limit() -> None:
     provider = Limited()
     client = client_of(provider)
     ended: list[float] = []
@@ -414,10 +414,10 @@ async def test_the_batches_of_a_client_share_its_limit() -> None:
             group.start_soon(run)
     assert len(provider.prompts) == 60  # not one was rejected
     assert max(provider.windows.values()) == 10
-    assert max(ended) - min(ended) <= 180  # none had to wait for the others' ends
+    assert max(ended) - min(ended) <= 180  # no batch waited for another to end
 
 
-async def test_a_deadline_ends_one_item_and_not_the_batch() -> None:
+async def test_a_deadline_fails_one_item_and_not_the_batch() -> None:
     provider = Provider()
     async with client_of(provider).batch(
         ["a", "sleep=5 b", "sleep=1 c"], model=MODEL, deadline_seconds=2
@@ -522,19 +522,19 @@ class AsyncCallable:
         ({"deadline": 1}, "unknown argument 'deadline'"),
     ],
 )
-async def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+async def test_a_batch_refuses_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"requests": ["x"], "model": MODEL} | arguments
     requests = given.pop("requests")
     with pytest.raises(InvalidArgumentError, match=message):
         client_of(Provider()).batch(requests, **given)
 
 
-async def test_a_single_request_in_place_of_many_is_a_type_error() -> None:
+async def test_a_single_request_as_a_batch_source_is_refused() -> None:
     with pytest.raises(TypeError):
         client_of(Provider()).batch("character by character", model=MODEL)
 
 
-async def test_an_invalid_item_is_a_failed_outcome_with_its_index() -> None:
+async def test_an_invalid_batch_item_is_a_failed_outcome_with_its_index() -> None:
     provider = Provider()
     items: list[Any] = [
         "fine",
@@ -558,7 +558,7 @@ async def test_an_invalid_item_is_a_failed_outcome_with_its_index() -> None:
 # chat_many
 
 
-async def test_chat_many_returns_a_list_in_order() -> None:
+async def test_chat_many_returns_its_responses_in_source_order() -> None:
     answers = await client_of(Provider()).chat_many([f"sleep={9 - n} {n}" for n in range(9)], model=MODEL)
     assert [answer.content for answer in answers] == [f"sleep={9 - n} {n}" for n in range(9)]
 
@@ -571,7 +571,7 @@ async def test_chat_many_raises_the_first_error_after_cancelling_the_rest() -> N
     assert anyio.current_time() - provider.times[0] == 1.0
 
 
-async def test_chat_many_returns_exceptions_on_request() -> None:
+async def test_chat_many_returns_exceptions_if_return_exceptions_is_set() -> None:
     items = ["a", "status=401", "b"]
     answers = await client_of(Provider()).chat_many(items, model=MODEL, return_exceptions=True)
     assert [type(answer).__name__ for answer in answers] == ["ChatResponse", "AuthError", "ChatResponse"]

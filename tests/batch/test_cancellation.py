@@ -1,4 +1,4 @@
-"""A batch is cancelled at its every await, in every way: nothing runs on, nothing is held, nothing is lost twice."""
+"""A batch cancelled at every await, in every way: nothing keeps running or is held, and no outcome comes twice."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,9 @@ WAYS = [("asyncio", way) for way in WAYS_OF_ASYNCIO] + [("trio", way) for way in
         *(pytest.param(kind, marks=pytest.mark.proof) for kind in ("ordered", "slow source", "chat_many")),
     ],
 )
-async def test_over_a_transport_in_memory(kind: str, way: str, tmp_path: Path, anyio_backend: str) -> None:
+async def test_a_batch_cancelled_at_every_checkpoint_leaves_no_call_or_task_behind(
+    kind: str, way: str, tmp_path: Path, anyio_backend: str
+) -> None:
     provider = Provider()
     client = AsyncClient("llmg_x", base_url="http://gateway.test", transport=provider)
     journal = tmp_path / "journal.jsonl"
@@ -62,7 +64,7 @@ async def test_over_a_transport_in_memory(kind: str, way: str, tmp_path: Path, a
     async for _ in cancelled_at_every_checkpoint(run, way):
         points += 1
         assert provider.in_flight == 0
-        await anyio.lowlevel.checkpoint()  # the task that was cancelled is done, but asyncio forgets it now
+        await anyio.lowlevel.checkpoint()  # the cancelled task is done, but asyncio only forgets it now
         assert count_tasks() == before
         if journal.exists():
             ids = [json.loads(line)["custom_id"] for line in journal.read_bytes().splitlines()]
@@ -75,8 +77,10 @@ async def test_over_a_transport_in_memory(kind: str, way: str, tmp_path: Path, a
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("is_journalled", [False, True])
-async def test_after_any_number_of_turns_of_the_loop(is_journalled: bool, tmp_path: Path) -> None:
-    """Wherever the workers are just then, which have awaits of their own."""
+async def test_a_batch_cancelled_after_any_number_of_loop_turns_hands_out_each_outcome_once(
+    is_journalled: bool, tmp_path: Path
+) -> None:
+    """The workers, which have awaits of their own, may be anywhere at that moment."""
     provider = Provider()
     client = AsyncClient(
         "llmg_x", base_url="http://gateway.test", transport=provider, retry_config=RetryConfig(backoff_base=0)
@@ -115,7 +119,9 @@ async def test_after_any_number_of_turns_of_the_loop(is_journalled: bool, tmp_pa
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("anyio_backend", "way"), WAYS, ids=[f"{backend}-{way}" for backend, way in WAYS])
-async def test_over_real_sockets(way: str, anyio_backend: str) -> None:
+async def test_a_batch_cancelled_at_every_checkpoint_leaves_no_connection_in_use(
+    way: str, anyio_backend: str
+) -> None:
     async with LocalGateway() as gateway:
         transport = AnyIOTransport(max_connections=3)
         async with AsyncClient(gateway.api_key, base_url=gateway.url, transport=transport) as client:
@@ -132,7 +138,7 @@ async def test_over_real_sockets(way: str, anyio_backend: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_over_httpx_s_own_transport_no_slot_is_lost() -> None:
+async def test_a_batch_cancelled_over_httpx_transport_leaks_no_pool_slot() -> None:
     async with LocalGateway() as gateway:
         transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=2))
         async with AsyncClient(gateway.api_key, base_url=gateway.url, transport=transport) as client:

@@ -1,4 +1,4 @@
-"""What an item may look like, in Python and as a line of a file, and what becomes of it."""
+"""What a batch item may look like, in Python and as a line of a file, and the request it becomes."""
 
 import json
 from collections.abc import AsyncIterator
@@ -60,7 +60,7 @@ def request(**fields: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_an_item_becomes_a_request(raw: object, id: str, fields: dict[str, Any]) -> None:
+def test_a_valid_batch_item_becomes_a_request(raw: object, id: str, fields: dict[str, Any]) -> None:
     item = read_item(raw, 7, MODEL)
     assert item.error is None
     assert (item.index, item.id) == (7, id)
@@ -143,7 +143,7 @@ def test_an_item_becomes_a_request(raw: object, id: str, fields: dict[str, Any])
         ({**OPENAI, "body": "x"}, "q1", "item 7: body must be a JSON object, got 'x'"),
     ],
 )
-def test_an_item_that_is_not_valid_carries_its_error(raw: object, id: str, message: str) -> None:
+def test_an_invalid_batch_item_carries_its_error(raw: object, id: str, message: str) -> None:
     item = read_item(raw, 7, MODEL)
     assert item.request is None
     assert item.id == id
@@ -164,7 +164,7 @@ def nested(depth: int) -> object:
 @pytest.mark.parametrize(
     "field", ["id", "custom_id", "messages", "role", "body", "temperature", "seed", "stop", "url"]
 )
-def test_a_value_that_cannot_be_shown_is_an_error_of_its_item(field: str, value: object) -> None:
+def test_a_batch_item_that_cannot_be_shown_carries_an_error(field: str, value: object) -> None:
     raw = {"messages": "x", field: value}
     item = read_item(raw if field != "url" else {"url": value, "body": {}}, 3, "m")
     assert isinstance(item.error, InvalidArgumentError)
@@ -172,12 +172,12 @@ def test_a_value_that_cannot_be_shown_is_an_error_of_its_item(field: str, value:
 
 
 @pytest.mark.parametrize("raw", ["hello", HELLO, {"messages": HELLO}, {"prompt": "hello"}])
-def test_without_a_model_the_error_says_where_to_name_one(raw: object) -> None:
+def test_a_batch_item_without_a_model_carries_an_error_that_says_where_to_set_one(raw: object) -> None:
     error = read_item(raw, 0, None).error
     assert "model is required: name it in the item, or pass model= to the batch" in str(error)
 
 
-def test_a_file_is_read_line_by_line(tmp_path: Path) -> None:
+def test_a_batch_file_is_read_line_by_line(tmp_path: Path) -> None:
     path = tmp_path / "batch.jsonl"
     lines = [
         json.dumps({**OPENAI, "body": {"messages": HELLO}}),
@@ -199,7 +199,7 @@ def test_a_file_is_read_line_by_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", [1, 2])
-def test_a_byte_order_mark_is_passed_over_at_the_beginning_only(tmp_path: Path, lines: int) -> None:
+def test_a_byte_order_mark_is_skipped_only_at_the_start_of_a_batch_file(tmp_path: Path, lines: int) -> None:
     mark = b"\xef\xbb\xbf"
     path = tmp_path / "batch.jsonl"
     path.write_bytes(mark + b"\n" * (lines - 1) + b'{"prompt": "a"}\n' + mark + b'{"prompt": "b"}\n' + mark)
@@ -210,12 +210,12 @@ def test_a_byte_order_mark_is_passed_over_at_the_beginning_only(tmp_path: Path, 
     assert str(items[1].error).startswith(f"batch.jsonl, line {lines + 1}, is not a JSON object")
 
 
-def test_a_file_that_is_not_there_is_the_system_s_error(tmp_path: Path) -> None:
+def test_a_missing_batch_file_is_a_file_not_found_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         next(open_source(tmp_path / "none.jsonl"))  # type: ignore[call-overload]
 
 
-def test_an_async_iterable_is_refused_by_the_sync_client() -> None:
+def test_the_sync_client_refuses_an_async_iterable() -> None:
     async def source() -> AsyncIterator[str]:
         yield "x"
 

@@ -48,7 +48,7 @@ def lines_of(journal: Path) -> dict[str, Any]:
 class TestResuming:
     pytestmark = virtual
 
-    async def test_what_succeeded_is_replayed_and_what_failed_is_called_again(self, tmp_path: Path) -> None:
+    async def test_a_resumed_batch_replays_successes_and_retries_failures(self, tmp_path: Path) -> None:
         journal = tmp_path / "journal.jsonl"
         items = ["a", "status=500", "b", {"id": "x", "messages": "once=500 c"}, 7]
         provider = Provider()
@@ -68,7 +68,7 @@ class TestResuming:
         assert len(lines) == 5
         assert oct(journal.stat().st_mode & 0o777) == "0o600"
 
-    async def test_without_replay_what_succeeded_is_left_out(self, tmp_path: Path) -> None:
+    async def test_a_resumed_batch_without_replay_skips_successes(self, tmp_path: Path) -> None:
         journal = tmp_path / "journal.jsonl"
         provider = Provider()
         await run(provider, [f"{n}" for n in range(100)], journal)
@@ -81,7 +81,7 @@ class TestResuming:
         assert len(lines_of(journal)) == 200
 
     @without_debug
-    async def test_a_journal_far_longer_than_the_bound_is_replayed(self, tmp_path: Path) -> None:
+    async def test_a_journal_far_longer_than_the_in_flight_bound_is_replayed(self, tmp_path: Path) -> None:
         journal = tmp_path / "journal.jsonl"
         items = [f"{n}" for n in range(3_000)]
         provider = Provider()
@@ -91,7 +91,7 @@ class TestResuming:
         assert all(outcome.replayed for outcome in outcomes)
         assert len(provider.prompts) == 3_000
 
-    async def test_an_id_that_comes_twice_is_raised_when_it_is_read(self, tmp_path: Path) -> None:
+    async def test_a_duplicate_id_in_the_source_is_raised_when_it_is_read(self, tmp_path: Path) -> None:
         provider = Provider()
         items = [{"id": "a", "messages": "1"}, {"id": "b", "messages": "2"}, {"id": "a", "messages": "1"}]
         with pytest.raises(JournalError, match="'a'"):
@@ -103,7 +103,9 @@ class TestResuming:
             ]
         )
 
-    async def test_an_id_with_another_request_is_raised_when_it_is_read(self, tmp_path: Path) -> None:
+    async def test_a_journalled_id_with_a_different_request_is_raised_when_it_is_read(
+        self, tmp_path: Path
+    ) -> None:
         provider = Provider()
         journal = tmp_path / "journal.jsonl"
         await run(provider, ["a", "b"], journal)
@@ -135,7 +137,7 @@ class TestResuming:
         outcomes, _ = await run(Provider(), ["a"], journal)
         assert outcomes[0].replayed
 
-    async def test_a_path_that_cannot_be_written_stops_the_batch_before_anything_is_sent(
+    async def test_an_unusable_journal_path_stops_the_batch_before_anything_is_sent(
         self, tmp_path: Path
     ) -> None:
         provider = Provider()
@@ -144,7 +146,7 @@ class TestResuming:
                 await run(provider, ["a"], path)
         assert provider.prompts == []
 
-    async def test_leaving_early_keeps_what_was_done(self, tmp_path: Path) -> None:
+    async def test_leaving_a_journalled_batch_early_keeps_its_completed_lines(self, tmp_path: Path) -> None:
         journal = tmp_path / "journal.jsonl"
         provider = Provider()
         items = [f"sleep=1 {n}" for n in range(50)]
@@ -169,20 +171,26 @@ class TestWhatCannotBeWritten:
 
         monkeypatch.setattr(JournalFile, "append", append)
 
-    async def test_it_is_raised_once_where_the_batch_is_iterated(self, tmp_path: Path) -> None:
+    async def test_a_journal_write_error_is_raised_once_where_the_batch_is_iterated(
+        self, tmp_path: Path
+    ) -> None:
         async with client_of(Provider()).batch(["a", "b"], model=MODEL, journal=tmp_path / "j") as batch:
             with pytest.raises(JournalError, match="No space left"):
                 async for outcome in batch:
                     outcome.unwrap()
 
-    async def test_it_is_raised_at_the_end_of_a_block_that_is_left_early(self, tmp_path: Path) -> None:
+    async def test_a_journal_write_error_is_raised_at_the_end_of_a_block_left_early(
+        self, tmp_path: Path
+    ) -> None:
         with pytest.raises(JournalError, match="No space left"):
             async with client_of(Provider()).batch(["a", "b"], model=MODEL, journal=tmp_path / "j") as batch:
                 async for _ in batch:
                     break
 
-    async def test_it_is_noted_on_what_the_block_raised(self, tmp_path: Path) -> None:
-        note = "at the end of the batch, besides: JournalError: No space left on device"
+    async def test_a_journal_write_error_is_added_as_a_note_to_the_blocks_exception(
+        self, tmp_path: Path
+    ) -> None:
+        note = "also failed at the end of the batch: JournalError: No space left on device"
         with pytest.raises(KeyError) as raised:
             async with client_of(Provider()).batch(["a", "b"], model=MODEL, journal=tmp_path / "j") as batch:
                 async for _ in batch:
@@ -196,10 +204,12 @@ class TestWhatCannotBeWritten:
                 await anyio.sleep_forever()
         assert scope.cancelled_caught
 
-    async def test_it_is_noted_on_an_error_that_stopped_the_batch_before(self, tmp_path: Path) -> None:
+    async def test_a_journal_write_error_is_added_as_a_note_to_the_error_that_stopped_the_batch(
+        self, tmp_path: Path
+    ) -> None:
         provider = Provider()
         client = client_of(provider)
-        assert len(await client.chat_many(["first"], model=MODEL)) == 1  # so that none goes alone
+        assert len(await client.chat_many(["first"], model=MODEL)) == 1  # so that no later call goes alone
         seen: list[int] = []
         with pytest.raises(AuthError) as raised:
             async with client.batch(
@@ -209,19 +219,19 @@ class TestWhatCannotBeWritten:
                     seen.append(outcome.index)
         assert seen == [0, 1]
         assert (
-            "at the end of the batch, besides: JournalError: No space left on device"
+            "also failed at the end of the batch: JournalError: No space left on device"
             in raised.value.__notes__
         )
 
 
 class TestCompactionThatFails:
-    """The run has finished and the journal is whole: that is a warning, and costs nobody his answers."""
+    """The run has finished and the journal is whole: that is a warning, and loses no response."""
 
     pytestmark = virtual
 
     @pytest.fixture
     async def journal(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """A journal that is to be compacted after the next run, and cannot be."""
+        """A journal whose compaction after the next run will fail."""
         journal = tmp_path / "journal.jsonl"
         await run(Provider(), ["a", "status=400"], journal)
 
@@ -231,7 +241,9 @@ class TestCompactionThatFails:
         monkeypatch.setattr(os, "replace", replace)
         return journal
 
-    async def test_chat_many_returns_its_answers(self, journal: Path) -> None:
+    async def test_chat_many_warns_of_a_failed_compaction_and_returns_its_answers(
+        self, journal: Path
+    ) -> None:
         with pytest.warns(JournalWarning, match="Cannot compact the journal .*: Permission denied") as caught:
             answers = await client_of(Provider()).chat_many(
                 ["a", "status=400"], model=MODEL, journal=journal, return_exceptions=True
@@ -241,7 +253,7 @@ class TestCompactionThatFails:
         assert len(journal.read_bytes().splitlines()) == 3  # noqa: ASYNC240
         assert os.listdir(journal.parent) == [journal.name]
 
-    async def test_a_batch_ends_as_it_would_have(self, journal: Path) -> None:
+    async def test_a_failed_compaction_does_not_change_how_the_batch_ends(self, journal: Path) -> None:
         provider = Provider()
         with pytest.warns(JournalWarning):
             async with client_of(provider).batch(["a", "status=400"], model=MODEL, journal=journal) as batch:
@@ -252,7 +264,7 @@ class TestCompactionThatFails:
                 raise KeyError("mine")
         assert "Cannot compact the journal" in raised.value.__notes__[0]
 
-    async def test_a_disk_that_fails_is_an_error(
+    async def test_a_failing_fsync_at_the_end_of_a_batch_is_a_journal_error(
         self, journal: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fsync(fd: int) -> None:
@@ -267,7 +279,7 @@ class TestLongNames:
     pytestmark = virtual
 
     @pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "x" * 101])
-    async def test_a_journal_may_be_called_what_a_file_may_be_called(self, name: str, tmp_path: Path) -> None:
+    async def test_a_journal_may_have_any_valid_file_name(self, name: str, tmp_path: Path) -> None:
         for _ in range(2):
             await run(Provider(), ["a", "status=400"], tmp_path / name)
         assert os.listdir(tmp_path) == [name]
@@ -290,7 +302,7 @@ with omnigate.Client(key, base_url=url) as client:
 """
 
 
-def test_a_full_disk_stops_the_batch_and_loses_nothing_that_was_done(tmp_path: Path) -> None:
+def test_a_full_disk_stops_the_batch_and_loses_no_completed_item(tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
     with LocalGateway() as gateway:
         command = [sys.executable, "-c", FULL_DISK, gateway.url, gateway.api_key, str(journal), "500"]
@@ -336,9 +348,9 @@ print("complete", flush=True)
 
 
 @pytest.mark.proof
-def test_a_batch_that_is_killed_at_any_moment_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_batch_killed_at_any_moment_resumes_where_it_stopped(tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
-    chance = random.Random(4)  # of the progress; where in its work the process is then, is chance anyway
+    chance = random.Random(4)  # of the progress; where the process is by then is chance anyway
     kills = 0
     successes: set[str] = set()
     with LocalGateway() as gateway:
@@ -379,7 +391,7 @@ def successes_on_disk(journal: Path) -> set[str]:
     return {line["custom_id"] for line in map(json.loads, whole) if line["error"] is None}
 
 
-def test_the_journal_of_a_sync_batch_holds_no_key(tmp_path: Path) -> None:
+def test_the_journal_of_a_sync_batch_contains_no_api_key(tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
     with LocalGateway() as gateway, Client(gateway.api_key, base_url=gateway.url) as client:
         client.chat_many(["a", "b"], model=MODEL, journal=journal)

@@ -1,4 +1,4 @@
-"""How far a batch is: its states, what its repr says of them, and what a batch offers in public."""
+"""The states of a batch, its repr in each of them, and its public names."""
 
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -30,7 +30,7 @@ def sync_client_of(provider: httpx.AsyncBaseTransport, backend: str) -> Client:
 # The states
 
 
-def test_a_batch_only_goes_forward() -> None:
+def test_batch_states_only_move_forward() -> None:
     for start in State:
         for state in State:
             lifecycle = Lifecycle()
@@ -39,7 +39,7 @@ def test_a_batch_only_goes_forward() -> None:
             assert lifecycle.state is max(start, state)
 
 
-def test_the_first_error_of_a_batch_counts_in_whatever_state_it_comes() -> None:
+def test_a_batch_keeps_its_first_error_in_every_state() -> None:
     for state in State:
         lifecycle = Lifecycle()
         lifecycle.advance(state)
@@ -49,7 +49,7 @@ def test_the_first_error_of_a_batch_counts_in_whatever_state_it_comes() -> None:
         assert lifecycle.error is first
 
 
-def test_a_batch_is_open_from_entering_its_block_to_leaving_it() -> None:
+def test_a_batch_is_open_exactly_while_in_its_block() -> None:
     lifecycle = Lifecycle()
     is_open = {}
     for state in State:
@@ -84,7 +84,7 @@ async def test_a_batch_goes_through_its_states_in_order() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.virtual_time
-async def test_the_repr_of_a_batch_tells_its_state_and_its_counts() -> None:
+async def test_the_repr_of_a_batch_shows_its_state_and_counts() -> None:
     batch = client_of(Provider()).batch(["a", "status=400", "sleep=5 b", "sleep=5 c"], model=MODEL)
     assert repr(batch) == "<Batch new>"
     async with batch:
@@ -107,7 +107,7 @@ async def test_the_repr_of_a_batch_left_early_says_so() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.virtual_time
-async def test_the_repr_of_a_failed_batch_says_so_while_calls_are_in_flight_and_afterwards() -> None:
+async def test_the_repr_of_a_failed_batch_says_so_during_and_after_its_last_calls() -> None:
     prompts = ["a", "sleep=5 b", "sleep=1 status=401"]
     with pytest.raises(AuthError):
         async with client_of(Provider()).batch(prompts, model=MODEL) as batch:
@@ -120,7 +120,7 @@ async def test_the_repr_of_a_failed_batch_says_so_while_calls_are_in_flight_and_
 
 @pytest.mark.anyio
 @pytest.mark.virtual_time
-async def test_the_repr_of_a_batch_tells_until_when_it_waits_for_the_gateways_limit() -> None:
+async def test_the_repr_of_a_batch_shows_until_when_it_waits_for_the_rate_limit() -> None:
     async with client_of(Provider()).batch(["once=429"], model=MODEL) as batch:
         await anyio.sleep(1)
         assert re.fullmatch(r"<Batch open: 1 in flight, 0 done, waiting until \d\d:\d\d:\d\d>", repr(batch))
@@ -131,7 +131,7 @@ async def test_the_repr_of_a_batch_tells_until_when_it_waits_for_the_gateways_li
 
 @pytest.mark.anyio
 @pytest.mark.virtual_time
-async def test_the_repr_of_a_batch_counts_what_came_from_the_journal(tmp_path: Path) -> None:
+async def test_the_repr_of_a_batch_counts_outcomes_from_the_journal(tmp_path: Path) -> None:
     for _ in range(2):
         async with client_of(Provider()).batch(["a"], model=MODEL, journal=tmp_path / "journal") as batch:
             assert [outcome.id async for outcome in batch] == ["0"]
@@ -139,7 +139,7 @@ async def test_the_repr_of_a_batch_counts_what_came_from_the_journal(tmp_path: P
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_the_repr_of_a_sync_batch_tells_its_state_in_any_thread(backend: str) -> None:
+def test_the_repr_of_a_sync_batch_shows_its_state_in_any_thread(backend: str) -> None:
     said: list[str] = []
 
     def source() -> Iterator[str]:
@@ -158,7 +158,7 @@ def test_the_repr_of_a_sync_batch_tells_its_state_in_any_thread(backend: str) ->
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_the_repr_of_a_sync_batch_tells_until_when_it_waits(backend: str) -> None:
+def test_the_repr_of_a_sync_batch_shows_until_when_it_waits(backend: str) -> None:
     said: list[str] = []
 
     def show(stats: omnigate.BatchStats) -> None:
@@ -177,14 +177,14 @@ def test_the_repr_of_a_sync_batch_tells_until_when_it_waits(backend: str) -> Non
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_batch_offers_its_stats_and_no_plumbing(backend: str) -> None:
+def test_a_batch_has_no_public_names_but_its_api(backend: str) -> None:
     with sync_client_of(Provider(), backend) as client:
         for batch in (client_of(Provider()).batch(["a"], model=MODEL), client.batch(["a"], model=MODEL)):
             for offered in (dir(batch), dir(type(batch))):
                 assert [name for name in offered if not name.startswith("_")] == ["stats"]
 
 
-def test_an_outcome_is_one_class_at_run_time() -> None:
+def test_success_and_failure_outcomes_are_one_class_at_run_time() -> None:
     outcome = omnigate.Outcome(index=0, id="0", request=None, error=omnigate.GatewayError("x"))
     assert type(outcome) is omnigate.Outcome
     assert isinstance(outcome, omnigate.Outcome)

@@ -1,4 +1,4 @@
-"""How a batch shows where it stands: to a callable, in a terminal, in a notebook, in a log."""
+"""How a batch shows its progress: to a callable, in a terminal, in a notebook, in a log."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ def client() -> AsyncClient:
 class TestCallable:
     pytestmark = virtual
 
-    async def test_it_is_given_the_stats_while_the_batch_runs_and_at_its_end(self) -> None:
+    async def test_progress_callback_gets_the_stats_during_the_batch_and_at_its_end(self) -> None:
         seen: list[BatchStats] = []
         items = [f"sleep=1 {n}" for n in range(5)]
         async with client().batch(items, model="gpt-4o", max_concurrency=1, progress=seen.append) as batch:
@@ -49,7 +49,7 @@ class TestCallable:
         assert len(seen) >= 20
         assert (seen[-1].succeeded, seen[-1].in_flight) == (5, 0)
 
-    async def test_what_it_raises_ends_the_batch_as_itself(self) -> None:
+    async def test_an_exception_in_the_progress_callback_ends_the_batch_unchanged(self) -> None:
         def broken(stats: BatchStats) -> None:
             if stats.succeeded >= 2:
                 raise LookupError("broken progress")
@@ -59,7 +59,7 @@ class TestCallable:
             async with client().batch(items, model="gpt-4o", max_concurrency=1, progress=broken) as batch:
                 assert len([outcome async for outcome in batch]) < 10
 
-    async def test_a_callable_that_returns_a_coroutine_ends_the_batch(self) -> None:
+    async def test_a_progress_callback_that_returns_a_coroutine_ends_the_batch(self) -> None:
         async def show(stats: BatchStats) -> None:
             pass
 
@@ -69,12 +69,15 @@ class TestCallable:
             called.append(stats)
             return show(stats)
 
-        with pytest.raises(omnigate.GatewayError, match="progress returned a coroutine, which nobody awaits"):
+        with pytest.raises(
+            omnigate.GatewayError,
+            match="progress must be a plain function, not async: it returned a coroutine",
+        ):
             async with client().batch(["sleep=5 a"], model="gpt-4o", progress=progress) as batch:
                 assert [outcome async for outcome in batch] == []
         assert len(called) == 1
 
-    async def test_a_callable_may_start_a_task(self, anyio_backend_name: str) -> None:
+    async def test_a_progress_callback_may_return_a_task(self, anyio_backend_name: str) -> None:
         seen: list[int] = []
         results: list[object] = []
 
@@ -94,7 +97,7 @@ class TestCallable:
         assert seen[-1] == 1
 
     @pytest.mark.parametrize("ending", ["raises", "is cancelled", "is cancelled natively"])
-    async def test_what_it_raises_at_the_end_does_not_hide_how_the_block_ended(
+    async def test_a_progress_error_at_the_end_does_not_mask_the_blocks_own_exception(
         self, ending: str, anyio_backend_name: str
     ) -> None:
         is_over = False
@@ -117,7 +120,7 @@ class TestCallable:
             with pytest.raises(KeyError, match="mine") as raised:
                 await run()
             assert raised.value.__notes__ == [
-                "at the end of the batch, besides: LookupError: broken at the end"
+                "also failed at the end of the batch: LookupError: broken at the end"
             ]
         elif ending == "is cancelled":
             with anyio.move_on_after(3) as scope:
@@ -131,7 +134,7 @@ class TestCallable:
                 await task
             assert task.cancelled()
 
-    async def test_what_it_raises_at_the_end_of_a_block_that_went_well_is_raised(self) -> None:
+    async def test_a_progress_error_at_the_end_of_a_successful_block_is_raised(self) -> None:
         def progress(stats: BatchStats) -> None:
             if stats.succeeded and not stats.in_flight:
                 raise LookupError("broken at the end")
@@ -140,12 +143,14 @@ class TestCallable:
             async with client().batch(["a"], model="gpt-4o", progress=progress) as batch:
                 assert len([outcome async for outcome in batch]) == 1
 
-    async def test_without_rich_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_progress_true_without_rich_says_what_to_install(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setitem(sys.modules, "rich.progress", None)
         with pytest.raises(omnigate.GatewayError, match=r"pip install 'omnigate\[cli\]'"):
             client().batch(["a"], model="gpt-4o", progress=True)
 
-    async def test_true_writes_to_stderr(self, capsys: pytest.CaptureFixture[str]) -> None:
+    async def test_progress_true_writes_to_stderr(self, capsys: pytest.CaptureFixture[str]) -> None:
         async with client().batch(["a", "b"], model="gpt-4o", progress=True) as batch:
             assert len([outcome async for outcome in batch]) == 2
         printed = capsys.readouterr()
@@ -153,7 +158,7 @@ class TestCallable:
         assert printed.err.splitlines()[-1].startswith("2 done, 0 in flight")
 
 
-def test_the_stats_in_words() -> None:
+def test_progress_words_summarize_the_stats_in_one_line() -> None:
     assert words(STATS, timezone=UTC) == (
         "1,234 done, 5 failed, 70 from the journal, 64 in flight, 31.2/s, 98,765 tokens, 1.2500 USD, "
         "rate limit: waiting until 12:30:00"
@@ -161,7 +166,7 @@ def test_the_stats_in_words() -> None:
     assert words(BatchStats(succeeded=1)) == "1 done, 0 in flight, 0.0/s, 0 tokens, 0.0000 USD"
 
 
-def test_in_a_log_a_line_comes_now_and_then_and_at_the_end() -> None:
+def test_progress_bar_in_a_log_prints_a_line_every_30_seconds_and_a_last_one() -> None:
     now = 0.0
     output = io.StringIO()
     bar = Bar(Console(file=output, get_time=lambda: now))
@@ -175,7 +180,7 @@ def test_in_a_log_a_line_comes_now_and_then_and_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("options", [{"force_terminal": True}, {"force_jupyter": True}])
-def test_in_a_terminal_or_notebook_it_is_live(
+def test_progress_bar_updates_in_place_in_a_terminal_or_notebook(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = io.StringIO()

@@ -1,4 +1,4 @@
-"""What ends a batch and what does not: stop_on, waits that are too long, cancellations that are not meant for it."""
+"""What ends a batch: stop_on, waits that are too long, cancellations from elsewhere."""
 
 import asyncio
 import gc
@@ -24,7 +24,7 @@ MODEL = "gpt-4o-mini"
 
 
 class Limiting(Provider):
-    """Answers the first calls with the gateway's own 429, with these headers each."""
+    """Answer the first calls with the gateway's own 429 and these headers."""
 
     def __init__(self, *rejections: dict[str, str]) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def client_of(provider: httpx.AsyncBaseTransport, **arguments: Any) -> AsyncClie
 # The gateway's own 429
 
 
-async def test_a_wait_that_is_too_long_ends_its_batch_and_holds_back_no_other() -> None:
+async def test_a_wait_beyond_max_wait_ends_its_batch_and_holds_back_no_other() -> None:
     provider = Limiting({"retry-after": "7200"}, {"retry-after": "7300"})
     client = client_of(provider)
     for seconds in (7_200, 7_300):
@@ -62,7 +62,7 @@ async def test_a_wait_that_is_too_long_ends_its_batch_and_holds_back_no_other() 
     assert anyio.current_time() - provider.times[0] == 0
 
 
-async def test_a_wait_that_is_too_long_for_one_batch_is_not_imposed_on_another_by_it() -> None:
+async def test_a_wait_too_long_for_one_batch_does_not_hold_back_another() -> None:
     provider = Limiting({"retry-after": "30"}, {"retry-after": "40"})
     client = client_of(provider)
     with pytest.raises(RateLimitError):
@@ -84,7 +84,7 @@ async def test_a_wait_that_is_too_long_for_one_batch_is_not_imposed_on_another_b
         ({"x-ratelimit-reset": "4000"}, 60),
     ],
 )
-async def test_a_429_that_does_not_say_how_long_is_waited_out_and_uses_up_no_retries(
+async def test_a_429_without_a_usable_retry_after_is_waited_out_and_uses_up_no_retries(
     headers: dict[str, str], seconds: float
 ) -> None:
     provider = Limiting(headers, headers, headers, headers)
@@ -96,7 +96,7 @@ async def test_a_429_that_does_not_say_how_long_is_waited_out_and_uses_up_no_ret
     assert all(seconds <= wait < seconds + 2 for wait in waits), waits
 
 
-async def test_a_429_that_does_not_say_how_long_is_too_long_where_a_window_is() -> None:
+async def test_a_429_without_retry_after_ends_a_batch_that_waits_less_than_a_window() -> None:
     with pytest.raises(RateLimitError):
         await client_of(Limiting({})).chat_many(["a"], model=MODEL, max_wait_seconds=59)
 
@@ -105,7 +105,7 @@ async def test_a_429_that_does_not_say_how_long_is_too_long_where_a_window_is() 
 
 
 class Asked:
-    """A stop_on that notes what it is asked about."""
+    """A stop_on that records the errors it is called with."""
 
     def __init__(self, answer: Callable[[GatewayError], bool] = lambda error: False) -> None:
         self.errors: list[GatewayError] = []
@@ -116,7 +116,7 @@ class Asked:
         return self._answer(error)
 
 
-async def test_a_callable_is_asked_once_about_each_failure_that_ends_an_item() -> None:
+async def test_stop_on_is_called_once_for_each_final_failure() -> None:
     asked = Asked()
     items: list[Any] = ["a", "status=400", "once=500 b", 7, "once=429 c", "status=401"]
     async with client_of(Provider()).batch(items, model=MODEL, stop_on=asked) as batch:
@@ -126,7 +126,7 @@ async def test_a_callable_is_asked_once_about_each_failure_that_ends_an_item() -
     assert {outcome.index for outcome in outcomes if outcome.error is not None} == {1, 3, 5}
 
 
-async def test_a_callable_is_asked_once_about_the_failure_that_it_stops_for() -> None:
+async def test_stop_on_is_called_once_for_the_failure_that_stops_the_batch() -> None:
     asked = Asked(lambda error: True)
     with pytest.raises(AuthError) as raised:
         async with client_of(Provider()).batch(["status=401"], model=MODEL, stop_on=asked) as batch:
@@ -136,14 +136,14 @@ async def test_a_callable_is_asked_once_about_the_failure_that_it_stops_for() ->
 
 
 @pytest.mark.parametrize("headers", [{"retry-after": "0"}, {}])
-async def test_a_callable_is_not_asked_about_a_429_that_is_waited_out(headers: dict[str, str]) -> None:
+async def test_stop_on_is_not_called_for_a_429_that_is_waited_out(headers: dict[str, str]) -> None:
     asked = Asked(lambda error: True)
     async with client_of(Limiting(headers, headers)).batch(["a"], model=MODEL, stop_on=asked) as batch:
         assert [outcome.error async for outcome in batch] == [None]
     assert asked.errors == []
 
 
-async def test_a_wait_that_is_too_long_ends_the_batch_whatever_a_callable_would_say() -> None:
+async def test_a_wait_beyond_max_wait_ends_the_batch_without_asking_stop_on() -> None:
     asked = Asked()
     seen: list[Outcome] = []
     with pytest.raises(RateLimitError) as raised:
@@ -157,7 +157,7 @@ async def test_a_wait_that_is_too_long_ends_the_batch_whatever_a_callable_would_
 
 
 @pytest.mark.parametrize("kind", [RateLimitError, (AuthError, RateLimitError), GatewayError])
-async def test_types_end_the_batch_also_at_a_429_that_could_be_waited_out(kind: Any) -> None:
+async def test_stop_on_an_error_type_ends_the_batch_even_at_a_429_that_could_be_waited_out(kind: Any) -> None:
     provider = Provider()
     with pytest.raises(RateLimitError):
         async with client_of(provider).batch(["once=429 a", "b"], model=MODEL, stop_on=kind) as batch:
@@ -166,7 +166,7 @@ async def test_types_end_the_batch_also_at_a_429_that_could_be_waited_out(kind: 
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-async def test_a_stop_on_that_raises_ends_the_batch_after_the_outcome_was_kept(
+async def test_an_exception_in_stop_on_ends_the_batch_after_the_outcome_is_journalled(
     ordered: bool, tmp_path: Path
 ) -> None:
     journal = tmp_path / "journal.jsonl"
@@ -192,14 +192,16 @@ async def test_a_stop_on_that_raises_ends_the_batch_after_the_outcome_was_kept(
     assert [json.loads(line)["custom_id"] for line in journal.read_bytes().splitlines()] == ["0", "1"]
 
 
-async def test_a_stop_on_that_returns_a_coroutine_ends_the_batch_with_an_error_that_says_so() -> None:
+async def test_a_stop_on_that_returns_a_coroutine_ends_the_batch_and_says_so() -> None:
     async def stop(error: GatewayError) -> bool:
         return False
 
     items = ["a", "status=400"]
     stop_on: Any = lambda error: stop(error)  # noqa: E731
     seen: list[Outcome] = []
-    with pytest.raises(GatewayError, match="stop_on returned a coroutine, which nobody awaits"):
+    with pytest.raises(
+        GatewayError, match="stop_on must be a plain function, not async: it returned a coroutine"
+    ):
         async with client_of(Provider()).batch(items, model=MODEL, stop_on=stop_on) as batch:
             async for outcome in batch:
                 seen.append(outcome)
@@ -209,18 +211,18 @@ async def test_a_stop_on_that_returns_a_coroutine_ends_the_batch_with_an_error_t
 # Nothing is sent once the batch stops
 
 
-async def test_a_call_that_waits_for_the_first_one_is_not_sent_if_that_one_stops_the_batch() -> None:
+async def test_calls_waiting_for_the_first_one_are_not_sent_if_it_stops_the_batch() -> None:
     provider = Provider()
     client = client_of(provider)
     with pytest.raises(AuthError):
         async with client.batch(["status=401", "b", "c"], model=MODEL) as batch:
             assert [outcome.index async for outcome in batch] == [0]
     assert provider.prompts == ["status=401"]
-    with anyio.fail_after(5):  # what it had passed the gate with was given back
+    with anyio.fail_after(5):  # its place at the gate was given back
         assert len(await client.chat_many(["d", "e"], model=MODEL)) == 2
 
 
-async def test_an_item_that_comes_just_when_the_batch_stops_is_not_sent() -> None:
+async def test_an_item_that_arrives_just_as_the_batch_stops_is_not_sent() -> None:
     provider = Provider()
     arrived = anyio.Event()
 
@@ -240,7 +242,7 @@ async def test_an_item_that_comes_just_when_the_batch_stops_is_not_sent() -> Non
     assert provider.prompts == ["first", "sleep=1 status=401"]
 
 
-async def test_a_backoff_that_ends_just_when_the_batch_stops_is_not_followed_by_a_call(
+async def test_a_backoff_that_ends_just_as_the_batch_stops_is_not_followed_by_a_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     provider = Provider()
@@ -265,10 +267,10 @@ async def test_a_backoff_that_ends_just_when_the_batch_stops_is_not_followed_by_
     assert sorted(provider.prompts) == sorted(items)
 
 
-# Cancellations that are not meant for the batch
+# Cancellations that come from elsewhere
 
 
-async def cancelled_by_somebody_else() -> None:
+async def cancelled_by_another_task() -> None:
     task = asyncio.get_running_loop().create_task(asyncio.sleep(99))
     await asyncio.sleep(0)
     task.cancel("somebody else's")
@@ -279,13 +281,13 @@ async def cancelled_by_somebody_else() -> None:
 class TestOnAsyncio:
     @pytest.mark.parametrize("before", [0, 1, 3])
     @pytest.mark.parametrize("ordered", [False, True])
-    async def test_one_that_the_source_raises_is_raised_after_what_was_in_flight(
+    async def test_a_cancelled_error_from_the_source_is_raised_after_the_calls_in_flight(
         self, before: int, ordered: bool
     ) -> None:
         async def source() -> AsyncIterator[str]:
             for n in range(before):
                 yield f"sleep={9 - n} once=500 {n}"
-            await cancelled_by_somebody_else()
+            await cancelled_by_another_task()
             yield "never"
 
         provider = Provider()
@@ -294,7 +296,7 @@ class TestOnAsyncio:
             with pytest.raises(asyncio.CancelledError, match="somebody else's"):
                 async with client_of(provider).batch(source(), model=MODEL, ordered=ordered) as batch:
                     async for outcome in batch:
-                        outcome.unwrap()  # also of those that were sent again
+                        outcome.unwrap()  # even of those that were sent again
                         seen.append(outcome.index)
         assert sorted(seen) == list(range(before))
         assert provider.in_flight == 0
@@ -303,7 +305,9 @@ class TestOnAsyncio:
         assert task.cancelling() == 0
 
     @pytest.mark.parametrize("where", ["stop_on", "progress", "a sync source"])
-    async def test_one_that_is_raised_elsewhere_ends_the_batch(self, where: str) -> None:
+    async def test_a_cancelled_error_from_a_callback_or_a_sync_source_ends_the_batch(
+        self, where: str
+    ) -> None:
         def cancelled(*_: object) -> bool:
             raise asyncio.CancelledError(where)
 
@@ -315,10 +319,10 @@ class TestOnAsyncio:
                     async for _ in batch:
                         pass
 
-    async def test_one_that_was_caught_or_that_nobody_saw_is_not_raised_again(self) -> None:
+    async def test_a_cancelled_error_from_the_source_is_not_raised_again_when_the_block_ends(self) -> None:
         async def source() -> AsyncIterator[str]:
             yield "a"
-            await cancelled_by_somebody_else()
+            await cancelled_by_another_task()
 
         async with client_of(Provider()).batch(source(), model=MODEL) as batch:
             with pytest.raises(asyncio.CancelledError):
@@ -329,7 +333,7 @@ class TestOnAsyncio:
             async for _ in batch:
                 break
 
-    async def test_a_source_that_cancels_the_task_it_is_read_in_ends_the_batch(self) -> None:
+    async def test_a_source_that_cancels_its_own_task_ends_the_batch(self) -> None:
         async def source() -> AsyncIterator[str]:
             yield "a"
             task = asyncio.current_task()
@@ -345,7 +349,7 @@ class TestOnAsyncio:
                         seen.append(outcome.index)
         assert seen == [0]
 
-    async def test_a_worker_that_is_cancelled_by_somebody_else_ends_the_batch(self) -> None:
+    async def test_a_worker_cancelled_from_outside_ends_the_batch(self) -> None:
         others = asyncio.all_tasks()
         with anyio.fail_after(100):
             with pytest.raises(asyncio.CancelledError):
@@ -358,7 +362,7 @@ class TestOnAsyncio:
                         pass
 
 
-async def test_who_is_shielded_from_a_cancellation_of_the_batch_does_not_wait_for_ever() -> None:
+async def test_a_shielded_consumer_of_a_cancelled_batch_does_not_hang() -> None:
     provider = Provider()
     with anyio.fail_after(1_000), anyio.CancelScope() as outer:
         async with client_of(provider).batch(["a", "sleep=99 b"], model=MODEL) as batch:
@@ -372,11 +376,11 @@ async def test_who_is_shielded_from_a_cancellation_of_the_batch_does_not_wait_fo
     assert provider.in_flight == 0
 
 
-# Sources, and their end
+# Sources and how they end
 
 
 class Numbers:
-    """An async iterator that is not async iterable, which `async for` takes all the same."""
+    """An async iterator that is not async iterable, which `async for` accepts."""
 
     def __init__(self, count: int) -> None:
         self._left = count
@@ -394,13 +398,13 @@ class NumbersSource:
         return Numbers(3)
 
 
-async def test_an_async_iterator_needs_no_aiter() -> None:
+async def test_a_batch_source_may_be_an_async_iterator_without_aiter() -> None:
     source: Any = NumbersSource()
     answers = await client_of(Provider()).chat_many(source, model=MODEL)
     assert [answer.content for answer in answers] == ["2", "1", "0"]
 
 
-async def test_a_file_that_was_not_read_to_its_end_is_closed(tmp_path: Path) -> None:
+async def test_a_source_file_is_closed_even_if_it_was_not_read_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "batch.jsonl"
     path.write_bytes(b'{"prompt": "x"}\n' * 100_000)
     async with client_of(Provider()).batch(path, model=MODEL, max_concurrency=1) as batch:
@@ -415,7 +419,7 @@ def open_files() -> set[Path]:
 
 
 @pytest.mark.parametrize("is_left_early", [False, True])
-async def test_a_batch_that_has_ended_does_not_hold_its_source(is_left_early: bool) -> None:
+async def test_an_ended_batch_keeps_no_reference_to_its_source(is_left_early: bool) -> None:
     class Source:
         def __iter__(self) -> Iterator[str]:
             return iter([f"{n}" for n in range(200)])
@@ -433,7 +437,7 @@ async def test_a_batch_that_has_ended_does_not_hold_its_source(is_left_early: bo
     assert batch.stats.succeeded
 
 
-async def test_what_the_source_raises_when_it_is_closed_does_not_hide_what_the_block_raised() -> None:
+async def test_an_exception_in_closing_the_source_does_not_mask_the_blocks_own() -> None:
     async def source() -> AsyncIterator[str]:
         try:
             for n in range(100):
@@ -445,7 +449,7 @@ async def test_what_the_source_raises_when_it_is_closed_does_not_hide_what_the_b
         async with client_of(Provider()).batch(source(), model=MODEL, max_concurrency=1) as batch:
             async for _ in batch:
                 raise KeyError("mine")
-    assert raised.value.__notes__ == ["at the end of the batch, besides: LookupError: closing"]
+    assert raised.value.__notes__ == ["also failed at the end of the batch: LookupError: closing"]
     with pytest.raises(LookupError, match="closing"):
         async with client_of(Provider()).batch(source(), model=MODEL, max_concurrency=1) as batch:
             await anext(batch)

@@ -68,7 +68,7 @@ def client_of(*steps: Step, **arguments: Any) -> tuple[AsyncClient, ScriptedTran
     ), transport
 
 
-async def test_a_chat_sends_what_is_set_and_nothing_else() -> None:
+async def test_a_chat_sends_only_the_fields_that_are_set() -> None:
     client, transport = client_of(chat_answer)
     await client.chat(**HELLO)
     (request,) = transport.requests
@@ -98,7 +98,7 @@ async def test_every_argument_of_a_chat_reaches_the_wire() -> None:
     assert dict(transport.requests[0].headers.raw)[b"x-user-id"] == "ü".encode("latin-1")
 
 
-async def test_an_answer_is_typed_and_knows_its_meta() -> None:
+async def test_a_chat_returns_a_typed_response_with_its_meta() -> None:
     head = {
         "x-request-id": "r-1", "x-ratelimit-limit": "60", "x-ratelimit-remaining": "59", "x-ratelimit-reset": "12",
         "x-budget-project-daily-spend": "0.000004", "x-budget-project-daily-limit": "0.0000",
@@ -128,7 +128,7 @@ async def test_an_answer_is_typed_and_knows_its_meta() -> None:
     assert "meta" not in response.model_dump()
 
 
-async def test_malformed_headers_of_an_answer_read_as_none() -> None:
+async def test_malformed_response_headers_read_as_none_in_meta() -> None:
     names = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-budget-org-daily-spend", "x-llmgw-cached")
 
     def answer(_: httpx.Request) -> httpx.Response:
@@ -141,7 +141,7 @@ async def test_malformed_headers_of_an_answer_read_as_none() -> None:
     assert (meta.rate_limit, meta.budget, meta.cached) == (None, None, None)
 
 
-async def test_lists_and_raw_objects_have_meta_too() -> None:
+async def test_list_and_raw_results_have_meta() -> None:
     card = {"id": "gpt-4o", "object": "model", "pricing": {"input_per_1k_usd": 1}}
     client, _ = client_of(lambda _: httpx.Response(200, json={"data": [card]}, headers={"x-request-id": "r"}))
     models = await client.models()
@@ -161,7 +161,7 @@ async def test_lists_and_raw_objects_have_meta_too() -> None:
         *(partial(repickled, protocol=n) for n in range(2, pickle.HIGHEST_PROTOCOL + 1)),
     ],
 )
-async def test_copies_and_pickles_of_a_result_keep_its_meta(copied: Callable[[Any], Any]) -> None:
+async def test_a_copied_or_pickled_result_keeps_its_meta(copied: Callable[[Any], Any]) -> None:
     client, _ = client_of(chat_answer)
     answer = await client.chat(**HELLO)
     for _ in range(2):  # the head is parsed when it is first read
@@ -182,11 +182,11 @@ async def test_copies_and_pickles_of_a_result_keep_its_meta(copied: Callable[[An
     assert (models[0].meta.request_id, models.meta.request_id) == ("r", "r")
     made = copied(ChatResponse(id="i", provider="p", model="m", content="c"))
     assert made.content == "c"
-    with pytest.raises(AttributeError, match="has no meta: it is not what a call returned"):
+    with pytest.raises(AttributeError, match="has no meta: it was not returned by a call"):
         _ = made.meta
 
 
-async def test_a_bare_list_of_models_is_understood() -> None:
+async def test_models_accepts_a_bare_list() -> None:
     client, _ = client_of(lambda _: httpx.Response(200, json=[{"id": "gpt-4o"}]))
     assert [model.id for model in await client.models()] == ["gpt-4o"]
 
@@ -205,7 +205,7 @@ async def test_a_bare_list_of_models_is_understood() -> None:
         (lambda _: httpx.Response(204), InvalidResponseError),
     ],
 )
-async def test_what_makes_no_sense_to_repeat_is_not_repeated(step: Step, kind: type[APIError]) -> None:
+async def test_permanent_failures_are_not_retried(step: Step, kind: type[APIError]) -> None:
     client, transport = client_of(step)
     with pytest.raises(kind) as caught:
         await client.chat(**HELLO)
@@ -214,7 +214,7 @@ async def test_what_makes_no_sense_to_repeat_is_not_repeated(step: Step, kind: t
     assert len(transport.requests) == 1
 
 
-async def test_a_body_of_the_wrong_type_shows_its_beginning_its_status_and_the_request_id() -> None:
+async def test_an_invalid_response_error_shows_the_body_start_status_and_request_id() -> None:
     body = {"id": "llmg_" + "k" * 43, "provider": 5}
     client, _ = client_of(lambda _: httpx.Response(200, json=body, headers={"x-request-id": "r"}))
     with pytest.raises(InvalidResponseError, match=r"\$.provider.*starts with.*llmg_\*\*\*") as caught:
@@ -223,7 +223,7 @@ async def test_a_body_of_the_wrong_type_shows_its_beginning_its_status_and_the_r
     assert caught.value.__cause__ is None
 
 
-async def test_a_minted_key_is_not_in_the_error_of_an_answer_that_does_not_fit() -> None:
+async def test_an_invalid_response_to_key_creation_does_not_leak_the_key() -> None:
     body = {"api_key": "llmg_secret", "id": 5}
     client, transport = client_of(lambda _: httpx.Response(201, json=body))
     with pytest.raises(InvalidResponseError) as caught:
@@ -245,7 +245,7 @@ async def test_transient_statuses_are_retried_with_exponential_backoff(status: i
 @pytest.mark.parametrize(
     "error", [httpx.ConnectError("refused"), httpx.ReadTimeout(""), httpx.ReadError("reset")]
 )
-async def test_transport_errors_are_retried_and_chained(error: httpx.TransportError) -> None:
+async def test_transport_errors_are_retried_and_chained_as_the_cause(error: httpx.TransportError) -> None:
     client, transport = client_of(error, retry_config=RetryConfig(max_retries=1))
     with pytest.raises(
         omnigate.ConnectionError, match=r"http://gateway.test/prefix \(2 attempts\)"
@@ -258,7 +258,7 @@ async def test_transport_errors_are_retried_and_chained(error: httpx.TransportEr
     assert caught.value.was_sent is not isinstance(error, httpx.ConnectError)
 
 
-async def test_a_foreign_exception_of_the_transport_is_not_disguised() -> None:
+async def test_an_unknown_exception_of_the_transport_is_raised_unchanged() -> None:
     client, _ = client_of(AssertionError("a bug in a test's handler"))
     with pytest.raises(AssertionError, match="a bug"):
         await client.chat(**HELLO)
@@ -267,13 +267,13 @@ async def test_a_foreign_exception_of_the_transport_is_not_disguised() -> None:
 @pytest.mark.parametrize(
     ("header", "wait"), [("42", 42.0), ("1.5", 1.5), ("0", 0.0), ("nan", 0.5), ("-3", 0.5)]
 )
-async def test_retry_after_is_waited_for_in_full(header: str, wait: float) -> None:
+async def test_a_call_waits_for_the_full_retry_after(header: str, wait: float) -> None:
     client, transport = client_of(error_answer(429, "Rate limit exceeded", retry_after=header), chat_answer)
     await client.chat(**HELLO)
     assert transport.times[1] - transport.times[0] == pytest.approx(wait, abs=1e-3)
 
 
-async def test_a_server_that_asks_for_more_than_allowed_is_not_waited_for() -> None:
+async def test_a_call_does_not_wait_for_a_retry_after_beyond_its_maximum() -> None:
     client, transport = client_of(error_answer(429, "Rate limit exceeded", retry_after="61"))
     with pytest.raises(RateLimitError) as caught:
         await client.chat(**HELLO)
@@ -293,7 +293,7 @@ async def test_a_server_that_asks_for_more_than_allowed_is_not_waited_for() -> N
         (httpx.RemoteProtocolError("broken"), 1),
     ],
 )
-async def test_what_may_be_billed_twice_is_not_sent_twice_if_one_says_so(step: Step, sends: int) -> None:
+async def test_retry_sent_false_never_resends_a_billable_call(step: Step, sends: int) -> None:
     client, transport = client_of(step, retry_config=RetryConfig(retry_sent=False))
     with pytest.raises(GatewayError):
         await client.chat(**HELLO)
@@ -301,14 +301,14 @@ async def test_what_may_be_billed_twice_is_not_sent_twice_if_one_says_so(step: S
     transport.requests.clear()
     with pytest.raises(GatewayError):
         await client.me()
-    assert len(transport.requests) == 3  # reading twice harms nobody
+    assert len(transport.requests) == 3  # reading twice does no harm
 
 
 @pytest.mark.parametrize(
     ("step", "sends"),
     [(httpx.ConnectError("refused"), 3), (httpx.ReadTimeout("slow"), 1), (error_answer(500, "x"), 1)],
 )
-async def test_calls_that_mint_keys_are_never_sent_again_once_sent(step: Step, sends: int) -> None:
+async def test_calls_that_create_keys_are_never_resent(step: Step, sends: int) -> None:
     async with AsyncAdminClient("admin", transport=ScriptedTransport(step), retry_config=NO_JITTER) as admin:
         client, transport = client_of(step)
         calls: list[Callable[[], Any]] = [
@@ -324,7 +324,7 @@ async def test_calls_that_mint_keys_are_never_sent_again_once_sent(step: Step, s
 
 
 @pytest.mark.parametrize("retries", [0, 1, 4])
-async def test_retries_is_the_number_of_attempts_after_the_first(retries: int) -> None:
+async def test_the_retries_argument_counts_attempts_after_the_first(retries: int) -> None:
     client, transport = client_of(error_answer(500, "x"), retries=retries, retry_config=None)
     with pytest.raises(APIError):
         await client.chat(**HELLO)
@@ -346,7 +346,7 @@ async def test_a_deadline_covers_all_attempts_and_waits() -> None:
     assert caught.value.attempts == 3
 
 
-async def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
+async def test_a_backoff_that_would_exceed_the_deadline_is_not_started() -> None:
     client, transport = client_of(error_answer(429, "Rate limit exceeded", retry_after="30"))
     with pytest.raises(omnigate.TimeoutError) as caught:
         await client.chat(**HELLO, deadline_seconds=10)
@@ -362,7 +362,7 @@ async def test_a_backoff_can_be_cancelled_at_any_moment() -> None:
     assert anyio.current_time() - transport.times[0] == pytest.approx(7, abs=1e-2)
 
 
-async def test_a_calls_own_timeout_and_headers_are_used_for_that_call_only() -> None:
+async def test_timeout_and_headers_of_a_call_apply_to_that_call_only() -> None:
     client, transport = client_of(chat_answer, headers={"X-Team": "a", "User-Agent": "mine"}, timeout=5)
     await client.chat(
         **HELLO, timeout=httpx.Timeout(3, connect=1), extra_headers={"x-team": "b", "X-Api-Key": "other"}
@@ -378,7 +378,7 @@ async def test_a_calls_own_timeout_and_headers_are_used_for_that_call_only() -> 
     assert transport.requests[0].headers["user-agent"] == "mine"
 
 
-async def test_an_empty_user_id_attributes_a_call_to_nobody_as_it_does_for_a_client() -> None:
+async def test_an_empty_user_id_sends_no_user_header_for_a_call_or_a_client() -> None:
     client, transport = client_of(chat_answer, user_id="alice", headers={"x-user-id": "bob"})
     await client.chat(**HELLO)
     await client.chat(**HELLO, user_id="")
@@ -396,7 +396,7 @@ async def test_an_empty_user_id_attributes_a_call_to_nobody_as_it_does_for_a_cli
     assert [request.headers.get("x-user-id") for request in transport.requests] == ["x" * 255, None]
 
 
-async def test_the_configuration_can_be_changed_between_calls_as_with_0_1_0() -> None:
+async def test_client_configuration_can_be_changed_between_calls_as_in_0_1_0() -> None:
     client, transport = client_of(chat_answer)
     await client.chat(**HELLO)
     client.api_key, client.user_id, client.base_url = "llmg_new", "user", "https://other.test"
@@ -417,7 +417,7 @@ def prepared(client: AsyncClient) -> tuple[str, bytes, bytes, bool]:
 
 
 @pytest.mark.blocks
-async def test_a_call_of_another_thread_that_comes_while_the_configuration_changes_has_all_of_one(
+async def test_a_call_during_a_configuration_change_uses_the_old_or_the_new_one_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     old = ("https://old.test/v1/me", b"old.test", b"old-key", True)
@@ -438,10 +438,10 @@ async def test_a_call_of_another_thread_that_comes_while_the_configuration_chang
     assert prepared(client) == ("http://new.test/v1/me", b"new.test", b"new-key", True)
 
 
-async def test_a_warning_that_is_an_error_leaves_the_configuration_as_it_was() -> None:
+async def test_a_configuration_warning_raised_as_an_error_changes_nothing() -> None:
     client = AsyncClient("old-key", base_url="https://old.test")
     for _ in range(2):
-        with pytest.raises(PlaintextKeyWarning):  # warnings are errors in all of these tests
+        with pytest.raises(PlaintextKeyWarning):  # warnings are errors in all these tests
             client.base_url = "http://new.test"
         assert (client.base_url, client.api_key) == ("https://old.test", "old-key")
         assert prepared(client) == ("https://old.test/v1/me", b"old.test", b"old-key", True)
@@ -452,7 +452,7 @@ async def test_a_warning_that_is_an_error_leaves_the_configuration_as_it_was() -
     assert b"x-api-key" not in keyless._session.prepare(endpoints.ME).headers
 
 
-async def test_threads_that_change_parts_of_the_configuration_at_once_lose_none() -> None:
+async def test_concurrent_configuration_changes_in_threads_lose_none() -> None:
     client = AsyncClient("k", base_url="https://a.test")
     start = threading.Barrier(3)
 
@@ -470,7 +470,9 @@ async def test_threads_that_change_parts_of_the_configuration_at_once_lose_none(
     assert prepared(client) == ("https://a.test/199/v1/me", b"a.test", b"key-199", True)
 
 
-async def test_the_environment_gives_the_address_and_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_takes_its_address_and_keys_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("OMNIGATE_BASE_URL", "https://env.test:1")
     monkeypatch.setenv("OMNIGATE_API_KEY", "llmg_env")
     monkeypatch.setenv("OMNIGATE_ADMIN_KEY", "admin_env")
@@ -612,13 +614,13 @@ async def test_the_environment_gives_the_address_and_the_keys(monkeypatch: pytes
         ({"max_response_bytes": 0}, "max_response_bytes must be an integer of at least 1, got 0"),
     ],
 )
-async def test_a_client_refuses_what_cannot_work_and_names_it(arguments: dict[str, Any], words: str) -> None:
+async def test_a_client_names_a_bad_constructor_argument(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         AsyncClient(KEY, **arguments)
     assert words in str(caught.value)
 
 
-async def test_a_password_in_the_address_and_a_broken_key_are_refused_without_showing_them() -> None:
+async def test_a_client_refuses_a_password_in_the_address_or_a_broken_key_without_showing_it() -> None:
     with pytest.raises(InvalidArgumentError, match="user or password") as caught:
         AsyncClient(KEY, base_url="http://me:hunter2@gateway.test")
     assert "hunter2" not in str(caught.value)
@@ -696,7 +698,7 @@ async def test_a_password_in_the_address_and_a_broken_key_are_refused_without_sh
         (lambda c: c.create_api_key(name=""), "name must be text of 1 to 255 characters, got ''"),
     ],
 )  # fmt: skip
-async def test_a_bad_argument_is_refused_before_anything_is_sent(
+async def test_a_call_refuses_a_bad_argument_before_anything_is_sent(
     call: Callable[[AsyncClient], Any], words: str
 ) -> None:
     client, transport = client_of(chat_answer)
@@ -755,7 +757,9 @@ async def test_a_bad_argument_is_refused_before_anything_is_sent(
         (lambda c: c.org_metrics("o", range="1y"), "range must be '1h', '24h', '7d' or '30d', got '1y'"),
     ],
 )
-async def test_the_admin_client_refuses_too(call: Callable[[AsyncAdminClient], Any], words: str) -> None:
+async def test_the_admin_client_refuses_bad_arguments(
+    call: Callable[[AsyncAdminClient], Any], words: str
+) -> None:
     transport = ScriptedTransport(chat_answer)
     async with AsyncAdminClient("admin", transport=transport) as admin:
         with pytest.raises(InvalidArgumentError) as caught:
@@ -810,7 +814,7 @@ async def test_each_endpoint_is_called_as_the_protocol_says() -> None:
         assert ("x-admin-key" in request.headers) is ("admin" in path)
 
 
-async def test_readiness_is_an_answer_also_when_it_is_negative() -> None:
+async def test_ready_returns_a_negative_answer_without_raising() -> None:
     body = {"status": "not_ready", "checks": {"database": "down", "redis": "ok"}}
     client, transport = client_of(lambda _: httpx.Response(503, json=body))
     ready = await client.ready()
@@ -819,13 +823,13 @@ async def test_readiness_is_an_answer_also_when_it_is_negative() -> None:
     assert len(transport.requests) == 1
 
 
-async def test_calls_without_an_answer_return_none() -> None:
+async def test_calls_with_an_empty_response_return_none() -> None:
     client, _ = client_of(lambda _: httpx.Response(204, headers={"content-type": "application/json"}))
     assert await client.set_provider_key(provider="openai", api_key="sk-12345678") is None  # type: ignore[func-returns-value]
     assert await client.revoke_api_key("1") is None  # type: ignore[func-returns-value]
 
 
-async def test_a_provider_key_that_the_gateway_repeats_is_not_in_the_error() -> None:
+async def test_a_provider_key_echoed_by_the_gateway_is_not_in_the_error() -> None:
     detail = [{"loc": ["body", "api_key"], "msg": "bad", "input": {"api_key": "azure-key-without-prefix"}}]
     client, _ = client_of(error_answer(422, detail))
     with pytest.raises(APIError) as caught:
@@ -853,7 +857,7 @@ def deflate(body: bytes, wbits: int) -> bytes:
         ("identity", lambda body: body),
     ],
 )
-async def test_a_compressed_answer_is_understood_in_any_pieces(
+async def test_a_compressed_response_is_decoded_however_it_is_split(
     encoding: str, compress: Callable[[bytes], bytes]
 ) -> None:
     body = compress(chat_answer(content="x" * 200_000).content)
@@ -869,14 +873,14 @@ async def test_a_compressed_answer_is_understood_in_any_pieces(
 @pytest.mark.parametrize(
     ("encoding", "body", "words"),
     [
-        ("br", b"x", "encoded as 'br'"),
-        ("gzip, gzip", b"x", "encoded as 'gzip, gzip'"),
-        ("gzip", b"not gzip", "compressed body is broken"),
+        ("br", b"x", "content encoding: 'br'"),
+        ("gzip, gzip", b"x", "content encoding: 'gzip, gzip'"),
+        ("gzip", b"not gzip", "compressed body is corrupt"),
         ("gzip", gzip.compress(b"{}")[:-3], "incomplete"),
-        ("deflate", b"\xff\xff\xff", "compressed body is broken"),
+        ("deflate", b"\xff\xff\xff", "compressed body is corrupt"),
     ],
 )
-async def test_an_encoding_that_cannot_be_undone_is_a_typed_error(
+async def test_an_undecodable_content_encoding_is_a_typed_error(
     encoding: str, body: bytes, words: str
 ) -> None:
     stream = ChunkStream([body])
@@ -886,7 +890,7 @@ async def test_an_encoding_that_cannot_be_undone_is_a_typed_error(
     assert stream.closed
 
 
-async def test_an_answer_over_the_limit_is_refused_while_it_arrives() -> None:
+async def test_a_response_over_the_size_limit_is_refused_while_it_arrives() -> None:
     def endless() -> Any:
         while True:
             yield b"x" * 1_000
@@ -898,7 +902,7 @@ async def test_an_answer_over_the_limit_is_refused_while_it_arrives() -> None:
     assert stream.closed
 
 
-async def test_a_bomb_of_gzip_is_refused_before_it_fills_the_memory() -> None:
+async def test_a_gzip_bomb_is_refused_before_it_fills_the_memory() -> None:
     bomb = gzip.compress(b"\x00" * 200_000_000)
     stream = ChunkStream([bomb])
     client, _ = client_of(body_step(stream, content_encoding="gzip"), max_response_bytes=1_000_000)
@@ -913,7 +917,7 @@ async def test_a_bomb_of_gzip_is_refused_before_it_fills_the_memory() -> None:
         tracemalloc.stop()
 
 
-async def test_of_an_endless_error_only_the_beginning_is_read() -> None:
+async def test_only_the_beginning_of_an_endless_error_body_is_read() -> None:
     def endless() -> Any:
         while True:
             yield b"x" * 100_000
@@ -926,14 +930,14 @@ async def test_of_an_endless_error_only_the_beginning_is_read() -> None:
     assert stream.closed
 
 
-async def test_a_body_that_breaks_is_a_connection_error_and_is_retried() -> None:
+async def test_a_broken_response_body_is_a_connection_error_and_is_retried() -> None:
     stream = ChunkStream([b'{"id"', httpx.RemoteProtocolError("peer closed")])
     client, _ = client_of(body_step(stream), chat_answer)
     assert (await client.chat(**HELLO)).meta.attempts == 2
     assert stream.closed
 
 
-async def test_every_response_is_closed_and_so_is_the_transport() -> None:
+async def test_a_client_closes_every_response_and_its_transport() -> None:
     streams = [ChunkStream([b"busy"]), ChunkStream([chat_answer().content])]
     client, transport = client_of(body_step(streams[0], status=503), body_step(streams[1]))
     async with client:
@@ -943,7 +947,7 @@ async def test_every_response_is_closed_and_so_is_the_transport() -> None:
     await client.aclose()
 
 
-async def test_a_closed_client_says_so() -> None:
+async def test_a_call_of_a_closed_client_is_an_error_that_says_so() -> None:
     client, _ = client_of(chat_answer)
     await client.aclose()
     with pytest.raises(ClientClosedError, match="closed"):
@@ -953,7 +957,7 @@ async def test_a_closed_client_says_so() -> None:
     assert "closed" in repr(client)
 
 
-async def test_a_repr_shows_the_address_and_not_the_key() -> None:
+async def test_the_repr_of_a_client_shows_the_address_and_not_the_key() -> None:
     client, _ = client_of(chat_answer)
     assert repr(client) == "AsyncClient(base_url='http://gateway.test/prefix', api_key='llmg_Abcdefg…')"
     assert (
@@ -970,7 +974,7 @@ async def test_retries_are_logged_without_the_key(caplog: pytest.LogCaptureFixtu
     assert KEY not in caplog.text
 
 
-async def test_many_calls_at_once_do_not_disturb_each_other() -> None:
+async def test_concurrent_calls_get_their_own_responses() -> None:
     async def echo(request: httpx.Request) -> httpx.Response:
         await anyio.sleep(0.01)
         return chat_answer(content=msgspec.json.decode(request.content)["messages"][0]["content"])

@@ -1,4 +1,4 @@
-"""Closing a client while it is used: what is in flight or waits fails at once, and says why."""
+"""Closing a client in use: calls in flight and waiting calls fail immediately and say why."""
 
 import threading
 from collections.abc import Awaitable, Callable
@@ -39,7 +39,7 @@ def client_over(
 
 
 async def closed_meanwhile(client: AsyncClient, use: Use, begun: Callable[[], bool]) -> ClientClosedError:
-    """Use a client, close it once that has begun, and return what was raised, in no time at all."""
+    """Use a client, close it once the use has begun, and return the error, which must take no virtual time."""
     caught: list[ClientClosedError] = []
 
     async def one() -> None:
@@ -63,7 +63,7 @@ async def closed_meanwhile(client: AsyncClient, use: Use, begun: Callable[[], bo
     ids=["post", "get", "deadline", "stream"],
 )
 @pytest.mark.parametrize("answer", [None, HALF[:30]], ids=["no answer", "half a head"])
-async def test_a_call_in_flight_says_that_its_client_was_closed(
+async def test_closing_the_client_ends_a_call_in_flight_with_an_error_that_says_so(
     use: Use, retries: int, answer: bytes | None
 ) -> None:
     network = FakeNetwork(answer=lambda _: answer and [answer])
@@ -89,7 +89,7 @@ async def run_batch(client: AsyncClient) -> None:
 
 @pytest.mark.parametrize("retries", [0, 2])
 @pytest.mark.parametrize("use", [read_stream, run_batch])
-async def test_so_does_a_stream_in_the_middle_and_an_item_of_a_batch(use: Use, retries: int) -> None:
+async def test_closing_the_client_ends_an_open_stream_or_a_batch_item(use: Use, retries: int) -> None:
     network = FakeNetwork(HALF)
     client, _ = client_over(network, retries)
     error = await closed_meanwhile(
@@ -103,7 +103,7 @@ async def test_so_does_a_stream_in_the_middle_and_an_item_of_a_batch(use: Use, r
 
 
 @pytest.mark.parametrize("retries", [0, 2])
-async def test_so_does_a_call_whose_body_is_on_its_way(retries: int) -> None:
+async def test_closing_the_client_ends_a_call_whose_body_is_arriving(retries: int) -> None:
     network = FakeNetwork(HALF)
     client, _ = client_over(network, retries)
     error = await closed_meanwhile(
@@ -116,9 +116,9 @@ async def test_so_does_a_call_whose_body_is_on_its_way(retries: int) -> None:
 
 
 @pytest.mark.parametrize("use", [lambda c: c.chat(**HELLO), open_stream], ids=["call", "stream"])
-async def test_so_do_those_that_open_a_connection_or_wait_for_one(use: Use) -> None:
+async def test_closing_the_client_ends_calls_that_open_or_wait_for_a_connection(use: Use) -> None:
     network = FakeNetwork()
-    network.may_connect = anyio.Event()  # and never is set
+    network.may_connect = anyio.Event()  # never set
     client, transport = client_over(network, retries=2, max_connections=1)
     errors: list[ClientClosedError] = []
 
@@ -142,7 +142,7 @@ async def test_so_do_those_that_open_a_connection_or_wait_for_one(use: Use) -> N
     [lambda c: c.chat(**HELLO), lambda c: c.chat(**HELLO, deadline_seconds=100), open_stream],
     ids=["call", "deadline", "stream"],
 )
-async def test_a_backoff_ends_when_its_client_is_closed(use: Use) -> None:
+async def test_closing_the_client_ends_a_backoff(use: Use) -> None:
     transport = ScriptedTransport(error_answer(429, "Rate limit exceeded", retry_after="50"), chat_answer)
     client = AsyncClient("k", transport=transport)
     error = await closed_meanwhile(client, use, lambda: any(client._session._pauses._ends.values()))
@@ -156,7 +156,7 @@ async def test_a_backoff_ends_when_its_client_is_closed(use: Use) -> None:
 @pytest.mark.parametrize(
     "raised", [RuntimeError("pool closed"), KeyError("x"), httpx.PoolTimeout("late")], ids=repr
 )
-async def test_whatever_a_foreign_transport_raises_when_it_is_closed_is_explained(
+async def test_any_exception_of_a_closed_foreign_transport_becomes_a_client_closed_error(
     use: Use, raised: Exception
 ) -> None:
     closing = anyio.Event()
@@ -175,7 +175,7 @@ async def test_whatever_a_foreign_transport_raises_when_it_is_closed_is_explaine
     assert (str(error), error.__cause__) == (DURING, raised)
 
 
-async def test_an_error_that_came_before_the_closing_is_not_hidden() -> None:
+async def test_an_error_before_the_client_was_closed_is_not_masked() -> None:
     async def step(request: httpx.Request) -> httpx.Response:
         await client.aclose()
         return error_answer(401, "Invalid API key")(request)
@@ -185,7 +185,7 @@ async def test_an_error_that_came_before_the_closing_is_not_hidden() -> None:
         await client.me()
 
 
-async def test_a_stream_that_was_not_opened_before_is_not_opened_any_more() -> None:
+async def test_a_closed_client_opens_no_stream_created_before() -> None:
     transport = ScriptedTransport(chat_answer)
     client = AsyncClient("k", transport=transport)
     stream = client.chat_stream(**HELLO)
@@ -196,7 +196,7 @@ async def test_a_stream_that_was_not_opened_before_is_not_opened_any_more() -> N
 
 
 @pytest.mark.parametrize("other", ["asyncio", "trio"])
-async def test_a_backoff_in_another_event_loop_ends_too(other: str) -> None:
+async def test_closing_the_client_ends_a_backoff_in_another_event_loop(other: str) -> None:
     steps: list[Step] = [error_answer(429, "Rate limit exceeded", retry_after="50"), chat_answer]
     client = AsyncClient("k", transport=ScriptedTransport(*steps), retry_config=RetryConfig(jitter=0))
     errors: list[BaseException] = []

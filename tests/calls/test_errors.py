@@ -1,4 +1,4 @@
-"""Which error a failure becomes: whose failure it is, what it says, and what it must not say."""
+"""The error for each failure: its type, its message, and the secrets it must not contain."""
 
 import builtins
 import gzip
@@ -26,6 +26,7 @@ from omnigate import (
 )
 from omnigate._calls.failures import response_error, stream_error, transient_status
 from omnigate._streams.readers import TextReader
+from omnigate._transport.carrier import Answer
 
 from ..support.scripted import ChunkStream, ScriptedTransport
 
@@ -69,7 +70,7 @@ OPENAI_429 = 'OpenAI error 429: {"error":{"message":"Rate limit reached for requ
         (418, {"unknown": "shape"}, APIError, None, None),
     ],
 )  # fmt: skip
-def test_a_failure_is_told_by_its_status_and_its_detail(
+def test_an_error_is_classified_by_its_status_and_detail(
     status: int, detail: object, kind: type[APIError], provider: str | None, provider_status: int | None
 ) -> None:
     error = classify(status, detail, retry_after=3.0, request_id="r")
@@ -82,7 +83,7 @@ def test_a_failure_is_told_by_its_status_and_its_detail(
         assert error.retry_after == 3.0
 
 
-def test_validation_errors_become_one_readable_line() -> None:
+def test_validation_errors_become_a_message_of_one_line() -> None:
     detail = [
         {"loc": ["body", "messages", 0, "role"], "msg": "Field required"},
         {"msg": "no place"},
@@ -91,10 +92,8 @@ def test_validation_errors_become_one_readable_line() -> None:
     assert classify(422, detail).message == "body.messages.0.role: Field required; no place; a bare text"
 
 
-def response(status: int, content: bytes, **headers: str) -> httpx.Response:
-    return httpx.Response(
-        status, headers={name.replace("_", "-"): v for name, v in headers.items()}, content=content
-    )
+def answer(status: int, body: bytes, **headers: str) -> Answer:
+    return Answer(status, httpx.Headers({name.replace("_", "-"): v for name, v in headers.items()}), body)
 
 
 @pytest.mark.parametrize(
@@ -117,30 +116,30 @@ def response(status: int, content: bytes, **headers: str) -> httpx.Response:
         (503, b"<html><p>down<![x[<p>", "HTTP 503 Service Unavailable: an HTML page, 'down'"),
     ],
 )  # fmt: skip
-def test_any_body_makes_a_sensible_message(status: int, body: bytes, message: str) -> None:
-    assert response_error(response(status, body), body).message == message
+def test_any_error_body_becomes_a_readable_message(status: int, body: bytes, message: str) -> None:
+    assert response_error(answer(status, body)).message == message
 
 
 @pytest.mark.parametrize("depth", [100, 300, 400, 500, 700, 900, 5_000])
 @pytest.mark.parametrize("start", [b"[", b'{"detail":'])
-def test_a_body_that_is_nested_as_deeply_as_can_be_makes_a_message(start: bytes, depth: int) -> None:
+def test_a_deeply_nested_error_body_becomes_a_message(start: bytes, depth: int) -> None:
     end = b"]" if start == b"[" else b"}"
     body = start * depth + b"1" + end * depth
-    error = response_error(response(400, body), body)
+    error = response_error(answer(400, body))
     assert type(error) is APIError
     assert error.message.startswith(("{'detail'", '{"detail"', "["))
 
 
-def test_an_html_page_that_mentions_an_error_is_no_providers_failure() -> None:
+def test_an_html_page_that_mentions_a_provider_error_is_a_plain_api_error() -> None:
     body = b"<html><title>error 503: openai is down</title></html>"
-    assert type(response_error(response(503, body), body)) is APIError
+    assert type(response_error(answer(503, body))) is APIError
 
 
-def test_the_servers_clock_is_the_one_that_a_date_is_measured_by() -> None:
-    head = response(
+def test_a_retry_after_date_is_measured_by_the_servers_clock() -> None:
+    found = answer(
         503, b"", retry_after="Tue, 24 Nov 2026 12:00:30 GMT", date="Tue, 24 Nov 2026 12:00:00 GMT"
     )
-    assert response_error(head, b"").retry_after == 30.0
+    assert response_error(found).retry_after == 30.0
 
 
 KEY = "llmg_" + "k" * 43
@@ -156,30 +155,30 @@ KEY = "llmg_" + "k" * 43
         "the plain-secret-of-azure is wrong",
     ],
 )
-def test_keys_never_reach_an_error(detail: object) -> None:
+def test_keys_in_an_error_body_are_not_in_the_error(detail: object) -> None:
     body = msgspec.json.encode({"detail": detail})
-    error = response_error(response(401, body), body, secrets=("plain-secret-of-azure",))
+    error = response_error(answer(401, body), secrets=("plain-secret-of-azure",))
     for text in (str(error), repr(error), repr(error.detail), repr(error.__dict__)):
         for secret in (KEY, "abcdef123456", "plain-secret-of-azure"):
             assert secret not in text
 
 
 @pytest.mark.parametrize("secret", ["key", "No", "openai", "project", "detail", "error", "message"])
-def test_a_short_key_does_not_change_which_error_it_is(secret: str) -> None:
+def test_masking_a_short_key_does_not_change_the_error_type(secret: str) -> None:
     detail = "No openai key configured for this project. Add one via POST /v1/keys."
     for body in (
         msgspec.json.encode({"detail": detail}),
         msgspec.json.encode({"error": {"message": detail, "type": "invalid_request_error"}}),
         detail.encode(),
     ):
-        error = response_error(response(400, body), body, secrets=(secret,))
+        error = response_error(answer(400, body), secrets=(secret,))
         assert type(error) is ProviderError
         for text in (str(error), repr(error), repr(error.args), repr(error.detail), error.provider or ""):
             assert secret not in text
 
 
 @pytest.mark.parametrize("secret", ["OpenAI", "error", "429", "slow", "request", "failed"])
-def test_a_short_key_does_not_change_which_error_of_a_stream_it_is(secret: str) -> None:
+def test_masking_a_short_key_does_not_change_the_error_type_of_a_stream(secret: str) -> None:
     error = stream_error("OpenAI error 429: slow down", request_id=None, secrets=(secret,))
     assert type(error) is ProviderRateLimitError
     assert error.provider_status == 429
@@ -191,19 +190,19 @@ def test_a_short_key_does_not_change_which_error_of_a_stream_it_is(secret: str) 
     assert reader.transient == 502
 
 
-def test_a_key_where_a_provider_is_named_is_not_shown() -> None:
+def test_a_key_in_place_of_the_provider_name_is_masked() -> None:
     text = f"{KEY} error 401: x"
     body = msgspec.json.encode({"detail": text})
     for error in (
-        response_error(response(401, body), body, secrets=("other",)),
+        response_error(answer(401, body), secrets=("other",)),
         stream_error(text, request_id=None, secrets=("other",)),
     ):
         assert isinstance(error, ProviderError)
         assert (error.provider_status, "kkkk" in str(error.__dict__)) == (401, False)
 
 
-def test_nothing_of_the_body_is_in_the_errors_of_calls_that_mint_keys() -> None:
-    error = response_error(response(500, b'{"detail": "hush"}'), b'{"detail": "hush"}', show_body=False)
+def test_errors_of_calls_that_create_keys_contain_nothing_of_the_body() -> None:
+    error = response_error(answer(500, b'{"detail": "hush"}'), show_body=False)
     assert error.detail is None
     assert "hush" not in repr(error)
 
@@ -223,19 +222,19 @@ def test_nothing_of_the_body_is_in_the_errors_of_calls_that_mint_keys() -> None:
         ("peer closed connection without sending complete message body", None),
     ],
 )
-def test_only_what_may_pass_is_transient_inside_a_stream(message: str, status: int | None) -> None:
+def test_only_temporary_failures_inside_a_stream_are_transient(message: str, status: int | None) -> None:
     error = stream_error(message, request_id="r")
     assert (error.status_code, error.request_id) == (502, "r")
     assert transient_status(message) == status
 
 
-def test_a_providers_rate_limit_inside_a_stream_has_its_own_type() -> None:
+def test_a_provider_rate_limit_inside_a_stream_is_a_provider_rate_limit_error() -> None:
     error = stream_error("OpenAI error 429: slow down", request_id=None)
     assert type(error) is ProviderRateLimitError
     assert error.provider_status == 429
 
 
-def test_the_hierarchy_is_what_programs_catch() -> None:
+def test_the_exception_hierarchy_is_the_documented_one() -> None:
     assert issubclass(omnigate.ConnectionError, GatewayError)
     assert issubclass(omnigate.ConnectionError, builtins.ConnectionError)
     assert omnigate.GatewayConnectionError is omnigate.ConnectionError
@@ -249,18 +248,18 @@ def test_the_hierarchy_is_what_programs_catch() -> None:
     assert not issubclass(AuthError, ProviderError)
 
 
-def test_errors_say_what_to_do() -> None:
+def test_an_auth_error_names_the_environment_variable_to_set() -> None:
     assert "OMNIGATE_API_KEY" in "".join(classify(401, "Invalid API key").__notes__)
 
 
-def test_errors_survive_a_process_border() -> None:
+def test_errors_survive_pickling() -> None:
     error = classify(429, OPENAI_429, retry_after=2.0, request_id="r")
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is ProviderRateLimitError
     assert (str(copy), copy.retry_after, copy.provider_status) == (str(error), 2.0, 429)
 
 
-# The body of an error that cannot be read
+# Error responses whose body cannot be read
 
 SECRET = "plain-secret-of-a-gateway"
 HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
@@ -284,7 +283,7 @@ either_way = pytest.mark.parametrize("use", [chat, stream])
 
 
 async def refused(use: Use, status: int, body: list[Any], **headers: str) -> tuple[APIError, list[float]]:
-    """Return the error that such a response becomes, and when it was asked for."""
+    """Return the error for such a response, and the times of the requests."""
     bodies: list[ChunkStream] = []
 
     def answer(_: httpx.Request) -> httpx.Response:
@@ -308,7 +307,7 @@ async def refused(use: Use, status: int, body: list[Any], **headers: str) -> tup
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("failure", BREAKS)
 @either_way
-async def test_an_error_keeps_its_status_if_its_body_breaks(use: Use, failure: Exception) -> None:
+async def test_an_error_response_whose_body_breaks_keeps_its_status(use: Use, failure: Exception) -> None:
     error, times = await refused(use, 401, [b'{"detail": "Inv', failure])
     assert type(error) is AuthError
     assert (error.status_code, error.detail, len(times)) == (401, '{"detail": "Inv', 1)
@@ -318,7 +317,7 @@ async def test_an_error_keeps_its_status_if_its_body_breaks(use: Use, failure: E
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("body", [[b"\x0b\x02\x80hello\x03"], [httpx.ReadError("reset")], []])
 @either_way
-async def test_an_error_keeps_its_status_if_its_encoding_is_unknown(use: Use, body: list[Any]) -> None:
+async def test_an_error_response_with_an_unknown_encoding_keeps_its_status(use: Use, body: list[Any]) -> None:
     error, times = await refused(use, 429, body, content_encoding="br", retry_after="7")
     assert type(error) is RateLimitError
     assert (error.status_code, error.retry_after, error.detail) == (429, 7.0, None)
@@ -328,7 +327,7 @@ async def test_an_error_keeps_its_status_if_its_encoding_is_unknown(use: Use, bo
 @pytest.mark.anyio
 @pytest.mark.virtual_time
 @either_way
-async def test_what_came_of_a_compressed_error_is_used(use: Use) -> None:
+async def test_the_received_part_of_a_compressed_error_body_is_used(use: Use) -> None:
     whole = gzip.compress(b'{"detail": "OpenAI error 400: bad"}')
     error, _ = await refused(use, 400, [whole[:-2], httpx.ReadError("reset")], content_encoding="gzip")
     assert type(error) is ProviderError
@@ -338,7 +337,7 @@ async def test_what_came_of_a_compressed_error_is_used(use: Use) -> None:
 @pytest.mark.anyio
 @pytest.mark.virtual_time
 @either_way
-async def test_a_secret_that_an_error_breaks_off_in_is_not_shown(use: Use) -> None:
+async def test_a_secret_cut_off_by_the_end_of_an_error_body_is_masked(use: Use) -> None:
     for length in (4, 10, len(SECRET) - 1, len(SECRET)):
         text = b'{"detail": "bad key ' + SECRET[:length].encode()
         error, _ = await refused(use, 401, [text, httpx.ReadError("reset")])
@@ -362,7 +361,7 @@ async def test_a_secret_that_an_error_breaks_off_in_is_not_shown(use: Use) -> No
         ([b"x"], {"content_encoding": "br"}),
     ],
 )
-async def test_that_a_gateway_cannot_be_reached_is_no_report_of_its_readiness(
+async def test_ready_raises_if_the_gateway_cannot_be_reached(
     body: list[Any], headers: dict[str, str]
 ) -> None:
     error, times = await refused(lambda client: client.ready(), 503, body, **headers)

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 
 class Models(httpx.AsyncBaseTransport):
-    """Answers each model after its own seconds; a negative number fails after so many."""
+    """Answer each model after its number of seconds, or fail after them if the number is negative."""
 
     def __init__(self, *seconds: float, **models: float) -> None:
         self.by_model = models
@@ -59,7 +59,7 @@ def client_of(models: httpx.AsyncBaseTransport) -> AsyncClient:
         ({"a": 5}, "5"),
     ],
 )
-async def test_the_first_success_wins_and_the_others_are_cancelled(
+async def test_the_first_success_of_a_race_wins_and_the_others_are_cancelled(
     seconds: dict[str, float], winner: str
 ) -> None:
     models = Models(**seconds)
@@ -70,7 +70,7 @@ async def test_the_first_success_wins_and_the_others_are_cancelled(
     assert models.in_flight == 0
 
 
-async def test_if_all_fail_their_errors_come_in_the_order_of_the_models() -> None:
+async def test_a_race_that_fails_lists_the_errors_in_the_order_of_the_models() -> None:
     with pytest.raises(RaceError, match="all 3 calls failed") as raised:
         await client_of(Models(a=-3, b=-1, c=-2)).race(models=["a", "b", "c"], messages="hi")
     assert isinstance(raised.value, GatewayError)
@@ -103,13 +103,13 @@ async def test_bad_arguments_of_a_race_are_refused_before_anything_is_sent(
     assert models.begun == []
 
 
-async def test_a_quick_answer_is_not_hedged() -> None:
+async def test_a_call_answered_before_hedge_after_is_not_hedged() -> None:
     models = Models(1)
     answer = await client_of(models).chat(model="gpt-4o", messages="hi", hedge_after=2)
     assert (answer.content, len(models.begun)) == ("1", 1)
 
 
-async def test_a_slow_answer_is_hedged_and_the_first_wins() -> None:
+async def test_a_slow_call_is_hedged_and_the_first_response_wins() -> None:
     models = Models(10, 1)
     start = anyio.current_time()
     answer = await client_of(models).chat(model="gpt-4o", messages="hi", hedge_after=2)
@@ -122,7 +122,7 @@ async def test_a_slow_answer_is_hedged_and_the_first_wins() -> None:
     assert models.in_flight == 0
 
 
-async def test_a_failure_before_the_hedge_is_final_and_after_it_the_other_counts() -> None:
+async def test_a_failure_before_the_hedge_is_final_and_after_it_leaves_the_other_copy() -> None:
     models = Models(-1)
     with pytest.raises(ProviderError, match="after 1 s"):
         await client_of(models).chat(model="gpt-4o", messages="hi", hedge_after=2)
@@ -132,7 +132,7 @@ async def test_a_failure_before_the_hedge_is_final_and_after_it_the_other_counts
         await client_of(Models(-4, -1)).chat(model="gpt-4o", messages="hi", hedge_after=2)
 
 
-async def test_both_copies_are_held_to_the_deadline_of_the_call() -> None:
+async def test_both_copies_of_a_hedged_call_keep_its_deadline() -> None:
     models = Models(60, 60)
     start = anyio.current_time()
     with pytest.raises(TimeoutError):
@@ -142,14 +142,14 @@ async def test_both_copies_are_held_to_the_deadline_of_the_call() -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "1", True])
-async def test_bad_hedge_after_is_refused(value: Any) -> None:
+async def test_a_bad_hedge_after_is_refused(value: Any) -> None:
     with pytest.raises(
         InvalidArgumentError, match="hedge_after must be a finite number of seconds above 0, or None, got "
     ):
         await client_of(Models(1)).chat(model="gpt-4o", messages="hi", hedge_after=value)
 
 
-async def test_what_is_no_gateway_error_is_raised_as_itself() -> None:
+async def test_a_race_raises_an_unexpected_exception_unchanged() -> None:
     class Broken(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             raise LookupError("a bug")
@@ -159,7 +159,7 @@ async def test_what_is_no_gateway_error_is_raised_as_itself() -> None:
 
 
 @pytest.mark.parametrize("kind", ["race", "hedge"])
-async def test_cancelled_everywhere_nothing_is_left(kind: str) -> None:
+async def test_a_race_cancelled_at_every_checkpoint_leaves_nothing_behind(kind: str) -> None:
     models = Models(*[1] * 10_000, **({"a": 1, "b": 2} if kind == "race" else {}))
     client = client_of(models)
 

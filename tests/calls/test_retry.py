@@ -37,7 +37,7 @@ NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
         ("Tue, 99 Nov 2026 12:00:30 GMT", None),
     ],
 )
-def test_retry_after_is_read_in_all_its_forms_and_nonsense_is_ignored(
+def test_parse_retry_after_reads_every_form_and_ignores_invalid_ones(
     header: str | None, seconds: float | None
 ) -> None:
     assert parse_retry_after(header, now=NOW) == seconds
@@ -47,7 +47,7 @@ def test_retry_after_is_read_in_all_its_forms_and_nonsense_is_ignored(
     ("attempts", "low", "middle", "high"),
     [(1, 0.4, 0.5, 0.6), (2, 0.8, 1.0, 1.2), (5, 6.4, 8.0, 9.6), (5_000, 6.4, 8.0, 9.6)],
 )
-def test_a_backoff_doubles_up_to_its_maximum_and_varies_by_the_jitter(
+def test_backoff_doubles_up_to_its_maximum_and_varies_by_the_jitter(
     attempts: int, low: float, middle: float, high: float
 ) -> None:
     config = RetryConfig()
@@ -56,7 +56,7 @@ def test_a_backoff_doubles_up_to_its_maximum_and_varies_by_the_jitter(
     assert compute_delay(attempts, config, uniform=lambda a, b: b) == pytest.approx(high)
 
 
-def test_what_the_server_asks_for_is_waited_in_full_without_jitter() -> None:
+def test_a_retry_after_is_the_delay_without_jitter() -> None:
     assert compute_delay(1, RetryConfig(), 42.0) == 42.0
 
 
@@ -80,7 +80,7 @@ def test_what_the_server_asks_for_is_waited_in_full_without_jitter() -> None:
         (200, True, "safe", True, False),
     ],
 )
-def test_what_may_be_sent_again(
+def test_should_retry_decides_by_status_resend_rule_and_whether_it_was_sent(
     status: int | None, was_sent: bool, resend: str, retry_sent: bool, expected: bool
 ) -> None:
     config = RetryConfig(retry_sent=retry_sent)
@@ -88,13 +88,13 @@ def test_what_may_be_sent_again(
     assert answer is expected
 
 
-def test_there_is_an_end_to_retries() -> None:
+def test_should_retry_stops_after_max_retries() -> None:
     config = RetryConfig(max_retries=2)
     given = [should_retry(config, attempts=n, status=503, was_sent=True, resend="safe") for n in (1, 2, 3)]
     assert given == [True, True, False]
 
 
-def test_a_longer_wait_than_allowed_is_not_waited_at_all() -> None:
+def test_a_retry_after_beyond_its_maximum_is_not_retried() -> None:
     config = RetryConfig()
     for retry_after, expected in ((60.0, True), (60.5, False)):
         answer = should_retry(
@@ -103,7 +103,7 @@ def test_a_longer_wait_than_allowed_is_not_waited_at_all() -> None:
         assert answer is expected
 
 
-def test_the_published_defaults_are_kept() -> None:
+def test_retry_config_keeps_its_published_defaults() -> None:
     config = RetryConfig()
     assert (config.max_retries, config.backoff_base, config.backoff_max, config.jitter) == (2, 0.5, 8.0, 0.2)
     assert config.retry_statuses == frozenset({429, 500, 502, 503, 504})
@@ -138,7 +138,7 @@ def test_the_published_defaults_are_kept() -> None:
         {"retry_statuses": 429},
     ],
 )
-def test_a_policy_that_makes_no_sense_is_refused_and_named(arguments: dict[str, object]) -> None:
+def test_retry_config_names_a_bad_argument(arguments: dict[str, object]) -> None:
     (name,) = arguments
     with pytest.raises(InvalidArgumentError, match=f"^{name} must be .*, got "):
         RetryConfig(**arguments)  # type: ignore[arg-type]

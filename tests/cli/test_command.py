@@ -10,13 +10,13 @@ import sys
 import pytest
 
 OMNIGATE = [sys.executable, "-W", "error", "-m", "omnigate.cli"]
-NOBODY = "http://127.0.0.1:9"  # listens there
+NOBODY = "http://127.0.0.1:9"  # nothing listens there
 
 
 @pytest.mark.parametrize(
     "proxy", [{}, {"HTTP_PROXY": NOBODY, "ALL_PROXY": NOBODY}], ids=["direct", "behind a proxy"]
 )
-def test_the_demonstration_shows_the_main_job_and_ends_well(proxy: dict[str, str]) -> None:
+def test_the_demo_command_shows_the_main_features_and_exits_with_success(proxy: dict[str, str]) -> None:
     done = subprocess.run(
         [*OMNIGATE, "demo"], env=os.environ | proxy, capture_output=True, text=True, timeout=60, check=False
     )
@@ -28,7 +28,7 @@ def test_the_demonstration_shows_the_main_job_and_ends_well(proxy: dict[str, str
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_demonstration_stops_cleanly_on_a_signal(number: signal.Signals) -> None:
+def test_the_demo_command_stops_cleanly_on_a_signal(number: signal.Signals) -> None:
     process = subprocess.Popen(
         [*OMNIGATE, "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
     )
@@ -43,7 +43,7 @@ def test_the_demonstration_stops_cleanly_on_a_signal(number: signal.Signals) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_gateway_command_prints_what_works_and_stops_cleanly(number: signal.Signals) -> None:
+def test_the_gateway_command_prints_working_settings_and_stops_cleanly(number: signal.Signals) -> None:
     command = [*OMNIGATE, "gateway", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -71,7 +71,7 @@ print(omnigate.Client().chat(model="gpt-4o-mini", messages="hi").content, len(om
     assert (process.returncode, rest, errors) == (0, "stopped\n", "")
 
 
-def test_a_busy_port_is_said_in_one_line() -> None:
+def test_the_gateway_command_reports_a_busy_port_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = str(busy.getsockname()[1])
         command = [*OMNIGATE, "gateway", "--port", port]
@@ -88,7 +88,7 @@ def test_a_busy_port_is_said_in_one_line() -> None:
         ("no..name", "Error: cannot serve at no..name:0: "),
     ],
 )
-def test_a_host_that_is_none_is_said_in_one_line(host: str, words: str) -> None:
+def test_the_gateway_command_reports_an_invalid_host_in_one_line(host: str, words: str) -> None:
     command = [*OMNIGATE, "gateway", "--port", "0", "--host", host]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (1, "")
@@ -97,7 +97,7 @@ def test_a_host_that_is_none_is_said_in_one_line(host: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("missing", ["click", "starlette"])
-def test_without_the_extra_the_command_says_what_to_install(missing: str) -> None:
+def test_the_command_without_its_extra_says_what_to_install(missing: str) -> None:
     script = f"import sys; sys.modules[{missing!r}] = None; from omnigate.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False

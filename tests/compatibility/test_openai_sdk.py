@@ -18,7 +18,7 @@ def sdk(omnigate_gateway: LocalGateway) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_a_completion(sdk: openai.OpenAI) -> None:
+def test_the_openai_sdk_gets_a_completion_from_the_gateway(sdk: openai.OpenAI) -> None:
     completion = sdk.chat.completions.create(model="gpt-4o-mini", messages=HI)
     assert completion.choices[0].message.content == "echo[gpt-4o-mini]: Say hi in French"
     assert completion.choices[0].finish_reason == "stop"
@@ -26,7 +26,7 @@ def test_a_completion(sdk: openai.OpenAI) -> None:
     assert completion.usage.total_tokens == 9
 
 
-def test_a_stream_with_usage(sdk: openai.OpenAI) -> None:
+def test_the_openai_sdk_gets_a_stream_with_usage_from_the_gateway(sdk: openai.OpenAI) -> None:
     stream = sdk.chat.completions.create(
         model="gpt-4o-mini", messages=HI, stream=True, stream_options={"include_usage": True}
     )
@@ -38,14 +38,14 @@ def test_a_stream_with_usage(sdk: openai.OpenAI) -> None:
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
 
 
-def test_models(sdk: openai.OpenAI) -> None:
+def test_the_openai_sdk_lists_and_retrieves_models_of_the_gateway(sdk: openai.OpenAI) -> None:
     assert "gpt-4o-mini" in [model.id for model in sdk.models.list()]
     assert sdk.models.retrieve("claude-sonnet-4").owned_by == "anthropic"
     with pytest.raises(openai.NotFoundError, match="model 'nope' not found"):
         sdk.models.retrieve("nope")
 
 
-def test_the_gateway_key_as_bearer_token_and_as_header(omnigate_gateway: LocalGateway) -> None:
+def test_the_openai_sdk_may_send_the_gateway_key_as_a_header(omnigate_gateway: LocalGateway) -> None:
     url = f"{omnigate_gateway.url}/v1"
     headers = {"x-api-key": omnigate_gateway.api_key}
     with openai.OpenAI(base_url=url, api_key="unused", default_headers=headers) as sdk:
@@ -56,7 +56,9 @@ def test_the_gateway_key_as_bearer_token_and_as_header(omnigate_gateway: LocalGa
         assert caught.value.response.json() == {"detail": "Invalid API key"}
 
 
-def test_errors_are_those_of_openai(sdk: openai.OpenAI, omnigate_gateway: LocalGateway) -> None:
+def test_the_openai_sdk_raises_its_own_errors_for_the_gateways(
+    sdk: openai.OpenAI, omnigate_gateway: LocalGateway
+) -> None:
     def complete(**fields: Any) -> Any:
         return sdk.chat.completions.create(**{"model": "gpt-4o-mini", "messages": HI} | fields)
 
@@ -83,7 +85,9 @@ def test_errors_are_those_of_openai(sdk: openai.OpenAI, omnigate_gateway: LocalG
 
 
 @pytest.mark.anyio
-async def test_the_async_client(omnigate_gateway: LocalGateway) -> None:
+async def test_the_async_openai_sdk_gets_a_completion_from_the_gateway(
+    omnigate_gateway: LocalGateway,
+) -> None:
     url = f"{omnigate_gateway.url}/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key=omnigate_gateway.api_key) as sdk:
         completion = await sdk.chat.completions.create(model="gpt-4o-mini", messages=HI)

@@ -1,4 +1,4 @@
-"""Pickles that were made before the modules moved into their wings load, and are what they were."""
+"""Pickles made before the modules moved load into the public classes with all their data."""
 
 import pickle
 from pathlib import Path
@@ -16,18 +16,18 @@ def stored(name: str) -> Any:
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
-def test_a_pickle_from_before_the_move_loads_as_the_public_class_and_survives_another_round(
+def test_an_old_pickle_loads_as_the_public_class_and_can_be_pickled_again(
     path: Path,
 ) -> None:
     value = pickle.loads(path.read_bytes())
     name = "Outcome" if path.stem.startswith("OutcomeOf") else path.stem
     assert type(value) is getattr(omnigate, name)
     copy = pickle.dumps(value)
-    assert b"omnigate." not in copy  # from now on a pickle names the package alone
+    assert b"omnigate." not in copy  # a new pickle names only the package
     assert repr(pickle.loads(copy)) == repr(value)
 
 
-def test_a_stored_outcome_keeps_its_response_its_meta_and_its_request() -> None:
+def test_an_old_pickled_outcome_keeps_its_response_meta_and_request() -> None:
     outcome = stored("OutcomeOfSuccess")
     assert outcome.unwrap().content == "hello"
     assert outcome.unwrap().meta.request_id == "req-1"
@@ -35,7 +35,7 @@ def test_a_stored_outcome_keeps_its_response_its_meta_and_its_request() -> None:
     assert outcome.request.messages[0].content == "hi"
 
 
-def test_a_stored_error_keeps_its_attributes() -> None:
+def test_an_old_pickled_error_keeps_its_attributes() -> None:
     error = stored("RateLimitError")
     assert (error.status_code, error.retry_after, error.request_id) == (429, 7.0, "req-1")
     assert error.rate_limit == omnigate.RateLimit(60, 59, 30)

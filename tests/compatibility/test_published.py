@@ -23,7 +23,7 @@ FAILURES = {
 
 @pytest.fixture(scope="session")
 def published_python() -> Path:
-    """Return the interpreter of an environment of its own that has 0.1.0."""
+    """Return the interpreter of a separate environment with 0.1.0 installed."""
     return benchmarks.harness.published_python()
 
 
@@ -55,7 +55,7 @@ def _mentions(prompt: str) -> Callable[[RecordedRequest], bool]:
 
 @pytest.mark.timeout(400)
 @pytest.mark.proof
-def test_a_program_for_0_1_0_prints_the_same_with_0_1_0_and_with_this_package(published_python: Path) -> None:
+def test_a_program_for_0_1_0_prints_the_same_with_this_package(published_python: Path) -> None:
     published = run_program(published_python)
     ours = run_program(sys.executable)
     assert len(published.splitlines()) > 70

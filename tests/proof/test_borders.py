@@ -81,7 +81,7 @@ BREAKS = [
         lambda c, t: setattr(c, "base_url", f"https://gateway.test/{t}"),
         lambda c, t: c.model(f"gpt{t}"),
         lambda c, t: c.revoke_api_key(f"id{t}"),
-        lambda c, t: AsyncAdminClient("a", transport=c._session._transport).org_metrics(f"org{t}"),
+        lambda c, t: AsyncAdminClient("a", transport=c._session.carrier.transport).org_metrics(f"org{t}"),
         lambda c, t: c.chat_stream(**HELLO, extra_headers={"x": f"y{t}"}),
     ],
 )
@@ -606,7 +606,7 @@ async def test_malicious_response_at_worst_makes_the_call_fail_in_bounded_memory
                     peak = tracemalloc.get_traced_memory()[1]
                     tracemalloc.stop()
                 assert peak < 40 * MEGABYTE
-            assert client._session._transport.stats()["in_use"] == 0  # type: ignore[attr-defined]
+            assert client._session.carrier.transport.stats()["in_use"] == 0  # type: ignore[attr-defined]
 
 
 # The process as a whole
@@ -627,7 +627,7 @@ async def main():
     async with AsyncClient("k", transport=httpx.MockTransport(None), max_response_bytes=limit) as client:
         for start, status, call in CASES:
             data = bomb(start)
-            client._session._transport.handler = lambda request: httpx.Response(
+            client._session.carrier.transport.handler = lambda request: httpx.Response(
                 status, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(data)
             )
             try:

@@ -43,6 +43,7 @@ from omnigate._calls.retry import compute_delay
 from omnigate._calls.session import Session
 from omnigate._streams.decoders import SENTINEL, EventDecoder
 from omnigate._streams.readers import CompletionReader, TextReader, UsageReader
+from omnigate._transport.carrier import Answer
 from omnigate._transport.http11 import ResponseReader
 from omnigate._transport.messages import RawResponse
 from omnigate._wire.endpoints import CHAT, SIGNUP
@@ -541,12 +542,11 @@ session = Session(
 def test_any_response_body_is_a_result_or_an_invalid_response_error(
     kind: Any, body: Any, data: st.DataObject
 ) -> None:
-    answer = data.draw(anything(body))
-    response = httpx.Response(200, headers={"x-request-id": "r"})
+    answer = Answer(200, httpx.Headers({"x-request-id": "r"}), data.draw(anything(body)))
     for endpoint in (CHAT, SIGNUP):
         call = session.prepare(endpoint)
         try:
-            value = session.decode(kind, response, answer, call)
+            value = session.decode(kind, answer, call)
         except InvalidResponseError as error:
             assert error.request_id == "r"
             assert endpoint is CHAT or error.detail is None
@@ -561,7 +561,7 @@ def test_any_response_body_is_a_result_or_an_invalid_response_error(
 
 @pytest.mark.parametrize(("kind", "body"), RESULTS, ids=[str(kind) for kind, _ in RESULTS])
 def test_sample_response_bodies_for_the_property_tests_are_valid(kind: Any, body: Any) -> None:
-    value = session.decode(kind, httpx.Response(200), json.dumps(body).encode(), session.prepare(CHAT))
+    value = session.decode(kind, Answer(200, b"", json.dumps(body).encode()), session.prepare(CHAT))
     if isinstance(value, WireStruct):
         assert type(value).model_validate_json(value.model_dump_json()) == value
 

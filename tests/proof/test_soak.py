@@ -172,7 +172,7 @@ def test_sync_client_serves_64_threads_despite_interrupts(backend: Any) -> None:
         for thread in threads:
             thread.join(30)
         assert client.chat(model=MODEL, messages="next").content == "echo[gpt-4o-mini]: next"
-        transport: Any = client._async._session._transport
+        transport: Any = client._async._session.carrier.transport
         stats = transport.stats()
         client.close()
     assert ends == {"stream": 160, "echo[gpt-4o-mini]: x": 480}

@@ -263,7 +263,7 @@ async def test_response_cut_at_any_byte_raises_a_connection_error_unless_complet
             else:
                 assert length >= complete, length
                 assert result == kind.result
-            assert in_use(client._session._transport) == 0
+            assert in_use(client._session.carrier.transport) == 0
         assert server.accepted == len(whole) + 1
 
 

@@ -1,4 +1,4 @@
-"""This wing schedules, cancels and waits: its tests run on every event loop, and fail where our code blocks it."""
+"""This wing schedules, cancels and waits: its tests run on every event loop, and fail if our code blocks one."""
 
 from ..support.event_loops import every_event_loop as anyio_backend
 from ..support.event_loops import nothing_blocks

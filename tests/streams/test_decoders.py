@@ -1,4 +1,4 @@
-"""The stream decoders, which must not care how the bytes are split."""
+"""The stream decoders, whose output must not depend on how the bytes are split."""
 
 from itertools import combinations
 
@@ -47,12 +47,14 @@ def all_splits(body: bytes) -> list[list[bytes]]:
         ("\n\n\n[erro\n", "\n\n\n[erro\n", None),
     ],
 )
-def test_any_split_of_a_text_stream_decodes_the_same(body: str, text: str, message: str | None) -> None:
+def test_a_text_stream_decodes_the_same_however_it_is_split(
+    body: str, text: str, message: str | None
+) -> None:
     for parts in all_splits(body.encode()):
         assert decode_text(parts) == (text, message)
 
 
-def test_text_is_handed_on_at_once_but_for_a_possible_beginning_of_the_sentinel() -> None:
+def test_text_decoder_holds_back_only_a_possible_start_of_the_sentinel() -> None:
     decoder = TextDecoder()
     assert decoder.feed(b"all of it, to the last letter") == "all of it, to the last letter"
     assert decoder.feed(b"line\n") == "line"
@@ -60,17 +62,17 @@ def test_text_is_handed_on_at_once_but_for_a_possible_beginning_of_the_sentinel(
     assert decoder.feed(b"go") == "\n[ergo"
 
 
-def test_only_an_incomplete_character_is_held_back() -> None:
+def test_text_decoder_holds_back_an_incomplete_character() -> None:
     decoder = TextDecoder()
     assert decoder.feed("aé".encode()[:2]) == "a"
     assert decoder.feed("aé".encode()[2:]) == "é"
 
 
-def test_bytes_that_are_not_utf_8_are_replaced_not_fatal() -> None:
+def test_text_decoder_replaces_invalid_utf_8() -> None:
     assert decode_text([b"a\xffb", b"\xe6\x97"]) == ("a�b�", None)
 
 
-def test_an_endless_message_is_not_kept_without_bound() -> None:
+def test_text_decoder_bounds_an_endless_failure_message() -> None:
     decoder = TextDecoder()
     decoder.feed(b"\n[error] ")
     piece = b"x" * 65_536
@@ -80,7 +82,7 @@ def test_an_endless_message_is_not_kept_without_bound() -> None:
     assert decoder.message == "x" * decoders.MAX_MESSAGE_CHARACTERS
 
 
-def test_the_limit_of_a_message_does_not_depend_on_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_of_a_failure_message_does_not_depend_on_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "MAX_MESSAGE_CHARACTERS", 4)
     for parts in all_splits(b"a\n[error] 12345"):
         assert decode_text(parts) == ("a", "1234")
@@ -109,13 +111,13 @@ EVENTS = b'data: {"a": 1}\n\ndata: [DONE]\n\n'
         ("data: é😀\n\n".encode(), ["é😀".encode()]),
     ],
 )
-def test_any_split_of_an_event_stream_gives_the_same_events(body: bytes, events: list[bytes]) -> None:
+def test_an_event_stream_decodes_the_same_however_it_is_split(body: bytes, events: list[bytes]) -> None:
     for parts in all_splits(body):
         assert decode_events(parts) == events
 
 
 @pytest.mark.parametrize("piece", [b"x" * 65_536, b"data: " + b"x" * 65_536 + b"\n"])
-def test_an_endless_event_is_refused(piece: bytes) -> None:
+def test_event_decoder_refuses_an_endless_event(piece: bytes) -> None:
     decoder = EventDecoder()
     decoder.feed(b"data: ")
 
@@ -128,7 +130,7 @@ def test_an_endless_event_is_refused(piece: bytes) -> None:
 
 
 @pytest.mark.parametrize("long", [b"data: 78901234567", b":8901234567890123", b"data: 1\ndata: 567890"])
-def test_the_events_before_one_that_is_too_long_are_whole_however_they_are_split(
+def test_events_before_an_oversized_one_are_complete_however_they_are_split(
     long: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoders, "MAX_EVENT_BYTES", 12)
@@ -141,7 +143,7 @@ def test_the_events_before_one_that_is_too_long_are_whole_however_they_are_split
         assert events + caught.value.events == [b"a"]
 
 
-def test_an_event_that_is_too_long_ends_a_reader_after_the_pieces_before_it() -> None:
+def test_an_oversized_event_ends_a_reader_after_the_pieces_before_it() -> None:
     reader = CompletionReader(request_id="r", secrets=())
     endless = b"data: " + b"x" * decoders.MAX_EVENT_BYTES
     assert reader.feed(b'data: {"a": 1}\n\n' + endless) == [{"a": 1}]

@@ -1,4 +1,4 @@
-"""The table of a stream's states, and that streams keep to it."""
+"""The table of a stream's states, and that streams follow it."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -47,7 +47,7 @@ PASSING_FAILURE = b'data: {"error": {"message": "OpenAI error 503: x"}}\n\n'
 
 @pytest.mark.parametrize("event", Event)
 @pytest.mark.parametrize("state", State)
-def test_an_event_leads_to_one_state_or_is_refused_as_a_bug(state: State, event: Event) -> None:
+def test_a_stream_event_leads_to_one_state_or_is_refused_as_a_bug(state: State, event: Event) -> None:
     if (state, event) in TRANSITIONS:
         assert TRANSITIONS[state, event] in State
     else:
@@ -65,12 +65,12 @@ def reachable(start: State, events: Any = Event) -> set[State]:
     return found
 
 
-def test_every_state_can_be_reached_from_new() -> None:
+def test_every_stream_state_can_be_reached_from_new() -> None:
     assert reachable(State.NEW) == set(State)
 
 
 @pytest.mark.parametrize("state", State)
-def test_a_stream_can_be_closed_in_every_state_and_is_at_rest_afterwards(state: State) -> None:
+def test_a_stream_can_be_closed_in_every_state_and_then_rests(state: State) -> None:
     closing = TRANSITIONS[state, Event.CLOSE]
     assert closing in ABANDONED | {State.ENDED, State.CLOSED}
     if closing in ABANDONED:
@@ -78,22 +78,22 @@ def test_a_stream_can_be_closed_in_every_state_and_is_at_rest_afterwards(state: 
 
 
 @pytest.mark.parametrize("state", sorted(BUSY, key=lambda state: state.name))
-def test_a_step_that_is_broken_off_releases_the_response(state: State) -> None:
+def test_an_interrupted_step_of_a_stream_releases_the_response(state: State) -> None:
     assert TRANSITIONS[TRANSITIONS[state, Event.BREAK], Event.RELEASE] is State.CLOSED
     assert state in REFUSALS
 
 
 @pytest.mark.parametrize("state", [State.ENDED, State.CLOSED])
-def test_nothing_follows_the_end_of_a_stream(state: State) -> None:
+def test_no_state_follows_the_end_of_a_stream(state: State) -> None:
     assert reachable(state) == {state}
 
 
-def test_a_stream_that_is_being_closed_is_never_open_again() -> None:
+def test_a_stream_being_closed_never_opens_again() -> None:
     for state in ABANDONED:
         assert reachable(state) <= ABANDONED | {State.ENDED, State.CLOSED}
 
 
-def test_the_groups_of_states_agree() -> None:
+def test_the_groups_of_stream_states_are_consistent() -> None:
     assert ABANDONED < BUSY
     assert {State.READING, State.DRAINING} == HOLDING & BUSY
     assert set(REFUSALS) == BUSY | {State.CLOSED}
@@ -104,7 +104,7 @@ def test_the_groups_of_states_agree() -> None:
 
 
 class Body(ChunkStream):
-    """A body whose closing takes a while, if it is told to."""
+    """A body that can be told to close slowly."""
 
     def __init__(self, *chunks: bytes | Exception | float, slow: bool = False) -> None:
         super().__init__(chunks)
@@ -143,7 +143,7 @@ async def never(_: httpx.Request) -> httpx.Response:
 
 
 @asynccontextmanager
-async def beside(use: Callable[[], Awaitable[object]], stream: Any) -> AsyncIterator[Any]:
+async def while_running(use: Callable[[], Awaitable[object]], stream: Any) -> AsyncIterator[Any]:
     """Yield `stream` while `use` runs in another task."""
     async with anyio.create_task_group() as group:
         group.start_soon(use)
@@ -154,7 +154,7 @@ async def beside(use: Callable[[], Awaitable[object]], stream: Any) -> AsyncIter
 
 @asynccontextmanager
 async def stream_in(state: State) -> AsyncIterator[Any]:
-    """Yield a stream that is in `state`, and stays there until it is used or five virtual minutes pass."""
+    """Yield a stream in `state` that stays there until it is used or five virtual minutes pass."""
     stream = make_stream(Body(b"abc", 300.0, b"d", slow=state in ABANDONED))
     match state:
         case State.NEW:
@@ -162,18 +162,18 @@ async def stream_in(state: State) -> AsyncIterator[Any]:
             await stream.aclose()
         case State.OPENING:
             stream = make_stream(never)
-            async with beside(lambda: read_all(stream), stream):
+            async with while_running(lambda: read_all(stream), stream):
                 yield stream
         case State.OPEN:
             async with stream:
                 await anext(stream)
                 yield stream
         case State.READING:
-            async with beside(lambda: read_all(stream), stream):
+            async with while_running(lambda: read_all(stream), stream):
                 yield stream
         case State.DRAINING:
             stream = make_stream(Body(CHUNK, DONE, 300.0), method="completions_stream")
-            async with beside(lambda: read_all(stream), stream):
+            async with while_running(lambda: read_all(stream), stream):
                 yield stream
         case State.RETRYING:
             stream = make_stream(Body(httpx.ReadError("reset")), Body(b"abc"))
@@ -190,11 +190,11 @@ async def stream_in(state: State) -> AsyncIterator[Any]:
             await stream._core._step(stream._core._advance)
             yield stream
         case State.STOPPING:
-            async with beside(lambda: read_all(stream), stream), beside(stream.aclose, stream):
+            async with while_running(lambda: read_all(stream), stream), while_running(stream.aclose, stream):
                 yield stream
         case State.CLOSING:
             await anext(stream)
-            async with beside(stream.aclose, stream):
+            async with while_running(stream.aclose, stream):
                 yield stream
         case State.CLOSED:
             await anext(stream)
@@ -218,7 +218,7 @@ NEXT: dict[State, Any] = {
     State.CLOSING: CLOSED,
     State.CLOSED: CLOSED,
 }
-"""What the next piece is; the message of a StreamClosedError; or an error."""
+"""The next piece, the message of a StreamClosedError, or an exception type."""
 
 REPRS = {
     State.NEW: "<ChatStream new>",
@@ -243,7 +243,7 @@ class TestEveryState:
     pytestmark = on_each_loop
 
     @every_state
-    async def test_the_next_piece_comes_or_an_error_says_why_not(self, state: State) -> None:
+    async def test_a_stream_yields_its_next_piece_or_says_why_not_in_every_state(self, state: State) -> None:
         expected = NEXT[state]
         async with stream_in(state) as stream:
             assert stream._core.state is state
@@ -257,7 +257,9 @@ class TestEveryState:
                     await anext(stream)
 
     @every_state
-    async def test_entering_opens_or_goes_on_or_is_refused(self, state: State) -> None:
+    async def test_entering_a_stream_opens_it_continues_or_is_refused_in_every_state(
+        self, state: State
+    ) -> None:
         async with stream_in(state) as stream:
             if state in HOLDING | SETTLED:
                 assert await stream.__aenter__() is stream
@@ -271,7 +273,7 @@ class TestEveryState:
                 assert stream._core.state is State.OPEN
 
     @every_state
-    async def test_closing_leaves_nothing_to_read(self, state: State) -> None:
+    async def test_closing_a_stream_leaves_nothing_to_read_in_every_state(self, state: State) -> None:
         async with stream_in(state) as stream:
             with anyio.fail_after(5):
                 await stream.aclose()
@@ -283,12 +285,12 @@ class TestEveryState:
                 await anext(stream)
 
     @every_state
-    async def test_a_stream_is_closed_once_nothing_can_be_read(self, state: State) -> None:
+    async def test_is_closed_is_true_once_nothing_can_be_read_from_a_stream(self, state: State) -> None:
         async with stream_in(state) as stream:
             assert stream.is_closed is (state in (State.ENDED, State.CLOSED))
 
     @every_state
-    async def test_the_repr_tells_the_state_and_what_has_arrived(self, state: State) -> None:
+    async def test_the_repr_of_a_stream_shows_its_state_and_what_has_arrived(self, state: State) -> None:
         async with stream_in(state) as stream:
             assert repr(stream) == REPRS[state]
 
@@ -296,7 +298,7 @@ class TestEveryState:
 class TestStreams:
     pytestmark = on_each_loop
 
-    async def test_the_repr_counts_bytes_and_pieces_in_thousands(self) -> None:
+    async def test_the_repr_of_a_stream_separates_thousands(self) -> None:
         stream = make_stream(Body(*[b"ab"] * 1_000, b"c"))
         async with stream:
             assert repr(stream) == "<ChatStream open>"
@@ -304,7 +306,7 @@ class TestStreams:
                 await anext(stream)
             assert repr(stream) == "<ChatStream open: 2,000 bytes, 1,000 pieces>"
 
-    async def test_an_ended_stream_with_pieces_left_is_not_closed(self) -> None:
+    async def test_an_ended_stream_with_unread_pieces_is_not_closed(self) -> None:
         stream = make_stream(Body(b"a", b"\n[err"))
         assert await anext(stream) == "a"
         assert await stream._core.fill()
@@ -322,8 +324,10 @@ class TestStreams:
             [b"\n[error] OpenAI error 401: x"],
         ],
     )
-    async def test_closing_a_stream_just_as_it_ends_is_not_taken_for_its_end(self, chunks: list[Any]) -> None:
-        # The end has come, and the task that reads is releasing the response when another closes the stream.
+    async def test_closing_a_stream_just_as_it_ends_counts_as_closed_before_its_end(
+        self, chunks: list[Any]
+    ) -> None:
+        # At the end, the reader is releasing the response when another task closes the stream.
         stream = make_stream(Body(*chunks, slow=True), Body(b"again"))
         outcomes: list[BaseException] = []
 
@@ -333,7 +337,7 @@ class TestStreams:
             except StreamClosedError as error:
                 outcomes.append(error)
 
-        async with beside(read, stream):
+        async with while_running(read, stream):
             await stream.aclose()
             await settled()
         assert [str(error) for error in outcomes] == ["the stream was closed before its end"]
@@ -377,14 +381,14 @@ async def _closed_while_draining() -> None:
         for tail in (0.5, ZeroDivisionError()):
             body = Body(end, 0.2, tail) if isinstance(tail, Exception) else Body(end, tail)
             stream = make_stream(body, method="completions_stream")
-            async with beside(lambda stream=stream: read_all(stream), stream):  # type: ignore[misc]
+            async with while_running(lambda stream=stream: read_all(stream), stream):  # type: ignore[misc]
                 await stream.aclose()
 
 
 async def _closed_while_releasing() -> None:
     for chunks in ([b"a"], [b"a", httpx.ReadError("")], [httpx.ReadError("")]):
         stream = make_stream(Body(*chunks, slow=True), Body(b"a"))
-        async with beside(lambda stream=stream: read_all(stream), stream):  # type: ignore[misc]
+        async with while_running(lambda stream=stream: read_all(stream), stream):  # type: ignore[misc]
             await stream.aclose()
 
 
@@ -400,7 +404,7 @@ async def _closed_just_as_the_head_comes() -> None:
         with suppress(StreamClosedError):
             await stream.__aenter__()
 
-    async with beside(enter, stream):
+    async with while_running(enter, stream):
         wire = network.streams[0]
         wire.incoming.append(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
         wire.arrived.set()
@@ -410,7 +414,7 @@ async def _closed_just_as_the_head_comes() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.virtual_time
-async def test_every_row_of_the_table_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_row_of_the_stream_state_table_occurs(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[tuple[State, Event]] = set()
 
     class Recorded(dict[tuple[State, Event], State]):
@@ -432,11 +436,11 @@ async def test_every_row_of_the_table_happens(monkeypatch: pytest.MonkeyPatch) -
     assert {f"{state.name} {event.name}" for state, event in set(TRANSITIONS) - seen} == set()
 
 
-# The public face
+# The public names
 
 
 @pytest.mark.parametrize("name", ["ChatStream", "CompletionStream", "SyncChatStream", "SyncCompletionStream"])
-def test_a_stream_offers_programs_no_plumbing(name: str) -> None:
+def test_a_stream_has_no_public_names_but_its_api(name: str) -> None:
     public = {each for each in dir(getattr(omnigate, name)) if not each.startswith("_")}
     own = {"text", "usage", "finish_reason"} if "Chat" in name else set[str]()
     closing = {"close"} if name.startswith("Sync") else {"aclose", "is_closed"}

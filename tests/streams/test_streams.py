@@ -42,7 +42,7 @@ HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
 
 
 class Streaming:
-    """A client whose transport answers with the given streams, which can be looked at afterwards."""
+    """A client whose transport answers with the given streams, kept for inspection."""
 
     def __init__(self, *answers: ChunkStream | Step, **arguments: Any) -> None:
         self.streams = [answer for answer in answers if isinstance(answer, ChunkStream)]
@@ -90,7 +90,7 @@ COMPLETION = [
 FINE: dict[str, list[Any]] = {"chat_stream": [b"fine"], "completions_stream": [chunk("fine"), DONE]}
 
 
-async def test_pieces_come_as_they_arrive_and_the_connection_is_given_back() -> None:
+async def test_a_stream_yields_pieces_as_they_arrive_and_releases_its_connection() -> None:
     run = Streaming(ChunkStream([b"hel", b"lo ", "wörld".encode()]))
     async with run.client.chat_stream(**HELLO) as stream:
         assert [piece async for piece in stream] == ["hel", "lo ", "wörld"]
@@ -102,7 +102,7 @@ async def test_pieces_come_as_they_arrive_and_the_connection_is_given_back() -> 
     )
 
 
-async def test_entering_returns_with_the_head_before_any_text() -> None:
+async def test_entering_a_stream_returns_with_the_head_before_any_text() -> None:
     run = Streaming(ChunkStream([30.0, b"late"]))
     started = anyio.current_time()
     async with run.client.chat_stream(**HELLO) as stream:
@@ -125,7 +125,7 @@ async def test_without_async_with_the_stream_opens_with_its_first_piece() -> Non
 
 
 @pytest.mark.parametrize("method", ["chat_stream", "completions_stream"])
-async def test_a_stream_that_has_ended_sends_nothing_when_it_is_entered_again(method: str) -> None:
+async def test_entering_an_ended_stream_again_sends_nothing(method: str) -> None:
     run = Streaming(ChunkStream(FINE[method]), ChunkStream(FINE[method]))
     stream = getattr(run.client, method)(**HELLO)
     assert len([piece async for piece in stream]) == 1
@@ -137,7 +137,7 @@ async def test_a_stream_that_has_ended_sends_nothing_when_it_is_entered_again(me
     assert len(run.transport.requests) == 1
 
 
-async def test_a_stream_that_is_entered_in_the_middle_goes_on_there() -> None:
+async def test_entering_a_partly_read_stream_continues_where_it_was() -> None:
     run = Streaming(ChunkStream([b"a", b"b"]))
     stream = run.client.chat_stream(**HELLO)
     assert await anext(stream) == "a"
@@ -146,11 +146,11 @@ async def test_a_stream_that_is_entered_in_the_middle_goes_on_there() -> None:
     assert len(run.transport.requests) == 1
 
 
-async def test_a_stream_that_failed_sends_nothing_when_it_is_entered_again() -> None:
+async def test_entering_a_failed_stream_again_sends_nothing() -> None:
     run = Streaming(ChunkStream([b"a\n[error] OpenAI error 401: x"]))
     stream = run.client.chat_stream(**HELLO)
     assert await anext(stream) == "a"
-    async with stream:  # which has its failure still to tell
+    async with stream:  # its failure has not been raised yet
         with pytest.raises(ProviderError):
             await anext(stream)
     with pytest.raises(StreamClosedError, match="before its end"):
@@ -159,7 +159,7 @@ async def test_a_stream_that_failed_sends_nothing_when_it_is_entered_again() -> 
     assert len(run.transport.requests) == 1
 
 
-async def test_a_stream_that_was_closed_sends_nothing_when_it_is_entered_again() -> None:
+async def test_entering_a_closed_stream_sends_nothing() -> None:
     run = Streaming(ChunkStream([b"a", b"b"]))
     async with run.client.chat_stream(**HELLO) as stream:
         await anext(stream)
@@ -169,7 +169,7 @@ async def test_a_stream_that_was_closed_sends_nothing_when_it_is_entered_again()
     assert len(run.transport.requests) == 1
 
 
-async def test_chunks_carry_the_request_id() -> None:
+async def test_stream_chunks_carry_the_request_id() -> None:
     run = Streaming(ChunkStream([b"a", b"b"]))
     async with run.client.chat_stream(**HELLO, as_chunks=True) as stream:
         assert [piece async for piece in stream] == [
@@ -178,7 +178,7 @@ async def test_chunks_carry_the_request_id() -> None:
         ]
 
 
-async def test_text_collects_the_rest() -> None:
+async def test_text_returns_the_rest_of_a_stream() -> None:
     for as_chunks in (False, True):
         run = Streaming(ChunkStream([b"a", b"b", b"c\n", b"[er"]))
         stream: ChatStream[Any] = run.client.chat_stream(**HELLO, as_chunks=as_chunks)  # type: ignore[call-overload]
@@ -186,14 +186,14 @@ async def test_text_collects_the_rest() -> None:
         assert await stream.text() == "bc\n[er"
 
 
-async def test_an_empty_stream_is_empty() -> None:
+async def test_an_empty_stream_has_empty_text() -> None:
     run = Streaming(ChunkStream([]))
     async with run.client.chat_stream(**HELLO) as stream:
         assert await stream.text() == ""
         assert await stream.text() == ""
 
 
-async def test_a_failure_comes_after_all_the_text_before_it() -> None:
+async def test_a_failure_in_a_stream_is_raised_after_all_text_before_it() -> None:
     run = Streaming(ChunkStream([b"part1 ", b"part2\n[err", b"or] two\nlines: OpenAI error", b" 500: x"]))
     pieces: list[str] = []
     with pytest.raises(ProviderError) as caught:
@@ -217,7 +217,7 @@ async def test_a_failure_comes_after_all_the_text_before_it() -> None:
         b"",
     ],
 )
-async def test_a_transient_failure_before_any_text_is_retried(message: bytes) -> None:
+async def test_a_transient_stream_failure_before_any_text_is_retried(message: bytes) -> None:
     run = Streaming(ChunkStream([b"\n[err", b"or] " + message]), ChunkStream([b"fine"]))
     async with run.client.chat_stream(**HELLO) as stream:
         assert stream.meta.request_id == "r0"
@@ -227,7 +227,7 @@ async def test_a_transient_failure_before_any_text_is_retried(message: bytes) ->
     run.assert_closed()
 
 
-async def test_attempts_are_counted_over_the_head_and_the_first_text() -> None:
+async def test_a_stream_counts_attempts_over_its_head_and_its_first_text() -> None:
     run = Streaming(error_answer(503, "x"), ChunkStream([b"\n[error] "]), ChunkStream([b"\n[error] "]))
     with pytest.raises(ProviderError, match="without a message") as caught:
         await run.client.chat_stream(**HELLO).text()
@@ -238,7 +238,7 @@ async def test_attempts_are_counted_over_the_head_and_the_first_text() -> None:
 @pytest.mark.parametrize(
     ("message", "kind"), [(b"OpenAI error 401: bad key", ProviderError), (b"something else", ProviderError)]
 )
-async def test_a_lasting_failure_before_any_text_is_not_retried(
+async def test_a_permanent_stream_failure_before_any_text_is_not_retried(
     message: bytes, kind: type[ProviderError]
 ) -> None:
     run = Streaming(ChunkStream([b"\n[error] " + message]))
@@ -247,21 +247,21 @@ async def test_a_lasting_failure_before_any_text_is_not_retried(
     assert len(run.transport.requests) == 1
 
 
-async def test_a_providers_rate_limit_in_a_stream_is_told_from_the_gateways() -> None:
+async def test_a_provider_rate_limit_in_a_stream_is_distinct_from_the_gateways() -> None:
     run = Streaming(ChunkStream([b"text\n[error] OpenAI error 429: slow down"]))
     with pytest.raises(ProviderRateLimitError) as caught:
         await run.client.chat_stream(**HELLO).text()
     assert caught.value.provider == "OpenAI"
 
 
-async def test_nothing_may_be_retried_if_it_may_be_billed_twice_and_one_says_so() -> None:
+async def test_retry_sent_false_does_not_retry_a_stream_that_failed_before_any_text() -> None:
     run = Streaming(ChunkStream([b"\n[error] "]), retry_config=RetryConfig(retry_sent=False))
     with pytest.raises(ProviderError):
         await run.client.chat_stream(**HELLO).text()
     assert len(run.transport.requests) == 1
 
 
-async def test_a_failure_before_the_head_is_retried_like_a_calls() -> None:
+async def test_a_stream_failure_before_the_head_is_retried_like_a_call() -> None:
     run = Streaming(
         error_answer(429, "Rate limit exceeded", retry_after="7"), httpx.ReadTimeout(""), ChunkStream([b"a"])
     )
@@ -277,11 +277,11 @@ async def test_a_failure_before_the_head_is_retried_like_a_calls() -> None:
 @pytest.mark.parametrize(
     "breaks", [[httpx.ReadError("reset")], [httpx.ReadTimeout("")], [b"", httpx.ReadError("")]]
 )
-async def test_a_body_that_breaks_before_its_first_piece_is_retried_like_a_call(
+async def test_a_stream_that_breaks_before_its_first_piece_is_retried_like_a_call(
     breaks: list[Any], method: str
 ) -> None:
     options = {"include_usage": True} if method == "usage" else {}
-    start = [COMPLETION[0], b"data: {"] if method == "usage" else []  # nothing that anybody sees
+    start = [COMPLETION[0], b"data: {"] if method == "usage" else []  # nothing that reaches the reader
     method = "chat_stream" if method == "usage" else method
     fine = FINE["completions_stream" if options else method]
     run = Streaming(ChunkStream([*start, *breaks]), ChunkStream(fine))
@@ -292,13 +292,13 @@ async def test_a_body_that_breaks_before_its_first_piece_is_retried_like_a_call(
     run.assert_closed()
 
 
-async def test_a_stream_of_events_without_any_is_retried() -> None:
+async def test_an_event_stream_without_events_is_retried() -> None:
     run = Streaming(ChunkStream([b": hello\n\n"]), ChunkStream(FINE["completions_stream"]))
     async with run.client.completions_stream(**HELLO) as stream:
         assert (len([piece async for piece in stream]), stream.meta.attempts) == (1, 2)
 
 
-async def test_a_body_that_breaks_each_time_is_an_error_that_says_how_often() -> None:
+async def test_a_stream_that_breaks_every_time_reports_its_attempts() -> None:
     run = Streaming(*(ChunkStream([httpx.ReadTimeout("")]) for _ in range(3)))
     with pytest.raises(TimeoutError, match="broke after 0 bytes of the stream") as caught:
         await run.client.chat_stream(**HELLO).text()
@@ -308,7 +308,7 @@ async def test_a_body_that_breaks_each_time_is_an_error_that_says_how_often() ->
 
 
 @pytest.mark.parametrize("arguments", [{"retries": 0}, {"retry_config": RetryConfig(retry_sent=False)}])
-async def test_a_body_that_breaks_is_not_retried_where_a_call_would_not_be(arguments: dict[str, Any]) -> None:
+async def test_a_broken_stream_is_not_retried_where_a_call_would_not_be(arguments: dict[str, Any]) -> None:
     arguments.setdefault("retry_config", None)
     run = Streaming(ChunkStream([httpx.ReadError("reset")]), ChunkStream([b"fine"]), **arguments)
     with pytest.raises(ConnectionError, match="reset"):
@@ -316,7 +316,7 @@ async def test_a_body_that_breaks_is_not_retried_where_a_call_would_not_be(argum
     assert len(run.transport.requests) == 1
 
 
-async def test_what_was_held_back_when_a_body_broke_has_been_delivered() -> None:
+async def test_text_held_back_as_a_possible_sentinel_is_delivered_when_a_stream_breaks() -> None:
     run = Streaming(ChunkStream([b"\n[err", httpx.ReadError("reset")]), ChunkStream([b"fine"]))
     stream = run.client.chat_stream(**HELLO)
     assert await anext(stream) == "\n[err"
@@ -325,7 +325,7 @@ async def test_what_was_held_back_when_a_body_broke_has_been_delivered() -> None
     assert len(run.transport.requests) == 1
 
 
-async def test_a_body_that_breaks_says_how_much_had_come_and_loses_none_of_it() -> None:
+async def test_a_broken_stream_delivers_all_text_and_reports_the_bytes_received() -> None:
     run = Streaming(ChunkStream([b"text", b" more\n", httpx.RemoteProtocolError("peer closed connection")]))
     pieces: list[str] = []
     with pytest.raises(
@@ -343,7 +343,7 @@ async def test_a_body_that_breaks_says_how_much_had_come_and_loses_none_of_it() 
 
 @pytest.mark.parametrize("method", ["chat_stream", "completions_stream"])
 @pytest.mark.parametrize("cut", [0, 1, 2, 3])
-async def test_text_that_comes_with_broken_framing_is_read_however_it_came(cut: int, method: str) -> None:
+async def test_text_before_broken_framing_is_delivered_however_it_is_split(cut: int, method: str) -> None:
     text = b"hello" if method == "chat_stream" else chunk("hello")
     wire = STREAM_HEAD, b"%x\r\n%b\r\n" % (len(text), text), b"ZZ\r\n"
     pieces = {
@@ -368,7 +368,7 @@ async def test_a_read_timeout_inside_a_stream_is_a_timeout_error() -> None:
         await run.client.chat_stream(**HELLO).text()
 
 
-async def test_an_endless_failure_message_is_cut() -> None:
+async def test_an_endless_failure_message_in_a_stream_is_truncated() -> None:
     def endless() -> Any:
         yield b"\n[error] "
         while True:
@@ -380,7 +380,7 @@ async def test_an_endless_failure_message_is_cut() -> None:
     run.assert_closed()
 
 
-async def test_a_stream_over_the_limit_is_refused() -> None:
+async def test_a_stream_over_the_size_limit_is_refused() -> None:
     run = Streaming(ChunkStream([b"x" * 600] * 10), max_response_bytes=1_000)
     with pytest.raises(InvalidResponseError, match="max_response_bytes"):
         await run.client.chat_stream(**HELLO).text()
@@ -388,7 +388,7 @@ async def test_a_stream_over_the_limit_is_refused() -> None:
 
 
 @pytest.mark.parametrize("argument", ["fallback_models", "cache"])
-async def test_what_the_gateway_ignores_for_streams_is_refused(argument: str) -> None:
+async def test_a_stream_refuses_arguments_that_the_gateway_ignores(argument: str) -> None:
     run = Streaming(ChunkStream([]))
     with pytest.raises(InvalidArgumentTypeError, match=f"^{argument} must be None for a stream, got "):
         run.client.chat_stream(**HELLO, **{argument: True})
@@ -406,7 +406,7 @@ async def test_leaving_a_stream_early_closes_its_connection() -> None:
         await anext(stream)
 
 
-async def test_an_exception_of_the_reader_closes_the_stream_and_goes_on() -> None:
+async def test_an_exception_in_the_block_of_a_stream_closes_it_and_propagates() -> None:
     run = Streaming(ChunkStream([b"a", b"b"]))
     with pytest.raises(KeyError):
         async with run.client.chat_stream(**HELLO) as stream:
@@ -415,7 +415,7 @@ async def test_an_exception_of_the_reader_closes_the_stream_and_goes_on() -> Non
     run.assert_closed()
 
 
-async def test_aclose_may_come_at_any_time_and_twice() -> None:
+async def test_a_stream_may_be_closed_at_any_time_and_twice() -> None:
     run = Streaming(ChunkStream([b"a"]))
     stream = run.client.chat_stream(**HELLO)
     await stream.aclose()
@@ -425,7 +425,7 @@ async def test_aclose_may_come_at_any_time_and_twice() -> None:
     assert run.transport.requests == []
 
 
-async def test_a_cancelled_read_closes_the_stream_which_then_says_so() -> None:
+async def test_a_cancelled_read_closes_the_stream_and_later_reads_say_so() -> None:
     run = Streaming(ChunkStream([b"a", 100.0, b"b"]))
     stream = run.client.chat_stream(**HELLO)
     assert await anext(stream) == "a"
@@ -437,7 +437,7 @@ async def test_a_cancelled_read_closes_the_stream_which_then_says_so() -> None:
         await anext(stream)
 
 
-async def test_a_deadline_covers_the_stream_to_its_last_piece() -> None:
+async def test_a_deadline_covers_a_stream_to_its_last_piece() -> None:
     run = Streaming(ChunkStream([4.0, b"a", 4.0, b"b", 4.0, b"c"]))
     pieces: list[str] = []
     started = anyio.current_time()
@@ -463,7 +463,7 @@ async def test_two_tasks_cannot_read_one_stream() -> None:
 
 
 class Reader:
-    """Reads a stream in a task of its own, and keeps what comes of it."""
+    """Reads a stream in its own task and keeps the pieces and the outcome."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -492,7 +492,7 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\nx-request-id: r\r\ntransfer-encoding: chunked
 
 
 class Wired:
-    """A client over our own transport, over a network in memory."""
+    """A client over our own transport and a network in memory."""
 
     def __init__(self, *pieces: bytes) -> None:
         self.network = FakeNetwork()
@@ -508,7 +508,7 @@ class Wired:
 
 
 async def settled() -> None:
-    """Let everything run until it waits for more than the next step."""
+    """Let every task run until it waits for more than the next step."""
     await anyio.sleep(0.01)
 
 
@@ -551,7 +551,7 @@ async def test_closing_a_stream_stops_the_read_of_a_foreign_transport(options: d
     assert anyio.current_time() - started < 1
 
 
-async def test_closing_a_stream_gives_up_the_request_of_a_foreign_transport() -> None:
+async def test_closing_a_stream_cancels_the_request_of_a_foreign_transport() -> None:
     given_up = False
 
     async def answer(_: httpx.Request) -> httpx.Response:
@@ -576,7 +576,7 @@ async def test_closing_a_stream_gives_up_the_request_of_a_foreign_transport() ->
 
 
 @pytest.mark.parametrize("is_open", [False, True])
-async def test_closing_a_stream_ends_the_wait_before_it_is_sent_again(is_open: bool) -> None:
+async def test_closing_a_stream_ends_its_backoff(is_open: bool) -> None:
     first = ChunkStream([b"\n[error] "]) if is_open else httpx.ConnectError("refused")
     run = Streaming(
         first, ChunkStream([b"x"]), retry_config=RetryConfig(backoff_base=1_000, backoff_max=1_000)
@@ -595,7 +595,7 @@ async def test_closing_a_stream_ends_the_wait_before_it_is_sent_again(is_open: b
 
 @pytest.mark.parametrize("end", [b"", b"0\r\n\r\n"])
 @pytest.mark.parametrize("stage", ["head", "first piece", "second piece"])
-async def test_what_arrives_just_as_a_stream_is_closed_is_given_up(stage: str, end: bytes) -> None:
+async def test_data_that_arrives_just_as_a_stream_is_closed_is_discarded(stage: str, end: bytes) -> None:
     before = {"head": [], "first piece": [STREAM_HEAD], "second piece": [STREAM_HEAD + b"1\r\na\r\n"]}[stage]
     run = Wired(*before)
     stream = run.client.chat_stream(**HELLO)
@@ -613,7 +613,7 @@ async def test_what_arrives_just_as_a_stream_is_closed_is_given_up(stage: str, e
     assert reader.pieces == (["a"] if stage == "second piece" else [])
 
 
-async def test_closing_a_stream_lets_another_task_read_its_tail() -> None:
+async def test_closing_a_stream_waits_for_the_task_that_reads_its_tail() -> None:
     run = Streaming(ChunkStream([*COMPLETION, 0.5]))
     stream = run.client.chat_stream(**HELLO, include_usage=True)
     reader = Reader(stream)
@@ -627,7 +627,7 @@ async def test_closing_a_stream_lets_another_task_read_its_tail() -> None:
     assert (reader.pieces, reader.outcome) == (["hel", "lo"], None)
 
 
-async def test_two_tasks_may_close_a_stream() -> None:
+async def test_two_tasks_may_close_a_stream_simultaneously() -> None:
     run = Streaming(ChunkStream([b"".join(COMPLETION), 0.5]))
     stream = run.client.completions_stream(**HELLO)
     await anext(stream)
@@ -644,7 +644,9 @@ async def test_two_tasks_may_close_a_stream() -> None:
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("stage", ["connection", "head", "piece", "foreign head", "foreign piece"])
-async def test_closing_a_stream_takes_back_no_cancellation_of_asyncio(stage: str, is_first: bool) -> None:
+async def test_closing_a_stream_does_not_swallow_a_cancellation_of_asyncio(
+    stage: str, is_first: bool
+) -> None:
     run: Any
     if stage.startswith("foreign"):
         run = Streaming(
@@ -705,7 +707,7 @@ def test_closing_a_sync_stream_stops_the_thread_that_reads_it(stage: str, backen
         assert body.closed == (stage == "piece")
 
 
-async def test_a_dropped_stream_is_closed_at_once_and_says_what_to_do() -> None:
+async def test_a_dropped_stream_is_closed_and_warns_what_to_do() -> None:
     run = Streaming(ChunkStream([b"a", b"b"]))
 
     async def careless() -> None:
@@ -723,7 +725,7 @@ async def test_a_dropped_stream_is_closed_at_once_and_says_what_to_do() -> None:
             await anyio.sleep(0.001)
 
 
-async def test_a_stream_that_was_never_opened_is_dropped_silently() -> None:
+async def test_a_stream_that_was_never_opened_is_dropped_without_a_warning() -> None:
     run = Streaming(ChunkStream([]))
     run.client.chat_stream(**HELLO)
     gc.collect()
@@ -732,7 +734,7 @@ async def test_a_stream_that_was_never_opened_is_dropped_silently() -> None:
 # Completions
 
 
-async def test_completion_chunks_come_as_they_are() -> None:
+async def test_completion_chunks_are_yielded_unchanged() -> None:
     run = Streaming(ChunkStream(COMPLETION))
     async with run.client.completions_stream(**HELLO, include_usage=True) as stream:
         chunks = [piece async for piece in stream]
@@ -753,7 +755,7 @@ async def test_completion_chunks_come_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 3, 10_000])
-async def test_a_stream_with_usage_ends_with_a_chunk_that_carries_it(cut: int) -> None:
+async def test_the_last_chunk_of_a_stream_with_usage_carries_it(cut: int) -> None:
     body = b"".join(COMPLETION)
     run = Streaming(ChunkStream([body[i : i + cut] for i in range(0, len(body), cut)]))
     async with run.client.chat_stream(**HELLO, as_chunks=True, include_usage=True) as stream:
@@ -767,19 +769,19 @@ async def test_a_stream_with_usage_ends_with_a_chunk_that_carries_it(cut: int) -
     assert (path, sent["stream_options"]) == ("/v1/chat/completions", {"include_usage": True})
 
 
-async def test_a_text_stream_with_usage_knows_it_at_its_end() -> None:
+async def test_a_text_stream_with_usage_has_it_at_its_end() -> None:
     run = Streaming(ChunkStream(COMPLETION))
     async with run.client.chat_stream(**HELLO, include_usage=True) as stream:
         assert [piece async for piece in stream] == ["hel", "lo"]
         assert (stream.usage, stream.finish_reason) == (Usage(**USAGE), "stop")
 
 
-async def test_a_models_own_sentinel_is_text_where_usage_is_asked_for() -> None:
+async def test_an_error_sentinel_in_model_text_is_text_in_a_stream_with_usage() -> None:
     run = Streaming(ChunkStream([chunk("log\n[error] fine"), DONE]))
     assert await run.client.chat_stream(**HELLO, include_usage=True).text() == "log\n[error] fine"
 
 
-async def test_the_body_is_read_to_its_end_after_done() -> None:
+async def test_a_stream_body_is_read_to_its_end_after_done() -> None:
     run = Streaming(ChunkStream([*COMPLETION, b"\n", 0.5, b": bye\n"]))
     async with run.client.completions_stream(**HELLO) as stream:
         async for _ in stream:
@@ -787,7 +789,7 @@ async def test_the_body_is_read_to_its_end_after_done() -> None:
     assert run.streams[0].exhausted
 
 
-async def test_what_follows_done_is_read_even_if_the_reader_leaves_with_the_last_chunk() -> None:
+async def test_a_stream_left_at_its_last_chunk_reads_the_body_to_its_end() -> None:
     run = Streaming(ChunkStream([b"".join(COMPLETION), 0.5]))
     async with run.client.completions_stream(**HELLO) as stream:
         async for piece in stream:
@@ -797,7 +799,7 @@ async def test_what_follows_done_is_read_even_if_the_reader_leaves_with_the_last
 
 
 @pytest.mark.parametrize("tail", [[1_000.0], [b"x" * 10_000] * 1_000, [httpx.ReadError("reset")]])
-async def test_a_tail_that_does_not_end_is_given_up(tail: list[Any]) -> None:
+async def test_a_stream_gives_up_a_tail_that_does_not_end(tail: list[Any]) -> None:
     run = Streaming(ChunkStream([*COMPLETION, *tail]))
     started = anyio.current_time()
     async with run.client.completions_stream(**HELLO) as stream:
@@ -806,7 +808,7 @@ async def test_a_tail_that_does_not_end_is_given_up(tail: list[Any]) -> None:
     run.assert_closed()
 
 
-async def test_text_before_the_end_is_not_held_up_by_the_tail() -> None:
+async def test_text_before_the_end_of_a_stream_does_not_wait_for_the_tail() -> None:
     run = Streaming(ChunkStream([b"".join(COMPLETION), 1_000.0]))
     started = anyio.current_time()
     async with run.client.completions_stream(**HELLO) as stream:
@@ -814,7 +816,7 @@ async def test_text_before_the_end_is_not_held_up_by_the_tail() -> None:
         assert anyio.current_time() - started < 0.1
 
 
-async def test_cancelling_the_tail_closes_the_stream() -> None:
+async def test_cancelling_the_read_of_the_tail_closes_the_stream() -> None:
     run = Streaming(ChunkStream([*COMPLETION, 0.9]))
     with anyio.move_on_after(0.1):
         async with run.client.completions_stream(**HELLO) as stream:
@@ -834,13 +836,13 @@ async def test_cancelling_the_tail_closes_the_stream() -> None:
     ],
 )
 @pytest.mark.parametrize(
-    "beside", [{}, {"choices": []}, {"choices": [{"delta": {"content": "x"}}]}, {"choices": None}]
+    "further", [{}, {"choices": []}, {"choices": [{"delta": {"content": "x"}}]}, {"choices": None}]
 )
 @pytest.mark.parametrize("method", ["completions_stream", "chat_stream"])
-async def test_an_error_event_is_a_provider_error_after_what_came_before(
-    method: str, error: Any, message: str, beside: dict[str, Any]
+async def test_an_error_event_is_a_provider_error_after_the_chunks_before_it(
+    method: str, error: Any, message: str, further: dict[str, Any]
 ) -> None:
-    run = Streaming(ChunkStream([chunk("part1"), event({"error": error, **beside}), DONE]))
+    run = Streaming(ChunkStream([chunk("part1"), event({"error": error, **further}), DONE]))
     options = {"include_usage": True} if method == "chat_stream" else {}
     stream = getattr(run.client, method)(**HELLO, **options)
     await anext(stream)
@@ -851,7 +853,7 @@ async def test_an_error_event_is_a_provider_error_after_what_came_before(
 
 
 @pytest.mark.parametrize("method", ["completions_stream", "chat_stream"])
-async def test_an_error_that_is_null_is_none(method: str) -> None:
+async def test_a_null_error_in_an_event_is_no_error(method: str) -> None:
     run = Streaming(ChunkStream([chunk("part1", error=None), event({"error": None}), chunk("part2"), DONE]))
     if method == "chat_stream":
         assert await run.client.chat_stream(**HELLO, include_usage=True).text() == "part1part2"
@@ -867,7 +869,7 @@ async def test_an_error_that_is_null_is_none(method: str) -> None:
         ({}, (0, 0, 0)),
     ],
 )
-async def test_tokens_that_are_null_are_none(usage: dict[str, Any], tokens: tuple[int, ...]) -> None:
+async def test_null_token_counts_in_a_stream_are_zero(usage: dict[str, Any], tokens: tuple[int, ...]) -> None:
     run = Streaming(ChunkStream([chunk("hello"), event({"choices": [], "usage": usage}), DONE]))
     stream = run.client.chat_stream(**HELLO, include_usage=True)
     assert await stream.text() == "hello"
@@ -876,7 +878,7 @@ async def test_tokens_that_are_null_are_none(usage: dict[str, Any], tokens: tupl
     assert (found.prompt_tokens, found.completion_tokens, found.total_tokens) == tokens
 
 
-async def test_usage_that_is_null_later_is_not_forgotten() -> None:
+async def test_a_later_null_usage_does_not_erase_the_usage_of_a_stream() -> None:
     run = Streaming(ChunkStream([chunk("hello", usage=USAGE), chunk(finish_reason="stop", usage=None), DONE]))
     stream = run.client.chat_stream(**HELLO, include_usage=True)
     assert await stream.text() == "hello"
@@ -887,7 +889,7 @@ BREAKS_AFTER_A_SENTINEL = [httpx.ReadError("reset"), httpx.ReadTimeout("")]
 
 
 @pytest.mark.parametrize("failure", BREAKS_AFTER_A_SENTINEL)
-async def test_a_failure_whose_body_breaks_off_is_told_all_the_same(failure: Exception) -> None:
+async def test_a_failure_message_cut_off_by_a_broken_body_is_still_raised(failure: Exception) -> None:
     run = Streaming(ChunkStream([b"text\n[error] OpenAI error 401: bad", failure]))
     stream = run.client.chat_stream(**HELLO)
     assert await anext(stream) == "text"
@@ -900,7 +902,7 @@ async def test_a_failure_whose_body_breaks_off_is_told_all_the_same(failure: Exc
 
 
 @pytest.mark.parametrize("failure", BREAKS_AFTER_A_SENTINEL)
-async def test_a_failure_whose_body_breaks_off_is_retried_as_if_it_were_whole(failure: Exception) -> None:
+async def test_a_failure_message_cut_off_by_a_broken_body_is_retried_as_if_whole(failure: Exception) -> None:
     run = Streaming(ChunkStream([b"\n[error] OpenAI error 503: over", failure]), ChunkStream([b"fine"]))
     stream = run.client.chat_stream(**HELLO)
     assert (await stream.text(), stream.meta.attempts) == ("fine", 2)
@@ -912,21 +914,21 @@ async def test_a_failure_whose_body_breaks_off_is_retried_as_if_it_were_whole(fa
 
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("method", ["completions_stream", "chat_stream"])
-async def test_the_body_is_read_to_its_end_after_an_error_event(method: str, together: bool) -> None:
+async def test_a_stream_body_is_read_to_its_end_after_an_error_event(method: str, together: bool) -> None:
     options = {"include_usage": True} if method == "chat_stream" else {}
     events = [chunk("part1"), event({"error": {"message": "boom"}})]
     run = Streaming(ChunkStream([*([b"".join(events)] if together else events), 0.5, DONE, 0.3, b"\n"]))
     started = anyio.current_time()
     async with getattr(run.client, method)(**HELLO, **options) as stream:
         await anext(stream)
-        assert anyio.current_time() - started < 0.1  # which the text before is not held up by
+        assert anyio.current_time() - started < 0.1  # the text before the error does not wait for it
         with pytest.raises(ProviderError, match="boom"):
             await anext(stream)
         assert run.streams[0].exhausted
         run.assert_closed()
 
 
-async def test_the_body_is_read_to_its_end_if_the_reader_leaves_before_the_error() -> None:
+async def test_a_stream_left_before_its_error_event_reads_the_body_to_its_end() -> None:
     run = Streaming(ChunkStream([chunk("part1") + event({"error": {"message": "boom"}}), 0.5, DONE]))
     async with run.client.completions_stream(**HELLO) as stream:
         await anext(stream)
@@ -934,7 +936,7 @@ async def test_the_body_is_read_to_its_end_if_the_reader_leaves_before_the_error
 
 
 @pytest.mark.parametrize("tail", [[1_000.0], [b"x" * 10_000] * 1_000, [httpx.ReadError("reset")]])
-async def test_what_follows_an_error_event_is_bounded(tail: list[Any]) -> None:
+async def test_reading_after_an_error_event_is_bounded_in_time_and_size(tail: list[Any]) -> None:
     run = Streaming(ChunkStream([event({"error": {"message": "boom"}}), *tail]))
     started = anyio.current_time()
     with pytest.raises(ProviderError, match="boom"):
@@ -943,7 +945,7 @@ async def test_what_follows_an_error_event_is_bounded(tail: list[Any]) -> None:
     run.assert_closed()
 
 
-async def test_a_connection_is_kept_after_an_error_event() -> None:
+async def test_a_connection_is_reused_after_an_error_event() -> None:
     events = event({"error": {"message": "boom"}})
     body = b"%x\r\n%b\r\n" % (len(events), events)
     rest = b"%x\r\n%b\r\n0\r\n\r\n" % (len(DONE), DONE)
@@ -961,7 +963,7 @@ async def test_a_transient_error_event_before_any_text_is_retried() -> None:
         assert (await stream.text(), stream.meta.attempts) == ("hello", 2)
 
 
-async def test_a_body_that_ends_without_done_is_a_connection_error() -> None:
+async def test_an_event_stream_that_ends_without_done_is_a_connection_error() -> None:
     run = Streaming(ChunkStream(COMPLETION[:3]))
     with pytest.raises(ConnectionError, match="ended after .* bytes of the stream, before its end"):
         async with run.client.completions_stream(**HELLO) as stream:
@@ -972,7 +974,7 @@ async def test_a_body_that_ends_without_done_is_a_connection_error() -> None:
 
 @pytest.mark.parametrize("bad", [b"{", b"[]", b"5", b"\xff", b"[" * 100_000])
 @pytest.mark.parametrize("method", ["completions_stream", "chat_stream"])
-async def test_an_event_that_is_no_chunk_is_a_typed_error_with_its_beginning(method: str, bad: bytes) -> None:
+async def test_an_invalid_event_is_a_typed_error_that_shows_its_beginning(method: str, bad: bytes) -> None:
     run = Streaming(ChunkStream([chunk("a"), event(bad), DONE]))
     options = {"include_usage": True} if method == "chat_stream" else {}
     stream = getattr(run.client, method)(**HELLO, **options)
@@ -990,7 +992,7 @@ async def test_an_endless_event_is_a_typed_error() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda c: c.chat_stream(**HELLO), lambda c: c.completions_stream(**HELLO)])
-async def test_a_repr_tells_the_state(make: Callable[[AsyncClient], Any]) -> None:
+async def test_the_repr_of_a_stream_shows_its_state(make: Callable[[AsyncClient], Any]) -> None:
     run = Streaming(ChunkStream(COMPLETION))
     stream = make(run.client)
     assert repr(stream).endswith(" new>")

@@ -1,8 +1,8 @@
-"""Cancels an operation at its first, second, third, … checkpoint, in every way there is, until it completes.
+"""Cancel an operation at its first, second, third, … checkpoint, in every way there is, until it completes.
 
-The checkpoints of its child tasks count, too: of a hedged copy of a call, the workers of a batch, a foreign transport
-in isolation. They are counted on asyncio by a task factory, on trio by an instrument; a context variable, which a task
-inherits from the one that starts it, tells them from those of the test, such as its server's.
+Checkpoints of its child tasks count as well: a hedged copy of a call, the workers of a batch, a foreign transport in
+isolation. A task factory counts them on asyncio, an instrument on trio; a context variable, which a task inherits from
+the one that starts it, distinguishes them from those of the test, such as its server's.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ LOOPS_AND_WAYS = [
     *(("asyncio+uvloop", way) for way in WAYS_OF_ASYNCIO),
     *(("trio", way) for way in WAYS_OF_TRIO),
 ]
-"""All that there is to try: event loops as the fixture `anyio_backend` knows them, each with its ways."""
+"""Every combination: event loops as the fixture `anyio_backend` names them, each with its ways."""
 
 TRIED: Counter[str] = Counter()
 """How many cancellations were tried in this process, by event loop and way."""
@@ -47,7 +47,7 @@ _MOST = 5_000
 
 
 _RUN: ContextVar["_Points | None"] = ContextVar("_RUN", default=None)
-"""What counts the checkpoints of this task."""
+"""The counter of this task's checkpoints."""
 
 
 class _Points:
@@ -65,7 +65,7 @@ class _Points:
         self.count += 1
         if self._point <= self.count <= self._last:
             if self._when_woken and isinstance(trap, asyncio.Future):
-                trap.add_done_callback(lambda _: self._act())  # called before the task's own
+                trap.add_done_callback(lambda _: self._act())  # called before the task's own step
             else:
                 self._act()
 
@@ -89,7 +89,7 @@ class _Counted(Coroutine[Any, Any, T]):
     def __await__(self) -> Generator[Any, Any, T]:
         raise NotImplementedError
 
-    def __getattr__(self, name: str) -> Any:  # cr_running and the like, which anyio looks at
+    def __getattr__(self, name: str) -> Any:  # anyio reads cr_running and the like
         return getattr(self._inner, name)
 
     def _step(self, step: Callable[..., Any], *arguments: Any) -> Any:
@@ -188,8 +188,8 @@ async def cancelled_at_every_checkpoint(operation: Operation, way: str) -> Async
     """Run `operation` again and again, cancelled one checkpoint later each time; yield after each.
 
     Args:
-        operation: what is run.
-        way: how it is cancelled: one of `WAYS_OF_ASYNCIO` or `WAYS_OF_TRIO`.
+        operation: the function to run.
+        way: how to cancel it: one of `WAYS_OF_ASYNCIO` or `WAYS_OF_TRIO`.
 
     """
     try:

@@ -1,4 +1,4 @@
-"""The event loops that tests run on, and a guard against code of ours that blocks one."""
+"""The event loops that tests run on, and a guard against our code blocking one."""
 
 import asyncio
 import linecache
@@ -15,7 +15,7 @@ from blockbuster import BlockBuster, BlockingError
 from .virtual_time import virtual_backend
 
 BOTH = ("asyncio", "trio")
-"""Where the loop is only used."""
+"""For tests that merely use a loop."""
 
 EVERY = (
     "asyncio+debug",
@@ -23,10 +23,10 @@ EVERY = (
     *(["asyncio+eager"] if sys.version_info >= (3, 12) else []),
     "trio",
 )
-"""What anyio itself is tested on, for the wings that schedule, cancel and wait themselves."""
+"""The loops anyio itself is tested on, for packages that schedule, cancel and wait themselves."""
 
 without_debug = pytest.mark.parametrize("anyio_backend", BOTH, indirect=True)
-"""For tests of thousands of tasks, for each of which asyncio's debug mode formats a stack."""
+"""For tests with thousands of tasks: asyncio's debug mode formats a stack for each."""
 
 
 def _eager(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -39,7 +39,7 @@ def _eager(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], as
 
 
 def backend_of(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    """Return anyio's backend and options for a test's parameter, in virtual time if the test is marked so."""
+    """Return anyio's backend and options for a test's parameter, in virtual time if the test has that mark."""
     name, _, kind = request.param.partition("+")
     is_virtual = request.node.get_closest_marker("virtual_time") is not None
     backend, options = virtual_backend(name) if is_virtual else (name, {})
@@ -54,18 +54,18 @@ def backend_of(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(params=EVERY)
 def every_event_loop(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    """Run a test on all that anyio is tested on; a wing's conftest calls this fixture `anyio_backend`."""
+    """Run a test on every loop anyio is tested on; a package's conftest imports this as `anyio_backend`."""
     return backend_of(request)
 
 
 MAY_BLOCK = [
-    # One line to or from the page cache, so that an outcome is on disk before it is handed out; opening, syncing and
-    # compacting a journal are done in a thread.
+    # One line to or from the page cache, so that an outcome is in the journal before it is handed out;
+    # opening, syncing and compacting run in a thread.
     ("file.py", ("append", "read_at")),
-    # A program's own handlers, which may write to a file.
+    # A program's own log handlers, which may write to a file.
     ("logging/__init__.py", ("emit",)),
 ]
-"""Where the event loop may be blocked on purpose: the end of a file's name and its functions."""
+"""Places that may block the event loop on purpose: the end of a file's name and its functions."""
 
 
 def _is_called_by_linecache(*_: object, **__: object) -> bool:
@@ -74,7 +74,7 @@ def _is_called_by_linecache(*_: object, **__: object) -> bool:
 
 @contextmanager
 def refusing_to_block() -> Iterator[list[str]]:
-    """Raise where code of ours blocks an event loop of asyncio, and list what did, as an `except` may hide the error."""
+    """Raise if our code blocks an asyncio loop, and list where, since an `except` may hide the error."""
     found: list[str] = []
 
     class Blocked(BlockingError):
@@ -86,7 +86,7 @@ def refusing_to_block() -> Iterator[list[str]]:
     for file, functions in MAY_BLOCK:
         for function in guard.functions.values():
             function.can_block_in(file, functions)
-    # asyncio's debug mode asks for each line of each task's stack: too often to search the stack for code of ours.
+    # asyncio's debug mode asks for every line of every task's stack: too often to search for our code each time.
     guard.functions["os.stat"].can_block_predicate = _is_called_by_linecache
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blockbuster.blockbuster, "BlockingError", Blocked)
@@ -99,7 +99,7 @@ def refusing_to_block() -> Iterator[list[str]]:
 
 @pytest.fixture(autouse=True)
 def nothing_blocks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test in which code of ours blocks the event loop. Seen on asyncio alone: blockbuster does not know trio."""
+    """Fail a test in which our code blocks the event loop; asyncio only, as blockbuster does not support trio."""
     if request.node.get_closest_marker("blocks"):
         yield
         return

@@ -11,7 +11,7 @@ from omnigate._transport.messages import Origin
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 Answer = Callable[[bytes], list[bytes] | None]
-"""What is received for the bytes of a request so far: None, nothing yet; b"" is the connection's end."""
+"""Return what the client receives for the request bytes so far: None for nothing yet, b"" for the end."""
 
 
 def whole_requests(*pieces: bytes) -> Answer:
@@ -101,5 +101,5 @@ class FakeNetwork:
 
     @property
     def open(self) -> int:
-        """How many streams are open."""
+        """Return how many streams are open."""
         return sum(not stream.closed for stream in self.streams)

@@ -1,9 +1,9 @@
-"""A gateway's server in a process of its own that fails now and then, in every way there is on a wire.
+"""A gateway's server in its own process that fails occasionally, in every way a wire allows.
 
     python tests/support/faulty_server.py FRACTION SEED
 
-Prints its port. Of each kind of fault it makes as many as of any other; it ends with its standard input, after it has
-printed how many requests it saw, and how many of each kind it made, as JSON.
+It prints its port and makes each kind of fault equally often. It ends when its standard input does, after printing
+the number of requests and of each kind of fault as JSON.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ def error(status: int, body: bytes, extra: bytes = b"") -> bytes:
     return b"HTTP/1.1 %d Oops\r\ncontent-length: %d\r\n%b\r\n%b" % (status, len(body), extra, body)
 
 
-# What is written, and whether the connection is then ended: None: no, else "close", or "reset".
+# What is written, and how the connection then ends: None if it stays open, else "close" or "reset".
 FAULTS: dict[str, tuple[bytes, str | None]] = {
     "chunked": (CHUNKED, None),
     "connection: close": (FINE.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1), "close"),
@@ -116,7 +116,7 @@ class Server:
         if data:
             transport.write(data)
         if end == "reset":
-            transport.abort()  # before what was written may be out
+            transport.abort()  # before the written bytes may have been sent
         elif end:
             transport.close()
 

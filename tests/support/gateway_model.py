@@ -1,8 +1,8 @@
 """A model of the gateway and its clients in virtual time: events on a heap, seeded dice, no waiting.
 
-The gateway counts calls when they *arrive*, in fixed windows that begin at a moment no client knows; rejected
-ones count, too. An answer takes the way to the gateway, the provider's latency, and the way back; a rejection
-only the ways.
+The gateway counts calls when they *arrive*, in fixed windows whose start no client knows; rejected calls count as
+well. A response takes the network latency both ways and the latency of the provider; a rejection only the
+network latency.
 """
 
 import heapq
@@ -18,7 +18,7 @@ from omnigate._limits import RateLimit
 
 
 class Events:
-    """What happens when, in order."""
+    """A heap of events, run in order of time."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
 
 
 class Gateway:
-    """Counts arrivals in fixed windows, and who got how much of each."""
+    """Count arrivals in fixed windows, and each client's share of them."""
 
     def __init__(self, events: Events, limit: int, *, phase: float, period: int = 60) -> None:
         self.events = events
@@ -76,7 +76,7 @@ class Gateway:
 
 
 class PacedClient:
-    """A batch that always has more to send: as many in flight as allowed, as fast as the pacer allows."""
+    """A batch with unlimited items: as many in flight as allowed, as fast as the pacer allows."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class PacedClient:
         self._wake_at = math.inf
 
     def pump(self) -> None:
-        """Send all that may be sent, and come back when more may be."""
+        """Send every call that may be sent, and run again when more may be."""
         now = self._events.now
         if self._wake_at <= now:
             self._wake_at = math.inf
@@ -145,9 +145,9 @@ class PacedClient:
 
 
 class HeedlessClient:
-    """Sends at the times it is given, knows of no limit, and tries again what was rejected when told to.
+    """A client that sends at given times, ignores the limit, and retries rejections after retry-after.
 
-    It has a bounded number of calls that wait to be tried again; with more of them it makes no new ones.
+    The number of calls waiting for a retry is bounded; at the bound it makes no new ones.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class HeedlessClient:
 
 
 class Provider:
-    """Works on all calls at once; past its capacity each of them slows down by more than their number.
+    """Work on all calls simultaneously; past the capacity each one slows down.
 
     With `n` calls in flight each goes at the speed `min(1, (capacity / n) ** exponent)`: at an exponent of 1 the
     throughput stays the same beyond the capacity, above 1 it falls.
@@ -187,7 +187,7 @@ class Provider:
         self._capacity = capacity
         self._exponent = exponent
         self._events = events
-        self._work_done = 0.0  # by each call that was there all the time
+        self._work_done = 0.0  # by each call that was present throughout
         self._since = events.now
         self._calls: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
@@ -199,7 +199,7 @@ class Provider:
         self._schedule()
 
     def call(self, seconds: float, done: Callable[[], None]) -> None:
-        """Work on a call that takes so many seconds at full speed."""
+        """Work on a call that takes `seconds` at full speed."""
         self._advance()
         self._number += 1
         heapq.heappush(self._calls, (self._work_done + seconds, self._number, done))
@@ -221,7 +221,7 @@ class Provider:
 
     def _finish(self, turn: int) -> None:
         if turn != self._turn:
-            return  # something came in between
+            return  # the schedule has changed since
         self._advance()
         self._work_done = max(self._work_done, self._calls[0][0])
         _, _, done = heapq.heappop(self._calls)
@@ -230,7 +230,7 @@ class Provider:
 
 
 class Connections:
-    """A gateway's database pool: a call holds a connection all the time, waits for one at most 30 s, else fails."""
+    """A gateway's database pool: each call holds a connection throughout, and fails after 30 s without one."""
 
     def __init__(self, events: Events, size: int, *, patience_seconds: float = 30.0) -> None:
         self.free = size
@@ -268,7 +268,7 @@ class Connections:
 
 
 class AdaptiveClient:
-    """A batch with as many calls in flight as `AdaptiveConcurrency` allows, but for a bound of its own."""
+    """A batch with as many calls in flight as `AdaptiveConcurrency` allows, up to its own bound."""
 
     def __init__(
         self,
@@ -291,7 +291,7 @@ class AdaptiveClient:
             self._send()
 
     def shares(self, since: float) -> Counter[int]:
-        """Return for how many seconds each limit was in force since a time."""
+        """Return for how many seconds each limit was in force since a given time."""
         shares: Counter[int] = Counter()
         ends = [start for start, _ in self.levels[1:]] + [self._events.now]
         for (start, limit), end in zip(self.levels, ends, strict=True):

@@ -1,4 +1,4 @@
-"""The local gateway in a process of its own, so that every descriptor and task of this one is the client's."""
+"""The local gateway in its own process, so that every descriptor and task in this one is the client's."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ with LocalGateway() as gateway:
 
 
 class GatewayProcess(NamedTuple):
-    """Where it is, and who may use it."""
+    """The address of the gateway and its keys."""
 
     url: str
     api_key: str
@@ -31,7 +31,7 @@ class GatewayProcess(NamedTuple):
 
 
 def refuse_overloaded(gateway: LocalGateway) -> None:
-    """Have the gateway answer 503 whenever the prompt is `OVERLOADED`."""
+    """Make the gateway answer 503 whenever the prompt is `OVERLOADED`."""
     wanted = OVERLOADED.encode()
     gateway.script(
         Status(503, {"detail": "openai circuit is open"}),
@@ -42,7 +42,7 @@ def refuse_overloaded(gateway: LocalGateway) -> None:
 
 @contextmanager
 def gateway_process() -> Iterator[GatewayProcess]:
-    """Serve until the block is left."""
+    """Run the gateway until the block ends."""
     command = [sys.executable, "-c", _MAIN]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]

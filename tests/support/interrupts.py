@@ -1,7 +1,7 @@
-"""Raises KeyboardInterrupt at the first, second, third, … place where Ctrl-C can land, until a run has no more.
+"""Raise KeyboardInterrupt at the first, second, third, … place where Ctrl-C can land, until a run has no more.
 
-CPython looks for signals as a Python function begins and as a call returns, and a lock looks while it waits.
-These are the events `call` and `c_return` of a profile function, and `c_call` of `acquire`, just before it gets anything.
+CPython checks for signals when a Python function starts, when a call returns, and while a lock waits.
+These are the events `call` and `c_return` of a profile function, and `c_call` of `acquire`, just before it acquires.
 """
 
 import os
@@ -16,11 +16,11 @@ CALLBACKS = (
     weakref.__file__,
     os.path.join(os.path.dirname(weakref.__file__), "_weakrefset.py"),
 )  # swallow it
-JOIN = ("join", "_wait_for_tstate_lock")  # takes a thread for ended that is not, up to Python 3.12
+JOIN = ("join", "_wait_for_tstate_lock")  # reports a running thread as ended, up to Python 3.12
 
 
 class Interrupt:
-    """A block that Ctrl-C is pressed in, once, at its n-th place. Places in the tests themselves do not count."""
+    """A block in which Ctrl-C is pressed once, at its n-th place. Places in the tests do not count."""
 
     def __init__(self, place: int) -> None:
         self._left = place
@@ -46,7 +46,7 @@ class Interrupt:
 
 
 def everywhere() -> Iterator[Interrupt]:
-    """Yield one interrupt for each place of what is done in them."""
+    """Yield one interrupt for each place in the block that uses it."""
     place = 0
     interrupt = None
     while interrupt is None or interrupt.was_raised:

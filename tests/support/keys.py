@@ -1,4 +1,4 @@
-"""Keys of every kind, and the search for them in what a program shows."""
+"""Keys of every kind, and a search for them in a program's output."""
 
 import json
 
@@ -12,7 +12,7 @@ KEYS = (GATEWAY_KEY, PLAIN_KEY, PROVIDER_KEY, ADMIN_KEY, HEADER_KEY, OTHER_KEY)
 
 
 def assert_no_key(text: str, *more: str) -> None:
-    """Look for keys, and for halves of them, as they are and as a repr or JSON shows them."""
+    """Fail if a key or half of one is in the text, plain or as a repr or JSON shows it."""
     for key in (*KEYS, *more):
         secret = key[12:] if key.startswith("llmg_") else key.removeprefix("Bearer ")
         for part in (secret, secret[: len(secret) // 2], secret[len(secret) // 2 :]):

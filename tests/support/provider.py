@@ -1,4 +1,4 @@
-"""A transport that answers each chat by what its prompt says, and counts: who was called, how many at once."""
+"""A transport that answers each chat as its prompt says, and counts prompts and concurrent calls."""
 
 import json
 from typing import Any
@@ -10,10 +10,10 @@ from .scripted import chat_answer
 
 
 class Provider(httpx.AsyncBaseTransport):
-    """Answers a prompt with itself.
+    """Answer a prompt with itself.
 
-    Words of the prompt that begin so have effects: "sleep=S" seconds before the answer; "status=N" in place of an
-    answer; "once=N" likewise, but only the first time; "broken" for a connection that breaks; "bug" for a
+    Words of the prompt control the answer: "sleep=S" waits S seconds before it; "status=N" in place of an
+    answer; "once=N" the same, the first time only; "broken" for a connection that breaks; "bug" for a
     transport that raises what no transport should.
     """
 

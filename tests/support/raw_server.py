@@ -1,4 +1,4 @@
-"""A raw TCP server on loopback that answers each request with given bytes, whatever was asked."""
+"""A raw TCP server on loopback that answers every request with the given bytes."""
 
 from types import TracebackType
 from typing import Self
@@ -17,12 +17,12 @@ def response_bytes(body: bytes, status: str = "200 OK", **headers: str) -> bytes
 
 
 def chat_bytes() -> bytes:
-    """Return the response of a chat."""
+    """Return a response to a chat."""
     return response_bytes(chat_answer().content, content_type="application/json", x_request_id="request-1")
 
 
 class RawServer:
-    """Serves inside of `async with`; keep-alive, one response a request; counts what it accepts."""
+    """Serve inside `async with`, with keep-alive and one response per request; count connections."""
 
     def __init__(self, response: bytes) -> None:
         self.response = response

@@ -1,4 +1,4 @@
-"""A transport that answers from a script: no socket, but everything that a client can see of one."""
+"""A transport that answers from a script: no socket, but all a client can observe of one."""
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
@@ -11,7 +11,7 @@ Step = httpx.Response | Exception | Callable[[httpx.Request], Any]
 
 
 class ChunkStream(httpx.AsyncByteStream):
-    """A response body given as chunks; an exception among them is raised, a number is waited for."""
+    """A response body given as chunks: bytes are yielded, exceptions raised, numbers slept in seconds."""
 
     def __init__(self, chunks: Iterable[bytes | Exception | float]) -> None:
         self.chunks = iter(chunks)
@@ -40,7 +40,7 @@ class ChunkStream(httpx.AsyncByteStream):
 
 
 class ScriptedTransport(httpx.AsyncBaseTransport):
-    """Answers the requests with the steps of a script, in order; the last step is repeated."""
+    """Answer the requests with the steps of a script, in order; the last step is repeated."""
 
     def __init__(self, *steps: Step) -> None:
         self.steps = list(steps)
@@ -95,6 +95,6 @@ def error_answer(status: int, detail: Any, **headers: str) -> Callable[[httpx.Re
 def stream_answer(
     *chunks: bytes | Exception | float, **headers: str
 ) -> Callable[[httpx.Request], httpx.Response]:
-    """Return a step that answers with a stream of chunks; the stream is kept at `response.stream`."""
+    """Return a step that answers with a stream of chunks, kept as `response.stream`."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return lambda _: httpx.Response(200, headers=named, stream=ChunkStream(chunks))

@@ -1,4 +1,4 @@
-"""Servers on loopback whose every byte is a test's own, and clean-up that is looked at."""
+"""Servers on loopback whose every byte a test decides, with checks for leaks."""
 
 import os
 import ssl
@@ -17,7 +17,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 @dataclass
 class Received:
-    """A request as it came."""
+    """A request as received."""
 
     method: str
     target: str
@@ -25,7 +25,7 @@ class Received:
     body: bytes
 
     def header(self, name: str) -> str | None:
-        """Return a header's value, None if it is not there."""
+        """Return a header's value, or None."""
         return next((value for known, value in self.headers if known.lower() == name), None)
 
 
@@ -57,7 +57,7 @@ class Peer:
         await self.stream.send(data)
 
     async def closed(self) -> None:
-        """Wait until the client closes."""
+        """Wait until the client closes the connection."""
         try:
             while True:
                 await self.stream.receive()
@@ -104,7 +104,7 @@ async def serving(
     tls: ssl.SSLContext | None = None,
     uds: str | None = None,
 ) -> AsyncIterator[Served]:
-    """Serve each connection by `handler`, or answer each request with these bytes."""
+    """Serve each connection with `handler`, or answer each request with these bytes."""
     listener: anyio.abc.Listener[anyio.abc.ByteStream]
     if uds is not None:
         listener = await anyio.create_unix_listener(uds)
@@ -141,7 +141,7 @@ async def serving(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the event loop run until something is so; at most five seconds."""
+    """Let the event loop run until the condition holds, for at most five seconds."""
     with anyio.fail_after(5):
         while not condition():
             await anyio.lowlevel.checkpoint()
@@ -156,7 +156,7 @@ def open_sockets() -> set[str]:
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
-            continue  # the descriptor of the listing itself
+            continue  # the descriptor of this very listing
         if target.startswith("socket:"):
             found.add(target)
     return found

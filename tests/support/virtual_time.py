@@ -1,6 +1,6 @@
 """Event loops whose clock jumps to the next timer when there is nothing else to do.
 
-trio has one (`MockClock`); for asyncio it is a selector that, in place of waiting, moves the loop's clock.
+trio has one (`MockClock`); for asyncio, a selector moves the loop's clock instead of waiting.
 """
 
 import asyncio

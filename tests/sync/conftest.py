@@ -1,4 +1,4 @@
-"""The event loops of the portal's thread: what `Client(backend=)` takes. The loop in it must not be blocked, either."""
+"""The event loops of the portal's thread, as `Client(backend=)` names them. Blocking one fails a test here too."""
 
 from typing import Any
 

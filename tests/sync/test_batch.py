@@ -36,7 +36,7 @@ def client_of(provider: httpx.AsyncBaseTransport, backend: Any, **arguments: Any
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_every_item_ends_in_exactly_one_outcome(backend: Any, ordered: bool) -> None:
+def test_every_sync_batch_item_has_exactly_one_outcome(backend: Any, ordered: bool) -> None:
     provider = Provider()
     with client_of(provider, backend) as client:
         with client.batch((f"{n}" for n in range(2_000)), model=MODEL, ordered=ordered) as batch:
@@ -47,7 +47,7 @@ def test_every_item_ends_in_exactly_one_outcome(backend: Any, ordered: bool) -> 
     assert all(outcome.unwrap().content == str(outcome.index) for outcome in outcomes)
 
 
-def test_the_source_is_iterated_in_the_callers_thread(backend: Any) -> None:
+def test_a_sync_batch_iterates_its_source_in_the_callers_thread(backend: Any) -> None:
     threads: set[threading.Thread] = set()
 
     def source() -> Iterator[str]:
@@ -61,7 +61,7 @@ def test_the_source_is_iterated_in_the_callers_thread(backend: Any) -> None:
     assert threads == {threading.current_thread()}
 
 
-def test_the_source_is_read_no_faster_than_it_is_sent(backend: Any) -> None:
+def test_a_sync_batch_reads_its_source_no_faster_than_it_sends(backend: Any) -> None:
     read: list[int] = []
 
     def source() -> Iterator[str]:
@@ -81,7 +81,9 @@ def test_the_source_is_read_no_faster_than_it_is_sent(backend: Any) -> None:
     assert provider.in_flight == 0
 
 
-def test_over_real_sockets_with_a_file_and_a_journal(backend: Any, tmp_path: Path) -> None:
+def test_a_sync_batch_over_real_sockets_reads_a_file_and_resumes_from_its_journal(
+    backend: Any, tmp_path: Path
+) -> None:
     path = tmp_path / "batch.jsonl"
     path.write_text(
         "".join(
@@ -101,7 +103,7 @@ def test_over_real_sockets_with_a_file_and_a_journal(backend: Any, tmp_path: Pat
         assert len([r for r in gateway.requests if r.path == "/v1/chat"]) == 300
 
 
-def test_what_the_source_or_the_consumer_raises_is_raised_as_itself(backend: Any) -> None:
+def test_a_sync_batch_raises_exceptions_of_its_source_or_consumer_unchanged(backend: Any) -> None:
     def source() -> Iterator[str]:
         yield "a"
         yield "sleep=0.05 b"
@@ -126,7 +128,7 @@ def test_what_the_source_or_the_consumer_raises_is_raised_as_itself(backend: Any
         assert client.chat(model=MODEL, messages="still works").content == "still works"
 
 
-def test_a_batch_outside_of_its_block_says_so(backend: Any) -> None:
+def test_iterating_a_sync_batch_outside_its_block_is_an_error_that_says_so(backend: Any) -> None:
     with client_of(Provider(), backend) as client:
         batch = client.batch(["a"], model=MODEL)
         with pytest.raises(NotStartedError, match="`with`"):
@@ -143,7 +145,7 @@ def test_a_batch_outside_of_its_block_says_so(backend: Any) -> None:
             pass
 
 
-def test_bad_arguments_are_refused(backend: Any) -> None:
+def test_a_sync_batch_refuses_bad_arguments(backend: Any) -> None:
     async def source() -> Any:
         yield "a"
 
@@ -163,7 +165,7 @@ def test_bad_arguments_are_refused(backend: Any) -> None:
                 list(batch)
 
 
-def test_chat_many_in_order_and_with_errors(backend: Any) -> None:
+def test_sync_chat_many_returns_responses_in_order_and_raises_or_returns_errors(backend: Any) -> None:
     with client_of(Provider(), backend) as client:
         assert [a.content for a in client.chat_many(["sleep=0.02 a", "b"], model=MODEL)] == [
             "sleep=0.02 a",
@@ -175,7 +177,7 @@ def test_chat_many_in_order_and_with_errors(backend: Any) -> None:
         assert isinstance(answers[1], omnigate.APIError)
 
 
-def test_several_batches_in_threads_of_one_client(backend: Any) -> None:
+def test_several_batches_of_one_sync_client_run_in_threads(backend: Any) -> None:
     results: list[int] = []
     with client_of(Provider(), backend) as client:
 
@@ -190,7 +192,7 @@ def test_several_batches_in_threads_of_one_client(backend: Any) -> None:
     assert results == [300] * 8
 
 
-def test_closing_the_client_ends_a_batch_in_another_thread(backend: Any) -> None:
+def test_closing_a_sync_client_ends_its_batch_in_another_thread(backend: Any) -> None:
     provider = Provider()
     client = client_of(provider, backend)
     raised: list[BaseException] = []
@@ -213,7 +215,7 @@ def test_closing_the_client_ends_a_batch_in_another_thread(backend: Any) -> None
     assert [type(error) for error in raised] == [ClientClosedError]
 
 
-def test_ctrl_c_ends_a_batch_and_the_client_goes_on(backend: Any) -> None:
+def test_ctrl_c_ends_a_sync_batch_and_leaves_the_client_usable(backend: Any) -> None:
     provider = Provider()
     with client_of(provider, backend) as client:
         with pytest.raises(KeyboardInterrupt):
@@ -232,13 +234,13 @@ def test_ctrl_c_ends_a_batch_and_the_client_goes_on(backend: Any) -> None:
 
 @pytest.fixture
 def _no_wait_ends_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have what waits for what has happened already wait for ever."""
+    """Make a wait that misses its event hang instead of timing out."""
     monkeypatch.setattr("omnigate._sync.portal._INTERRUPT_SECONDS", -1)
 
 
 @pytest.mark.usefixtures("_no_wait_ends_by_time")
 @pytest.mark.proof
-def test_who_goes_on_after_ctrl_c_is_handed_every_outcome_once(backend: Any) -> None:
+def test_a_sync_batch_iterated_on_after_ctrl_c_yields_every_outcome_once(backend: Any) -> None:
     def source() -> Iterator[str]:
         for n in range(12):
             yield f"{n}"
@@ -260,7 +262,7 @@ def test_who_goes_on_after_ctrl_c_is_handed_every_outcome_once(backend: Any) -> 
 
 @pytest.mark.usefixtures("_no_wait_ends_by_time")
 @pytest.mark.proof
-def test_a_block_that_ctrl_c_ends_anywhere_leaves_nothing_that_runs(backend: Any, tmp_path: Path) -> None:
+def test_ctrl_c_anywhere_in_a_sync_batch_block_leaves_nothing_running(backend: Any, tmp_path: Path) -> None:
     async def wait_for(left: anyio.Event) -> None:
         with anyio.fail_after(10):
             await left.wait()
@@ -276,7 +278,7 @@ def test_a_block_that_ctrl_c_ends_anywhere_leaves_nothing_that_runs(backend: Any
                     if outcome.index == 1:
                         break
             left = batch._inside._left
-            del batch  # where the interrupt came as `__exit__` was called, this is what ends it
+            del batch  # if the interrupt came just as `__exit__` was called, only this ends the batch
             if left is not None:
                 client._portal.call(partial(wait_for, left))
             assert provider.in_flight == 0
@@ -284,10 +286,12 @@ def test_a_block_that_ctrl_c_ends_anywhere_leaves_nothing_that_runs(backend: Any
                 assert [outcome.index for outcome in again] == [0]
 
 
-# Used in ways it is not meant for
+# Misuse
 
 
-def test_a_batch_entered_twice_refuses_that_and_ends_with_its_own_block(backend: Any, tmp_path: Path) -> None:
+def test_entering_a_sync_batch_twice_is_refused_and_it_ends_with_its_own_block(
+    backend: Any, tmp_path: Path
+) -> None:
     provider = Provider()
     journal = tmp_path / "journal.jsonl"
     with client_of(provider, backend) as client:
@@ -300,7 +304,7 @@ def test_a_batch_entered_twice_refuses_that_and_ends_with_its_own_block(backend:
         assert len(client.chat_many(["a"], model=MODEL, journal=journal)) == 1
 
 
-def test_a_batch_that_could_not_be_entered_may_be_tried_again(backend: Any, tmp_path: Path) -> None:
+def test_a_sync_batch_that_failed_to_start_can_be_entered_again(backend: Any, tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
     with client_of(Provider(), backend) as client:
         batch = client.batch(["a"], model=MODEL, journal=journal)
@@ -311,7 +315,7 @@ def test_a_batch_that_could_not_be_entered_may_be_tried_again(backend: Any, tmp_
             assert len(list(batch)) == 1
 
 
-def test_a_batch_tells_its_stats_in_its_own_callbacks(backend: Any) -> None:
+def test_a_sync_batch_has_its_stats_in_its_own_callbacks(backend: Any) -> None:
     shown: list[omnigate.BatchStats] = []
 
     def stop_on(_: omnigate.GatewayError) -> bool:
@@ -324,9 +328,9 @@ def test_a_batch_tells_its_stats_in_its_own_callbacks(backend: Any) -> None:
     assert [(stats.succeeded, stats.failed) for stats in shown] == [(1, 1)]
 
 
-def test_a_callback_of_a_batch_that_calls_the_client_ends_the_batch_with_an_error(backend: Any) -> None:
+def test_a_sync_batch_callback_that_calls_the_client_ends_the_batch_with_an_error(backend: Any) -> None:
     with client_of(Provider(), backend) as client:
-        with pytest.raises(NotStartedError, match="callback of its own"):
+        with pytest.raises(NotStartedError, match="within its own callback"):
             with client.batch(
                 ["a", "status=400"], model=MODEL, stop_on=lambda _: bool(client.ready())
             ) as batch:

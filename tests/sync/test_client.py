@@ -64,7 +64,7 @@ def streaming(*chunks: Any) -> tuple[ChunkStream, Step]:
 
 
 class Waiting:
-    """A step that says when it was entered, waits for ever, and says how it ended."""
+    """A step that records when it was entered, waits until it is cancelled, and records how it ended."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -82,13 +82,13 @@ class Waiting:
 # Calls
 
 
-def test_calls_go_through_either_event_loop(backend: Any) -> None:
+def test_sync_calls_work_on_either_event_loop(backend: Any) -> None:
     with sync_client(error_answer(503, "busy"), chat_answer, backend=backend) as client:
         response = client.chat(**HELLO)
         assert (response.content, response.meta.attempts) == ("hello", 2)
 
 
-def test_an_error_comes_as_it_is_and_the_client_goes_on(backend: Any) -> None:
+def test_a_sync_call_raises_its_error_unchanged_and_the_client_stays_usable(backend: Any) -> None:
     with sync_client(
         error_answer(429, "Rate limit exceeded", retry_after="61"), chat_answer, backend=backend
     ) as client:
@@ -99,7 +99,7 @@ def test_an_error_comes_as_it_is_and_the_client_goes_on(backend: Any) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ZeroDivisionError, GeneratorExit])
-def test_no_exception_of_a_call_takes_the_portal_down(backend: Any, error: type[BaseException]) -> None:
+def test_no_exception_of_a_call_stops_the_portal(backend: Any, error: type[BaseException]) -> None:
     def fail(_: httpx.Request) -> httpx.Response:
         raise error
 
@@ -109,7 +109,7 @@ def test_no_exception_of_a_call_takes_the_portal_down(backend: Any, error: type[
         assert client.chat(**HELLO).content == "hello"
 
 
-def test_transports_of_both_faces_are_taken() -> None:
+def test_a_sync_client_accepts_sync_and_async_transports() -> None:
     class SyncOnly(httpx.BaseTransport):
         def handle_request(self, request: httpx.Request) -> httpx.Response:
             return chat_answer()
@@ -133,7 +133,7 @@ def test_the_callers_context_variables_reach_the_transport() -> None:
     assert seen == ["mine"]
 
 
-def test_the_configuration_can_be_changed_and_shows_no_key() -> None:
+def test_a_sync_client_can_be_reconfigured_and_its_repr_shows_no_key() -> None:
     client = Client("llmg_Abcdefg" + "x" * 36, base_url="https://gateway.test/", user_id="u")
     assert (client.base_url, client.user_id) == ("https://gateway.test", "u")
     client.api_key, client.base_url, client.user_id = "llmg_y", "https://other.test", None
@@ -143,7 +143,7 @@ def test_the_configuration_can_be_changed_and_shows_no_key() -> None:
         Client(backend="curio")  # type: ignore[arg-type]
 
 
-def test_many_threads_share_one_client_and_one_portal(backend: Any) -> None:
+def test_many_threads_share_one_sync_client_and_one_portal(backend: Any) -> None:
     async def echo(request: httpx.Request) -> httpx.Response:
         await anyio.lowlevel.checkpoint()
         return chat_answer(content=request.headers["x-number"])
@@ -157,8 +157,8 @@ def test_many_threads_share_one_client_and_one_portal(backend: Any) -> None:
         assert len(portal_threads()) == 1
 
 
-@pytest.mark.blocks  # a call of the sync client blocks the loop that it is made in
-def test_it_works_inside_a_running_event_loop(backend: Any) -> None:
+@pytest.mark.blocks  # a sync call blocks the event loop it is made in
+def test_a_sync_client_works_inside_a_running_event_loop(backend: Any) -> None:
     async def notebook_cell() -> str:
         with sync_client(chat_answer) as client:
             return client.chat(**HELLO).content
@@ -179,14 +179,14 @@ def test_a_sync_stream_mirrors_the_async_one(backend: Any) -> None:
     assert body.closed
 
 
-def test_chunks_come_through() -> None:
+def test_a_sync_stream_yields_chunks() -> None:
     _, step = streaming(b"a", b"b", b"c")
     with sync_client(step) as client, client.chat_stream(**HELLO, as_chunks=True) as stream:
         assert next(stream) == StreamChunk(text="a", request_id="r")
         assert stream.text() == "bc"
 
 
-def test_text_collects_the_rest_in_one_crossing() -> None:
+def test_text_reads_the_rest_of_a_sync_stream_in_one_portal_call() -> None:
     body, step = streaming(*[b"a"] * 100)
     with sync_client(step) as client, client.chat_stream(**HELLO) as stream:
         next(stream)
@@ -195,7 +195,7 @@ def test_text_collects_the_rest_in_one_crossing() -> None:
     assert body.closed
 
 
-def test_events_that_arrive_together_cross_together() -> None:
+def test_a_sync_stream_fetches_events_that_arrive_together_in_one_portal_call() -> None:
     events = (
         b"".join(b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n' for _ in range(50))
         + b"data: [DONE]\n\n"
@@ -210,7 +210,7 @@ def test_events_that_arrive_together_cross_together() -> None:
     assert body.closed
 
 
-def test_a_failure_in_a_stream_comes_after_its_text() -> None:
+def test_a_failure_in_a_sync_stream_is_raised_after_its_text() -> None:
     _, step = streaming(b"a", b"b\n[error] boom")
     pieces: list[str] = []
     with sync_client(step) as client, pytest.raises(ProviderError, match="boom"):
@@ -219,7 +219,7 @@ def test_a_failure_in_a_stream_comes_after_its_text() -> None:
     assert pieces == ["a", "b"]
 
 
-def test_leaving_a_stream_early_closes_it(backend: Any) -> None:
+def test_leaving_a_sync_stream_early_closes_it(backend: Any) -> None:
     body, step = streaming(b"a", b"b", b"c")
     with sync_client(step, backend=backend) as client:
         with client.chat_stream(**HELLO) as stream:
@@ -230,7 +230,7 @@ def test_leaving_a_stream_early_closes_it(backend: Any) -> None:
         stream.close()
 
 
-def test_a_dropped_stream_is_closed_and_says_so(backend: Any) -> None:
+def test_a_dropped_sync_stream_is_closed_with_a_warning(backend: Any) -> None:
     body, step = streaming(b"a", b"b", b"c")
     with sync_client(step, backend=backend) as client:
         with pytest.warns(
@@ -246,7 +246,7 @@ def test_a_dropped_stream_is_closed_and_says_so(backend: Any) -> None:
         assert body.closed
 
 
-def test_a_stream_of_a_closed_client_says_so() -> None:
+def test_a_sync_stream_of_a_closed_client_is_an_error_that_says_so() -> None:
     _, step = streaming(b"a", b"b")
     client = sync_client(step)
     stream = client.chat_stream(**HELLO)
@@ -255,10 +255,10 @@ def test_a_stream_of_a_closed_client_says_so() -> None:
         next(stream)
 
 
-# Life and death
+# Starting and closing
 
 
-def test_the_thread_starts_with_the_first_call_and_ends_with_close(backend: Any) -> None:
+def test_the_portal_thread_starts_with_the_first_call_and_ends_with_close(backend: Any) -> None:
     client = sync_client(chat_answer, backend=backend)
     assert portal_threads() == []
     client.chat(**HELLO)
@@ -270,21 +270,21 @@ def test_the_thread_starts_with_the_first_call_and_ends_with_close(backend: Any)
         client.chat(**HELLO)
 
 
-def test_closing_a_client_that_was_never_used_starts_nothing() -> None:
+def test_closing_an_unused_sync_client_starts_no_thread() -> None:
     transport = ScriptedTransport(chat_answer)
     with Client("k", transport=transport):
         pass
     assert portal_threads() == []
 
 
-def test_closing_closes_the_transport() -> None:
+def test_closing_a_sync_client_closes_its_transport() -> None:
     transport = ScriptedTransport(chat_answer)
     with Client("k", transport=transport) as client:
         client.chat(**HELLO)
     assert transport.closed
 
 
-def test_a_client_that_is_dropped_takes_its_thread_along(backend: Any) -> None:
+def test_the_portal_thread_ends_when_its_client_is_garbage_collected(backend: Any) -> None:
     transport = ScriptedTransport(chat_answer)
     client = Client("k", transport=transport, backend=backend)
     client.chat(**HELLO)
@@ -298,7 +298,7 @@ def test_a_client_that_is_dropped_takes_its_thread_along(backend: Any) -> None:
     assert transport.closed
 
 
-def test_closing_ends_the_calls_of_other_threads(backend: Any) -> None:
+def test_closing_a_sync_client_ends_the_calls_of_other_threads(backend: Any) -> None:
     waiting = Waiting()
     client = sync_client(waiting, backend=backend)
     with ThreadPoolExecutor(1) as threads:
@@ -310,7 +310,7 @@ def test_closing_ends_the_calls_of_other_threads(backend: Any) -> None:
     assert waiting.ended.is_set()
 
 
-def test_a_backend_that_cannot_start_is_an_error_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_loop_that_cannot_start_is_an_error_and_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_loop(*_: Any, **__: Any) -> None:
         raise LookupError("no such backend")
 
@@ -324,7 +324,7 @@ def test_a_backend_that_cannot_start_is_an_error_not_a_hang(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("streams", [False, True])
-def test_ctrl_c_cancels_the_call_in_flight_and_waits_for_its_end(backend: Any, streams: bool) -> None:
+def test_ctrl_c_cancels_the_sync_call_in_flight_and_waits_for_its_end(backend: Any, streams: bool) -> None:
     waiting = Waiting()
     with sync_client(waiting, chat_answer, backend=backend) as client:
 
@@ -344,7 +344,7 @@ def test_ctrl_c_cancels_the_call_in_flight_and_waits_for_its_end(backend: Any, s
         assert client.chat(**HELLO).content == "hello"
 
 
-def test_ctrl_c_just_when_a_streams_head_has_come_leaves_nothing(
+def test_ctrl_c_just_after_the_head_of_a_sync_stream_leaves_nothing_open(
     backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = ChunkStream([b"Hel", b"lo"])
@@ -368,12 +368,12 @@ def test_ctrl_c_just_when_a_streams_head_has_come_leaves_nothing(
 
 @pytest.fixture
 def _no_wait_ends_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have what waits for what has happened already wait for ever."""
+    """Make a wait that misses its event hang instead of timing out."""
     monkeypatch.setattr("omnigate._sync.portal._INTERRUPT_SECONDS", -1)
 
 
 @pytest.mark.usefixtures("_no_wait_ends_by_time")
-def test_ctrl_c_anywhere_in_a_call_is_raised_at_once_and_the_client_goes_on(backend: Any) -> None:
+def test_ctrl_c_anywhere_in_a_sync_call_leaves_a_usable_client(backend: Any) -> None:
     with sync_client(chat_answer, backend=backend) as client:
         client.chat(**HELLO)
         for interrupt in everywhere():
@@ -384,7 +384,7 @@ def test_ctrl_c_anywhere_in_a_call_is_raised_at_once_and_the_client_goes_on(back
 
 @pytest.mark.usefixtures("_no_wait_ends_by_time")
 @pytest.mark.parametrize("is_used_again", [True, False])
-def test_ctrl_c_anywhere_in_the_first_call_leaves_a_client_that_works_and_can_be_closed(
+def test_ctrl_c_anywhere_in_the_first_sync_call_leaves_a_usable_client_that_can_be_closed(
     backend: Any, is_used_again: bool
 ) -> None:
     for interrupt in everywhere():
@@ -400,7 +400,7 @@ def test_ctrl_c_anywhere_in_the_first_call_leaves_a_client_that_works_and_can_be
         assert transport.closed or not is_used_again
 
 
-def test_a_client_whose_closing_was_interrupted_can_be_closed_again(backend: Any) -> None:
+def test_a_sync_client_whose_close_was_interrupted_can_be_closed_again(backend: Any) -> None:
     for interrupt in everywhere():
         transport = ScriptedTransport(chat_answer)
         client = Client("k", transport=transport, backend=backend)
@@ -413,7 +413,7 @@ def test_a_client_whose_closing_was_interrupted_can_be_closed_again(backend: Any
 
 
 @pytest.mark.usefixtures("_no_wait_ends_by_time")
-def test_ctrl_c_anywhere_in_reading_a_stream_leaves_no_gap_in_its_text(backend: Any) -> None:
+def test_ctrl_c_anywhere_in_reading_a_sync_stream_leaves_no_gap_in_its_text(backend: Any) -> None:
     for interrupt in everywhere():
         body, step = streaming(b"a", b"b", b"c")
         with sync_client(step, backend=backend) as client:
@@ -431,10 +431,10 @@ def test_ctrl_c_anywhere_in_reading_a_stream_leaves_no_gap_in_its_text(backend: 
             assert body.closed
 
 
-# Its own callbacks
+# Calls from its own callbacks
 
 
-def test_a_call_from_the_clients_own_thread_is_refused_at_once(backend: Any) -> None:
+def test_a_sync_call_from_the_portal_thread_is_refused_immediately(backend: Any) -> None:
     refused: list[str] = []
 
     def calls_itself(_: httpx.Request) -> httpx.Response:
@@ -447,13 +447,13 @@ def test_a_call_from_the_clients_own_thread_is_refused_at_once(backend: Any) -> 
     with sync_client(calls_itself, backend=backend) as client:
         assert client.chat(**HELLO).content == "hello"
         assert len(refused) == 3
-        assert "callback of its own" in refused[0]
+        assert "within its own callback" in refused[0]
         assert "another client" in refused[0]
         assert client.chat(**HELLO).content == "hello"
 
 
-@pytest.mark.blocks  # a call of the sync client blocks the loop that it is made in
-def test_a_callback_may_use_another_client(backend: Any) -> None:
+@pytest.mark.blocks  # a sync call blocks the event loop it is made in
+def test_a_callback_may_use_another_sync_client(backend: Any) -> None:
     with sync_client(chat_answer, backend=backend) as other:
 
         def calls_the_other(_: httpx.Request) -> httpx.Response:
@@ -466,7 +466,7 @@ def test_a_callback_may_use_another_client(backend: Any) -> None:
 # fork
 
 
-def test_after_a_fork_a_used_client_says_so_and_a_fresh_one_works(backend: Any) -> None:
+def test_after_a_fork_a_used_sync_client_is_refused_and_a_new_one_works(backend: Any) -> None:
     with (
         sync_client(chat_answer, backend=backend) as used,
         sync_client(chat_answer, backend=backend) as fresh,
@@ -496,7 +496,7 @@ def test_after_a_fork_a_used_client_says_so_and_a_fresh_one_works(backend: Any) 
         assert used.chat(**HELLO).content == "hello"
 
 
-# The interpreter's end
+# Interpreter exit
 
 
 SCRIPT = """
@@ -516,17 +516,17 @@ def run_script(script: str, **names: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=30)
 
 
-def test_a_script_that_closes_nothing_still_ends(backend: str) -> None:
+def test_a_script_that_leaves_a_sync_client_open_still_exits(backend: str) -> None:
     done = run_script(SCRIPT, BACKEND=backend)
     assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", "")
 
 
-def test_a_script_that_dies_still_ends(backend: str) -> None:
+def test_a_script_that_fails_with_an_open_sync_client_still_exits(backend: str) -> None:
     done = run_script(SCRIPT + "\n    raise SystemExit(3)", BACKEND=backend)
     assert (done.returncode, done.stderr) == (3, "")
 
 
-def test_importing_imports_no_event_loop_that_is_not_asked_for() -> None:
+def test_importing_the_package_imports_no_event_loop_library() -> None:
     done = run_script("""
         import sys, omnigate
         print([name for name in ("trio", "starlette", "uvicorn", "httpx2", "pytest") if name in sys.modules])

@@ -1,4 +1,4 @@
-"""What a user of the sync clients sees: real functions with their own words, which name no async client."""
+"""What a user of the sync clients sees: real functions with docstrings that name no async client."""
 
 import inspect
 import pydoc
@@ -33,27 +33,27 @@ IN_SYNC_WORDS = {
     "async with": "with",
     "async for": "for",
     "aclose()": "close()",
-    "for trio and asyncio": "for plain, synchronous programs",
+    "for trio and asyncio": "for synchronous programs",
     "of tasks": "of threads",
     "one task": "one thread",
     "the event loop's thread": "the client's own thread",
-    ", not an async one,": "",
+    "a sync callable": "a callable",
     "an iterable or async iterable": "an iterable",
 }
 
 ONLY_SYNC = {
     "Its first call starts a thread with an event loop, which does the work.",
     "Ctrl-C cancels the call in flight.",
-    "After `os.fork()` a client that was used before is of no use in the child, and raises "
-    "`ForkedClientError` there.",
+    "A client that was used before `os.fork()` raises `ForkedClientError` in the child process.",
     "backend:",
-    'the event loop of the client\'s thread, "asyncio" or "trio".',
-    "The caller's thread iterates `requests`, ahead of the outcomes, and yields none while it waits for an item.",
+    'event loop of the client\'s thread, "asyncio" or "trio".',
+    "The caller's thread iterates `requests`, ahead of the outcomes, and yields no outcome while it waits for an "
+    "item.",
     "So a source must not wait for an outcome of the same batch.",
 }
 
 ONLY_ASYNC = {
-    "After its event loop has ended it may be used in another one.",
+    "Once its event loop has ended, it may be used in another.",
     "An async generator is closed at the end.",
 }
 
@@ -63,7 +63,7 @@ def public(kind: type) -> list[str]:
 
 
 def functions(kinds: Iterable[type]) -> list[Any]:
-    """Return parameters: a class and the name of each public method of it."""
+    """Return test parameters: each public method of each class."""
     return [
         pytest.param(kind, name, id=f"{kind.__name__}.{name}")
         for kind in kinds
@@ -84,7 +84,7 @@ def sentences(thing: Any) -> list[str]:
 
 
 def shape(function: Any) -> list[Any]:
-    """Return a signature as what can be compared, in sync words; a batch's sources are of another kind."""
+    """Return a signature in comparable form and sync words, ignoring the type of a batch's source."""
     signature = inspect.signature(function)
     parameters = [
         (
@@ -102,7 +102,7 @@ def shape(function: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(("sync", "asynchronous"), CLIENTS.items())
-def test_a_sync_client_has_the_methods_of_the_async_one_with_their_signatures(
+def test_a_sync_client_has_the_methods_and_signatures_of_the_async_one(
     sync: type, asynchronous: type
 ) -> None:
     assert set(public(sync)) - {"close"} == set(public(asynchronous)) - {"aclose"}
@@ -119,7 +119,7 @@ def test_a_sync_client_has_the_methods_of_the_async_one_with_their_signatures(
 
 
 @pytest.mark.parametrize(("sync", "asynchronous"), [*CLIENTS.items(), *STREAMS.items()])
-def test_a_sync_class_says_what_the_async_one_says(sync: type, asynchronous: type) -> None:
+def test_docstrings_of_a_sync_class_match_the_async_one(sync: type, asynchronous: type) -> None:
     differing = {}
     shared = [name for name in public(sync) if hasattr(asynchronous, name)]
     for name, ours, theirs in [
@@ -138,7 +138,7 @@ def test_a_sync_class_says_what_the_async_one_says(sync: type, asynchronous: typ
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A function that returns what jedi makes of a line, after an import of everything, at its end."""
+    """Return a function that completes or inspects a line of code with jedi, as an editor does."""
     before = jedi.settings.cache_directory
     jedi.settings.cache_directory = str(tmp_path_factory.mktemp("jedi"))
     project = jedi.Project(ROOT, smart_sys_path=False, added_sys_path=[str(ROOT)])
@@ -149,7 +149,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("kind", "name"), functions(FACES))
-def test_an_editor_shows_a_sync_method_as_a_function_with_its_signature_and_text(
+def test_an_editor_shows_a_sync_method_with_its_signature_and_docstring(
     kind: type, name: str, script: Any
 ) -> None:
     member = f"{kind.__name__}.{name}"
@@ -168,7 +168,7 @@ def test_an_editor_shows_a_sync_method_as_a_function_with_its_signature_and_text
 
 
 @pytest.mark.parametrize("kind", FACES, ids=lambda kind: kind.__name__)
-def test_an_editor_shows_what_a_sync_class_is_for(kind: type, script: Any) -> None:
+def test_an_editor_shows_the_docstring_of_a_sync_class(kind: type, script: Any) -> None:
     (found,) = script(kind.__name__).help()
     assert found.type == "class"
     assert NOT_SYNC.search(found.docstring()) is None
@@ -180,7 +180,7 @@ def test_an_editor_shows_what_a_sync_class_is_for(kind: type, script: Any) -> No
 
 
 @pytest.mark.parametrize("kind", FACES, ids=lambda kind: kind.__name__)
-def test_the_help_of_a_sync_class_speaks_of_nothing_async(kind: type) -> None:
+def test_the_help_of_a_sync_class_mentions_nothing_async(kind: type) -> None:
     text = pydoc.plain(pydoc.render_doc(kind))
     for name in public(kind):
         assert re.search(rf"^ \|  {name}\b", text, re.MULTILINE), name
@@ -189,7 +189,7 @@ def test_the_help_of_a_sync_class_speaks_of_nothing_async(kind: type) -> None:
     ] == []
 
 
-# What several methods take
+# Arguments shared by several methods
 
 
 @pytest.mark.parametrize(
@@ -201,14 +201,14 @@ def test_the_help_of_a_sync_class_speaks_of_nothing_async(kind: type) -> None:
         (omnigate.BatchSettings, omnigate.CallOptions),
     ],
 )
-def test_each_shared_argument_is_described_where_it_is_named(options: Any, base: Any) -> None:
+def test_each_shared_argument_is_documented_in_its_typed_dict(options: Any, base: Any) -> None:
     described = re.findall(r"^    (\w+): ", inspect.getdoc(options) or "", re.MULTILINE)
     inherited = () if base is None else base.__annotations__
     assert described == [name for name in options.__annotations__ if name not in inherited]
 
 
 @pytest.mark.parametrize(("kind", "name"), functions([*CLIENTS, *CLIENTS.values()]))
-def test_a_method_names_where_its_shared_arguments_are_described(kind: type, name: str) -> None:
+def test_a_method_docstring_names_the_typed_dict_of_its_shared_arguments(kind: type, name: str) -> None:
     method = getattr(kind, name)
     options = inspect.signature(method).parameters.get("options")
     if options is None:
@@ -235,19 +235,19 @@ REQUIRED: dict[str, Any] = {
 
 
 def arguments_of(kind: type, name: str) -> dict[str, Any] | None:
-    """The arguments that a method needs; None if it takes no options."""
+    """Return the required arguments of a method, or None if it takes no options."""
     parameters = inspect.signature(getattr(kind, name)).parameters
     needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
     return {key: REQUIRED[key] for key in needed if key != "self"} if "options" in parameters else None
 
 
 def refusal(kind: type, name: str) -> str:
-    """A pattern of the error for an unknown argument."""
-    return rf"^{kind.__name__}\.{name}\(\) got an unknown argument 'modle'; besides its own it takes .*\btimeout, "
+    """Return a pattern for the error about an unknown argument."""
+    return rf"^{kind.__name__}\.{name}\(\) got an unknown argument 'modle'; it also accepts .*\btimeout, "
 
 
 @pytest.mark.parametrize(("kind", "name"), functions(CLIENTS))
-def test_an_unknown_argument_of_a_sync_method_is_a_type_error_that_names_both(kind: Any, name: str) -> None:
+def test_an_unknown_argument_is_a_type_error_naming_it_and_the_sync_method(kind: Any, name: str) -> None:
     arguments = arguments_of(kind, name)
     if arguments is None:
         assert name == "close"
@@ -260,7 +260,7 @@ def test_an_unknown_argument_of_a_sync_method_is_a_type_error_that_names_both(ki
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("kind", "name"), functions(CLIENTS.values()))
-async def test_an_unknown_argument_of_an_async_method_is_a_type_error_that_names_both(
+async def test_an_unknown_argument_is_a_type_error_naming_it_and_the_async_method(
     kind: Any, name: str
 ) -> None:
     arguments = arguments_of(kind, name)
@@ -275,7 +275,7 @@ async def test_an_unknown_argument_of_an_async_method_is_a_type_error_that_names
 
 
 @pytest.mark.parametrize(("kind", "name"), functions(CLIENTS))
-def test_a_missing_argument_of_a_sync_method_is_a_type_error_that_names_it(kind: Any, name: str) -> None:
+def test_a_missing_argument_is_a_type_error_naming_the_sync_method(kind: Any, name: str) -> None:
     arguments = arguments_of(kind, name)
     if arguments:
         with kind("k", transport=httpx.MockTransport(lambda _: httpx.Response(500))) as client:
@@ -283,7 +283,7 @@ def test_a_missing_argument_of_a_sync_method_is_a_type_error_that_names_it(kind:
                 getattr(client, name)(modle="m")
 
 
-def test_errors_of_sync_streams_and_batches_name_no_async_block() -> None:
+def test_errors_of_sync_streams_and_batches_do_not_mention_async_with() -> None:
     with Client("k", transport=httpx.MockTransport(lambda _: httpx.Response(500)), retries=0) as client:
         batch = client.batch(["x"], model="m")
         stream = client.chat_stream(model="m", messages="x")

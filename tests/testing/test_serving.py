@@ -53,7 +53,7 @@ def test_local_gateway_can_be_restarted_and_keeps_its_state() -> None:
         with gateway, Client(gateway.api_key, base_url=gateway.url) as client:
             client.chat(**HELLO)
     assert len(gateway.requests) == 2
-    with pytest.raises(RuntimeError, match="does not serve"):
+    with pytest.raises(RuntimeError, match="is not running"):
         _ = gateway.url
 
 
@@ -62,7 +62,7 @@ def test_local_gateway_on_a_port_in_use_raises_on_entry() -> None:
         port = int(gateway.url.rpartition(":")[2])
         with pytest.raises(OSError, match="in use"), LocalGateway(port=port):
             pytest.fail("served")
-        with pytest.raises(RuntimeError, match="serves already"):
+        with pytest.raises(RuntimeError, match="is already running"):
             gateway.__enter__()
 
 

@@ -371,7 +371,7 @@ async def test_client_works_in_successive_and_simultaneous_event_loops() -> None
             for backend in ("asyncio", "trio") * 4:
                 group.start_soon(in_thread, backend, client)
         assert contents == ["hello"] * 8
-        assert len(client._session._transport._pools.values()) <= 9  # type: ignore[attr-defined]
+        assert len(client._session.carrier.transport._pools.values()) <= 9  # type: ignore[attr-defined]
         assert (await client.chat(**HELLO)).content == "hello"
         await client.aclose()
         del client
@@ -401,7 +401,7 @@ async def test_unused_client_starts_no_thread_and_opens_no_connection() -> None:
     threads = threading.active_count()
     client = AsyncClient("k")
     assert threading.active_count() == threads
-    assert repr(client._session._transport) == "<AnyIOTransport without connections>"
+    assert repr(client._session.carrier.transport) == "<AnyIOTransport without connections>"
 
 
 @pytest.mark.parametrize(

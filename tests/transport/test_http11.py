@@ -210,8 +210,11 @@ def test_response_reader_joins_chunks_that_arrived_together() -> None:
         ),
         (HEAD + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "transfer coding"),
         (HEAD + b"transfer-encoding: chunked\r\nX: y\r\nTRANSFER-ENCODING: gzip\r\n\r\n0", "transfer coding"),
-        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "not asked for"),
-        (b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", "not asked for"),
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "switched protocols"),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+            "switched protocols",
+        ),
     ],
 )
 def test_response_reader_rejects_what_is_not_http11(data: bytes, words: str) -> None:

@@ -93,13 +93,13 @@ async def test_untrusted_certificate_raises_a_connect_error_with_the_reason(iden
     before = open_sockets()
     async with serving(tls=identity.server) as server:
         transport = AnyIOTransport()
-        with pytest.raises(httpx.ConnectError, match=r"localhost:\d+: the certificate cannot be trusted: .+"):
+        with pytest.raises(httpx.ConnectError, match=r"localhost:\d+: the certificate is not trusted: .+"):
             await get(transport, server.url)
         assert not server.received
         assert transport.stats()["opening"] == 0
         await transport.aclose()
         async with AsyncClient("k", base_url=server.url, retry_config=RetryConfig(max_retries=0)) as client:
-            with pytest.raises(ConnectionError, match="the certificate cannot be trusted"):
+            with pytest.raises(ConnectionError, match="the certificate is not trusted"):
                 await client.health()
         await until(lambda: server.open == 0)
     await until(lambda: open_sockets() == before)
@@ -110,7 +110,7 @@ async def test_certificate_for_another_host_raises_a_connect_error(identity: Ide
     identity.authority.issue_cert("elsewhere.test").configure_cert(context)
     async with serving(tls=context) as server:
         transport = AnyIOTransport(verify=identity.trusting)
-        with pytest.raises(httpx.ConnectError, match="certificate cannot be trusted: .*localhost"):
+        with pytest.raises(httpx.ConnectError, match="certificate is not trusted: .*localhost"):
             await get(transport, server.url)
         await transport.aclose()
 
@@ -315,7 +315,7 @@ async def test_tls_works_over_a_unix_domain_socket(identity: Identity, tmp_path:
     async with serving(tls=identity.server, uds=path) as server:
         transport = AnyIOTransport(verify=identity.trusting, uds=path)
         assert await get(transport, "https://gateway.test/") == b"ok"
-        with pytest.raises(httpx.ConnectError, match="certificate cannot be trusted"):
+        with pytest.raises(httpx.ConnectError, match="certificate is not trusted"):
             await get(transport, "https://elsewhere.test/")
         await transport.aclose()
         await until(lambda: server.open == 0)

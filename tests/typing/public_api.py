@@ -145,7 +145,7 @@ def synchronous(sync: Client, admin: AdminClient) -> None:
 
 
 class Wrapper:
-    """A program's own client, which passes on what the methods of ours take."""
+    """A program's own client, which passes arguments on to the methods of ours."""
 
     def __init__(self, client: Client, asynchronous: AsyncClient) -> None:
         self._client = client

@@ -1,1 +1,1 @@
-"""The outcomes of a batch on disk, which a later run resumes from."""
+"""The outcomes of a batch on disk, from which a later run resumes."""

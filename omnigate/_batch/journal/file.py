@@ -1,17 +1,17 @@
-"""The file under a journal: locked, appended to in whole lines, replaced as a whole. All I/O is here.
+"""The file of a journal: locked, appended to in whole lines, replaced atomically. All I/O is here.
 
 The rules:
 
-1. One process. An OS lock on the file, which dies with its process however that dies. After it is taken,
-   the path must still lead to the file locked: a compaction may have replaced it in between.
-2. Whole lines. A line is one `write` to a descriptor in append mode, with no buffer in this process: when
-   it returns, the kernel has the line, and the death of the process cannot take it back. (The death of
-   the machine can, until the kernel has written it out, in half a minute or so; `sync` waits for that.)
-3. A line that could only be written in part is cut off again. If that fails too, nothing is written any
-   more, so that half a line never stands before a whole one: at the end it is recognised.
-4. Nothing is overwritten in place. `replace` writes a second file, locked like the first, has it on the
-   disk, and then gives it the name of the first, which is atomic: at any instant the name leads to a
-   whole journal. A second file that a killed process left is removed by the next one that opens.
+1. One process. An OS lock on the file, which the system releases however the process dies. Once it is taken,
+   the path must still lead to the locked file: a compaction may have replaced it in between.
+2. Whole lines. A line is one `write` to a descriptor in append mode, with no user-space buffer: when it
+   returns, the kernel has the line, and it survives a crash of the process. (It survives a crash of the
+   machine once the kernel has written it out, within half a minute or so; `sync` waits for that.)
+3. A line that was written only in part is cut off again. If that fails too, nothing more is written, so
+   that a partial line is always the last one, where it is recognised.
+4. Nothing is overwritten in place. `replace` writes a second file, locked like the first, syncs it to
+   disk, and then renames it over the first, which is atomic: at any instant the path leads to a whole
+   journal. A second file left by a killed process is removed at the next open.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if sys.platform == "win32":
     _flags = os.O_BINARY | os.O_NOINHERIT
 
     def _lock(fd: int) -> None:
-        # The lock is on bytes and keeps others from reading them, so it is put where none ever are.
+        # The lock is on a range of bytes, which others then cannot read, so it lies far beyond the end.
         os.lseek(fd, 2**62, os.SEEK_SET)
         try:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
@@ -44,28 +44,28 @@ else:
     _flags = os.O_CLOEXEC
 
     def _lock(fd: int) -> None:
-        # Not lockf(): those locks do not hold against the same process, and closing any descriptor
-        # of the file, whoever opened it, drops them.
+        # Not lockf(): those locks do not exclude the same process, and closing any descriptor of the
+        # file releases them.
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-_MODE = 0o600  # prompts and answers are nobody else's business
+_MODE = 0o600  # prompts and responses are private
 
-_NAME_BYTES = 100  # of the 255, or on some file systems 143, that a name may have
+_NAME_BYTES = 100  # the limit for a name is 255, on some file systems 143
 
 _COPY_BYTES = 256 * 1024
 
 
 class NotCompactedError(JournalError):
-    """A journal could not be replaced by one without the lines that have a later one; it is as it was."""
+    """A journal could not be compacted to the last line of each id; it is unchanged."""
 
 
 class JournalFile:
-    """A file that is open, locked and appended to. Made by `JournalFile.open`.
+    """A file, open, locked and append-only. Created by `JournalFile.open`.
 
     Attributes:
         path: the file's absolute path, symbolic links resolved.
-        size: its length in bytes, whole lines only.
+        size: length in bytes, whole lines only.
 
     """
 
@@ -79,10 +79,10 @@ class JournalFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> JournalFile:
-        """Open and lock a file; make it, readable by its owner only, if there is none.
+        """Open and lock a file; create it, readable by its owner only, if it does not exist.
 
         Raises:
-            JournalError: it is not a file, cannot be opened, or is in use.
+            JournalError: it is not a regular file, cannot be opened, or is in use.
 
         """
         try:
@@ -99,30 +99,30 @@ class JournalFile:
             except BaseException:
                 os.close(fd)
                 raise
-            os.close(fd)  # a compaction put another file in its place: that one, then
+            os.close(fd)  # a compaction has replaced the file: open the new one
         with contextlib.suppress(OSError):
             os.unlink(_second(resolved))
         return file
 
     @property
     def is_open(self) -> bool:
-        """Whether it has not been closed."""
+        """Whether the file is open."""
         return self._fd != -1
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Return at most `size` bytes from `offset` on; b"" at the end."""
+        """Return up to `size` bytes at `offset`; b"" at the end."""
         try:
-            os.lseek(self._fd, offset, os.SEEK_SET)  # writes go to the end all the same; Windows has no pread
+            os.lseek(self._fd, offset, os.SEEK_SET)  # writes append anyway (O_APPEND); Windows has no pread
             return os.read(self._fd, size)
         except OSError as error:
             raise _failed("read", self.path, error) from error
 
     def append(self, line: bytes) -> int:
-        """Write a line at the end, complete when this returns; return its offset.
+        """Append a whole line; return its offset.
 
         Raises:
-            JournalError: the system refused, for the reason in the message. The file ends with the line
-                before.
+            JournalError: the write failed, for the reason in the message. The file ends with the previous
+                line.
 
         """
         if self._broken is not None:
@@ -130,13 +130,13 @@ class JournalFile:
         offset = self.size
         try:
             written = os.write(self._fd, line)
-            while written < len(line):  # a disk that is full takes a part first and says why next
+            while written < len(line):  # a full disk takes part of it first, and fails on the rest
                 written += os.write(self._fd, line[written:])
             self.size = offset + written
         except OSError as error:
             self._cut_off(offset)
             raise _failed("write to", self.path, error) from error
-        except BaseException:  # Ctrl-C after the system call: what the end of the file is like is not known
+        except BaseException:  # Ctrl-C after the system call: the state of the file's end is unknown
             self._broken = "writing was interrupted"
             raise
         return offset
@@ -145,7 +145,7 @@ class JournalFile:
         """Cut the file to `size` bytes.
 
         Raises:
-            JournalError: the system refused.
+            JournalError: the file cannot be truncated.
 
         """
         try:
@@ -155,10 +155,10 @@ class JournalFile:
         self.size = size
 
     def sync(self) -> None:
-        """Return when the disk has all that was written.
+        """Flush everything written to disk.
 
         Raises:
-            JournalError: it has not.
+            JournalError: the flush failed.
 
         """
         try:
@@ -167,16 +167,17 @@ class JournalFile:
             raise _failed("write to", self.path, error) from error
 
     def replace(self, lines: Iterable[bytes], check: Callable[[], None]) -> None:
-        """Put a file of these lines in this one's place, or leave this one as it is.
+        """Replace the file with one of these lines, or leave it unchanged.
 
-        Whoever opens the path finds either file, locked. This object stays with the old file: close it.
+        At any time the path leads to one of the two files, locked. This object stays with the old one: close
+        it.
 
         Args:
             lines: whole lines, with their newlines.
-            check: called when all are written; what it raises leaves the file as it is.
+            check: called once all are written; an exception leaves the file unchanged.
 
         Raises:
-            NotCompactedError: the system refused, or the path leads to another file by now.
+            NotCompactedError: an I/O error, or the path leads to another file by now.
 
         """
         second = _second(self.path)
@@ -195,7 +196,7 @@ class JournalFile:
                         f"The journal {self.path!r} was moved or deleted while it was in use, so it was not "
                         "compacted."
                     )
-                if sys.platform == "win32":  # which renames no open file
+                if sys.platform == "win32":  # which cannot rename an open file
                     self.sync()
                     os.close(fd)
                     fd = -1
@@ -210,12 +211,12 @@ class JournalFile:
                 os.unlink(second)
             if isinstance(error, OSError):
                 failure = _failed("compact", self.path, error, NotCompactedError)
-                failure.add_note("Nothing is lost: it has all outcomes, and older lines of some ids besides.")
+                failure.add_note("Nothing is lost: it has every outcome, plus older lines of some ids.")
                 raise failure from error
             raise
 
     def close(self) -> None:
-        """Give the file and its lock back."""
+        """Close the file and release its lock."""
         fd, self._fd = self._fd, -1
         if fd != -1:
             os.close(fd)
@@ -224,10 +225,10 @@ class JournalFile:
         try:
             os.ftruncate(self._fd, size)
         except OSError as error:
-            self._broken = f"half a line is at its end and cannot be cut off ({error.strerror})"
+            self._broken = f"it ends with a partial line that cannot be cut off ({error.strerror})"
 
     def _adopt_mode(self, fd: int) -> None:
-        # Who opened the journal's mode to others meant it.
+        # If the journal's mode was widened for others, that was intended.
         if sys.platform != "win32":
             os.fchmod(fd, stat.S_IMODE(os.fstat(self._fd).st_mode))
 
@@ -236,7 +237,9 @@ def _open(path: str) -> int:
     try:
         if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
             what = "a directory" if os.path.isdir(path) else "not a regular file"
-            raise JournalError(f"The journal {path!r} is {what}. Pass the path of a file, or of none yet.")
+            raise JournalError(
+                f"The journal {path!r} is {what}. Pass the path of a regular file, existing or new."
+            )
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _flags, _MODE)
     except OSError as error:
         raise _failed("open", path, error) from error
@@ -248,14 +251,14 @@ def _take_lock(fd: int, path: str) -> None:
     except (BlockingIOError, PermissionError) as error:
         raise JournalError(
             f"The journal {path!r} is in use by another process, or by another batch of this one. "
-            "Wait until that has ended, or pass another path."
+            "Wait until that one has ended, or pass another path."
         ) from error
     except OSError as error:
         raise _failed("lock", path, error) from error
 
 
 def _is_at(fd: int, path: str) -> bool:
-    """Tell whether the path leads to the file that is open as `fd`."""
+    """Return whether the path leads to the file that is open as `fd`."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
@@ -263,10 +266,10 @@ def _is_at(fd: int, path: str) -> bool:
 
 
 def _second(path: str) -> str:
-    """Return the path of the second file: always the same, so that one that was left behind is found."""
+    """Return the path of the second file, always the same, so that a leftover is found."""
     directory, name = os.path.split(path)
     encoded = os.fsencode(name)
-    if len(encoded) > _NAME_BYTES:  # with more around it, it might be longer than a name may be
+    if len(encoded) > _NAME_BYTES:  # with the prefix and suffix it might exceed the limit
         name = hashlib.blake2b(encoded, digest_size=16).hexdigest()
     return os.path.join(directory, f".{name}.compacting")
 
@@ -277,9 +280,10 @@ def _write_all(fd: int, lines: Iterable[bytes]) -> None:
 
 
 def _sync_directory(path: str) -> None:
-    if sys.platform == "win32":  # opens no directories
+    if sys.platform == "win32":  # cannot open directories
         return
-    # Some file systems cannot. Then a crash of the machine may bring the old file back: whole, too.
+    # Some file systems cannot. Then a crash of the machine may bring back the old file, which is whole as
+    # well.
     with contextlib.suppress(OSError):
         fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

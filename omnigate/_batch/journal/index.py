@@ -1,15 +1,15 @@
-"""Where in a journal each id has its last line: a hash table of 17 to 26 bytes an id.
+"""Index of a journal: a hash table from ids to their last lines, at 17 to 26 bytes per id.
 
 A dict of a million ids takes some 150 bytes for each. This table keeps, for each id, 32 bits of its hash
 and one integer, the *entry*: the offset of its line and two flags. The ids themselves stay in the file.
 The rules:
 
-1. It is exact. Equal hashes only make the id at the offset be read (`read_id`) and compared.
+1. It is exact. When hashes match, the id at the offset is read (`read_id`) and compared.
 2. It is open addressing with linear probing (Knuth, TAOCP 3, 6.4, algorithm L): nothing is ever removed.
-3. It grows without doubling: 256 segments, each chosen by other bits of the hash than the slot within
-   it. A segment that is seven tenths full grows by half, alone, so the table's peak is its size plus one
-   segment. At 12 bytes a slot that is 12 / 0.7 to 12 / 0.7 * 1.5 bytes an id.
-4. Hashes are Python's own, keyed anew in every process: nothing of them may be stored.
+3. It grows without doubling: there are 256 segments, selected by other bits of the hash than the slot. A
+   segment that is 70 % full grows by half, on its own, so the peak is the table's size plus one segment. At
+   12 bytes per slot that is 12 / 0.7 to 12 / 0.7 * 1.5 bytes per id.
+4. Hashes are Python's own, randomized in every process: they must never be stored.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class JournalIndex:
 
     def __init__(self, read_id: Callable[[int], str]) -> None:
         self._read_id = read_id
-        # Slot by slot: 32 bits of the id's hash, 0 where the slot is free, and its entry.
+        # For each slot: 32 bits of the id's hash (0 if the slot is free), and its entry.
         self._fragments = [array("I", [0]) * _FIRST_CAPACITY for _ in range(_SEGMENTS)]
         self._entries = [array("Q", [0]) * _FIRST_CAPACITY for _ in range(_SEGMENTS)]
         self._counts = [0] * _SEGMENTS
@@ -70,7 +70,7 @@ class JournalIndex:
         return f"<JournalIndex of {len(self)} ids>"
 
     def find(self, id: str) -> int | None:
-        """Return the entry of an id, or None. Reads a line for every equal hash it meets."""
+        """Return the entry of an id, or None. Reads a line for each matching hash on the way."""
         hashed = hash(id)
         segment = hashed >> 32 & 0xFF
         fragments = self._fragments[segment]
@@ -88,7 +88,7 @@ class JournalIndex:
         return None
 
     def add(self, id: str, entry: int) -> None:
-        """Add an id that is known not to be in the table; nothing is read."""
+        """Add an id that is known not to be in the table, without reading the file."""
         hashed = hash(id)
         segment = hashed >> 32 & 0xFF
         fragments = self._fragments[segment]
@@ -99,12 +99,12 @@ class JournalIndex:
         _put(fragments, self._entries[segment], hashed & _FRAGMENT or 1, entry)
 
     def replace(self, id: str, old: int, new: int) -> None:
-        """Give an id that has the entry `old` the entry `new`; nothing is read."""
+        """Replace the entry `old` of an id with `new`, without reading the file."""
         segment, slot = self._slot(id, old)
         self._entries[segment][slot] = new
 
     def has(self, id: str, offset: int) -> bool:
-        """Tell whether the id's entry is that of the line at `offset`; nothing is read."""
+        """Return whether the id's entry points to `offset`, without reading the file."""
         hashed = hash(id)
         segment = hashed >> 32 & 0xFF
         fragments, entries = self._fragments[segment], self._entries[segment]
@@ -116,7 +116,7 @@ class JournalIndex:
         return False
 
     def _slot(self, id: str, entry: int) -> tuple[int, int]:
-        # Offsets are unique, so an equal entry on the id's path is the id's.
+        # Offsets are unique, so an equal entry on the id's probe path belongs to the id.
         hashed = hash(id)
         segment = hashed >> 32 & 0xFF
         fragments, entries = self._fragments[segment], self._entries[segment]

@@ -1,22 +1,22 @@
-"""The journal of a batch: how each item ended, on disk before another call takes its place.
+"""The journal of a batch: each item's outcome, on file before another call takes its place.
 
-A file of lines (`journal_lines`), written through (`journal_file`) and found again by id
-(`journal_index`). A batch that is killed at any instant goes on with it where it was. The rules:
+A file of lines (`lines`), written through (`file`) and looked up by id (`index`). A batch killed at any
+instant resumes from it. The rules:
 
-1. An item is claimed when it is read, and written when it has ended. Between the two it is in `_claimed`,
-   which is as large as what is in flight; everything else that is kept in memory is the index.
+1. An item is claimed when it is read, and written when it has ended. In between it is in `_claimed`, which
+   is as large as the number of items in flight; besides that, only the index is in memory.
 2. An id's last line counts. A success is not called again; a failure is.
-3. An id is claimed once in a run, and stands for one request: another request under the id of a line, or
-   an id that comes twice, is an error of the input, raised when that item is read. A line without a
-   digest, of an item that was no valid request, stands for none and may be followed by any.
-4. Only the last line may be damaged: that is what a crash leaves, and it is cut off. (A last line that is
-   whole but for its newline is kept, and gets it.) A damaged line before others is nothing a crash of ours
-   leaves: it is an error, which names it, and the file stays as it is.
-5. A run that has finished leaves one line for each id, in the order in which they ended. If that cannot be
-   done, the older lines stay: nothing is lost, and it is no reason to lose the answers of the run.
+3. An id is claimed once per run, and identifies one request: a different request under a recorded id, or a
+   repeated id, is an error in the input, raised when that item is read. A line without a digest comes from
+   an invalid item; any request may follow under its id.
+4. Only the last line may be damaged: a crash leaves that, and it is cut off. (A last line that lacks only
+   its newline is kept, and gets one.) A damaged line before others has another cause: it is an error that
+   names the line, and the file stays unchanged.
+5. A finished run leaves one line for each id, in the order they ended. If compacting fails, the older lines
+   stay: nothing is lost, so the run still returns its results.
 
 Plain synchronous code, for one thread at a time. Opening, and closing a finished run, read the whole file;
-the calls in between take microseconds.
+other calls take microseconds.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _READ_BYTES = 4096
 
 
 class JournalWarning(UserWarning):
-    """A finished run's journal could not be compacted. It has every outcome, and older lines of some ids."""
+    """A finished run's journal could not be compacted. It has every outcome, plus older lines of some ids."""
 
 
 class Replay(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A success of an earlier run.
 
     Attributes:
-        response: the answer; None if it was not wanted.
-        attempts: how many times the item was sent in its own run.
-        elapsed: how many seconds it took there.
+        response: the response; None if not asked for.
+        attempts: how many times the item was sent in that run.
+        elapsed: how many seconds it took.
 
     """
 
@@ -59,13 +59,13 @@ class Replay(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class Journal:
-    """The outcomes of a batch in a file, for its use and that of later runs.
+    """The outcomes of a batch in a file, for this run and later ones.
 
-    What is written survives the death of the process. It survives that of the machine once the system has
-    written it out, which `close(finished=True)` waits for.
+    Lines survive a crash of the process. They survive a crash of the machine once the system has flushed them
+    to disk, which `close(finished=True)` waits for.
 
     Args:
-        path: of the file. One that does not exist yet is made, readable by its owner only.
+        path: path of the file, created readable by its owner only if it does not exist.
 
     """
 
@@ -75,7 +75,7 @@ class Journal:
         self._path = os.fsdecode(path)
         self._file: JournalFile | None = None
         self._index = JournalIndex(self._id_at)
-        self._claimed: dict[str, int | None] = {}  # ids in flight, with the entry of their failure
+        self._claimed: dict[str, int | None] = {}  # ids in flight, with the entry of an earlier failure
         self._last_read: tuple[int, Line] | None = None
         self._superseded = 0  # lines of ids that have a later one
 
@@ -88,11 +88,11 @@ class Journal:
         return f"<Journal {self._path!r}: {state}>"
 
     def open(self) -> None:
-        """Open and lock the file, make it if there is none, and read what it holds.
+        """Open and lock the file, creating it if needed, and read it.
 
         Raises:
-            JournalError: it cannot be opened, is in use, is not a journal, or a line before its last one is
-                damaged. The file is as it was.
+            JournalError: it cannot be opened, is in use, is not a journal, or a line before the last one is
+                damaged. The file is unchanged.
 
         """
         assert self._file is None, "opened twice"
@@ -104,24 +104,24 @@ class Journal:
             raise
 
     def claim(self, id: str, digest: str, index: int, *, want_response: bool = True) -> Replay | None:
-        """Say that an item was read; return its success if the journal has one, else None: call it.
+        """Claim an item that was read; return its earlier success, or None if it has to be called.
 
         Args:
-            id: the item's.
+            id: the item's id.
             digest: `digest_of` its request; "" if it is not a valid one.
-            index: its place in the input, for messages.
-            want_response: whether the success is to bring its response, which has to be built.
+            index: its position in the input, for messages.
+            want_response: whether to rebuild the response of an earlier success.
 
         Raises:
-            JournalError: the id was claimed before in this run, its line is of another request, or it is
-                text that cannot be written.
+            JournalError: the id was claimed before in this run, is recorded with another request, or is not
+                valid Unicode.
 
         """
         entry = self._index.find(id)
         if id in self._claimed or (entry is not None and entry & SEEN):
             raise JournalError(
-                f"Item {index}: the id {id!r} comes a second time. Give each item an id of its own; without "
-                "ids, items get their index."
+                f"Item {index}: the id {id!r} is used twice. Give each item its own id; items without "
+                "one get their index."
             )
         if entry is None:
             _check_writable(id, index)
@@ -130,9 +130,9 @@ class Journal:
         line = self._line_at(offset_of(entry))
         if line.digest and line.digest != digest:
             raise JournalError(
-                f"Item {index}: the id {id!r} stands for another request in the journal {self._path!r}. "
-                "Give it another id, or pass another journal. (Items without ids get their index as id; "
-                "were some added, removed or reordered, give all of them ids.)"
+                f"Item {index}: the id {id!r} belongs to another request in the journal {self._path!r}. "
+                "Give it another id, or pass another journal. (Items without an id get their index; "
+                "if items were added, removed or reordered, give all of them ids.)"
             )
         if not entry & SUCCEEDED:
             self._claimed[id] = entry
@@ -142,15 +142,15 @@ class Journal:
         return Replay(response, line.omnigate.attempts, line.omnigate.elapsed)
 
     def write(self, outcome: Outcome, digest: str) -> None:
-        """Write how an item ended; it is in the file, complete, when this returns.
+        """Write the outcome of an item; the line is complete in the file when this returns.
 
         Args:
-            outcome: of an item that was claimed.
-            digest: the one it was claimed with.
+            outcome: outcome of a claimed item.
+            digest: the digest it was claimed with.
 
         Raises:
-            JournalError: the system refused (a full disk, a quota, …: the reason is in the message, the
-                `OSError` its cause). The lines before are whole, and this may be tried again.
+            JournalError: the write failed (a full disk, a quota, …: the reason is in the message, the
+                `OSError` is its cause). Earlier lines are whole, and the write may be retried.
 
         """
         assert self._file is not None, "not open"
@@ -166,15 +166,15 @@ class Journal:
             self._superseded += 1
 
     def close(self, *, finished: bool) -> None:
-        """Unlock and close the file. Does nothing if it is closed.
+        """Close and unlock the file; idempotent.
 
         Args:
-            finished: whether all items have ended. If so, this returns when everything is on the disk, and
-                lines of ids that have a later one are removed, by an atomic replacement of the file.
+            finished: whether all items have ended. If so, the file is compacted to the last line of each
+                id, by an atomic replacement, and flushed to disk before this returns.
 
         Raises:
-            NotCompactedError: only the removal failed: everything is on the disk.
-            JournalError: it is not sure to be. Either way the journal has all its lines, and is closed.
+            NotCompactedError: everything is on disk, only compacting failed.
+            JournalError: the flush failed. In either case the journal has all its lines, and is closed.
 
         """
         file, self._file = self._file, None

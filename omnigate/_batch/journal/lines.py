@@ -1,15 +1,15 @@
-"""The lines of a journal: an outcome to a line, a line to what it says. Sans-I/O; no clock.
+"""Codec of a journal's lines: outcome to line, line to outcome. Sans-I/O; no clock.
 
 The rules:
 
 1. One line is one outcome: one JSON object and a newline. No header line, so that a journal can be read
-   from any line on, and so that two of them can be concatenated.
-2. The layout is that of OpenAI's batch output. `response.body` is a chat completion; what the gateway says
-   beyond it, and the book-keeping, is in an object `omnigate`. Tools made for the former read ours.
-3. A success is kept whole: the line gives back an equal `ChatResponse`, its `meta` with the request id.
-   Of an error its type and text are kept, to be read by people: failures are tried again.
-4. A line can be told from half of one: half an object is never an object.
-5. No key gets in. Texts of errors are redacted once more; what a model wrote is kept as it is.
+   from any line on, and two of them can be concatenated.
+2. The layout is that of OpenAI's batch output, so tools for that can read it. `response.body` is a chat
+   completion; the gateway's other fields, and the bookkeeping, are in an object `omnigate`.
+3. A success round-trips: decoding gives an equal `ChatResponse`, whose `meta` has the request id. Of an
+   error only the type and text are kept, for humans: failed items are called again.
+4. A partial line is recognisable: part of a JSON object is never a JSON object.
+5. API keys stay out. Error texts are redacted once more; a model's output is kept verbatim.
 """
 
 from __future__ import annotations
@@ -69,19 +69,19 @@ class _Error(msgspec.Struct, gc=False):
 
 
 class _Extra(msgspec.Struct, gc=False, kw_only=True):
-    """The object `omnigate`; what is UNSET is not written."""
+    """The object `omnigate`; UNSET fields are not written."""
 
     digest: str | None
     index: int
     attempts: int
     elapsed: float
     provider: str | msgspec.UnsetType | None = msgspec.UNSET
-    # Of successes.
+    # Successes only.
     cost_usd: float | msgspec.UnsetType = msgspec.UNSET
     cached: bool | msgspec.UnsetType = msgspec.UNSET
     fallback_used: bool | msgspec.UnsetType = msgspec.UNSET
     latency_ms: int | msgspec.UnsetType = msgspec.UNSET
-    # Of errors.
+    # Errors only.
     request_id: str | msgspec.UnsetType | None = msgspec.UNSET
     status_code: int | msgspec.UnsetType | None = msgspec.UNSET
     provider_status: int | msgspec.UnsetType | None = msgspec.UNSET
@@ -89,7 +89,7 @@ class _Extra(msgspec.Struct, gc=False, kw_only=True):
 
 
 class Line(msgspec.Struct, gc=False):
-    """What a line says: either `response` or `error` is not None."""
+    """A decoded line: exactly one of `response` and `error` is not None."""
 
     id: str
     custom_id: str
@@ -104,11 +104,11 @@ class Line(msgspec.Struct, gc=False):
 
     @property
     def digest(self) -> str:
-        """The digest of the request; "" if the item was not a valid request."""
+        """Digest of the request; "" if the item was not a valid one."""
         return self.omnigate.digest or ""
 
     def chat_response(self) -> ChatResponse:
-        """Return the answer of a success as it was, with a `meta` of what the line knows of the head."""
+        """Rebuild the response of a success; its `meta` has what the line recorded of it."""
         assert self.response is not None
         body, extra = self.response.body, self.omnigate
         result = ChatResponse(
@@ -150,25 +150,25 @@ _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeError, RecursionError)
 
 
 def digest_of(request: ChatRequest) -> str:
-    """Return what tells requests apart: 32 hex digits, the BLAKE2b of the request as canonical JSON.
+    """Return a digest that identifies a request: the BLAKE2b of its canonical JSON, as 32 hex digits.
 
-    Canonical: fields sorted by name, those with their default left out. So neither the order of a dict's
-    fields nor a new optional field in a later version changes the digest of what is asked.
+    Canonical: fields sorted by name, defaults omitted. So neither the order of a dict's fields nor a new
+    optional field in a later version changes the digest of a request.
     """
     try:
         text = _encode_sorted(request)
-    except UnicodeEncodeError:  # half a surrogate pair: cannot be sent either, but can fail as an outcome
+    except UnicodeEncodeError:  # a lone surrogate: cannot be sent, but needs a digest for its failed outcome
         text = repr(request).encode()
     return blake2b(text, digest_size=16).hexdigest()
 
 
 def encode_line(outcome: Outcome, digest: str, *, created: int) -> bytes:
-    """Return the line of an outcome, its newline included.
+    """Encode an outcome as a line, newline included.
 
     Args:
-        outcome: how an item ended.
-        digest: of its request; "" if it was not a valid one.
-        created: the Unix time in seconds, for OpenAI's field of that name.
+        outcome: the outcome of an item.
+        digest: digest of its request; "" if it was not a valid one.
+        created: Unix time in seconds, for OpenAI's field of that name.
 
     """
     response = outcome.response
@@ -196,7 +196,7 @@ def encode_line(outcome: Outcome, digest: str, *, created: int) -> bytes:
         extra.request_id = error.request_id
         if isinstance(error, APIError):
             extra.status_code = error.status_code
-            extra.retry_after = error.retry_after  # msgspec writes what is not finite as null
+            extra.retry_after = error.retry_after  # msgspec writes non-finite numbers as null
         if isinstance(error, ProviderError):
             extra.provider = None if error.provider is None else _utf8(error.provider)
             extra.provider_status = error.provider_status
@@ -204,7 +204,7 @@ def encode_line(outcome: Outcome, digest: str, *, created: int) -> bytes:
 
 
 def decode_line(line: bytes) -> Line | None:
-    """Return what a line, its newline included or not, says; None if it is not a line of a journal."""
+    """Decode a line, with or without its newline; None if it is not a line of a journal."""
     try:
         parsed = _decode(line)
     except _DECODE_ERRORS:
@@ -221,7 +221,7 @@ def decode_line(line: bytes) -> Line | None:
 
 
 def decode_id(line: bytes) -> str | None:
-    """Return the id in a line, or None if there is none. Cheaper than `decode_line`, and checks less."""
+    """Return the id of a line, or None. Cheaper than `decode_line`, with fewer checks."""
     try:
         return _decode_id(line).custom_id
     except _DECODE_ERRORS:
@@ -229,9 +229,9 @@ def decode_id(line: bytes) -> str | None:
 
 
 def is_torn(line: bytes) -> bool:
-    """Tell whether what is not a line may be what a crash left of one.
+    """Return whether invalid bytes may be a line torn by a crash.
 
-    That is a beginning of one of ours, with the zeros some file systems leave where data never arrived.
+    That is the beginning of a line, padded with the zeros some file systems leave where data never arrived.
     """
     arrived = line.rstrip(b"\0\n")
     return arrived[: len(_BEGINNING)] == _BEGINNING[: len(arrived)]
@@ -240,7 +240,7 @@ def is_torn(line: bytes) -> bool:
 def split_lines(read_at: Callable[[int, int], bytes]) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a file with their offsets, without their newlines, in bounded memory.
 
-    What comes after the last newline is a line too, unless it is empty. Memory is bounded by a block of
+    Bytes after the last newline count as a line, unless there are none. Memory is bounded by a block of
     64 KiB and a few times the longest line.
 
     Args:
@@ -253,14 +253,14 @@ def split_lines(read_at: Callable[[int, int], bytes]) -> Iterator[tuple[int, byt
         for line in complete:
             yield offset, line
             offset += len(line) + 1
-        # A line of many blocks is not to be copied once for each of them.
+        # Doubling keeps the copying of a line that spans many blocks linear.
         block_bytes = _BLOCK_BYTES if complete else 2 * block_bytes
     if rest:
         yield offset, rest
 
 
 def _request_id(meta: Meta) -> str | None:
-    """Return `meta.request_id`, at a fifth of the price where the head has not been parsed yet."""
+    """Return `meta.request_id`, five times as fast if the head has not been parsed yet."""
     if isinstance(meta._headers, bytes):
         found = _REQUEST_ID.findall(meta._headers)
         if not found:
@@ -271,5 +271,5 @@ def _request_id(meta: Meta) -> str | None:
 
 
 def _utf8(text: str) -> str:
-    """Return `text` with what UTF-8 cannot express, lone surrogates, escaped."""
+    """Return `text` with lone surrogates, which UTF-8 cannot encode, escaped."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()

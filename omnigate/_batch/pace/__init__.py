@@ -1,1 +1,1 @@
-"""How fast a batch sends, and how many calls are in flight."""
+"""Pacing (when a batch may send) and adaptive concurrency (how many calls may be in flight)."""

@@ -1,24 +1,25 @@
-"""How many calls at a time: what a provider bears, found out from how long its answers take.
+"""Adaptive concurrency: find a provider's capacity from the latencies of its responses.
 
-Sans-I/O: no clock, no waiting; outcomes go in, a limit comes out. The rules:
+Sans-I/O: no clock, no waiting; results of calls go in, a limit comes out. The rules:
 
-1. By Little's law the throughput at a limit is the limit over the mean latency. So growth by a factor brings
-   throughput as long as the latencies grow by less than that factor. A level is worth it if it brings at
-   least half of what it could: if the latency's logarithm grows by less than half of the limit's.
-2. Latencies differ from call to call by a factor of ten. Like is compared with like: the typical latency
-   at one limit with that at another, measured one after the other, until the difference is
-   clear from the noise (or both have been looked at long enough). The first round after a change does not
-   count, because what ends early in it is what is short.
-3. Only calls that were sent with the limit used up tell anything about it. If something else holds the
-   sends back, the limit stays.
-4. From a low start the limit doubles until a level is not worth it. Then the space between the highest that
-   was and the lowest that was not is halved until they are close.
-5. After that the limit is held, and a step up and a step down are tried in turn, the more rarely the more
-   often they led nowhere. Latencies that climb while it is held make the step down come at once, and larger.
-6. Overload is cut at once, by twice the calls that failed, at most by half in one episode: failures of what
-   was sent before the cut belong to it. If no more follow, the limit goes back up, twice as far with each
-   round, and what was interrupted is taken up again. If more than a twentieth of all calls fail, the level
-   counts as one that is not worth it, and the limit goes back to seven tenths of it.
+1. By Little's law, throughput is the limit divided by the mean latency. So raising the limit by a factor
+   raises throughput as long as latency grows by less than that factor. A level is worth it if it gains at
+   least half of the possible: if the logarithm of the latency grows by less than half of the logarithm of the
+   limit.
+2. Latencies differ from call to call by a factor of ten. Compare like with like: the typical latency at one
+   limit with that at another, measured one after the other, until the difference stands out from the noise
+   (or both have enough samples). The first round after a change is ignored, since its early finishers are the
+   short calls.
+3. Only calls sent while the limit is used up say anything about it. If something else holds the sends back,
+   the limit stays.
+4. From a low start, double the limit until a level is not worth it. Then bisect between the highest level
+   that was worth it and the lowest that was not, until they are close.
+5. After that hold the limit, and try a step up and a step down in turn, less often after each fruitless try.
+   If latencies climb while the limit is held, step down immediately, and further.
+6. On overload, cut immediately by twice the number of failed calls, but by at most half per episode; failures
+   of calls sent before the cut belong to that episode. When failures stop, raise the limit again, twice as
+   far in each round, and resume what was interrupted. If more than a twentieth of all calls fail, the level
+   counts as not worth it, and the limit returns to seven tenths of it.
 """
 
 from __future__ import annotations
@@ -32,43 +33,43 @@ _INITIAL: Final = 8
 
 _MAXIMUM: Final = 1_024
 
-_WORTH: Final = 0.5  # the part of the throughput it could bring that a level must bring
+_WORTH: Final = 0.5  # the part of the possible gain in throughput that a level must bring
 
-_LATENCY_MIN: Final = 0.1  # seconds; what takes less is no provider's queue, but the client's own work
+_LATENCY_MIN: Final = 0.1  # seconds; below this, latency is the client's own work, not a provider's queue
 
 _CONFIDENCE: Final = 1.65  # standard errors: one wrong verdict in twenty
 
 _CONFIDENCE_FIRST: Final = 3.0  # for the verdict that ends the doubling
 
-_BLOCK: Final = 24  # the least number of latencies that are looked at together
+_BLOCK: Final = 24  # the smallest number of latencies judged together
 
-_SAMPLES_MAX: Final = 1_500  # after so many the likelier verdict is taken
+_SAMPLES_MAX: Final = 1_500  # after this many the likelier verdict is taken
 
-_NOISE_MIN: Final = 0.005  # of a mean, as a part of it: clocks, rounding
+_NOISE_MIN: Final = 0.005  # relative noise of a mean that no sampling removes: clocks, rounding
 
-_USED: Final = 0.8  # a call sent with so much of the limit in flight tells about it
+_USED: Final = 0.8  # a call sent with this part of the limit in flight counts as a sample
 
-_STEP: Final = 1.07  # the ratio of levels that are close enough, if the noise allows to tell them apart
+_STEP: Final = 1.07  # the ratio of two neighbouring levels, where noise allows telling them apart
 
 _STEP_MAX: Final = 1.13
 
-_STEP_FAR: Final = 1.1  # where noise makes them larger, steps up are doubled, to be judged in time
+_STEP_FAR: Final = 1.1  # if noise makes steps larger than this, steps up are doubled, to be judged in time
 
-_STEPS_DOWN_MAX: Final = 4  # steps at once, after steps down that helped
+_STEPS_DOWN_MAX: Final = 4  # steps taken together, after steps down that helped
 
-_GROWTH: Final = 2.0  # the ratio of a level to the next one while none is known to be bad
+_GROWTH: Final = 2.0  # the ratio of a level to the next while none is known to be bad
 
 _REGROWTH: Final = 1.15  # the same once one was; squared with each success
 
-_CLIMB: Final = 0.25  # of the latencies, as a logarithm, while a level is held
+_CLIMB: Final = 0.25  # of the logarithm of the latency, while a level is held
 
 _CLIMB_STEP: Final = 1.4
 
-_HOLD_MAX: Final = 8  # how much longer a level is held than another is tried
+_HOLD_MAX: Final = 8  # how many times longer a level is held than another is tried
 
-_SEVERE: Final = 0.05  # of the calls fail: the level is too high; less may have other reasons
+_SEVERE: Final = 0.05  # share of failing calls that shows the level is too high; fewer may have other causes
 
-_FAILURE_WEIGHT: Final = 0.01  # of one call in the average that says so
+_FAILURE_WEIGHT: Final = 0.01  # weight of one call in the moving average of failures
 
 _SEVERE_CUT: Final = 0.7
 
@@ -76,8 +77,8 @@ _SEVERE_CUT: Final = 0.7
 class _Samples:
     """Mean and variance of the latencies' square roots (Welford's recurrence).
 
-    The mean itself is what Little's law speaks of, but a few very long calls make it worthless; the mean
-    logarithm hardly sees that one call in sixteen waits. The root is between them.
+    Little's law is about the mean itself, but a few very long calls make it useless; the mean logarithm
+    barely shows that one call in sixteen is queued. The square root is between the two.
     """
 
     __slots__ = ("count", "mean", "squares")
@@ -95,7 +96,7 @@ class _Samples:
         self.squares += difference * (value - self.mean)
 
     def merge(self, other: _Samples) -> None:
-        """Take in what others have collected (Chan, Golub and LeVeque, 1979)."""
+        """Merge other samples (Chan, Golub and LeVeque, 1979)."""
         if not other.count:
             return
         count = self.count + other.count
@@ -109,7 +110,7 @@ class _Samples:
         return 2 * math.log(self.mean)
 
     def variance(self) -> float:
-        """Return the variance of one latency, as a part of the typical one."""
+        """Return the variance of one latency, relative to the typical one."""
         return 4 * self.squares / (self.count - 1) / self.mean**2 if self.count > 1 else math.inf
 
     def variance_of_mean(self) -> float:
@@ -117,12 +118,12 @@ class _Samples:
 
 
 class AdaptiveConcurrency:
-    """Finds the number of calls in flight beyond which more of them bring no more throughput.
+    """Finds the number of calls in flight beyond which throughput stops growing.
 
-    The signal is the climb of latency, as in TCP Vegas (Brakmo and Peterson, 1994); the search is that of
+    The signal is rising latency, as in TCP Vegas (Brakmo and Peterson, 1994); the search is that of
     BIC-TCP (Xu, Harfoush and Rhee, 2004): growth, then halving between the highest level known to be good and
-    the lowest known not to be, then careful steps; the level sought is the knee that maximizes Kleinrock's
-    power (1979); overload is answered by a multiplicative decrease (Chiu and Jain, 1989).
+    the lowest known not to be, then careful steps; the target is the knee that maximizes Kleinrock's
+    power (1979); overload causes a multiplicative decrease (Chiu and Jain, 1989).
 
     Times are seconds of any monotonic clock.
 
@@ -130,9 +131,9 @@ class AdaptiveConcurrency:
         limit: how many calls may be in flight.
 
     Args:
-        initial: the limit to begin with.
-        minimum: what the limit never falls below, at least 1.
-        maximum: what it never exceeds.
+        initial: the first limit.
+        minimum: lower bound of the limit, at least 1.
+        maximum: upper bound of the limit.
 
     """
 
@@ -146,26 +147,26 @@ class AdaptiveConcurrency:
         self._recent = _Samples()  # at `limit`
         self._try: Literal["hold", "up", "down", "recover"] = "hold"
         self._next: Literal["up", "down"] = "up"
-        self._has_climbed = False  # the latencies, at the level that is held
-        self._steps_down = 1  # at once
+        self._has_climbed = False  # whether latencies rose at the level that is held
+        self._steps_down = 1  # taken together
         self._growth = _GROWTH
-        self._skip = self.limit  # samples still to come from before the last change
+        self._skip = self.limit  # samples to ignore, sent before the last change
         self._hold = 1  # see `_HOLD_MAX`
         self._failure_rate = 0.0
-        self._failures = 0  # in the present episode of overload ...
+        self._failures = 0  # in the current episode of overload ...
         self._is_severe = False
         self._level = self.limit  # the limit before the cuts, and what was being done at it
         self._resume: Literal["hold", "up", "down"] = "hold"
         self._cut_at = -math.inf  # ... which began then ...
         self._cut_from = 0  # ... at that limit
-        self._successes = 0  # sent since then, at the present limit
+        self._successes = 0  # sent since then, at the current limit
 
     def succeeded(self, now: float, latency: float, in_flight: int) -> None:
-        """Register a call that was answered.
+        """Record a call that got a response.
 
         Args:
-            now: the present time in seconds.
-            latency: seconds from when it was sent to its answer.
+            now: the current time in seconds.
+            latency: seconds from send to response.
             in_flight: how many calls were in flight when it was sent, itself included.
 
         """
@@ -187,10 +188,10 @@ class AdaptiveConcurrency:
             self._judge()
 
     def overloaded(self, now: float, sent_at: float) -> None:
-        """Register a call that failed from overload: 500, 502, 503, a timeout, a provider's 429.
+        """Record a call that failed from overload: 500, 502, 503, a timeout, a provider's 429.
 
         Args:
-            now: the present time in seconds.
+            now: the current time in seconds.
             sent_at: when it was sent.
 
         """
@@ -202,7 +203,7 @@ class AdaptiveConcurrency:
                     self._level, self._resume = self.limit, self._try
             self._cut_at, self._cut_from, self._failures, self._successes = now, self.limit, 0, 0
         elif self._try != "recover":
-            return  # a late one of an episode that is over
+            return  # a late failure of a past episode
         self._failures += 1
         if self._failure_rate > _SEVERE and not self._is_severe:
             self._is_severe, self._failure_rate = True, 0.0
@@ -220,7 +221,7 @@ class AdaptiveConcurrency:
         return samples.mean**2
 
     def _recover(self) -> None:
-        """Go back up, twice as far with each round that went well, and take up what was interrupted."""
+        """Raise the limit again, twice as far with each good round, then resume what was interrupted."""
         level = self._level
         if self._successes < min(self.limit, 8 * max(1, level - self.limit)):
             return
@@ -254,10 +255,10 @@ class AdaptiveConcurrency:
         self._move(level)
 
     def _leave_or_stay(self) -> None:
-        """Look at another block of latencies at the level that is held."""
+        """Judge another block of latencies at the level that is held."""
         recent, base, level = self._recent, self._base, self.limit
         self._recent = _Samples()
-        if self._has_climbed:  # what is measured now was not chosen for being slow
+        if self._has_climbed:  # this block is unbiased: it was not selected for being slow
             self._has_climbed = False
             self._base, self._bad, self._hold = recent, None, 1
             self._start_try("down", max(self._minimum, math.floor(level / _CLIMB_STEP)))
@@ -287,33 +288,33 @@ class AdaptiveConcurrency:
         return min(_STEP_MAX, max(_STEP, step))
 
     def _samples_for(self, ratio: float) -> float:
-        """Return how many latencies it takes to tell a level from one that ratio above it."""
+        """Return how many latencies it takes to tell two levels of this ratio apart."""
         samples = 2 * self._base.variance() * (_CONFIDENCE / (_WORTH * math.log(ratio))) ** 2
         return min(_SAMPLES_MAX, samples)
 
     def _above(self, step: float, is_settled: bool) -> int:
-        """Return the level to try above the one held, or that one itself."""
+        """Return the next level to try above the one held, or the same at the maximum."""
         level, bad = self._good, self._bad
         if bad is None:
             above = max(level + 1, round(level * self._growth))
         elif is_settled:
             far = step**2 if step > _STEP_FAR else step
-            above = max(level + 1, round(level * far))  # known to be bad, but that may change
+            above = max(level + 1, round(level * far))  # was bad before, but that may change
         else:
             above = max(level + 1, min(round(math.sqrt(level * bad)), bad - 1))
         return min(above, self._maximum)
 
     def _judge(self) -> None:
-        """Compare the level that is tried with the good one, once the difference is clear."""
+        """Compare the level on trial with the good one, once the difference is clear."""
         recent, base, tried, good = self._recent, self._base, self.limit, self._good
         if recent.count % max(1, _BLOCK // 2):
-            return  # the more often one looks the more often one errs
+            return  # each look adds a chance of a wrong verdict
         lower, higher = (base, recent) if tried > good else (recent, base)
         excess = higher.logarithm() - lower.logarithm() - _WORTH * abs(math.log(tried / good))
         noise = math.sqrt(base.variance_of_mean() + recent.variance_of_mean())
         was_known = self._bad is not None and max(tried, good) >= self._bad
         is_higher_worth = excess < 0
-        is_first = self._bad is None and excess > 0  # an error would cost much time
+        is_first = self._bad is None and excess > 0  # a wrong verdict here would cost much time
         if abs(excess) < (_CONFIDENCE_FIRST if is_first else _CONFIDENCE) * noise:
             enough = max(self._block(), base.count // 2) if was_known else max(_SAMPLES_MAX, tried)
             if recent.count < min(enough, max(_SAMPLES_MAX, tried)):
@@ -336,7 +337,7 @@ class AdaptiveConcurrency:
             self._hold = 1
             if tried > good and self._bad is None and tried < self._maximum:  # go on without a break
                 self._good = tried
-                base.merge(recent)  # alone it would be chosen for being quick
+                base.merge(recent)  # on its own it would be biased: it was selected for being fast
                 self._growth = min(_GROWTH, self._growth**2)
                 self._start_try("up", self._above(_STEP, False))
             else:

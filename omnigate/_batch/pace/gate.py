@@ -1,8 +1,8 @@
 """The gate that every send of a batch goes through: the pacer's verdicts turned into waiting.
 
-One for each client and event loop; all batches of a client share it, and with it the gateway's limit.
-Waiters queue FIFO, resends before new sends. Only the first in line watches the clock; when it has passed, or
-is cancelled, it wakes the next. Nothing runs in the background.
+One per client and event loop: all batches of a client share the gateway's limit. Waiters queue FIFO, resends
+before new sends. Only the first in line watches the clock; when it passes or is cancelled, it wakes the next.
+There is no background task.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from omnigate.exceptions import GatewayError, ProviderRateLimitError, RateLimitE
 
 
 def seconds_at_limit(error: GatewayError) -> float | None:
-    """Return for how many seconds the gateway's own limit asks to wait; None if an error is not about it.
+    """Return the seconds to wait for the gateway's own rate limit; None if the error is not about it.
 
-    Only the detail tells it from a provider's limit (docs/protocol.md, "Errors"). Where `Retry-After` is
-    missing or makes no sense, a proxy's doing, it is over when the window is: `reset` says when, else it is
-    at most the length of one. Retries in quick succession would all be in the same window, and the item lost.
+    Only the detail distinguishes it from a provider's limit (docs/protocol.md, "Errors"). If a proxy has
+    removed or garbled `Retry-After`, wait for the end of the window: `reset` says when, else assume a whole
+    window. Quick retries would all fall into the same window, and the item would fail.
     """
     if (
         not isinstance(error, RateLimitError)
@@ -47,11 +47,11 @@ class Gate:
     """Lets sends pass at the pacer's pace.
 
     Attributes:
-        clock: the event loop's clock, which the pacer's times are of.
-        concurrency: the limit that all batches with `max_concurrency="auto"` share.
-        in_flight: how many calls of those batches there are.
-        opens_at: until when (UTC) the first in line last began to wait; None if it never did. For reprs,
-            which may be asked for in any thread.
+        clock: the event loop's clock, also the pacer's.
+        concurrency: the limit shared by all batches with `max_concurrency="auto"`.
+        in_flight: calls in flight of those batches.
+        opens_at: the time (UTC) until which the first in line was last seen to wait, or None. For reprs,
+            which can be called from any thread.
     """
 
     def __init__(self, loop: Any) -> None:
@@ -65,7 +65,7 @@ class Gate:
         self._new: deque[anyio.Event] = deque()
 
     def try_pass(self) -> Send | None:
-        """Return a send that may go now, if it may and nobody waits."""
+        """Return a send if one may go now and no other waits, else None."""
         if self._again or self._new:
             return None
         now = self.clock()
@@ -75,7 +75,7 @@ class Gate:
         """Wait in line and return a send that may go now.
 
         Args:
-            is_again: whether it was sent before, and so comes before those that were not.
+            is_again: whether this is a resend, which precedes new sends.
         """
         line = self._again if is_again else self._new
         event = anyio.Event()
@@ -102,7 +102,7 @@ class Gate:
             self._wake()
 
     def answered(self, send: Send, limit: RateLimit | None) -> None:
-        """Record what an answer says of the limit; None if nothing."""
+        """Record a response and the rate limit in its headers, None if they have none."""
         self._pacer.answered(send, self.clock(), limit)
         self._wake()
 
@@ -112,16 +112,16 @@ class Gate:
         self._wake()
 
     def ended(self, send: Send) -> None:
-        """Record that a send got no answer, or none that says anything."""
+        """Record that a send ended without a usable response."""
         self._pacer.ended(send, self.clock())
         self._wake()
 
     def room(self) -> int:
-        """Return how many sends could go at once."""
+        """Return how many sends could go immediately."""
         return 0 if self._again or self._new else self._pacer.room(self.clock())
 
     def waiting_seconds(self) -> float | None:
-        """Return for how many seconds more all sends are held back; None if they are not."""
+        """Return for how many more seconds all sends are held back; None if they are not."""
         now = self.clock()
         until = self._pacer.waiting_until(now)
         return None if until is None else until - now
@@ -140,7 +140,7 @@ class Gate:
 
 
 class Gates(PerLoop[Gate]):
-    """A client's gates, one for each event loop, made when a batch begins."""
+    """A client's gates, one per event loop, created when a batch begins."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""The local gateway's endpoints around chat: accounts, keys, models, metrics, health, administration."""
+"""The local gateway's endpoints other than chat: accounts, keys, models, metrics, health, administration."""
 
 from __future__ import annotations
 

@@ -23,13 +23,13 @@ def new_id() -> str:
 
 
 def iso(moment: datetime) -> str:
-    """Return a UTC time as it travels."""
+    """Format a UTC time as the protocol does."""
     return moment.isoformat().replace("+00:00", "Z")
 
 
 @dataclass
 class Org:
-    """An organisation; budgets in USD, 0 for none."""
+    """An organisation; budgets in USD, 0 for unlimited."""
 
     id: str
     name: str
@@ -38,7 +38,7 @@ class Org:
     created_at: datetime
 
     def body(self) -> dict[str, Any]:
-        """Return it as it travels."""
+        """Return it as JSON fields."""
         return {
             "id": self.id,
             "name": self.name,
@@ -50,7 +50,7 @@ class Org:
 
 @dataclass
 class Project:
-    """A project; budgets in USD, 0 for none."""
+    """A project; budgets in USD, 0 for unlimited."""
 
     id: str
     org: Org
@@ -63,7 +63,7 @@ class Project:
     providers: set[str] = field(default_factory=set[str])
 
     def body(self) -> dict[str, Any]:
-        """Return it as it travels."""
+        """Return it as JSON fields."""
         return {
             "id": self.id,
             "org_id": self.org.id,
@@ -89,7 +89,7 @@ class Key:
     revoked_at: datetime | None = None
 
     def body(self) -> dict[str, Any]:
-        """Return it as it travels, without the key itself."""
+        """Return it as JSON fields, without the key itself."""
         return {
             "id": self.id,
             "name": self.name,
@@ -117,7 +117,7 @@ class Accounts:
     def create_project(
         self, org: Org, name: str, daily: Decimal, monthly: Decimal, rate_limit_per_min: int, now: datetime
     ) -> tuple[Project, str]:
-        """Create a project and its first key, which is returned beside it."""
+        """Create a project and its first key; return both."""
         secret = new_key()
         prefix = secret[:KEY_PREFIX_LENGTH]
         project = Project(new_id(), org, name, prefix, daily, monthly, rate_limit_per_min, now)
@@ -126,7 +126,7 @@ class Accounts:
         return project, secret
 
     def create_key(self, project: Project, name: str, now: datetime) -> tuple[Key, str]:
-        """Create a named key, which is returned beside its record."""
+        """Create a named key; return its record and the key."""
         secret = new_key()
         key = self._keys[secret] = Key(new_id(), project, name, secret[:KEY_PREFIX_LENGTH], now)
         return key, secret
@@ -136,6 +136,6 @@ class Accounts:
         return [key for key in self._keys.values() if key.project is project and key.name is not None]
 
     def find_key(self, secret: str) -> Key | None:
-        """Return a key that is valid."""
+        """Return the record of a valid key, or None."""
         key = self._keys.get(secret)
         return None if key is None or key.revoked_at is not None else key

@@ -126,7 +126,7 @@ class _CutError(Exception):
 
 
 class _Sender:
-    """Sends a response, adds its request id, and cuts it where a script says so."""
+    """Sends a response, adds its request id, and cuts it off if a script says so."""
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, faults: Sequence[Fault], request_id: str
@@ -162,7 +162,7 @@ class _Sender:
 async def _early(
     scope: Scope, receive: Receive, faults: Sequence[Fault], replay: Receive, send: Send
 ) -> bool:
-    """Do what a script says in place of an answer, and return whether it did."""
+    """Apply a script that replaces the answer, and return whether there was one."""
     for fault in faults:
         if isinstance(fault, Delay):
             await anyio.sleep(fault.seconds)

@@ -1,6 +1,7 @@
-"""The local gateway's two chat endpoints, in the order of checks of `docs/protocol.md`.
+"""The local gateway's two chat endpoints.
 
-JSON syntax (422), key (401), rate limit (429), budget (402), fields (422), provider.
+Requests are checked in the order of `docs/protocol.md`: JSON syntax (422), key (401), rate limit (429),
+budget (402), fields (422), provider.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ class Admitted:
     user_id: str | None
 
     def headers(self) -> dict[str, str]:
-        """Return the headers of limits and budgets."""
+        """Return the rate-limit and budget headers."""
         return {**self.admission.headers(), **self.budgets}
 
 
 async def admit(state: State, request: Request) -> Admitted:
-    """Do the checks before the fields.
+    """Run the checks that come before the fields.
 
     Raises:
-        BadRequestError: one of them failed.
+        BadRequestError: a check failed.
     """
     body = await read_json(request)
     project = state.authenticate(request).project
@@ -184,7 +185,7 @@ async def completions(state: State, request: Request) -> ASGIApp:
 
 
 def check_provider(state: State, project: Project, model: str) -> str:
-    """Return the provider of a model if the project can use it now.
+    """Return a model's provider, after checking that the project can use it now.
 
     Raises:
         ProviderError: it cannot.
@@ -209,7 +210,7 @@ async def _first_success(
     prompt: str,
     max_tokens: int | None,
 ) -> ModelAnswer:
-    """Return the first candidate's answer; the error is the last one's."""
+    """Return the answer of the first candidate that succeeds, or raise the last one's error."""
     faults = faults_of(request)
     last = ProviderError(502, "No provider candidate could handle the request")
     for model in models:
@@ -237,7 +238,7 @@ async def _stream_result(
     prompt: str,
     max_tokens: int | None,
 ) -> ModelAnswer | ProviderError:
-    """Return what a stream will hold.
+    """Return the answer or failure that a stream will contain.
 
     Raises:
         BadRequestError: the provider could not even be called.

@@ -1,4 +1,4 @@
-"""Hangs up on a client, as a script or the protocol wants it: the connection under an ASGI response."""
+"""Closes the connection under an ASGI response, where a script or the protocol requires it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import httpx
 from starlette.types import Receive, Scope, Send
 
 TRANSPORT: Final = "omnigate.transport"
-"""In an ASGI scope: the asyncio transport of the connection, where there is a real one."""
+"""The ASGI scope's key for the connection's asyncio transport; missing in-process."""
 
 _HANG_UP_SECONDS: Final = 5.0
 
 
 async def hang_up(scope: Scope, receive: Receive, data: bytes = b"") -> None:
-    """Close the connection under a response; in-process, where there is none, fail as it would."""
+    """Close the connection under a response; in-process, raise the error that a client would get."""
     transport = scope.get(TRANSPORT)
     if transport is None:
         raise httpx.RemoteProtocolError("the local gateway closed the connection without an answer")
@@ -28,5 +28,5 @@ async def hang_up(scope: Scope, receive: Receive, data: bytes = b"") -> None:
 
 
 async def drop(scope: Scope, receive: Receive, send: Send) -> None:
-    """Be the response that is none, as an ASGI application: hang up."""
+    """Close the connection instead of answering (an ASGI application)."""
     await hang_up(scope, receive)

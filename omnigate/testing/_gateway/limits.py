@@ -1,4 +1,4 @@
-"""What the local gateway limits: calls a window, and calls to a provider that keeps failing. Sans-I/O."""
+"""The local gateway's rate limiter and circuit breakers, sans-I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BREAKER_SECONDS: Final = 30.0
 
 @dataclass(frozen=True)
 class Admission:
-    """What the limiter says to a call: whether it may pass, and what the headers say."""
+    """The limiter's decision on a call, and the values for its headers."""
 
     allowed: bool
     limit: int
@@ -30,14 +30,14 @@ class Admission:
 
 
 class RateLimiter:
-    """Counts calls in fixed windows, which begin at multiples of their length; rejected calls count too."""
+    """Counts calls in fixed windows aligned to multiples of their length; rejected calls count, too."""
 
     def __init__(self, window_seconds: int) -> None:
         self._window_seconds = window_seconds
         self._counts: dict[str, tuple[int, int]] = {}
 
     def admit(self, project_id: str, limit: int, now: float) -> Admission:
-        """Count a call at `now` and say whether it may pass."""
+        """Count a call at `now` and decide whether it may pass."""
         window = int(now // self._window_seconds)
         known, count = self._counts.get(project_id, (window, 0))
         count = count + 1 if known == window else 1
@@ -47,25 +47,25 @@ class RateLimiter:
 
 
 class CircuitBreakers:
-    """Pauses a provider for a project after transient failures in a row, then lets one trial through."""
+    """Blocks a provider for a project after consecutive transient failures, then lets one trial through."""
 
     def __init__(self) -> None:
         self._failures: dict[tuple[str, str], int] = {}
         self._open_until: dict[tuple[str, str], float] = {}
 
     def is_open(self, provider: str, project_id: str, now: float) -> bool:
-        """Return whether calls are refused; the first call after the pause is the trial."""
+        """Return whether calls are rejected; the first call after the pause is the trial."""
         key = (provider, project_id)
         until = self._open_until.get(key)
         if until is None:
             return False
         if now < until:
             return True
-        self._open_until[key] = now + BREAKER_SECONDS  # until the trial has ended, others wait
+        self._open_until[key] = now + BREAKER_SECONDS  # rejects others during the trial
         return False
 
     def record(self, provider: str, project_id: str, now: float, *, failed: bool) -> None:
-        """Count the outcome of a call: only transient failures are failures here."""
+        """Record the outcome of a call; only transient failures count as failed."""
         key = (provider, project_id)
         if not failed:
             self._failures.pop(key, None)

@@ -1,4 +1,4 @@
-"""The local gateway's models: deterministic answers made from the prompt, and failures as scripted."""
+"""The local gateway's models: deterministic answers built from the prompt, and scripted failures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ProviderError(Exception):
 
 @dataclass(frozen=True)
 class ModelAnswer:
-    """What a model answered."""
+    """A model's answer."""
 
     model: str
     text: str
@@ -50,7 +50,7 @@ class ModelAnswer:
         return cost_in_micro_usd(self.model, self.prompt_tokens, self.completion_tokens)
 
     def usage(self) -> dict[str, int]:
-        """Return the tokens as they travel."""
+        """Return the token counts as JSON fields."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -82,9 +82,9 @@ def answer(
     max_tokens: int | None,
     faults: Sequence[Fault],
 ) -> ModelAnswer:
-    """Return the answer: an echo of the last user message, or what a script says.
+    """Return the answer: an echo of the last user message, or the scripted text.
 
-    A token is a word. An answer longer than `max_tokens` is cut there, with the finish reason "length".
+    A token is a word. Longer answers are cut at `max_tokens`, with the finish reason "length".
     """
     pieces: list[bytes] | None = None
     text = f"echo[{model}]: {last_user_content}"
@@ -116,7 +116,7 @@ def answer(
 
 
 def cut_pieces(pieces: Sequence[bytes], after_bytes: int) -> list[bytes]:
-    """Return the pieces up to a number of bytes."""
+    """Return the first `after_bytes` bytes of the pieces."""
     kept: list[bytes] = []
     for piece in pieces:
         if after_bytes <= 0:

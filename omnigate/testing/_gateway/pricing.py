@@ -1,4 +1,4 @@
-"""Which provider a model belongs to, and what it costs: the local gateway's table."""
+"""The local gateway's models: their providers and prices."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from decimal import Decimal
 from typing import Any, Final
 
-# USD for 1,000 tokens: input, output.
+# USD per 1,000 tokens: input, output.
 PRICES: Final[dict[str, tuple[float, float]]] = {
     "claude-3-5-haiku-latest": (0.0008, 0.004),
     "claude-3-5-sonnet-20241022": (0.003, 0.015),

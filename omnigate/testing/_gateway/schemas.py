@@ -1,6 +1,6 @@
-"""The bodies that the local gateway takes, and the 422 that it answers to others.
+"""The request bodies of the local gateway, and the 422 for invalid ones.
 
-Validation is pydantic's, as the real gateway's is, so that the errors are the same to the letter.
+Like the real gateway it validates with pydantic, so that the errors are identical.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def validate(kind: type[M], body: Any) -> M:
     """Return the body as `kind`.
 
     Raises:
-        BadRequestError: 422, it does not fit.
+        BadRequestError: 422, it is invalid.
     """
     if body is None:  # `null` is no body
         missing = {"type": "missing", "loc": ["body"], "msg": "Field required", "input": None}

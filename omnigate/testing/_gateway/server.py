@@ -1,7 +1,7 @@
-"""Serves an ASGI application on loopback: uvicorn in a thread, started and stopped within bounds.
+"""Serves an ASGI application on loopback with uvicorn in a thread; starting and stopping are time-limited.
 
-The thread has an asyncio loop of its own, so that it serves tests under trio as well. Stopping does not
-wait for clients: what is still open is closed.
+The thread runs its own asyncio loop, so that tests under trio can use it, too. Stopping does not wait for
+clients: open connections are closed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TICK_SECONDS: Final = 0.1
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, which also tells the application which connection it is."""
+    """uvicorn's protocol, which also passes its transport to the application."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -36,15 +36,15 @@ class Server:
     """A running server."""
 
     def __init__(self, app: Any, host: str, port: int) -> None:
-        """Start to serve; return once it does.
+        """Start serving, and return once the server is ready.
 
         Raises:
-            OSError: the address cannot be had.
+            OSError: the address is not available.
             RuntimeError: it did not start in time.
         """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family, backlog=2_048)
-        # Inherited by what is accepted. asyncio would set it, but not on sockets made like this one.
+        # Accepted sockets inherit it; asyncio does not set it on sockets created this way.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port: int = self._socket.getsockname()[1]
         self._app = app
@@ -58,8 +58,8 @@ class Server:
             raise RuntimeError("the local gateway did not start") from self._error
 
     def stop(self) -> None:
-        """Stop serving, close what is open, and end the thread."""
-        with contextlib.suppress(RuntimeError):  # its loop has ended already
+        """Stop serving, close open connections, and end the thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has already ended
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(_STOP_SECONDS)
         if self._thread.is_alive():
@@ -68,7 +68,7 @@ class Server:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as error:  # noqa: BLE001 - told to whoever waits for the start
+        except BaseException as error:  # noqa: BLE001 - reported by the constructor
             self._error = error
             self._started.set()
         finally:

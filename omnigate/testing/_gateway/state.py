@@ -1,4 +1,4 @@
-"""What all endpoints of the local gateway share: accounts, usage, limits, the cache, and time."""
+"""The state shared by the local gateway's endpoints: accounts, usage, limits, cache and clock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CACHE_SECONDS: Final = 300.0
 
 @dataclass
 class State:
-    """A gateway's memory."""
+    """The state of one gateway."""
 
     clock: Callable[[], float]
     admin_key: str
@@ -39,11 +39,11 @@ class State:
     cache: dict[Any, tuple[float, dict[str, Any]]] = field(default_factory=dict[Any, Any])
 
     def now(self) -> datetime:
-        """Return the present time in UTC."""
+        """Return the current time in UTC."""
         return datetime.fromtimestamp(self.clock(), UTC)
 
     def authenticate(self, request: Request) -> Key:
-        """Return the key that a request came with.
+        """Return the record of a request's key.
 
         Raises:
             BadRequestError: 401.
@@ -71,7 +71,7 @@ class State:
             raise BadRequestError(401, "Invalid or missing x-admin-key")
 
     def check_budgets(self, project: Project) -> None:
-        """Check that no budget is used up.
+        """Check that no budget is exhausted.
 
         Raises:
             BadRequestError: 402.
@@ -83,7 +83,7 @@ class State:
                     raise BadRequestError(402, f"{name} {period} budget exceeded")
 
     def budget_headers(self, project: Project) -> dict[str, str]:
-        """Return the budget headers, without the current call."""
+        """Return the budget headers, excluding the current call."""
         now = self.clock()
         headers: dict[str, str] = {}
         for owner, name in ((project, "project"), (project.org, "org")):
@@ -102,7 +102,7 @@ def _add_budget(headers: dict[str, str], name: str, spent: Decimal, budget: Deci
 
 
 def request_id(request: Request) -> str:
-    """Return the id of a response: the request's own, or a new one of 32 hex digits."""
+    """Return the response's id: the one the request sent, or a new one of 32 hex digits."""
     return request.headers.get("x-request-id") or uuid.uuid4().hex
 
 
@@ -113,5 +113,5 @@ def faults_of(request: Request) -> list[Fault]:
 
 
 def recorded(request: Request, body: bytes) -> RecordedRequest:
-    """Return a request as tests see it."""
+    """Return the record of a request that tests can inspect."""
     return RecordedRequest(request.method, request.url.path, request.url.query, dict(request.headers), body)

@@ -1,4 +1,4 @@
-"""The two kinds of stream that the local gateway sends, with a look at whether anyone still listens."""
+"""The local gateway's two kinds of streamed response, which stop when the client disconnects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Record = Callable[[bool], None]
 class GatewayStream:
     """A streamed response, as an ASGI application.
 
-    Hanging up before its end stops the provider and records nothing.
+    A client that disconnects before the end stops the provider, and nothing is recorded.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class GatewayStream:
         return cut_pieces(self._result.pieces, failure.after_bytes), failure.message
 
     async def _chunk(self, data: bytes) -> bool:
-        """Send a chunk, and return whether anyone still listens."""
+        """Send a chunk, and return whether the client is still connected."""
         if await self._request.is_disconnected():
             return False
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
@@ -67,7 +67,7 @@ class GatewayStream:
         return True
 
     async def _write_usage(self, failed: bool) -> None:
-        """Write the usage record, unless the client has hung up by then."""
+        """Write the usage record, unless the client has disconnected by then."""
         if self._state.usage_delay_seconds:
             await anyio.sleep(self._state.usage_delay_seconds)
         if not await self._request.is_disconnected():

@@ -28,7 +28,7 @@ _SUMS: Final = (
 
 @dataclass(frozen=True)
 class UsageRecord:
-    """One call as it was billed."""
+    """One billed call."""
 
     time: float
     project_id: str
@@ -56,10 +56,10 @@ class Usage:
             " latency_ms INTEGER, cached INTEGER, failed INTEGER, status TEXT)"
         )
         self._spend: dict[tuple[str, str], int] = {}
-        weakref.finalize(self, self._database.close)  # Python 3.13 warns of one that is only dropped
+        weakref.finalize(self, self._database.close)  # Python 3.13 warns about unclosed ones
 
     def add(self, record: UsageRecord) -> None:
-        """Store a record, and count its cost as spent."""
+        """Store a record and add its cost to the spending."""
         row = (
             record.time, record.project_id, record.org_id, record.provider, record.model, record.user_id,
             record.prompt_tokens, record.completion_tokens, record.micro_usd, record.latency_ms,
@@ -74,13 +74,13 @@ class Usage:
                     self._spend[key] = self._spend.get(key, 0) + record.micro_usd
 
     def spent(self, owner_id: str, now: float, period: Literal["daily", "monthly"]) -> Decimal:
-        """Return what a project or an organisation has spent in the present UTC day or month, in USD."""
+        """Return the spending of a project or organisation in the current UTC day or month, in USD."""
         day, month = _periods(now)
         micro_usd = self._spend.get((owner_id, day if period == "daily" else month), 0)
         return Decimal(micro_usd) / 1_000_000
 
     def count(self) -> int:
-        """Return how many records there are."""
+        """Return the number of records."""
         with self._lock:
             return int(self._database.execute("SELECT COUNT(*) FROM usage").fetchone()[0])
 
@@ -93,7 +93,7 @@ class Usage:
         group_by: str | None,
         granularity: str | None,
     ) -> dict[str, Any]:
-        """Return the answer of the metrics endpoints."""
+        """Return the response body of the metrics endpoints."""
         if granularity is None:
             hours = (end - start).total_seconds() / 3_600
             granularity = "minute" if hours <= 1 else "hour" if hours <= 24 else "day"

@@ -1,4 +1,4 @@
-"""The journal of a batch. Here: what its tests share."""
+"""The journal of a batch, with the helpers that its tests share."""
 
 import json
 import subprocess
@@ -58,7 +58,7 @@ def replayable(journal: Journal) -> int:
 
 
 def fill(path: Any, *outcomes: Outcome, finished: bool = False) -> None:
-    """Write outcomes as a run does: each claimed before, each id once."""
+    """Write outcomes as a run does: claim each id once, then write its line."""
     journal = opened(path)
     for outcome in outcomes:
         journal.claim(outcome.id, DIGEST, outcome.index)
@@ -78,7 +78,7 @@ def ids_in(path: Path) -> list[str]:
 
 
 def start(source: str, *arguments: Any) -> "subprocess.Popen[str]":
-    """Start a program in a process of its own, where it finds the tests."""
+    """Start a program in its own process, where it can import the tests."""
     command = [sys.executable, "-c", source, *map(str, arguments)]
     root = Path(__file__).parents[3]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)

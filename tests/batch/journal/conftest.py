@@ -1,4 +1,4 @@
-"""What the tests of the journal are given."""
+"""Fixtures of the journal tests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One line for each id at the end of a finished run, whatever happens on the way."""
+"""Compaction leaves one line per id at the end of a finished run, whatever happens on the way."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ from omnigate._batch.journal.file import NotCompactedError, _second
 from . import DIGEST, failure, fill, ids_in, opened, replayable, start, success, text
 
 
-def test_a_finished_run_leaves_one_line_an_id_in_the_order_they_ended(path: Path) -> None:
+def test_compaction_keeps_one_line_per_id_in_completion_order(path: Path) -> None:
     path.write_bytes(
         b"".join(map(text, [failure("a"), success("b"), failure("c"), failure("a"), success("d")]))
     )
@@ -31,19 +31,19 @@ def test_a_finished_run_leaves_one_line_an_id_in_the_order_they_ended(path: Path
     journal.close(finished=False)
 
 
-def test_ids_of_earlier_runs_that_this_one_did_not_have_are_kept(path: Path) -> None:
+def test_compaction_keeps_ids_that_only_earlier_runs_had(path: Path) -> None:
     fill(path, failure("a"), success("other"))
     fill(path, success("a"), finished=True)
     assert ids_in(path) == ["other", "a"]
 
 
-def test_a_run_that_is_left_early_keeps_all_lines(path: Path) -> None:
+def test_a_run_that_is_left_early_is_not_compacted(path: Path) -> None:
     fill(path, failure("a"))
     fill(path, success("a"), finished=False)
     assert ids_in(path) == ["a", "a"]
 
 
-def test_a_journal_with_one_line_an_id_is_not_written_again(path: Path) -> None:
+def test_a_journal_with_one_line_per_id_is_not_rewritten(path: Path) -> None:
     fill(path, success("a"), success("b", 1))
     inode = path.stat().st_ino
     opened(path).close(finished=True)
@@ -51,7 +51,7 @@ def test_a_journal_with_one_line_an_id_is_not_written_again(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("finished", "synced"), [(True, 1), (False, 0)])
-def test_a_finished_run_waits_for_the_disk(
+def test_only_a_finished_run_calls_fsync(
     path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool, synced: int
 ) -> None:
     synchronised: list[int] = []
@@ -60,7 +60,9 @@ def test_a_finished_run_waits_for_the_disk(
     assert len(synchronised) == synced
 
 
-def test_a_disk_that_fails_at_the_end_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_fsync_is_a_journal_error_and_releases_the_lock(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fsync(fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -69,10 +71,10 @@ def test_a_disk_that_fails_at_the_end_is_an_error(path: Path, monkeypatch: pytes
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(JournalError, match=f"Cannot write to the journal .*: {os.strerror(errno.EIO)}"):
             journal.close(finished=True)
-    opened(path).close(finished=True)  # closed and unlocked all the same
+    opened(path).close(finished=True)  # closed and unlocked anyway
 
 
-def test_lines_are_kept_byte_by_byte_whoever_wrote_them(path: Path) -> None:
+def test_compaction_copies_lines_of_other_tools_byte_for_byte(path: Path) -> None:
     spaced = json.dumps({"more": 1, **json.loads(text(success("b")))}).encode() + b"\r\n"
     path.write_bytes(text(failure("a")) + spaced + text(success("a")))
     opened(path).close(finished=True)
@@ -87,7 +89,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     "raised", [OSError(errno.ENOSPC, "No space left on device"), Killed()], ids=["OSError", "Killed"]
 )
-def test_a_compaction_that_fails_leaves_the_journal_as_it_was(
+def test_a_failed_compaction_leaves_the_journal_unchanged(
     path: Path, monkeypatch: pytest.MonkeyPatch, function: str, raised: BaseException
 ) -> None:
     fill(path, failure("a"), success("b", 1))
@@ -119,7 +121,7 @@ def test_a_compaction_that_fails_leaves_the_journal_as_it_was(
 @pytest.mark.parametrize(
     "name", ["journal.jsonl", "x" * 100, "x" * 101, "x" * 255, "ü" * 127, "\udcff" * 255]
 )
-def test_what_a_killed_compaction_leaves_is_removed_by_the_next_run_whatever_the_journal_is_called(
+def test_the_next_run_removes_the_leftover_of_a_killed_compaction_for_any_file_name(
     path: Path, name: str
 ) -> None:
     path = path.with_name(name)
@@ -133,12 +135,14 @@ def test_what_a_killed_compaction_leaves_is_removed_by_the_next_run_whatever_the
     assert {file.name for file in path.parent.iterdir()} == {name, other.name}
 
 
-def test_journals_of_one_directory_do_not_share_a_second_file(path: Path) -> None:
+def test_journals_in_one_directory_have_distinct_temporary_files(path: Path) -> None:
     names = ["x" * 101, "x" * 102, "a", "b"]
     assert len({_second(str(path.with_name(name))) for name in names}) == 4
 
 
-def test_a_journal_that_was_not_compacted_is_on_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_compaction_still_syncs_the_journal_to_disk(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(path, failure("a"))
     journal = opened(path)
     journal.claim("a", DIGEST, 0)
@@ -176,7 +180,7 @@ journal.close(finished=True)
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("function", ["open", "fsync", "replace"])
 @pytest.mark.proof
-def test_a_compaction_that_is_killed_leaves_one_journal_or_the_other(
+def test_a_killed_compaction_leaves_the_old_journal_or_the_new_one_whole(
     path: Path, function: str, when: str
 ) -> None:
     fill(path, failure("a"), success("b", 1))
@@ -184,14 +188,14 @@ def test_a_compaction_that_is_killed_leaves_one_journal_or_the_other(
         assert process.wait() == -signal.SIGKILL
     whole = ids_in(path)
     assert whole == (["b", "a"] if (function, when) == ("replace", "after") else ["a", "b", "a"])
-    journal = opened(path)  # which removes what was left
+    journal = opened(path)  # opening removes the leftover
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert (len(journal), replayable(journal)) == (2, 2)
     journal.close(finished=True)
     assert ids_in(path) == ["b", "a"]
 
 
-def test_whoever_opens_during_a_compaction_finds_the_journal_in_use(
+def test_opening_a_journal_during_its_compaction_reports_it_in_use(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(path, failure("a"))
@@ -215,7 +219,7 @@ def test_whoever_opens_during_a_compaction_finds_the_journal_in_use(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="replaces no open file")
-def test_a_file_that_is_replaced_between_its_opening_and_its_lock_is_opened_again(
+def test_a_journal_replaced_between_open_and_lock_is_reopened(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl
@@ -239,7 +243,9 @@ def test_a_file_that_is_replaced_between_its_opening_and_its_lock_is_opened_agai
 
 @pytest.mark.skipif(sys.platform == "win32", reason="moves no open file")
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_journal_that_was_moved_away_is_not_compacted_over_another(path: Path, replaced: bool) -> None:
+def test_compaction_of_a_moved_journal_does_not_overwrite_what_took_its_place(
+    path: Path, replaced: bool
+) -> None:
     fill(path, failure("a"))
     journal = opened(path)
     journal.claim("a", DIGEST, 0)
@@ -253,7 +259,7 @@ def test_a_journal_that_was_moved_away_is_not_compacted_over_another(path: Path,
     assert path.read_bytes() == b"somebody else's" if replaced else not path.exists()
 
 
-def test_a_journal_that_another_program_wrote_to_is_not_compacted(path: Path) -> None:
+def test_a_journal_changed_by_another_program_is_not_compacted(path: Path) -> None:
     fill(path, failure("a"), success("b", 1))
     journal = opened(path)
     journal.claim("a", DIGEST, 0)
@@ -266,7 +272,7 @@ def test_a_journal_that_another_program_wrote_to_is_not_compacted(path: Path) ->
     assert path.read_bytes() == changed
 
 
-def test_a_line_that_is_gone_when_it_is_needed_is_an_error(path: Path) -> None:
+def test_claiming_an_id_whose_line_was_truncated_is_an_error(path: Path) -> None:
     fill(path, success("a"), success("b", 1))
     journal = opened(path)
     os.truncate(path, 10)

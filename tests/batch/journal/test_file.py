@@ -1,4 +1,4 @@
-"""The file under a journal: who may open it, what is no journal, and disks that do not take it."""
+"""The file under a journal: permissions, paths that are not journals, and disks that fail."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from . import DIGEST, failure, fill, ids_in, opened, replayable, start, success
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such modes")
-def test_only_the_owner_can_read_it(path: Path) -> None:
+def test_a_new_journal_is_readable_by_its_owner_only(path: Path) -> None:
     fill(path, failure("a"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     fill(path, success("a"), finished=True)
@@ -26,14 +26,14 @@ def test_only_the_owner_can_read_it(path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such modes")
-def test_compaction_keeps_the_mode_its_owner_gave_it(path: Path) -> None:
+def test_compaction_keeps_the_file_mode_of_the_journal(path: Path) -> None:
     fill(path, failure("a"))
     path.chmod(0o640)
     fill(path, success("a"), finished=True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-def test_a_line_is_in_the_file_when_write_returns(path: Path) -> None:
+def test_a_journal_line_is_in_the_file_when_write_returns(path: Path) -> None:
     journal = opened(path)
     for index in range(3):
         journal.claim(str(index), DIGEST, index)
@@ -42,7 +42,7 @@ def test_a_line_is_in_the_file_when_write_returns(path: Path) -> None:
     journal.close(finished=False)
 
 
-def test_a_line_is_one_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_line_is_written_in_one_system_call(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = opened(path)
     writes: list[int] = []
     real = os.write
@@ -58,7 +58,7 @@ def test_a_line_is_one_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     journal.close(finished=False)
 
 
-def test_a_symbolic_link_is_followed_and_stays_one(path: Path, tmp_path: Path) -> None:
+def test_a_symbolic_link_to_a_journal_is_followed_and_kept(path: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.jsonl"
     try:
         link.symlink_to(path)
@@ -70,7 +70,9 @@ def test_a_symbolic_link_is_followed_and_stays_one(path: Path, tmp_path: Path) -
     assert ids_in(path) == ["a"]
 
 
-def test_a_change_of_directory_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_with_a_relative_path_survives_a_change_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     fill("journal.jsonl", failure("a"))
     journal = opened("journal.jsonl")
@@ -83,7 +85,7 @@ def test_a_change_of_directory_does_not_matter(tmp_path: Path, monkeypatch: pyte
     assert sorted(file.name for file in tmp_path.iterdir()) == ["below", "journal.jsonl"]
 
 
-def test_closing_twice_is_closing_once_and_a_repr_tells_the_state(path: Path) -> None:
+def test_closing_a_journal_twice_is_harmless_and_its_repr_tells_the_state(path: Path) -> None:
     journal = Journal(path)
     assert repr(journal) == f"<Journal {str(path)!r}: closed>"
     journal.close(finished=True)
@@ -98,10 +100,10 @@ def test_closing_twice_is_closing_once_and_a_repr_tells_the_state(path: Path) ->
     assert repr(journal) == f"<Journal {str(path)!r}: closed>"
 
 
-# Paths that do not lead to a journal. Modes are no use here: they do not hold for root.
+# Paths that are not journals. File modes are not tested: root ignores them.
 
 
-def test_a_directory_is_no_journal(tmp_path: Path) -> None:
+def test_a_directory_is_refused_as_a_journal(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="is a directory"):
         opened(tmp_path)
 
@@ -109,7 +111,7 @@ def test_a_directory_is_no_journal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("below", "code"), [("file/journal.jsonl", errno.ENOTDIR), ("missing/journal.jsonl", errno.ENOENT)]
 )
-def test_a_path_that_cannot_be_opened_is_an_error_with_the_systems_reason(
+def test_a_journal_path_that_cannot_be_opened_is_an_error_with_the_systems_reason(
     tmp_path: Path, below: str, code: int
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
@@ -118,33 +120,33 @@ def test_a_path_that_cannot_be_opened_is_an_error_with_the_systems_reason(
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_a_path_with_a_nul_is_an_error(tmp_path: Path) -> None:
+def test_a_journal_path_with_a_nul_character_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="cannot be the path of a journal"):
         opened(f"{tmp_path}/a\0b")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's")
-def test_a_device_is_no_journal() -> None:
+def test_a_device_is_refused_as_a_journal() -> None:
     with pytest.raises(JournalError, match="is not a regular file"):
         opened("/dev/full")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no such files")
-def test_a_pipe_is_no_journal_and_is_not_waited_for(path: Path) -> None:
+def test_a_named_pipe_is_refused_as_a_journal_without_blocking(path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(JournalError, match="is not a regular file"):
         opened(path)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/version"), reason="Linux's")
-def test_a_path_that_nobody_can_write_is_an_error() -> None:
+def test_a_journal_path_without_write_permission_is_an_error() -> None:
     with pytest.raises(JournalError, match="/proc/version"):
         opened("/proc/version")
 
 
-# Disks that do not take it.
+# Disks that fail.
 
-# A limit on the size of files stops a write where a full disk does: part of it is taken first.
+# A limit on the file size acts like a full disk: the write that reaches it is cut short.
 FULL_DISK = """
 import resource, sys
 from omnigate import JournalError
@@ -177,7 +179,7 @@ journal.close(finished=True)
 @pytest.mark.parametrize(
     ("lines", "spare", "fits"), [(5, 350, True), (5, 50, False), (5, 0, False), (0, 1, False)]
 )
-def test_a_full_disk_is_an_error_and_loses_nothing_that_was_done(
+def test_a_full_disk_is_a_journal_error_and_loses_no_completed_line(
     path: Path, lines: int, spare: int, fits: bool
 ) -> None:
     a_line = encode_line(success("0", 0, "x" * 300), DIGEST, created=1_795_000_000)
@@ -202,7 +204,7 @@ def test_a_full_disk_is_an_error_and_loses_nothing_that_was_done(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
-def test_a_write_that_the_system_splits_is_completed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_write_to_the_journal_is_completed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = opened(path)
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:100]))
@@ -212,7 +214,7 @@ def test_a_write_that_the_system_splits_is_completed(path: Path, monkeypatch: py
     assert ids_in(path) == ["a"]
 
 
-def test_a_file_that_has_become_unwritable_gets_no_half_lines(path: Path) -> None:
+def test_a_journal_that_becomes_read_only_takes_no_more_lines(path: Path) -> None:
     journal = opened(path)
     journal.claim("a", DIGEST, 0)
     journal.write(success("a"), DIGEST)
@@ -224,13 +226,13 @@ def test_a_file_that_has_become_unwritable_gets_no_half_lines(path: Path) -> Non
     with pytest.raises(JournalError, match=rf"Cannot write to the journal .*: {os.strerror(errno.EBADF)}"):
         journal.write(success("b", 1), DIGEST)
     # It could not even be shortened, so nothing may be put behind what may be half a line.
-    with pytest.raises(JournalError, match="takes no more lines: half a line is at its end"):
+    with pytest.raises(JournalError, match="takes no more lines: it ends with a partial line"):
         journal.write(success("b", 1), DIGEST)
     journal.close(finished=False)
     assert ids_in(path) == ["a"]
 
 
-def test_after_an_interrupted_write_nothing_is_written_any_more(
+def test_a_journal_takes_no_more_lines_after_an_interrupted_write(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = opened(path)
@@ -271,7 +273,7 @@ while True:
 """
 
 
-def test_a_journal_in_use_by_another_process_is_refused_until_that_dies(path: Path) -> None:
+def test_a_journal_in_use_by_another_process_is_refused_until_that_process_dies(path: Path) -> None:
     with start(HOLDER, path, "one") as holder:
         try:
             assert holder.stdout is not None
@@ -296,7 +298,7 @@ def test_a_journal_in_use_by_this_process_is_refused(path: Path) -> None:
 
 
 @pytest.mark.proof
-def test_processes_killed_while_they_write_leave_whole_lines(path: Path) -> None:
+def test_processes_killed_while_writing_leave_only_whole_journal_lines(path: Path) -> None:
     known = 0
     for _ in range(5):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The table from ids to offsets: exact, and small."""
+"""The index from ids to offsets: exact and small."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from omnigate._batch.journal.index import SEEN, SUCCEEDED, JournalIndex, make_en
 
 
 class Lines:
-    """Stands for the file: ids by offset."""
+    """A stand-in for the file: ids by offset."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
@@ -40,7 +40,9 @@ def lines() -> Iterator[Lines]:
 
 @pytest.mark.parametrize("offset", [0, 1, 4095, 2**40, 2**61])
 @pytest.mark.parametrize(("succeeded", "seen"), [(False, False), (False, True), (True, False), (True, True)])
-def test_an_entry_keeps_an_offset_and_two_flags(offset: int, succeeded: bool, seen: bool) -> None:
+def test_a_journal_index_entry_packs_an_offset_and_two_flags(
+    offset: int, succeeded: bool, seen: bool
+) -> None:
     entry = make_entry(offset, succeeded=succeeded, seen=seen)
     assert offset_of(entry) == offset
     assert bool(entry & SUCCEEDED) is succeeded
@@ -50,7 +52,7 @@ def test_an_entry_keeps_an_offset_and_two_flags(offset: int, succeeded: bool, se
     assert index.find("a") == entry
 
 
-def test_an_empty_table_has_nothing(lines: Lines) -> None:
+def test_an_empty_journal_index_finds_nothing_and_replaces_nothing(lines: Lines) -> None:
     assert len(lines.index) == 0
     assert lines.index.find("a") is None
     assert not lines.index.has("a", 0)
@@ -59,7 +61,7 @@ def test_an_empty_table_has_nothing(lines: Lines) -> None:
     assert lines.reads == 0
 
 
-def test_an_id_gets_a_new_entry_without_a_line_being_read(lines: Lines) -> None:
+def test_replacing_a_journal_index_entry_reads_no_line(lines: Lines) -> None:
     old = lines.add("a")
     lines.ids.append("a")
     new = make_entry(1, succeeded=True, seen=True)
@@ -71,11 +73,11 @@ def test_an_id_gets_a_new_entry_without_a_line_being_read(lines: Lines) -> None:
     assert len(lines.index) == 1
 
 
-def test_absent_ids_are_not_looked_for_in_the_file(lines: Lines) -> None:
+def test_journal_index_looks_up_absent_ids_without_reading_the_file(lines: Lines) -> None:
     for number in range(20_000):
         lines.add(f"item-{number}")
     assert all(lines.index.find(f"other-{number}") is None for number in range(20_000))
-    assert lines.reads <= 3  # one in 40 bits by chance
+    assert lines.reads <= 3  # 40 bits collide by chance
     assert len(lines.index) == 20_000
 
 
@@ -99,7 +101,7 @@ def same(text: str, chosen: int) -> Same:
 
 
 @pytest.mark.parametrize("chosen", [0, 1, -1, 0xFFFFFFFF, 2**63 - 1 >> 2, -(2**60), 0xFF_FFFF_FFFF])
-def test_ids_with_equal_hashes_are_told_apart(lines: Lines, chosen: int) -> None:
+def test_journal_index_tells_ids_with_equal_hashes_apart(lines: Lines, chosen: int) -> None:
     ids = [same(f"item-{number}", chosen) for number in range(200)]
     entries = []
     for id in ids:
@@ -115,7 +117,7 @@ def test_ids_with_equal_hashes_are_told_apart(lines: Lines, chosen: int) -> None
 
 
 class AgainstADict(RuleBasedStateMachine):
-    """The table does what a dict does, with few hashes, so that all of them collide."""
+    """The index behaves like a dict, with few hashes so that all of them collide."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +149,7 @@ TestAgainstADict = AgainstADict.TestCase
 TestAgainstADict.settings = settings(max_examples=20, stateful_step_count=60, deadline=None)
 
 
-def test_every_slot_costs_twelve_bytes_and_at_most_half_are_free(lines: Lines) -> None:
+def test_journal_index_takes_12_bytes_a_slot_and_stays_well_filled(lines: Lines) -> None:
     for number in range(30_000):
         lines.add(f"item-{number}")
         if number > 20_000 and number % 500 == 0:
@@ -156,8 +158,8 @@ def test_every_slot_costs_twelve_bytes_and_at_most_half_are_free(lines: Lines) -
             assert 12 / 0.7 <= used / (number + 1) <= 12 / 0.7 * 1.5
 
 
-# All of it, as the system counts it: the peak of the process before and after. In a process of its own,
-# since peaks do not come down. The lines are as short as they may be; what they say makes no difference.
+# The peak memory of the whole process, before and after. It runs in a process of its own,
+# since peaks never fall. The lines are as short as possible; their content makes no difference.
 MILLION = """
 import sys
 from omnigate._batch.journal.journal import Journal
@@ -190,7 +192,7 @@ journal.close(finished=False)
 
 @pytest.mark.proof
 @pytest.mark.skipif(sys.platform == "win32", reason="the peak is not asked for there")
-def test_a_journal_of_a_million_ids_is_opened_in_32_bytes_an_id(tmp_path: Any) -> None:
+def test_opening_a_journal_of_a_million_ids_takes_at_most_32_bytes_per_id(tmp_path: Any) -> None:
     path = tmp_path / "journal.jsonl"
     ran = subprocess.run(
         [sys.executable, "-c", MILLION, path], capture_output=True, text=True, check=False, env=os.environ

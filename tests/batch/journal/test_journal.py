@@ -1,4 +1,4 @@
-"""The journal as a batch uses it: what is found of the runs before, whatever they left."""
+"""The journal as a batch uses it: what it recovers from earlier runs, whatever they left."""
 
 import os
 from pathlib import Path
@@ -17,10 +17,10 @@ from . import DIGEST, ask, failure, fill, ids_in, opened, replayable, success, t
 OTHER = digest_of(ask("another"))
 
 
-# What a run finds of the runs before.
+# What a run finds of earlier runs.
 
 
-def test_a_new_item_is_to_be_called(path: Path) -> None:
+def test_an_id_that_is_not_in_the_journal_has_nothing_to_replay(path: Path) -> None:
     journal = opened(path)
     assert journal.claim("a", DIGEST, 0) is None
     assert len(journal) == replayable(journal) == 0
@@ -28,7 +28,7 @@ def test_a_new_item_is_to_be_called(path: Path) -> None:
     assert path.read_bytes() == b""
 
 
-def test_a_success_is_replayed_as_it_was(path: Path) -> None:
+def test_a_journalled_success_is_replayed_with_its_response_and_meta(path: Path) -> None:
     before = success("a", 0, "the answer", cost_usd=0.5, latency_ms=7)
     fill(path, before)
     journal = opened(path)
@@ -42,7 +42,7 @@ def test_a_success_is_replayed_as_it_was(path: Path) -> None:
     journal.close(finished=False)
 
 
-def test_a_success_that_is_not_to_be_handed_out_is_known_without_its_response(path: Path) -> None:
+def test_a_replay_without_its_response_does_not_decode_the_line(path: Path) -> None:
     fill(path, success("a"))
     journal = opened(path)
     replay = journal.claim("a", DIGEST, 0, want_response=False)
@@ -51,7 +51,7 @@ def test_a_success_that_is_not_to_be_handed_out_is_known_without_its_response(pa
     journal.close(finished=False)
 
 
-def test_a_failure_is_tried_again_and_its_new_end_counts(path: Path) -> None:
+def test_a_journalled_failure_is_retried_and_its_new_outcome_replaces_it(path: Path) -> None:
     fill(path, failure("a"), success("b", 1))
     journal = opened(path)
     assert (len(journal), replayable(journal)) == (2, 1)
@@ -65,7 +65,7 @@ def test_a_failure_is_tried_again_and_its_new_end_counts(path: Path) -> None:
     journal.close(finished=False)
 
 
-def test_the_last_line_of_an_id_counts(path: Path) -> None:
+def test_the_last_line_of_an_id_wins(path: Path) -> None:
     path.write_bytes(text(success("a")) + text(success("b")) + text(failure("a")))
     journal = opened(path)
     assert (len(journal), replayable(journal)) == (2, 1)
@@ -74,7 +74,7 @@ def test_the_last_line_of_an_id_counts(path: Path) -> None:
     journal.close(finished=False)
 
 
-def test_the_length_of_a_line_is_no_limit(path: Path) -> None:
+def test_journal_lines_of_several_megabytes_are_replayed(path: Path) -> None:
     long = success("long", 1, "é" * 1_500_000)
     fill(path, success("a"), long, success("b", 2))
     journal = opened(path)
@@ -85,7 +85,7 @@ def test_the_length_of_a_line_is_no_limit(path: Path) -> None:
     journal.close(finished=False)
 
 
-def test_an_invalid_item_stands_for_no_request_and_may_be_mended(path: Path) -> None:
+def test_an_invalid_item_can_be_corrected_under_the_same_id(path: Path) -> None:
     journal = opened(path)
     journal.claim("a", "", 0)
     journal.write(Outcome(index=0, id="a", request=None, error=InvalidArgumentError("no")), "")
@@ -98,7 +98,7 @@ def test_an_invalid_item_stands_for_no_request_and_may_be_mended(path: Path) -> 
 
 
 @pytest.mark.parametrize("id", ["", "\0", "\n", '"', "é", "\U0001f600", "x" * 10_000])
-def test_any_text_is_an_id(path: Path, id: str) -> None:
+def test_a_journal_accepts_any_text_as_an_id(path: Path, id: str) -> None:
     fill(path, success(id))
     journal = opened(path)
     assert journal.claim(id, DIGEST, 0) is not None
@@ -109,22 +109,22 @@ def test_any_text_is_an_id(path: Path, id: str) -> None:
 
 
 @pytest.mark.parametrize("written", [False, True])
-def test_an_id_that_comes_twice_is_an_error(path: Path, written: bool) -> None:
+def test_an_id_claimed_twice_in_one_run_is_an_error(path: Path, written: bool) -> None:
     journal = opened(path)
     journal.claim("twin", DIGEST, 3)
     if written:
         journal.write(success("twin", 3), DIGEST)
-    with pytest.raises(JournalError, match=r"Item 8: the id 'twin' comes a second time"):
+    with pytest.raises(JournalError, match=r"Item 8: the id 'twin' is used twice"):
         journal.claim("twin", DIGEST, 8)
     journal.close(finished=False)
 
 
 @pytest.mark.parametrize("earlier", [success("twin"), failure("twin")], ids=["success", "failure"])
-def test_an_id_of_an_earlier_run_that_comes_twice_is_an_error(path: Path, earlier: Outcome) -> None:
+def test_a_journalled_id_claimed_twice_in_one_run_is_an_error(path: Path, earlier: Outcome) -> None:
     fill(path, earlier)
     journal = opened(path)
     journal.claim("twin", DIGEST, 3)
-    with pytest.raises(JournalError, match=r"Item 8: the id 'twin' comes a second time"):
+    with pytest.raises(JournalError, match=r"Item 8: the id 'twin' is used twice"):
         journal.claim("twin", DIGEST, 8)
     journal.close(finished=False)
 
@@ -132,32 +132,32 @@ def test_an_id_of_an_earlier_run_that_comes_twice_is_an_error(path: Path, earlie
 @pytest.mark.parametrize("earlier", [success("a"), failure("a")], ids=["success", "failure"])
 @pytest.mark.parametrize("digest", [OTHER, ""], ids=["another request", "no valid request"])
 @pytest.mark.parametrize("want_response", [True, False])
-def test_an_id_that_stood_for_another_request_is_an_error(
+def test_a_journalled_id_with_a_different_request_is_an_error(
     path: Path, earlier: Outcome, digest: str, want_response: bool
 ) -> None:
     fill(path, earlier)
     journal = opened(path)
     with pytest.raises(
-        JournalError, match=r"Item 5: the id 'a' stands for another request .*another journal"
+        JournalError, match=r"Item 5: the id 'a' belongs to another request .*another journal"
     ):
         journal.claim("a", digest, 5, want_response=want_response)
     journal.close(finished=False)
     assert ids_in(path) == ["a"]
 
 
-def test_an_id_that_cannot_be_written_is_an_error(path: Path) -> None:
+def test_an_id_that_is_not_valid_unicode_is_a_journal_error(path: Path) -> None:
     journal = opened(path)
     with pytest.raises(JournalError, match="Item 4: the id .* is not valid Unicode"):
         journal.claim("\ud800", DIGEST, 4)
     journal.close(finished=False)
 
 
-# What is left of a run that was killed.
+# Journals of killed runs.
 
 THREE = [success("a", 0, "first"), failure("b", 1), success("c", 2, "öäü 😀")]
 
 
-def test_a_journal_cut_at_any_byte_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_cut_at_any_byte_can_be_resumed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # a thousand times
     lines = [text(outcome) for outcome in THREE]
     whole = b"".join(lines)
@@ -165,7 +165,7 @@ def test_a_journal_cut_at_any_byte_goes_on(path: Path, monkeypatch: pytest.Monke
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
         journal = opened(path)
-        # A line that lacks nothing but its newline is whole.
+        # A line without its newline is complete.
         left = sum(cut >= end - 1 for end in ends[1:])
         assert len(journal) == left
         for outcome in THREE:
@@ -192,7 +192,7 @@ def test_a_journal_cut_at_any_byte_goes_on(path: Path, monkeypatch: pytest.Monke
         max_size=4,
     )
 )
-def test_runs_cut_anywhere_never_lose_a_line_before_the_cut(path: Path, runs: list[Any]) -> None:
+def test_resumed_journals_never_lose_a_line_before_the_cut(path: Path, runs: list[Any]) -> None:
     path.unlink(missing_ok=True)
     for items, cut, finished in runs:
         journal = opened(path)
@@ -238,7 +238,7 @@ def test_runs_cut_anywhere_never_lose_a_line_before_the_cut(path: Path, runs: li
         b"{}\n",
     ],
 )
-def test_rubbish_at_the_end_is_cut_off(path: Path, tail: bytes) -> None:
+def test_garbage_at_the_end_of_a_journal_is_cut_off(path: Path, tail: bytes) -> None:
     good = text(success("a")) + text(success("b", 1))
     path.write_bytes(good + tail)
     journal = opened(path)
@@ -247,7 +247,7 @@ def test_rubbish_at_the_end_is_cut_off(path: Path, tail: bytes) -> None:
     journal.close(finished=False)
 
 
-def test_a_line_whose_newline_never_arrived_is_whole_whatever_zeros_are_in_its_place(path: Path) -> None:
+def test_a_last_line_without_its_newline_is_complete_even_if_zero_bytes_follow(path: Path) -> None:
     good = text(success("a")) + text(success("b", 1))
     path.write_bytes(good[:-1] + b"\0" * 5000)
     journal = opened(path)
@@ -257,7 +257,7 @@ def test_a_line_whose_newline_never_arrived_is_whole_whatever_zeros_are_in_its_p
 
 
 @pytest.mark.parametrize("left", [b"\0" * 5000, text(success("a"))[:40], b'{"id'])
-def test_a_journal_that_has_nothing_but_half_a_line_is_begun_again(path: Path, left: bytes) -> None:
+def test_a_journal_with_nothing_but_half_a_line_starts_over(path: Path, left: bytes) -> None:
     path.write_bytes(left)
     fill(path, success("a"))
     assert ids_in(path) == ["a"]
@@ -266,13 +266,15 @@ def test_a_journal_that_has_nothing_but_half_a_line_is_begun_again(path: Path, l
 @pytest.mark.parametrize(
     "damage", [b"rubbish\n", b"\0\0\n", b"\n", text(success("c"))[:-40] + b"\n", b"{}\n"]
 )
-def test_rubbish_before_other_lines_is_an_error_that_names_its_line(path: Path, damage: bytes) -> None:
+def test_garbage_before_other_journal_lines_is_an_error_that_names_its_line(
+    path: Path, damage: bytes
+) -> None:
     before, after = text(success("a")) + text(success("b", 1)), text(success("d", 3))
     path.write_bytes(before + damage + after)
     with pytest.raises(JournalError, match=r"journal\.jsonl', line 3, is not a line of a journal"):
         opened(path)
     assert path.read_bytes() == before + damage + after
-    path.write_bytes(before + after)  # as the message says; and the lock was given back
+    path.write_bytes(before + after)  # as the message says; the lock was released
     opened(path).close(finished=False)
 
 
@@ -290,7 +292,7 @@ def test_rubbish_before_other_lines_is_an_error_that_names_its_line(path: Path, 
         os.urandom(3_000_000).replace(b"\n", b"x"),
     ],
 )
-def test_another_kind_of_file_is_refused_and_left_as_it_is(path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_journal_is_refused_and_left_unchanged(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(JournalError, match=r"line 1, is not a line of a journal"):
         opened(path)

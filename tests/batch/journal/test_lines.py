@@ -1,4 +1,4 @@
-"""An outcome to a line and back."""
+"""Encoding an outcome as a journal line and decoding it again."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def line_of(outcome: Outcome, digest: str = DIGEST) -> bytes:
     return encode_line(outcome, digest, created=CREATED)
 
 
-def test_a_success_has_the_layout_of_openais_batch_output() -> None:
+def test_a_journalled_success_has_the_layout_of_openai_batch_output() -> None:
     outcome = success("row-7", 7, "hi", cost_usd=0.25, finish_reason="stop", latency_ms=12, cached=True)
     line = line_of(outcome)
     assert line.endswith(b"}\n")
@@ -70,7 +70,7 @@ def test_a_success_has_the_layout_of_openais_batch_output() -> None:
     }
 
 
-def test_the_openai_sdk_reads_the_body() -> None:
+def test_the_openai_sdk_reads_the_body_of_a_journal_line() -> None:
     from openai.types.chat import ChatCompletion
 
     body = json.loads(line_of(success(text="hi", finish_reason="stop")))["response"]["body"]
@@ -131,7 +131,7 @@ ERRORS: list[tuple[GatewayError, str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("error", "code", "message", "extra"), ERRORS)
-def test_a_failure_keeps_its_type_and_text_and_what_is_known_of_it(
+def test_a_journalled_failure_keeps_its_type_message_and_details(
     error: GatewayError, code: str, message: str, extra: dict[str, Any]
 ) -> None:
     line = json.loads(line_of(failure("x", 4, error)))
@@ -144,7 +144,7 @@ def test_a_failure_keeps_its_type_and_text_and_what_is_known_of_it(
     assert line["omnigate"] == expected
 
 
-def test_an_item_that_was_no_valid_request_has_no_digest() -> None:
+def test_a_journal_line_of_an_invalid_item_has_no_digest() -> None:
     outcome = Outcome(index=3, id="x", request=None, error=InvalidArgumentError("no"))
     line = line_of(outcome, "")
     assert json.loads(line)["omnigate"]["digest"] is None
@@ -155,12 +155,12 @@ def test_an_item_that_was_no_valid_request_has_no_digest() -> None:
 
 
 @pytest.mark.parametrize("secret", ["llmg_0123456789abcdef", "sk-proj-0123456789abcdef"])
-def test_no_key_gets_into_a_line(secret: str) -> None:
+def test_a_journal_line_contains_no_api_key(secret: str) -> None:
     line = line_of(failure(error=AuthError(f"the key {secret} is wrong", status_code=401, detail=secret)))
     assert secret.encode() not in line
 
 
-def test_what_a_model_wrote_is_kept_as_it_is() -> None:
+def test_a_journal_line_keeps_the_models_text_verbatim() -> None:
     text = "use sk-example1234 as a placeholder\n\0\x7f\u2028 \U0001f600"
     parsed = decode_line(line_of(success(text=text)))
     assert parsed is not None
@@ -186,7 +186,9 @@ responses = st.builds(
 @given(
     response=responses, id=st.text(), attempts=st.integers(1, 9), elapsed=st.floats(0, 1e9, allow_nan=False)
 )
-def test_a_success_comes_back_equal(response: ChatResponse, id: str, attempts: int, elapsed: float) -> None:
+def test_a_journalled_success_decodes_to_an_equal_response(
+    response: ChatResponse, id: str, attempts: int, elapsed: float
+) -> None:
     outcome = Outcome(index=1, id=id, request=ask(), response=response, attempts=attempts, elapsed=elapsed)
     line = line_of(outcome)
     assert line.index(b"\n") == len(line) - 1
@@ -199,7 +201,7 @@ def test_a_success_comes_back_equal(response: ChatResponse, id: str, attempts: i
     assert (parsed.omnigate.attempts, parsed.omnigate.elapsed) == (attempts, elapsed)
 
 
-def test_every_field_of_a_response_is_in_the_property_above() -> None:
+def test_the_journal_round_trip_property_covers_every_response_field() -> None:
     assert set(ChatResponse.__struct_fields__) == {
         "id", "provider", "model", "content", "usage", "cost_usd", "finish_reason", "cached",
         "fallback_used", "latency_ms",
@@ -224,7 +226,9 @@ HEAD = b"HTTP/1.1 200 OK\r\nserver: x"
         (httpx.Headers(), None),
     ],
 )
-def test_the_request_id_comes_back_in_meta(headers: httpx.Headers | bytes, request_id: str | None) -> None:
+def test_a_decoded_journal_line_has_the_request_id_in_its_meta(
+    headers: httpx.Headers | bytes, request_id: str | None
+) -> None:
     response = answer()
     response._meta = Meta(200, headers, attempts=1, elapsed=0.5)
     outcome = Outcome(index=0, id="a", request=ask(), response=response, attempts=2, elapsed=1.5)
@@ -236,7 +240,7 @@ def test_the_request_id_comes_back_in_meta(headers: httpx.Headers | bytes, reque
     assert len(meta.headers) == (request_id is not None)
 
 
-def test_a_response_that_did_not_come_from_a_call_is_written_too() -> None:
+def test_a_response_without_meta_can_be_journalled() -> None:
     response = ChatResponse(id="i", provider="p", model="m", content="c")
     parsed = decode_line(line_of(Outcome(index=0, id="a", request=ask(), response=response)))
     assert parsed is not None
@@ -283,7 +287,7 @@ def without(fields: dict[str, Any], *path: str) -> dict[str, Any]:
         json.dumps({**GOOD, "custom_id": 7}).encode(),
     ],
 )
-def test_what_is_no_line_is_not_taken_for_one(line: bytes) -> None:
+def test_decode_line_returns_none_for_anything_but_a_journal_line(line: bytes) -> None:
     assert decode_line(line) is None
 
 
@@ -298,13 +302,13 @@ def test_what_is_no_line_is_not_taken_for_one(line: bytes) -> None:
         json.dumps({**GOOD, "omnigate": {**GOOD["omnigate"], "more": {"of": "it"}}}).encode(),
     ],
 )
-def test_a_line_may_have_been_written_by_another_tool_or_a_later_version(line: bytes) -> None:
+def test_decode_line_accepts_other_formatting_and_unknown_fields(line: bytes) -> None:
     parsed = decode_line(line)
     assert parsed is not None
     assert parsed.chat_response() == success().response
 
 
-def test_no_beginning_of_a_line_is_a_line_and_every_one_is_known_as_torn() -> None:
+def test_every_proper_prefix_of_a_journal_line_is_torn_and_not_a_line() -> None:
     for outcome in (success(text="}" * 9), failure()):
         line = line_of(outcome)[:-1]
         for length in range(1, len(line)):
@@ -314,30 +318,30 @@ def test_no_beginning_of_a_line_is_a_line_and_every_one_is_known_as_torn() -> No
 
 
 @pytest.mark.parametrize("line", [b"hello", b'{"custom_id":"a"}', b"{}", b'{"id":"batch_req_1"}', b"\0x"])
-def test_what_others_wrote_is_not_taken_for_half_a_line(line: bytes) -> None:
+def test_foreign_text_is_not_a_torn_journal_line(line: bytes) -> None:
     assert not is_torn(line)
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"{", b"7", b'{"id":"a"}', b'{"custom_id":7}', b"[" * 100_000])
-def test_no_id_is_found_where_there_is_none(data: bytes) -> None:
+def test_decode_id_returns_none_where_there_is_no_id(data: bytes) -> None:
     assert decode_id(data) is None
 
 
 # Digests.
 
 
-def test_the_same_request_has_the_same_digest_however_it_was_made() -> None:
+def test_equal_requests_have_the_same_digest_however_they_were_built() -> None:
     requests = [
         ChatRequest(model="m", messages="x", temperature=0),
         ChatRequest(temperature=0.0, messages=[Message(role="user", content="x")], model="m"),
         ChatRequest(messages=[{"content": "x", "role": "user"}], model="m", temperature=0, stream=False),
     ]
     assert len({digest_of(request) for request in requests}) == 1
-    # Known, so that no later version calls a million finished requests again.
+    # A fixed value: if it changed, a later version would repeat a million finished requests.
     assert digest_of(requests[0]) == "d34f84eaacd40e39ee524ff54c5c27e0"
 
 
-def test_another_request_has_another_digest() -> None:
+def test_a_request_that_differs_in_any_field_has_another_digest() -> None:
     fields: dict[str, Any] = {
         "max_tokens": 1, "temperature": 0.5, "stream": True, "top_p": 0.5, "stop": "x",
         "presence_penalty": 1, "frequency_penalty": 1, "seed": 1, "fallback_models": ["n"], "cache": True,
@@ -349,7 +353,7 @@ def test_another_request_has_another_digest() -> None:
     assert len({digest_of(request) for request in requests}) == len(requests)
 
 
-def test_a_request_that_is_not_valid_unicode_has_a_digest_too() -> None:
+def test_requests_with_lone_surrogates_have_digests() -> None:
     assert len(digest_of(ask("\ud800"))) == 32
     assert digest_of(ask("\ud800")) != digest_of(ask("\ud801"))
 
@@ -361,7 +365,7 @@ def test_a_request_that_is_not_valid_unicode_has_a_digest_too() -> None:
     data=st.lists(st.sampled_from([b"a", b"bc" * 40, b"\n"]), max_size=30).map(b"".join),
     size=st.integers(1, 9),
 )
-def test_lines_are_found_with_their_offsets_however_the_file_is_read(data: bytes, size: int) -> None:
+def test_journal_lines_have_the_same_offsets_for_any_block_size(data: bytes, size: int) -> None:
     def read_at(offset: int, _: int) -> bytes:
         return data[offset : offset + size]
 
@@ -373,7 +377,7 @@ def test_lines_are_found_with_their_offsets_however_the_file_is_read(data: bytes
         assert offset == 0 or data[offset - 1 : offset] == b"\n"
 
 
-def test_a_long_line_is_read_in_growing_blocks() -> None:
+def test_a_long_journal_line_is_read_in_growing_blocks() -> None:
     sizes: list[int] = []
     data = b"x" * 3_000_000 + b"\nend\n" + b"y" * 300_000
 

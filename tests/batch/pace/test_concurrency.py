@@ -1,4 +1,4 @@
-"""The adaptive limit: tables of outcomes, and simulated providers in virtual time."""
+"""The adaptive limit: tables of outcomes and simulated providers in virtual time."""
 
 import random
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def simulate(
     ("capacity", "exponent", "calls"),
     [(8, 2.0, 12_000), (40, 2.0, 16_000), (40, 1.5, 16_000), (200, 1.5, 40_000)],
 )
-def test_the_limit_settles_within_15_percent_of_a_capacity_that_nobody_tells(
+def test_adaptive_concurrency_settles_within_15_percent_of_an_unknown_capacity(
     capacity: int, exponent: float, calls: int, work: str
 ) -> None:
     mean, _ = simulate(capacity, exponent, WORK[work], seed=capacity, calls=calls)
@@ -66,7 +66,7 @@ def test_the_limit_settles_within_15_percent_of_a_capacity_that_nobody_tells(
 
 
 @pytest.mark.parametrize("work", WORK)
-def test_a_gateway_with_15_database_connections_is_not_driven_into_failures(work: str) -> None:
+def test_adaptive_concurrency_does_not_overload_a_gateway_with_15_database_connections(work: str) -> None:
     dice, events = random.Random(3), Events()
     pool = Connections(events, 15)
     client = AdaptiveClient(
@@ -79,14 +79,14 @@ def test_a_gateway_with_15_database_connections_is_not_driven_into_failures(work
     assert client.failed == failed
     assert shares.most_common(1)[0][0] <= 15
     assert sum(seconds for limit, seconds in shares.items() if limit > 15) < 0.25 * sum(shares.values())
-    assert max(shares) <= 17  # what is tried once in a while: one or two calls wait
+    assert max(shares) <= 17  # an occasional probe: one or two calls wait
     assert 0.85 * 15 <= mean_limit(client, half) <= 15.5
 
 
 @pytest.mark.parametrize(
     ("before", "after", "calls"), [(40, 20, 10_000), (20, 40, 10_000), (200, 50, 30_000)]
 )
-def test_the_limit_follows_a_capacity_that_changes(before: int, after: int, calls: int) -> None:
+def test_adaptive_concurrency_follows_a_changing_capacity(before: int, after: int, calls: int) -> None:
     dice, events = random.Random(2), Events()
     provider = Provider(events, before, 1.5)
     client = AdaptiveClient(
@@ -100,7 +100,7 @@ def test_the_limit_follows_a_capacity_that_changes(before: int, after: int, call
     assert 0.85 * after <= mean_limit(client, changed) <= 1.15 * after
 
 
-def test_scattered_failures_do_not_wear_the_limit_down() -> None:
+def test_scattered_failures_do_not_erode_the_concurrency_limit() -> None:
     dice, events = random.Random(1), Events()
     provider = Provider(events, 60, 1.5)
     client = AdaptiveClient(
@@ -115,7 +115,7 @@ def test_scattered_failures_do_not_wear_the_limit_down() -> None:
     assert 0.75 * 60 <= mean_limit(client, half) <= 1.15 * 60
 
 
-def test_an_outage_brings_the_limit_down_and_its_end_brings_it_back() -> None:
+def test_an_outage_lowers_the_concurrency_limit_and_its_end_restores_it() -> None:
     dice, events = random.Random(1), Events()
     provider = Provider(events, 60, 1.5)
     is_out = False
@@ -137,7 +137,7 @@ def test_an_outage_brings_the_limit_down_and_its_end_brings_it_back() -> None:
     assert client.concurrency.limit > 30
 
 
-def test_the_limit_doubles_while_latencies_stay_the_same_up_to_its_maximum() -> None:
+def test_the_concurrency_limit_doubles_up_to_its_maximum_while_latency_is_stable() -> None:
     limit = AdaptiveConcurrency(initial=8, maximum=100)
     seen = {limit.limit}
     for _ in range(200):
@@ -147,32 +147,32 @@ def test_the_limit_doubles_while_latencies_stay_the_same_up_to_its_maximum() -> 
     assert max(seen) == 100
 
 
-def test_a_limit_that_is_not_used_stays() -> None:
+def test_an_unused_concurrency_limit_does_not_grow() -> None:
     limit = AdaptiveConcurrency(initial=8)
     succeed(limit, 200, in_flight=5)
     assert limit.limit == 8
 
 
-def test_a_level_that_only_makes_answers_slower_is_left() -> None:
+def test_adaptive_concurrency_leaves_a_level_that_only_adds_latency() -> None:
     limit = AdaptiveConcurrency(initial=8)
     for _ in range(400):
         succeed(limit, 1, latency=max(1.0, limit.limit / 8))
     assert 7 <= limit.limit <= 9
 
 
-def test_latencies_that_climb_while_the_limit_is_held_bring_it_down() -> None:
+def test_rising_latency_lowers_a_constant_concurrency_limit() -> None:
     limit = AdaptiveConcurrency(initial=8, maximum=32)
     succeed(limit, 400)
     while limit.limit < 32:
         succeed(limit, 1)
     levels = []
-    for _ in range(10):  # far sooner than a step down would have been tried anyway
+    for _ in range(10):  # long before a regular probe would step down
         succeed(limit, 1, latency=3.0 * limit.limit / 32)
         levels.append(limit.limit)
     assert min(levels) <= 24
 
 
-def test_a_limit_that_is_known_to_be_right_is_seldom_left() -> None:
+def test_adaptive_concurrency_seldom_probes_away_from_a_proven_limit() -> None:
     limit = AdaptiveConcurrency(initial=8)
     levels = []
     for _ in range(600):
@@ -183,14 +183,16 @@ def test_a_limit_that_is_known_to_be_right_is_seldom_left() -> None:
 
 
 @pytest.mark.parametrize(("failures", "limits"), [(1, 98), (5, 90), (25, 50), (100, 50)])
-def test_overload_cuts_by_twice_the_failures_and_by_half_at_most(failures: int, limits: int) -> None:
+def test_overload_cuts_the_concurrency_limit_by_twice_the_failures_and_at_most_by_half(
+    failures: int, limits: int
+) -> None:
     limit = AdaptiveConcurrency(initial=100)
     for number in range(failures):
         limit.overloaded(10.0 + number / 1_000, sent_at=5.0)
     assert limit.limit == limits
 
 
-def test_failures_of_what_was_sent_after_a_cut_cut_again() -> None:
+def test_only_failures_of_calls_sent_after_a_cut_cut_the_concurrency_limit_again() -> None:
     limit = AdaptiveConcurrency(initial=100)
     for _ in range(100):
         limit.overloaded(10.0, sent_at=5.0)
@@ -201,7 +203,7 @@ def test_failures_of_what_was_sent_after_a_cut_cut_again() -> None:
     assert limit.limit == 48
 
 
-def test_the_limit_never_falls_below_its_minimum() -> None:
+def test_the_concurrency_limit_never_falls_below_its_minimum() -> None:
     limit = AdaptiveConcurrency(initial=8, minimum=3)
     for number in range(50):
         limit.overloaded(10.0 * number + 5, sent_at=10.0 * number)
@@ -211,16 +213,18 @@ def test_the_limit_never_falls_below_its_minimum() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"), [({}, 8), ({"initial": 50, "maximum": 20}, 20), ({"initial": 0}, 1)]
 )
-def test_the_initial_limit_is_within_its_bounds(arguments: dict[str, int], expected: int) -> None:
+def test_the_initial_concurrency_limit_is_clamped_to_its_bounds(
+    arguments: dict[str, int], expected: int
+) -> None:
     assert AdaptiveConcurrency(**arguments).limit == expected
 
 
-def test_latencies_that_are_the_clients_own_work_are_no_congestion() -> None:
-    """Answers within milliseconds, as of a cache or a local gateway, take longer the more calls there are."""
+def test_latency_from_the_clients_own_work_is_not_taken_for_congestion() -> None:
+    """Responses of a cache or a local gateway take milliseconds, and more with every call in flight."""
     limiter = AdaptiveConcurrency()
     now = 0.0
     for _ in range(20_000):
         latency = 0.00005 * limiter.limit
         now += latency / limiter.limit
         limiter.succeeded(now, latency, limiter.limit)
-    assert limiter.limit >= 900  # it looks one step down now and then
+    assert limiter.limit >= 900  # it probes one step down now and then

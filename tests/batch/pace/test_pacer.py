@@ -1,4 +1,4 @@
-"""The pacer: tables of events and answers, and a model of the gateway in virtual time."""
+"""The pacer: tables of events and responses, and a model of the gateway in virtual time."""
 
 import copy
 import math
@@ -26,14 +26,14 @@ def new_pacer() -> Pacer:
 
 
 def informed(*, limit: int = 8, remaining: int = 7, reset: int = 40) -> Pacer:
-    """Return a pacer that sent at 100 and was answered at 100.3."""
+    """Return a pacer that sent at 100 and received the response at 100.3."""
     pacer = new_pacer()
     pacer.answered(pacer.sent(100.0), 100.3, RateLimit(limit, remaining, reset))
     return pacer
 
 
 def left(pacer: Pacer, now: float, *, seconds: float = 10.0) -> int:
-    """Return how many calls may be sent within some seconds without an answer."""
+    """Return how many calls may be sent within some seconds if no response arrives."""
     pacer = copy.deepcopy(pacer)
     sent, until = 0, now + seconds
     while (now := pacer.ask(now)) <= until:
@@ -45,7 +45,7 @@ def left(pacer: Pacer, now: float, *, seconds: float = 10.0) -> int:
 # Tables
 
 
-def test_the_first_call_goes_alone() -> None:
+def test_the_pacer_sends_the_first_call_alone() -> None:
     pacer = new_pacer()
     assert (pacer.ask(100.0), pacer.room(100.0)) == (100.0, 1)
     pacer.sent(100.0)
@@ -56,7 +56,7 @@ def test_the_first_call_goes_alone() -> None:
 @pytest.mark.parametrize(
     "values", [(None, None, None), (8, None, 40), (8, 7, None), (None, 7, 40), (0, 0, 40), (8, 7, 10**9)]
 )
-def test_without_an_answer_that_tells_of_a_limit_there_is_none(
+def test_the_pacer_has_no_limit_until_a_response_states_a_valid_one(
     values: tuple[int | None, int | None, int | None],
 ) -> None:
     pacer = new_pacer()
@@ -66,13 +66,13 @@ def test_without_an_answer_that_tells_of_a_limit_there_is_none(
     assert (pacer.ask(100.3), pacer.room(100.3)) == (100.3, UNLIMITED)
 
 
-def test_a_first_call_that_ends_without_an_answer_lets_the_others_start() -> None:
+def test_a_first_call_that_ends_without_a_response_releases_the_others() -> None:
     pacer = new_pacer()
     pacer.ended(pacer.sent(100.0), 105.0)
     assert (pacer.ask(105.0), pacer.room(105.0)) == (105.0, UNLIMITED)
 
 
-def test_what_is_left_of_a_window_is_sent_and_then_its_end_awaited() -> None:
+def test_the_pacer_uses_up_the_window_and_then_waits_for_its_end() -> None:
     pacer = informed(limit=8, remaining=7, reset=40)
     for room in range(7, 0, -1):
         assert (pacer.ask(110.0), pacer.room(110.0)) == (110.0, room)
@@ -84,7 +84,7 @@ def test_what_is_left_of_a_window_is_sent_and_then_its_end_awaited() -> None:
     assert (pacer.ask(until), pacer.room(until)) == (until, 8)
 
 
-def test_asking_changes_nothing() -> None:
+def test_asking_the_pacer_has_no_side_effects() -> None:
     pacer = informed()
     assert [pacer.ask(110.0) for _ in range(50)] == [110.0] * 50
     assert [pacer.room(110.0) for _ in range(50)] == [7] * 50
@@ -95,7 +95,7 @@ def test_asking_changes_nothing() -> None:
     [
         ([(100.0, 100.3, 40)], 140.1),  # a second and a little after the lower bound
         ([(100.0, 100.05, 40)], 140.05),  # the upper bound
-        ([(100.0, 130.0, 40)], 140.1),  # a slow answer tells as much
+        ([(100.0, 130.0, 40)], 140.1),  # a slow response gives the same bound
         ([(100.0, 130.0, 40), (110.5, 110.7, 30)], 140.6),  # a later lower bound
         ([(100.0, 100.3, 40), (110.5, 110.7, 30)], 140.3),
         ([(100.0, 100.3, 40), (110.1, 110.2, 29)], 139.2),  # an earlier upper bound
@@ -103,7 +103,7 @@ def test_asking_changes_nothing() -> None:
         ([(100.0, 100.02, 40), (104.9, 105.2, 36)], 140.02),
     ],
 )
-def test_answers_date_the_window_from_their_sends_and_their_bounds_are_intersected(
+def test_the_pacer_intersects_the_window_bounds_of_all_responses(
     answers: list[tuple[float, float, int]], end: float
 ) -> None:
     pacer = new_pacer()
@@ -116,7 +116,7 @@ def test_answers_date_the_window_from_their_sends_and_their_bounds_are_intersect
     assert pacer.ask(135.0) == pytest.approx(end)
 
 
-def test_an_answer_of_a_window_that_is_over_says_nothing_of_what_is_left_in_this_one() -> None:
+def test_a_late_response_from_the_last_window_does_not_reduce_this_one() -> None:
     pacer = informed(limit=8, remaining=7, reset=40)
     old = pacer.sent(110.0)
     assert pacer.room(142.0) == 8
@@ -125,7 +125,7 @@ def test_an_answer_of_a_window_that_is_over_says_nothing_of_what_is_left_in_this
 
 
 @pytest.mark.parametrize("received", [139.9, 141.0])
-def test_calls_that_counted_in_the_old_window_are_not_charged_to_the_new_one(received: float) -> None:
+def test_calls_counted_in_the_last_window_are_not_charged_to_the_next(received: float) -> None:
     pacer = informed(limit=8, remaining=7, reset=40)
     sends = [pacer.sent(139.5) for _ in range(7)]  # by then the window may be over
     for place, send in enumerate(sends):
@@ -133,42 +133,42 @@ def test_calls_that_counted_in_the_old_window_are_not_charged_to_the_new_one(rec
     assert left(pacer, 141.0) == 8
 
 
-def test_what_others_used_is_taken_off() -> None:
+def test_calls_of_other_clients_reduce_what_is_left_of_the_window() -> None:
     pacer = informed(limit=100, remaining=99, reset=60)
-    pacer.answered(pacer.sent(110.0), 110.3, RateLimit(100, 48, 50))  # two of ours and fifty of others
+    pacer.answered(pacer.sent(110.0), 110.3, RateLimit(100, 48, 50))  # two are ours, fifty are others'
     assert left(pacer, 111.0, seconds=48) == 48
 
 
-def test_what_others_used_before_is_left_for_them_in_the_next_window() -> None:
+def test_the_pacer_reserves_the_last_usage_of_other_clients_in_the_next_window() -> None:
     pacer = informed(limit=100, remaining=99, reset=60)
     pacer.answered(pacer.sent(158.0), 158.3, RateLimit(100, 48, 2))
     assert 45 <= left(pacer, 161.2, seconds=57) <= 52
     assert left(pacer, 161.2, seconds=10) <= 20
 
 
-def test_where_others_send_too_no_more_is_sent_at_once_than_a_rejection_could_stop() -> None:
+def test_the_pacer_sends_in_small_bursts_while_other_clients_share_the_limit() -> None:
     pacer = informed(limit=600, remaining=599, reset=60)
     pacer.answered(pacer.sent(110.0), 110.3, RateLimit(600, 500, 50))
     assert pacer.room(150.0) == 10
     assert left(pacer, 150.0, seconds=1) <= 120
 
 
-def test_a_third_of_the_limit_is_ours_even_if_others_use_all_of_it() -> None:
+def test_the_pacer_claims_a_third_of_a_limit_that_others_use_up() -> None:
     pacer = informed(limit=90, remaining=89, reset=60)
     pacer.answered(pacer.sent(158.0), 158.3, RateLimit(90, 0, 2))
     assert 29 <= left(pacer, 161.2, seconds=57) <= 31
 
 
-def test_calls_on_their_way_are_counted_before_an_answer_tells_of_them() -> None:
+def test_the_pacer_counts_calls_in_flight_before_a_response_reports_them() -> None:
     pacer = informed(limit=20, remaining=19, reset=40)
     first = pacer.sent(110.0)
     for step in range(5):
         pacer.sent(111.0 + step)
-    pacer.answered(first, 117.0, RateLimit(20, 18, 30))  # as of 110, when five of ours were still to come
+    pacer.answered(first, 117.0, RateLimit(20, 18, 30))  # as of 110, before five of ours
     assert left(pacer, 117.0) == 13
 
 
-def test_requests_that_overtake_each_other_are_not_taken_for_those_of_others() -> None:
+def test_reordered_requests_are_not_mistaken_for_calls_of_other_clients() -> None:
     pacer = informed(limit=60, remaining=59, reset=40)
     sends = [pacer.sent(110.0) for _ in range(8)]
     for place, send in enumerate(sends):  # the first to be sent was the last to arrive
@@ -176,7 +176,7 @@ def test_requests_that_overtake_each_other_are_not_taken_for_those_of_others() -
     assert left(pacer, 111.0) == 51
 
 
-def test_a_rejection_closes_the_gate_for_all() -> None:
+def test_a_rejection_holds_back_every_call_until_retry_after_has_passed() -> None:
     pacer = informed(limit=8, remaining=7, reset=40)
     pacer.rejected(pacer.sent(110.0), 110.1, 30.0, RateLimit(8, 0, 30))
     until = pacer.ask(110.1)
@@ -186,13 +186,13 @@ def test_a_rejection_closes_the_gate_for_all() -> None:
 
 
 @pytest.mark.parametrize("retry_after", [math.inf, math.nan, -1.0])
-def test_a_retry_after_that_is_nonsense_does_not_close_the_gate(retry_after: float) -> None:
+def test_an_invalid_retry_after_does_not_hold_back_any_call(retry_after: float) -> None:
     pacer = new_pacer()
     pacer.rejected(pacer.sent(100.0), 100.1, retry_after, None)
     assert pacer.ask(100.1) == 100.1
 
 
-def test_an_answer_that_is_reported_twice_counts_once() -> None:
+def test_a_response_reported_twice_to_the_pacer_counts_once() -> None:
     pacer = informed(limit=8, remaining=7, reset=40)
     send = pacer.sent(110.0)
     pacer.ended(send, 111.0)
@@ -201,7 +201,7 @@ def test_an_answer_that_is_reported_twice_counts_once() -> None:
     assert pacer.room(111.0) == 6
 
 
-def test_calls_that_never_arrived_are_given_back_by_the_next_answer() -> None:
+def test_the_next_response_gives_back_calls_that_never_arrived() -> None:
     pacer = informed(limit=20, remaining=19, reset=40)
     for step in range(6):
         pacer.ended(pacer.sent(110.0 + step / 10), 111.0)
@@ -210,7 +210,7 @@ def test_calls_that_never_arrived_are_given_back_by_the_next_answer() -> None:
     assert left(pacer, 113.0) == 18
 
 
-def test_a_limit_of_one_call_a_window_is_used() -> None:
+def test_the_pacer_uses_a_limit_of_one_call_per_window_fully() -> None:
     pacer = new_pacer()
     now, sent = 100.0, []
     while now < 500:
@@ -221,7 +221,7 @@ def test_a_limit_of_one_call_a_window_is_used() -> None:
     assert [math.floor(time) for time in sent] == [100, 120, 180, 240, 300, 360, 420, 480]
 
 
-def test_a_client_that_was_idle_for_an_hour_knows_its_limit() -> None:
+def test_the_pacer_remembers_its_limit_after_an_idle_hour() -> None:
     assert left(informed(limit=30, remaining=29, reset=40), 3_745.0, seconds=30) == 30
 
 
@@ -229,7 +229,7 @@ def test_a_client_that_was_idle_for_an_hour_knows_its_limit() -> None:
 
 
 def way_of(dice: random.Random) -> Callable[[], float]:
-    """The way to the gateway: 5 to 60 ms, and now and then up to a second."""
+    """Return the latency to the gateway: 5 to 60 ms, occasionally up to a second."""
     return lambda: dice.uniform(0.3, 1.0) if dice.random() < 0.002 else dice.uniform(0.005, 0.06)
 
 
@@ -243,7 +243,7 @@ def simulate(
     clients: int = 1,
     lost: float = 0.0,
 ) -> tuple[Gateway, list[PacedClient], range]:
-    """Run clients for some windows after the one in which the answer to the first call came."""
+    """Run clients for some windows after the one with the response to the first call."""
     dice, events = random.Random(seed), Events()
     gateway = Gateway(events, limit, phase=events.now - dice.uniform(0, period), period=period)
     paced = [
@@ -270,7 +270,7 @@ def simulate(
 
 
 def sums(gateway: Gateway, name: str, windows: range) -> tuple[int, int, int]:
-    """Return how many calls of a client were admitted, how many rejected, and how many at most in one window."""
+    """Return how many calls of a client were admitted and rejected, and the most admitted in one window."""
     rejected = [gateway.rejected[name, window] for window in windows]
     return sum(gateway.admitted[name, window] for window in windows), sum(rejected), max(rejected)
 
@@ -280,7 +280,7 @@ def sums(gateway: Gateway, name: str, windows: range) -> tuple[int, int, int]:
     ("limit", "seeds"),
     [(60, 5), pytest.param(600, 2, marks=pytest.mark.proof), pytest.param(6_000, 1, marks=pytest.mark.proof)],
 )
-def test_a_client_alone_uses_97_percent_of_its_limit_with_less_than_one_rejection_a_window(
+def test_a_single_client_uses_97_percent_of_its_limit_with_under_one_rejection_per_window(
     limit: int, seeds: int, latency: str
 ) -> None:
     for seed in range(seeds):
@@ -292,7 +292,7 @@ def test_a_client_alone_uses_97_percent_of_its_limit_with_less_than_one_rejectio
 
 
 @pytest.mark.parametrize("period", [2, 3, 7, 20])
-def test_windows_shorter_than_a_minute_are_learned(period: int) -> None:
+def test_the_pacer_learns_windows_shorter_than_a_minute(period: int) -> None:
     gateway, _, windows = simulate(20, LATENCIES["0.3 s"], seed=period, windows=30, period=period)
     admitted, rejected, _ = sums(gateway, "paced 0", windows[10:])
     assert admitted >= 0.9 * 20 * 20
@@ -300,7 +300,7 @@ def test_windows_shorter_than_a_minute_are_learned(period: int) -> None:
 
 
 @pytest.mark.parametrize("latency", LATENCIES)
-def test_calls_that_are_lost_on_the_way_neither_stop_the_client_nor_let_it_exceed(latency: str) -> None:
+def test_lost_calls_neither_stall_the_client_nor_let_it_exceed_the_limit(latency: str) -> None:
     gateway, _, windows = simulate(600, LATENCIES[latency], seed=1, lost=0.05)
     admitted, rejected, _ = sums(gateway, "paced 0", windows)
     assert admitted >= 0.9 * 600 * len(windows)
@@ -308,7 +308,7 @@ def test_calls_that_are_lost_on_the_way_neither_stop_the_client_nor_let_it_excee
 
 
 @pytest.mark.parametrize("latency", LATENCIES)
-def test_three_clients_that_know_the_limit_share_it_evenly(latency: str) -> None:
+def test_three_paced_clients_share_a_limit_evenly(latency: str) -> None:
     gateway, _, windows = simulate(300, LATENCIES[latency], seed=1, windows=16, clients=3)
     for number in range(3):
         admitted, rejected, _ = sums(gateway, f"paced {number}", windows[8:])
@@ -328,7 +328,7 @@ def bursts(dice: random.Random, calls: int, every: float) -> Callable[[float], f
 
 
 OTHERS: dict[str, tuple[Callable[[random.Random, int], Callable[[float], float]], float, float]] = {
-    # how each of two others sends; the least share we must get of the limit, the least the two must get
+    # how each of two others sends; the minimum shares of the limit for us and for the two
     "a tenth each, evenly": (lambda dice, limit: lambda now: now + 600 / limit, 0.7, 0.19),
     "a third each, at random": (
         lambda dice, limit: lambda now: now + dice.expovariate(limit / 180),
@@ -344,7 +344,7 @@ OTHERS: dict[str, tuple[Callable[[random.Random, int], Callable[[float], float]]
 @pytest.mark.parametrize("latency", LATENCIES)
 @pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("limit", [60, pytest.param(600, marks=pytest.mark.proof)])
-def test_a_limit_is_shared_with_two_that_know_nothing_of_it(limit: int, kind: str, latency: str) -> None:
+def test_a_paced_client_shares_a_limit_with_two_unpaced_ones(limit: int, kind: str, latency: str) -> None:
     times, ours, theirs = OTHERS[kind]
     dice, events = random.Random(limit), Events()
     gateway = Gateway(events, limit, phase=events.now - dice.uniform(0, 60))

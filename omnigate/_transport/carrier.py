@@ -1,0 +1,375 @@
+"""Sends a request and returns its reply, over any transport: only this module knows whose response it is.
+
+There are two carriers. `Carrier` is for `AnyIOTransport`, whose clean-up needs no await: nothing stands between
+a call and the transport, and most answers arrive whole, together with their head. `ForeignCarrier` is for any
+other transport of httpx or httpx2, async or sync; it runs isolated from asyncio's native cancellation, and
+closing takes at most a second.
+
+Cancellation: before the head has arrived the transport cleans up; after it, `fetch` and `send` close the
+response until `send` returns it. A returned reply belongs to the caller, who discards it.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import suppress
+from typing import Any, ClassVar, Final, Protocol, cast
+
+import anyio
+import httpx
+import msgspec
+
+from omnigate._runtime.isolation import bounded, close_soon, isolated
+from omnigate._runtime.loops import current_loop
+from omnigate._transport.adapters import adapt, async_chunks, close_stream
+from omnigate._transport.anyio_transport import AnyIOTransport
+from omnigate._transport.bodies import BodyReader, too_long
+from omnigate._transport.default import default_transport
+from omnigate._transport.exchange import ResponseStream
+from omnigate._transport.messages import Origin, PreparedRequest, RawResponse, request_head
+from omnigate._wire.endpoints import Endpoint
+from omnigate._wire.head import Head
+from omnigate.exceptions import InvalidResponseError
+
+MAX_RESPONSE_BYTES: Final = 64 << 20
+
+_MAX_ERROR_BYTES: Final = 1 << 20
+
+
+class Sendable(Protocol):
+    """What a carrier needs of a call.
+
+    Attributes:
+        endpoint: what is called.
+        url: where.
+        origin: the same, as scheme, host and port.
+        headers: all headers but the length.
+        head: request line and headers as bytes, if they have been worked out.
+        content: the body; None for a request without one.
+        extensions: the transport's, with the timeouts.
+    """
+
+    @property
+    def endpoint(self) -> Endpoint: ...
+    @property
+    def url(self) -> httpx.URL: ...
+    @property
+    def origin(self) -> Origin: ...
+    @property
+    def headers(self) -> dict[bytes, bytes]: ...
+    @property
+    def head(self) -> bytes | None: ...
+    @property
+    def content(self) -> bytes | None: ...
+    @property
+    def extensions(self) -> dict[str, Any]: ...
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):  # made faster than a named tuple
+    """A response that has been read; for an error, as much of its body as arrived and is useful.
+
+    Attributes:
+        status: the HTTP status.
+        head: the head.
+        body: the body, decoded.
+    """
+
+    status: int
+    head: Head
+    body: bytes
+
+    def __repr__(self) -> str:  # a local variable in many tracebacks; the body may repeat a key
+        return f"<Answer {self.status}>"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # in place of msgspec's, which shows all
+        return [("status", self.status)]
+
+
+class Reply:
+    """A response from our own transport whose head has arrived.
+
+    Attributes:
+        status: the HTTP status.
+        head: the head.
+        is_success: whether the status is one of 200 to 299.
+        ends_reads: whether `discard` needs no await and ends a read in another task.
+    """
+
+    __slots__ = ("_body", "_chunks", "_limit", "_loop", "_response", "head", "is_success", "status")
+
+    ends_reads: ClassVar[bool] = True
+
+    _body: BodyReader
+
+    def __init__(self, response: httpx.Response, head: Head, limit: int) -> None:
+        self.status: int = response.status_code
+        self.head: Head = head
+        self.is_success: bool = 200 <= response.status_code < 300
+        self._response = response
+        self._limit = limit
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._loop = current_loop()
+
+    @property
+    def received(self) -> int:
+        """How many decoded bytes of the body have arrived."""
+        return self._body.received
+
+    def begin(self) -> None:
+        """Prepare to read the body.
+
+        Raises:
+            InvalidResponseError: its content encoding is unknown.
+        """
+        self._chunks = async_chunks(self._response.stream)
+        self._body = BodyReader(self._response, self._chunks, self._limit)
+
+    def next(self) -> Awaitable[bytes | None]:
+        """Return the next piece of the body, or None at its end.
+
+        Raises:
+            InvalidResponseError: the body is corrupt or too long.
+            httpx.TransportError: it broke off.
+        """
+        return self._body.next()
+
+    def whole(self) -> Awaitable[Answer]:
+        """Read the whole body; of an error, its beginning.
+
+        Raises:
+            InvalidResponseError: the body is corrupt, too long, or in an unknown content encoding.
+            httpx.TransportError: it broke off.
+        """
+        return self.read()
+
+    async def read(self) -> Answer:
+        """Do what `whole` does, in the caller's own task."""
+        body = b""
+        if self.is_success:
+            self.begin()
+            body = await self._body.read()
+        else:
+            with suppress(InvalidResponseError):  # unknown content encoding: the head says enough
+                self.begin()
+                body = await self._body.read_start(_MAX_ERROR_BYTES)
+        return Answer(self.status, self.head, body)
+
+    async def drain(self, most: int, seconds: float) -> None:
+        """Read and drop up to `most` bytes for up to `seconds`, however the body ends."""
+        with anyio.move_on_after(seconds, shield=True):
+            await self._drain(most)
+
+    async def _drain(self, most: int) -> None:
+        limit = self._body.received + most
+        with suppress(httpx.TransportError, InvalidResponseError):
+            while self._body.received < limit and await self._body.next() is not None:
+                pass
+
+    async def discard(self) -> None:
+        """Close the response immediately, dropping what has not been read."""
+        cast("ResponseStream", self._response.stream).abort()
+
+    def drop(self) -> None:
+        """Have the response closed soon, from a finalizer."""
+        stream, chunks = self._response.stream, self._chunks
+
+        async def close() -> None:
+            await close_stream(stream, chunks)
+
+        close_soon(self._loop, close)
+
+
+class ForeignReply(Reply):
+    """A response from any other transport whose head has arrived."""
+
+    __slots__ = ()
+
+    ends_reads: ClassVar[bool] = False
+
+    def next(self) -> Awaitable[bytes | None]:
+        """Return the next piece of the body, or None at its end."""
+        return isolated(self._body.next)
+
+    def whole(self) -> Awaitable[Answer]:
+        """Read the whole body; of an error, its beginning."""
+        return isolated(self.read)
+
+    async def _drain(self, most: int) -> None:
+        await isolated(super()._drain, most)
+
+    async def discard(self) -> None:
+        """Close the response within a second, even if the caller is cancelled."""
+        await bounded(self._close)
+
+    async def _close(self) -> None:
+        await close_stream(self._response.stream, self._chunks)
+
+
+class Carrier:
+    """Carries requests over our own transport.
+
+    Attributes:
+        transport: the transport underneath, as an async httpx transport.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport, max_response_bytes: int) -> None:
+        self.transport: httpx.AsyncBaseTransport = transport
+        self._limit = max_response_bytes
+
+    @property
+    def max_connections(self) -> int | None:
+        """How many requests can be in flight; None for no known limit."""
+        return cast("AnyIOTransport", self.transport).max_connections
+
+    async def fetch(self, call: Sendable) -> Answer:
+        """Send a request and return its answer, read and closed.
+
+        Raises:
+            InvalidResponseError: a success's body is corrupt, too long, or in an unknown content encoding.
+            httpx.TransportError: as the transport raises it.
+        """
+        response = await self.transport.handle_async_request(_prepared(call))
+        status = response.status_code
+        if 200 <= status < 300 and isinstance(response, RawResponse) and not response.is_encoded:
+            whole = cast("ResponseStream", response.stream).take_whole()  # most answers come in one piece
+            if whole is not None and len(whole) <= self._limit:
+                return Answer(status, response.head, whole)
+            if whole is not None:
+                raise too_long(response, self._limit)
+        return await _read_and_discard(_reply_of(response, self._limit))
+
+    async def send(self, call: Sendable) -> Reply:
+        """Send a request and return its reply; a success is ready to be read.
+
+        Raises:
+            InvalidResponseError: the body of a success has an unknown content encoding.
+            httpx.TransportError: as the transport raises it.
+        """
+        reply = _reply_of(await self.transport.handle_async_request(_prepared(call)), self._limit)
+        if reply.is_success:
+            try:
+                reply.begin()
+            except BaseException:
+                await reply.discard()
+                raise
+        return reply
+
+    def aclose(self) -> Awaitable[None]:
+        """Close the transport."""
+        return self.transport.aclose()
+
+
+class ForeignCarrier(Carrier):
+    """Carries requests over any other transport."""
+
+    @property
+    def max_connections(self) -> int | None:
+        """None: it is not known."""
+        return None
+
+    async def fetch(self, call: Sendable) -> Answer:
+        """Send a request and return its answer, read and closed; isolated as a whole."""
+        return await isolated(self._fetch, call)
+
+    async def _fetch(self, call: Sendable) -> Answer:
+        response = await self.transport.handle_async_request(_request(call))
+        return await _read_and_discard(_reply_of(response, self._limit))
+
+    async def send(self, call: Sendable) -> Reply:
+        """Send a request and return its reply; a success is ready to be read."""
+        replies: list[Reply] = []  # cancellation may lose a result of `isolated`
+
+        async def send() -> None:
+            reply = _reply_of(await self.transport.handle_async_request(_request(call)), self._limit)
+            replies.append(reply)
+            if reply.is_success:
+                reply.begin()
+
+        try:
+            await isolated(send)
+        except BaseException:
+            for reply in replies:
+                await reply.discard()
+            raise
+        return replies[0]
+
+    def aclose(self) -> Awaitable[None]:
+        """Close the transport."""
+        return isolated(self.transport.aclose)
+
+
+def carrier_over(
+    transport: object | None, base_url: httpx.URL, verify: bool | ssl.SSLContext, max_response_bytes: int
+) -> Carrier:
+    """Return the carrier over a transport.
+
+    Args:
+        transport: any that is known; None for the default one.
+        base_url: the gateway's address, which decides about the default transport.
+        verify: whether the default transport verifies TLS certificates, or its `ssl.SSLContext`.
+        max_response_bytes: bytes that a response may have, decoded.
+
+    Raises:
+        InvalidArgumentError: the transport is of an unknown kind, or the environment's proxy cannot be used.
+    """
+    adapted = default_transport(base_url, verify) if transport is None else adapt(transport)
+    kind = Carrier if isinstance(adapted, AnyIOTransport) else ForeignCarrier
+    return kind(adapted, max_response_bytes)
+
+
+def _reply_of(response: httpx.Response, limit: int) -> Reply:
+    """Return a reply. A foreign transport may return a response of ours, and a subclass of ours another."""
+    if isinstance(response, RawResponse) and isinstance(response.stream, ResponseStream):
+        return Reply(response, response.head, limit)
+    return ForeignReply(response, response.headers, limit)
+
+
+async def _read_and_discard(reply: Reply) -> Answer:
+    try:
+        return await reply.read()
+    finally:
+        await reply.discard()
+
+
+def _prepared(call: Sendable) -> PreparedRequest:
+    """Return a call as a request for our own transport: as bytes."""
+    method, content, head = call.endpoint.method, call.content, call.head
+    if head is None:
+        head = request_head(method, call.url.raw_path, list(call.headers.items()))
+    if content is None:
+        content = b""
+    else:
+        head += b"content-length: %d\r\n" % len(content)
+    return PreparedRequest(method, call.url, call.origin, head, content, call.extensions)
+
+
+def _request(call: Sendable) -> httpx.Request:
+    """Return a call as a request for a foreign transport."""
+    content = call.content or b""
+    headers = list(call.headers.items())
+    if call.content is not None:
+        headers.append((b"content-length", b"%d" % len(content)))
+    return httpx.Request(
+        call.endpoint.method, call.url, headers=headers, stream=_Content(content), extensions=call.extensions
+    )
+
+
+class _Content(httpx.ByteStream):
+    """A request's body. httpx's is an async generator, and trio warns if one is left unfinished."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Pieces(iter(self))
+
+
+class _Pieces:
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for piece in self._pieces:
+            return piece
+        raise StopAsyncIteration
