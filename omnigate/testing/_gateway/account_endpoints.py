@@ -36,7 +36,7 @@ _RANGES: Final = {
     "30d": timedelta(days=30),
 }
 
-# Byte for byte what the recorded gateway says.
+# As the recorded gateway says it.
 _SIGNED_UP: Final = (
     "Save your api_key now — it cannot be retrieved later. "
     "Add a provider key via POST /v1/keys before calling /v1/chat."
@@ -242,7 +242,7 @@ def _metrics(state: State, request: Request, scope: Scope, scope_id: str) -> Res
         start, end = _window(state, query.get("range"), query.get("from"), query.get("to"))
     except ValueError as error:
         raise BadRequestError(422, str(error)) from None
-    except OverflowError:  # a time whose offset takes it out of the calendar
+    except OverflowError:  # its offset moves a time out of the calendar
         raise UnhandledError from None
     group_by = query.get("group_by")
     if group_by is not None and group_by not in _GROUPS:
@@ -254,11 +254,11 @@ def _metrics(state: State, request: Request, scope: Scope, scope_id: str) -> Res
 
 
 def _window(state: State, range: str | None, start: str | None, end: str | None) -> tuple[datetime, datetime]:
-    """Return the window that a query asks for; an empty `range` is none, unlike an empty `from` or `to`.
+    """Return the start and end of a query's window.
 
     Raises:
-        ValueError: the parameters make no window; the message is the gateway's.
-        OverflowError: a time lies outside of the calendar in UTC.
+        ValueError: the parameters are invalid; the message goes into the response.
+        OverflowError: a time is out of the calendar in UTC.
     """
     if start is None and end is None:
         length = _RANGES.get(range or "24h")
@@ -278,7 +278,7 @@ def _window(state: State, range: str | None, start: str | None, end: str | None)
 
 
 def _moment(value: str, name: str) -> datetime:
-    moment = datetime.fromisoformat(value)  # not a `+` sent as such, which arrives as a blank
+    moment = datetime.fromisoformat(value)  # fails on an unescaped `+`, which arrives as a space
     if moment.tzinfo is None:
         raise ValueError(f"'{name}' must be timezone-aware")
     return moment.astimezone(UTC)

@@ -10,11 +10,11 @@ from typing import Any, Final
 from starlette.responses import PlainTextResponse, Response
 
 UNHANDLED: Final = b"omnigate-unhandled"
-"""A header that marks an unhandled failure, whose response has no request id. It is not sent."""
+"""An internal header that marks an unhandled failure, whose response carries no request id. Never sent."""
 
 
 class BadRequestError(Exception):
-    """A request that is answered with an error; `detail` is the body's `detail`."""
+    """A request to answer with an error; `detail` goes into its body."""
 
     def __init__(self, status: int, detail: Any, headers: dict[str, str] | None = None) -> None:
         super().__init__(status, detail)
@@ -24,7 +24,7 @@ class BadRequestError(Exception):
 
 
 class UnhandledError(Exception):
-    """The real gateway fails here without handling it: a bare 500."""
+    """A request for which the real gateway fails with an unhandled exception: a bare 500."""
 
 
 def answer_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -48,7 +48,7 @@ def unhandled() -> Response:
 
 
 def _plain(value: Any) -> Any:
-    """Return what a detail of pydantic's holds besides JSON's own types, as FastAPI encodes it."""
+    """Convert what pydantic's error details hold besides JSON's own types, as FastAPI does."""
     if isinstance(value, bytes):
         return value.decode()
     assert isinstance(value, Decimal)

@@ -107,14 +107,14 @@ class GatewayApp:
             except BadRequestError as error:
                 try:
                     return answer_json({"detail": error.detail}, error.status, error.headers)
-                except UnhandledError:  # the refused value, which the detail shows, is not JSON
+                except UnhandledError:  # the detail quotes a value that is not JSON
                     return unhandled()
 
         return handle
 
 
 class _OneMethodRoute(Route):
-    """A route that answers its one method only: starlette adds HEAD to GET, the gateway answers it 405."""
+    """A route for one method only. Starlette's GET routes also answer HEAD; the gateway's respond with 405."""
 
     def __init__(self, method: str, path: str, endpoint: Callable[[Request], Awaitable[ASGIApp]]) -> None:
         super().__init__(path, endpoint, methods=[method])

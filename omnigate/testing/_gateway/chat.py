@@ -317,7 +317,7 @@ def _chat_response(admitted: Admitted, answered: dict[str, Any]) -> Response:
 
 
 def _cache_key(project: Project, body: ChatBody) -> Any:
-    """Return what must be equal for an answer to be taken from the cache, or None if it may not be."""
+    """Return the cache key of a request, or None if its answer must not be cached."""
     if body.temperature != 0 or not body.cache or provider_of_model(body.model) is None:
         return None
     messages = tuple((message.role, message.content) for message in body.messages)
@@ -350,7 +350,7 @@ def _can_be_stored(model: str, user_id: str | None) -> bool:
 
 
 def _after_billing(model: str) -> ASGIApp:
-    """Return what the gateway does when it fails after the provider was paid."""
+    """Return the gateway's response when it fails after paying the provider."""
     if "\r" in model or "\n" in model:
         return drop
     return unhandled()

@@ -58,7 +58,7 @@ DISPLAY_NAMES: Final = {
 
 
 def provider_of_model(model: str) -> str | None:
-    """Return the provider that a model is routed to by the beginning of its name, in any case, or None."""
+    """Return the provider to which the prefix of a model's name is routed, ignoring case, or None."""
     name = model.lower()
     for provider, beginnings in _PROVIDERS:
         if name.startswith(beginnings):
@@ -67,7 +67,7 @@ def provider_of_model(model: str) -> str | None:
 
 
 def prices_of(model: str) -> tuple[float, float] | None:
-    """Return a model's prices; a dated name (`gpt-4o-2024-08-06`) has those of the undated one."""
+    """Return a model's prices; a dated name (`gpt-4o-2024-08-06`) costs the same as the undated one."""
     if model in PRICES:
         return PRICES[model]
     name = model.strip().removeprefix("azure/")
@@ -80,7 +80,7 @@ def prices_of(model: str) -> tuple[float, float] | None:
 
 
 def cost_in_micro_usd(model: str, prompt_tokens: int, completion_tokens: int) -> int:
-    """Return what a call costs in millionths of a USD, as the gateway rounds it: half to even."""
+    """Return the cost of a call in millionths of a USD, rounded half to even as the gateway does."""
     prices = prices_of(model)
     if prices is None:
         return 0
@@ -89,7 +89,7 @@ def cost_in_micro_usd(model: str, prompt_tokens: int, completion_tokens: int) ->
 
 
 def card(model: str) -> dict[str, Any] | None:
-    """Return a model's card, or None if it is not in the table of prices."""
+    """Return a model's description, or None if it has no price."""
     prices = prices_of(model)
     if prices is None:
         return None

@@ -51,7 +51,7 @@ class ChatBody(pydantic.BaseModel):
 
 
 class CompletionMessage(pydantic.BaseModel):
-    """A message of a completion; unsupported roles and contents get a 400 in OpenAI's envelope later."""
+    """A message of a completion; unsupported content is rejected later, in OpenAI's envelope."""
 
     role: str
     content: str | list[Any] | None = None
@@ -159,18 +159,18 @@ def validate(kind: type[M], body: Any) -> M:
     Raises:
         BadRequestError: 422, it is invalid.
     """
-    if body is None:  # `null` is no body
+    if body is None:  # `null` counts as no body
         missing = {"type": "missing", "loc": ["body"], "msg": "Field required", "input": None}
         raise BadRequestError(422, [missing])
     try:
-        # As FastAPI calls it: this decides how the error for something that is no object reads.
+        # from_attributes, since FastAPI sets it: it decides the error for a body that is not an object.
         return kind.model_validate(body, from_attributes=True)
     except pydantic.ValidationError as error:
         raise _refused(error, "body") from None
 
 
 def check_uuid(value: str, *place: str) -> str:
-    """Return an id in its usual form.
+    """Return a UUID in canonical form.
 
     Raises:
         BadRequestError: 422, it is not a UUID.
@@ -182,7 +182,7 @@ def check_uuid(value: str, *place: str) -> str:
 
 
 def check_storable(*values: str | int | Decimal | None) -> None:
-    """Check that the gateway's database has room for these values.
+    """Check that these values fit the real gateway's database.
 
     Raises:
         UnhandledError: NUL in a text, or a number that is too large.
