@@ -1,9 +1,9 @@
 """Sends a request and returns its reply, over any transport: only this module knows whose response it is.
 
-There are two carriers. `Carrier` is for `AnyIOTransport`, whose clean-up needs no await: nothing stands between
-a call and the transport, and most answers arrive whole, together with their head. `ForeignCarrier` is for any
-other transport of httpx or httpx2, async or sync; it runs isolated from asyncio's native cancellation, and
-closing takes at most a second.
+There are two carriers. `Carrier` is for `AnyIOTransport`, whose clean-up needs no await: nothing stands
+between a call and the transport, and most answers arrive whole, together with their head. `ForeignCarrier` is
+for any other transport of httpx or httpx2, async or sync; it runs isolated from asyncio's native
+cancellation, and closing takes at most a second.
 
 Cancellation: before the head has arrived the transport cleans up; after it, `fetch` and `send` close the
 response until `send` returns it. A returned reply belongs to the caller, who discards it.

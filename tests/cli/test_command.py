@@ -14,7 +14,13 @@ NOBODY = "http://127.0.0.1:9"  # nothing listens there
 
 
 @pytest.mark.parametrize(
-    "proxy", [{}, {"HTTP_PROXY": NOBODY, "ALL_PROXY": NOBODY}], ids=["direct", "behind a proxy"]
+    "proxy",
+    [
+        pytest.param({}, id="direct"),
+        pytest.param(
+            {"HTTP_PROXY": NOBODY, "ALL_PROXY": NOBODY}, id="behind a proxy", marks=pytest.mark.proof
+        ),
+    ],
 )
 def test_the_demo_command_shows_the_main_features_and_exits_with_success(proxy: dict[str, str]) -> None:
     done = subprocess.run(

@@ -317,6 +317,7 @@ def command(path: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-X", "dev", "-W", "error", "-c", REPORTING.format(path=str(path)), *arguments]
 
 
+@pytest.mark.proof
 def test_demo_command_prints_and_logs_no_key(tmp_path: Path) -> None:
     made = tmp_path / "keys"
     done = subprocess.run(command(made, "demo"), capture_output=True, text=True, timeout=60, check=False)
