@@ -114,7 +114,7 @@ class GatewayApp:
 
 
 class _OneMethodRoute(Route):
-    """A route for one method only. Starlette's GET routes also answer HEAD; the gateway's respond with 405."""
+    """A route for one method only; starlette's GET routes also answer HEAD, the gateway's with a 405."""
 
     def __init__(self, method: str, path: str, endpoint: Callable[[Request], Awaitable[ASGIApp]]) -> None:
         super().__init__(path, endpoint, methods=[method])
