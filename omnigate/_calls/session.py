@@ -18,7 +18,7 @@ from omnigate._calls.configuration import Configuration
 from omnigate._calls.failures import invalid_response
 from omnigate._calls.retry import RetryConfig
 from omnigate._runtime.pauses import Pauses
-from omnigate._transport.carrier import MAX_RESPONSE_BYTES, Answer, carrier_over
+from omnigate._transport.carrier import MAX_RESPONSE_BYTES, Answer, Carrier, carrier_over
 from omnigate._wire.arguments import (
     USER_ID_HEADER,
     Timeout,
@@ -74,9 +74,11 @@ class Session:
         self._extensions = {"timeout": check_timeout(timeout)}
         # Where a transport of the user's own sends the key to is theirs to know.
         warns = transport is None
-        self.configuration = Configuration(base_url, key_header, key, user_id, headers, warns=warns)
+        self.configuration: Configuration = Configuration(
+            base_url, key_header, key, user_id, headers, warns=warns
+        )
         url = self.configuration.settings.base_url
-        self.carrier = carrier_over(transport, url, verify, max_response_bytes)
+        self.carrier: Carrier = carrier_over(transport, url, verify, max_response_bytes)
         self._pauses = Pauses()
         self.means: Means = (self.carrier, config, self._pauses)
 

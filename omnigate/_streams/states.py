@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 
 class State(Enum):
     """The states of a stream; the value is for its repr."""
 
-    __hash__ = object.__hash__  # members are singletons, and each piece takes a lookup
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__  # members are singletons, and each piece takes a lookup
 
     NEW = "new"
     """Nothing has been sent."""
@@ -59,7 +60,8 @@ class State(Enum):
 class Event(Enum):
     """Events of a stream; the value completes "a stream cannot …"."""
 
-    __hash__ = object.__hash__
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__
 
     SEND = "send its request"
     READ = "be read"
