@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -16,7 +16,7 @@ class MissingExtraError(ImportError):
 
 
 @contextmanager
-def extra(name: str, what: str) -> Iterator[None]:
+def extra(name: str, what: str) -> Generator[None]:
     """Import packages of an extra in this block; a missing one is named, with the command that installs it.
 
     Args:

@@ -47,11 +47,11 @@ def gateway(host: str, port: int, provider_keys: bool) -> None:
         providers = DEFAULT_PROVIDERS if provider_keys else ()
         with LocalGateway(host=host, port=port, providers=providers) as local:
             click.echo(f"OmniGate local gateway at {local.url}  (Ctrl-C stops it)\n")
+            if not provider_keys:
+                click.echo("The project has no provider key yet: store one with client.set_provider_key().\n")
             click.echo(f"  export OMNIGATE_BASE_URL={local.url}")
             click.echo(f"  export OMNIGATE_API_KEY={local.api_key}")
             click.echo(f"  export OMNIGATE_ADMIN_KEY={local.admin_key}")
-            if not provider_keys:
-                click.echo("\nNo provider keys yet: store one with client.set_provider_key().")
             sys.stdout.flush()
             while True:
                 time.sleep(_DAY_SECONDS)  # until a signal; Windows has no signal.pause()

@@ -23,7 +23,8 @@ def is_autojump_clock(clock: object) -> bool:
     testing: Any = sys.modules.get("trio.testing")
     if testing is None or not isinstance(clock, testing.MockClock):
         return False
-    return bool(clock.autojump_threshold != math.inf)
+    mock: Any = clock
+    return bool(mock.autojump_threshold != math.inf)
 
 
 def refuse_autojump(clock: object) -> None:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypedDict, Unpack, cast, get_args
 
@@ -310,8 +311,8 @@ def check_extra() -> None:
         ImportError: it is not; the message names the missing package.
     """
     with extra("gateway", "the local gateway"):
-        import omnigate.testing._gateway.app
-        import omnigate.testing._gateway.server  # noqa: F401
+        import_module("omnigate.testing._gateway.app")
+        import_module("omnigate.testing._gateway.server")
 
 
 def _check_providers(providers: Iterable[str]) -> list[str]:

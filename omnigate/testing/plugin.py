@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Unpack
+from typing import Any, Unpack, cast
 
 import pytest
 
@@ -65,11 +65,9 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 
 def _clocks(item: pytest.Item) -> Iterator[object]:
     """Yield what may be the clock of a test: any fixture (pytest-trio), or an option of anyio's backend."""
-    fixtures: dict[str, object] = getattr(item, "funcargs", {})
-    for value in fixtures.values():
-        yield value
-        match value:
-            case ("trio", {"clock": clock}):
-                yield clock
-            case _:
-                pass
+    fixtures: dict[str, Any] = getattr(item, "funcargs", {})
+    yield from fixtures.values()
+    backend = fixtures.get("anyio_backend")
+    if isinstance(backend, tuple):
+        _, options = cast("tuple[str, dict[str, Any]]", backend)
+        yield options.get("clock")

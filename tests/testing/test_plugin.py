@@ -1,5 +1,6 @@
 """The pytest plugin: a factory with settings, gateways in-process, and trio's autojump clock."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ import trio
 import trio.testing
 
 from omnigate import AsyncClient, Client, ConnectionError, ProviderError, RateLimitError
-from omnigate.testing import Cut, Fault, Garbage, GatewayFactory, LocalGateway
+from omnigate.testing import Cut, Fault, Garbage, GatewayFactory, GatewaySettings, LocalGateway
 
 HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
 AUTOJUMP = "does not work under trio's autojump clock"
@@ -32,6 +33,11 @@ def test_the_factory_serves_gateways_with_their_own_settings(
         assert client.chat(**HELLO).content == "echo[gpt-4o-mini]: hello"
         with pytest.raises(RateLimitError):
             client.chat(**HELLO)
+
+
+def test_gateway_settings_are_the_arguments_of_a_local_gateway() -> None:
+    arguments = inspect.signature(LocalGateway).parameters
+    assert set(GatewaySettings.__annotations__) == set(arguments)
 
 
 def test_a_gateway_without_providers_answers_with_the_error_for_a_missing_provider_key(
