@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
+from omnigate._runtime.extras import MissingExtraError, extra
+
 
 def main() -> None:
     """Run the command line; without the extra, say what to install."""
     try:
-        from omnigate.cli.commands import command
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("click", "rich", "starlette", "uvicorn", "pydantic"):
-            raise
-        sys.exit(f"omnigate: the command line needs {error.name}: pip install 'omnigate[cli]'")
-    command(prog_name="omnigate")
+        with extra("cli", "the omnigate command"):
+            from omnigate.cli._commands import command
+        command(prog_name="omnigate")
+    except MissingExtraError as error:
+        sys.exit(f"omnigate: {error}")

@@ -6,7 +6,11 @@
     with LocalGateway() as gateway, Client(gateway.api_key, base_url=gateway.url) as client:
         assert client.chat(model="gpt-4o-mini", messages="hi").content == "echo[gpt-4o-mini]: hi"
 
-With pytest there is a fixture, `omnigate_gateway`.
+The extra is needed to create a gateway, not to import this module.
+
+There are pytest fixtures: `omnigate_gateway` serves one on a free port, `omnigate_gateway_factory` creates
+more of them with your settings, and `omnigate_gateway_in_process` is one without a server, for tests in
+virtual time, such as under trio's autojump clock.
 """
 
 from omnigate.testing.faults import (
@@ -20,6 +24,7 @@ from omnigate.testing.faults import (
     Status,
     StreamFailure,
 )
+from omnigate.testing.gateway import GatewayFactory, GatewaySettings, LocalGateway, LocalProject
 
 __all__ = [
     "Answer",
@@ -27,6 +32,8 @@ __all__ = [
     "Delay",
     "Fault",
     "Garbage",
+    "GatewayFactory",
+    "GatewaySettings",
     "LocalGateway",
     "LocalProject",
     "ProviderFailure",
@@ -34,12 +41,3 @@ __all__ = [
     "Status",
     "StreamFailure",
 ]
-
-try:
-    from omnigate.testing.gateway import LocalGateway, LocalProject
-except ImportError as _error:
-    if (_error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "pydantic"):
-        raise
-    raise ImportError(
-        f"the local gateway needs {_error.name}: pip install 'omnigate[gateway]'", name=_error.name
-    ) from _error

@@ -7,27 +7,32 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from importlib import import_module
 from types import TracebackType
-from typing import Any, Final, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypedDict, Unpack, cast, get_args
 
 import anyio
 import anyio.to_thread
+import httpx
 
+from omnigate._runtime.extras import extra
 from omnigate._wire.arguments import check_budget, check_key
 from omnigate._wire.checks import check_callable, check_integer, check_number, check_text, one_of, refusal
 from omnigate._wire.redaction import mask
+from omnigate.testing._clocks import refuse_autojump, running_trio_clock
 from omnigate.testing._gateway.accounts import new_key
-from omnigate.testing._gateway.app import GatewayApp
 from omnigate.testing._gateway.limits import RateLimiter
-from omnigate.testing._gateway.server import Server
-from omnigate.testing._gateway.state import State
 from omnigate.testing.faults import Fault, RecordedRequest, Script, Scripts
+
+if TYPE_CHECKING:
+    from omnigate.testing._gateway.app import GatewayApp
+    from omnigate.testing._gateway.server import Server
+
+DEFAULT_PROVIDERS: Final = ("openai", "anthropic", "gemini")
 
 _RECORDED_REQUESTS: Final = 10_000
 
-_PROVIDERS: Final = ("openai", "anthropic", "gemini")
-
-_ALL_PROVIDERS: Final = (*_PROVIDERS, "azure")
+_ALL_PROVIDERS: Final = (*DEFAULT_PROVIDERS, "azure")
 
 _HIGH_LIMIT: Final = 1_000_000_000
 
@@ -41,12 +46,50 @@ class LocalProject:
     org_id: str
 
 
+class GatewaySettings(TypedDict, total=False):
+    """The keyword arguments of `LocalGateway`, for functions that pass them on."""
+
+    host: str
+    port: int
+    rate_limit_per_min: int
+    rate_window_seconds: int
+    admin_key: str | None
+    clock: Callable[[], float]
+    latency_seconds: float
+    chunk_delay_seconds: float
+    usage_delay_seconds: float
+    providers: Iterable[str]
+
+
+class GatewayFactory(Protocol):
+    """The type of the pytest fixture `omnigate_gateway_factory`, for annotations."""
+
+    def __call__(self, *, serve: bool = True, **options: Unpack[GatewaySettings]) -> LocalGateway:
+        """Create a local gateway, and serve it until the test ends.
+
+        Args:
+            serve: False for a gateway without a server, to be called through `gateway.asgi_transport()`. Its
+                windows then follow the event loop's clock, real or virtual, unless `clock` is given.
+            options: the settings of `LocalGateway`, such as `rate_limit_per_min` and `latency_seconds`.
+
+        Raises:
+            ValueError: a setting is out of range.
+            RuntimeError: it would be served under trio's autojump clock.
+        """
+        ...
+
+
 class LocalGateway:
     """An OmniGate gateway that implements the whole protocol in memory. Nothing leaves the machine.
 
     Use it as `with LocalGateway() as gateway:` or with `async with`, under asyncio or trio, and point a
-    client at `gateway.url` with `gateway.api_key`. Without a server, use its ASGI application `gateway.app`
-    with `httpx.ASGITransport`. Models echo the prompt; a token is a word.
+    client at `gateway.url` with `gateway.api_key`. Without a server, pass
+    `transport=gateway.asgi_transport()` to an `AsyncClient`: calls then stay in its event loop. Models echo
+    the prompt; a token is a word.
+
+    A served gateway does not work under trio's autojump clock (`MockClock(autojump_threshold=0)`,
+    `autojump_clock`): the clock jumps while a client waits for its socket, so every call times out. Entering
+    one there is refused. `asgi_transport()` does work.
 
     Args:
         host: address to listen on.
@@ -58,9 +101,12 @@ class LocalGateway:
         latency_seconds: how long a model takes to answer.
         chunk_delay_seconds: pause between the chunks of a stream.
         usage_delay_seconds: how long writing a stream's usage record takes, between its text and its end.
+        providers: the providers that the project of `api_key` has keys for: "openai", "anthropic", "gemini",
+            "azure"; () to see how calls fail without a provider key.
 
     Raises:
         ValueError: an argument is out of range.
+        ImportError: the extra `gateway` is not installed.
         OSError: the address is not available (raised on entering).
     """
 
@@ -76,7 +122,12 @@ class LocalGateway:
         latency_seconds: float = 0.0,
         chunk_delay_seconds: float = 0.0,
         usage_delay_seconds: float = 0.0,
+        providers: Iterable[str] = DEFAULT_PROVIDERS,
     ) -> None:
+        check_extra()
+        from omnigate.testing._gateway.app import GatewayApp
+        from omnigate.testing._gateway.state import State
+
         if check_text(host, "host").isspace():
             raise refusal("host", host, "be an address to listen on")
         check_integer(port, "port", minimum=0, maximum=65_535)
@@ -96,6 +147,7 @@ class LocalGateway:
         """The key for `AdminClient`."""
         self.requests: deque[RecordedRequest] = deque(maxlen=_RECORDED_REQUESTS)
         """The last 10,000 requests received."""
+        self._providers = _check_providers(providers)
         self._host = host
         self._port = port
         self._state = State(
@@ -127,9 +179,9 @@ class LocalGateway:
 
     @property
     def api_key(self) -> str:
-        """A valid gateway key, whose project has keys for openai, anthropic and gemini, and no limits."""
+        """A valid gateway key; its project has no limits, and keys for the gateway's `providers`."""
         if self._project is None:
-            self._project = self.create_project(rate_limit_per_min=_HIGH_LIMIT, providers=_PROVIDERS)
+            self._project = self.create_project(rate_limit_per_min=_HIGH_LIMIT, providers=self._providers)
         return self._project.api_key
 
     def create_project(
@@ -156,12 +208,7 @@ class LocalGateway:
             Decimal(check_budget(value, name))
             for name, value in (("daily_budget", daily_budget), ("monthly_budget", monthly_budget))
         )
-        must = f"be an iterable, each item {one_of(_ALL_PROVIDERS)}"
-        if isinstance(providers, str) or not isinstance(cast("Any", providers), Iterable):
-            raise refusal("providers", providers, must, is_type=True)
-        names = list(providers)
-        if any(name not in _ALL_PROVIDERS for name in names):
-            raise refusal("providers", names, must)
+        names = _check_providers(providers)
         accounts = self._state.accounts
         now = self._state.now()
         org = accounts.create_org("Local", Decimal(0), Decimal(0), now)
@@ -210,9 +257,27 @@ class LocalGateway:
         """Remove all scripts."""
         self._scripts.clear()
 
+    def asgi_transport(self) -> httpx.ASGITransport:
+        """Return a transport that calls the gateway in-process, without a server or a socket.
+
+        Pass it as `transport=` to an `AsyncClient`. It works under any clock, such as trio's autojump clock.
+        Streams arrive whole once they have ended, and a scripted `Cut` or `Garbage` raises the client's
+        `ConnectionError` without any bytes: use a served gateway to test these.
+        """
+        return httpx.ASGITransport(cast("Any", self.app))
+
     def __enter__(self) -> Self:
+        """Start serving.
+
+        Raises:
+            RuntimeError: it is already running, or the caller runs under trio's autojump clock.
+            OSError: the address is not available.
+        """
         if self._server is not None:
             raise RuntimeError("the local gateway is already running")
+        refuse_autojump(running_trio_clock())
+        from omnigate.testing._gateway.server import Server
+
         self._server = Server(self.app, self._host, self._port)
         return self
 
@@ -224,6 +289,7 @@ class LocalGateway:
             server.stop()
 
     async def __aenter__(self) -> Self:
+        refuse_autojump(running_trio_clock())
         return await anyio.to_thread.run_sync(self.__enter__)
 
     async def __aexit__(
@@ -236,3 +302,24 @@ class LocalGateway:
         where = "not serving" if self._server is None else self.url
         key = "" if self._project is None else f", api_key={mask(self._project.api_key)!r}"
         return f"<LocalGateway {where}{key}>"
+
+
+def check_extra() -> None:
+    """Check that the extra `gateway` is installed.
+
+    Raises:
+        ImportError: it is not; the message names the missing package.
+    """
+    with extra("gateway", "the local gateway"):
+        import_module("omnigate.testing._gateway.app")
+        import_module("omnigate.testing._gateway.server")
+
+
+def _check_providers(providers: Iterable[str]) -> list[str]:
+    must = f"be an iterable, each item {one_of(_ALL_PROVIDERS)}"
+    if isinstance(providers, str) or not isinstance(cast("Any", providers), Iterable):
+        raise refusal("providers", providers, must, is_type=True)
+    names = list(providers)
+    if any(name not in _ALL_PROVIDERS for name in names):
+        raise refusal("providers", names, must)
+    return names
