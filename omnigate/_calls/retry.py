@@ -30,8 +30,9 @@ class RetryConfig:
             its own).
         jitter: the fraction, 0 to 1, by which a backoff is randomly made shorter or longer.
         retry_statuses: HTTP statuses that are retried.
-        retry_after_max: seconds of `Retry-After` that are waited for, in full. If the server asks for
-            more, the error is raised at once. The default is the gateway's rate-limit window.
+        retry_after_max: seconds of `Retry-After` that are waited for, in full; the backoff is the least. If
+            the server asks for more, the error is raised immediately. The default is the gateway's
+            rate-limit window.
         retry_sent: whether a POST is sent again when it may have been carried out already (timeouts,
             5xx and connections that broke after bytes were sent), and so may be billed twice. What
             certainly was not carried out (a connect error, a 429) is retried all the same.
@@ -108,8 +109,9 @@ def compute_delay(
 ) -> float:
     """Return the seconds to wait before the next attempt.
 
-    What the server asked for is waited in full. Else the wait is `backoff_base * 2 ** (attempts - 1)`,
-    at most `backoff_max`, made shorter or longer by a random part of up to `jitter` of it.
+    The backoff is `backoff_base * 2 ** (attempts - 1)`, at most `backoff_max`, made shorter or longer by a
+    random part of up to `jitter` of it. A server that asks for a longer wait gets it in full; one that asks
+    for less, or for none ("Retry-After: 0", a date in the past), does not shorten the backoff.
 
     Args:
         attempts: how many times it has been tried, at least 1.
@@ -118,8 +120,6 @@ def compute_delay(
         uniform: draws a number between two, evenly.
 
     """
-    if retry_after is not None:
-        return retry_after
     exponent = min(attempts - 1, 1023)  # 2.0 ** 1024 overflows
     delay = min(config.backoff_base * 2.0**exponent, config.backoff_max)
-    return delay * (1 + uniform(-config.jitter, config.jitter))
+    return max(delay * (1 + uniform(-config.jitter, config.jitter)), retry_after or 0.0)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from omnigate import AdminClient, AuthError, Client, ProviderError
-from omnigate._wire.redaction import mask
+from omnigate._wire.redaction import mask, printable
 from omnigate.testing import LocalGateway
 
 _MODEL = "gpt-4o-mini"
@@ -19,6 +19,11 @@ _WINDOW_SECONDS = 3
 _CALLS_A_WINDOW = 4
 
 _ITEMS = 10
+
+
+def escape(text: str) -> str:
+    """Return text from the gateway as rich prints it unchanged, and the terminal does not obey it."""
+    return escape_markup(printable(text))
 
 
 def run_demo() -> None:

@@ -201,7 +201,8 @@ async def test_a_failure_in_a_stream_is_raised_after_all_text_before_it() -> Non
             async for piece in stream:
                 pieces.append(piece)
     assert pieces == ["part1 ", "part2"]
-    assert caught.value.message == "two\nlines: OpenAI error 500: x"
+    assert caught.value.message == "two lines: OpenAI error 500: x"  # a log's line stays one
+    assert caught.value.detail == "two\nlines: OpenAI error 500: x"
     assert (caught.value.request_id, caught.value.status_code) == ("r0", 502)
     assert len(run.transport.requests) == 1
     run.assert_closed()
