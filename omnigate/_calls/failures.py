@@ -250,7 +250,7 @@ def _status_text(status: int, location: str) -> str:
     except ValueError:
         text = f"HTTP {status}"
     if 300 <= status < 400:
-        place = f" to {one_line(location, _EXCERPT_LENGTH)!r}" if location else ""
+        place = f" to {location[:_EXCERPT_LENGTH]!r}" if location else ""
         text += f"{place} (redirects are not followed: set base_url to the final address)"
     return text
 

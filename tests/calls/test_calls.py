@@ -98,7 +98,12 @@ async def test_every_argument_of_a_chat_reaches_the_wire() -> None:
     }  # fmt: skip
     await client.chat(model="m", messages=[Message(role="system", content="é")], user_id="ü", **arguments)
     sent = msgspec.json.decode(transport.requests[0].content)
-    assert sent == {"model": "m", "messages": [{"role": "system", "content": "é"}], "stream": False, **arguments}
+    assert sent == {
+        "model": "m",
+        "messages": [{"role": "system", "content": "é"}],
+        "stream": False,
+        **arguments,
+    }
     assert dict(transport.requests[0].headers.raw)[b"x-user-id"] == "ü".encode("latin-1")
 
 
@@ -268,9 +273,7 @@ async def test_an_unknown_exception_of_the_transport_is_raised_unchanged() -> No
         await client.chat(**HELLO)
 
 
-@pytest.mark.parametrize(
-    ("header", "wait"), [("42", 42.0), ("1.5", 1.5), ("nan", 0.5), ("-3", 0.5)]
-)
+@pytest.mark.parametrize(("header", "wait"), [("42", 42.0), ("1.5", 1.5), ("nan", 0.5), ("-3", 0.5)])
 async def test_a_call_waits_for_the_full_retry_after(header: str, wait: float) -> None:
     client, transport = client_of(error_answer(429, "Rate limit exceeded", retry_after=header), chat_answer)
     await client.chat(**HELLO)
