@@ -37,6 +37,8 @@ MAX_RESPONSE_BYTES: Final = 64 << 20
 
 _MAX_ERROR_BYTES: Final = 1 << 20
 
+_MAX_PAGE_BYTES: Final = 1 << 16
+
 
 class Sendable(Protocol):
     """What a carrier needs of a call.
@@ -162,7 +164,7 @@ class Reply:
 
     async def read_beginning(self) -> Answer:
         """Do what `beginning` does, in the caller's own task."""
-        return Answer(self.status, self.head, await self._body.read_start(_MAX_ERROR_BYTES))
+        return Answer(self.status, self.head, await self._body.read_start(_MAX_PAGE_BYTES))
 
     async def drain(self, most: int, seconds: float) -> None:
         """Read on for at most so many bytes and seconds, and drop what comes, however it ends."""
