@@ -102,7 +102,7 @@ class ResponseReader:
             else:
                 self._buffer = bytearray(self._buffer + data) if self._buffer else data
             self._head_bytes += len(data)
-        rest = data
+        rest: bytes | bytearray = data
         while True:
             try:
                 self._parser.feed_data(rest)

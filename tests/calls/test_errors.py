@@ -3,6 +3,7 @@
 import builtins
 import gzip
 import pickle
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from omnigate import (
     AsyncClient,
     AuthError,
     BudgetExceededError,
+    Client,
     GatewayError,
     ProviderError,
     ProviderRateLimitError,
@@ -34,8 +36,10 @@ from omnigate._calls.failures import (
 from omnigate._streams.readers import TextReader
 from omnigate._transport.carrier import Answer
 from omnigate._wire.arguments import DEFAULT_BASE_URL
+from omnigate.testing import LocalGateway
 
 from ..support.scripted import ChunkStream, ScriptedTransport
+from ..support.servers import Peer, serving
 
 OPENAI_401 = 'OpenAI error 401: {"error":{"message":"Incorrect API key provided: sk-****."}}'
 OPENAI_429 = 'OpenAI error 429: {"error":{"message":"Rate limit reached for requests"}}'
@@ -466,3 +470,66 @@ async def test_ready_raises_if_the_gateway_cannot_be_reached(
     error, times = await refused(lambda client: client.ready(), 503, body, **headers)
     assert type(error) is APIError
     assert (error.status_code, len(times)) == (503, 2)
+
+
+def test_a_first_use_without_a_gateway_prints_one_short_traceback() -> None:
+    with LocalGateway() as gateway:
+        address = gateway.url  # where nothing listens any more
+    with Client(base_url=address, retries=0) as client, pytest.raises(omnigate.ConnectionError) as caught:
+        client.chat(model="m", messages="x")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert shown.count("Traceback") == 1
+    assert "direct cause" not in shown
+    assert shown.count("\n") < 40
+    assert (
+        shown.rstrip()
+        .splitlines()[-1]
+        .startswith("omnigate.ConnectionError: Could not reach the gateway at ")
+    )
+
+
+@pytest.mark.anyio
+async def test_a_server_that_hangs_up_was_reached() -> None:
+    async def hang_up(peer: Peer) -> None:
+        await peer.request()
+
+    async with serving(hang_up) as server, AsyncClient("k", base_url=server.url, retries=0) as client:
+        with pytest.raises(omnigate.ConnectionError) as caught:
+            await client.chat(model="m", messages="x")
+    assert "reach" not in str(caught.value)
+    assert "the server closed the connection without sending a response" in str(caught.value)
+    assert caught.value.was_sent
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+async def test_a_log_line_of_a_failed_attempt_is_one_printable_line(caplog: pytest.LogCaptureFixture) -> None:
+    detail = "OpenAI error 500: \x1b[2J\r\nERROR root: forged"
+    transport = ScriptedTransport(lambda _: httpx.Response(500, json={"detail": detail}))
+    async with AsyncClient("k", base_url="http://a.test", transport=transport, retries=1) as client:
+        with caplog.at_level("DEBUG", "omnigate"), pytest.raises(APIError):
+            await client.chat(model="m", messages="x")
+    lines = [record.getMessage() for record in caplog.records if record.name == "omnigate"]
+    assert len(lines) == 1
+    assert lines[0].isprintable()
+    assert "forged" in lines[0]
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+async def test_an_answer_cut_within_a_character_is_not_lost() -> None:
+    whole = (
+        b'{"id":"1","provider":"openai","model":"m","content":"cut here \\ud83d",'
+        b'"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}'
+    )
+    raw = b'{"choices":[{"message":{"content":"cut \\ud83d"}}]}'
+    transport = ScriptedTransport(
+        lambda request: httpx.Response(200, content=raw if "completions" in request.url.path else whole)
+    )
+    async with AsyncClient("k", base_url="http://a.test", transport=transport, retries=0) as client:
+        assert (await client.chat(model="m", messages="x")).content == "cut here \ufffd"
+        answered = await client.completions(model="m", messages="x")
+        assert answered["choices"][0]["message"]["content"] == "cut \ufffd"
+        async with client.batch(["x"], model="m") as batch:
+            assert [outcome.unwrap().content async for outcome in batch] == ["cut here \ufffd"]
+    assert len(transport.requests) == 3
