@@ -55,7 +55,7 @@ def _chat(console: Console, client: Client) -> None:
     limit = answer.meta.rate_limit
     console.print(
         f"  {answer.usage.total_tokens} tokens, {answer.cost_usd:.6f} USD, "
-        f"{answer.meta.elapsed * 1000:.0f} ms, request {(answer.meta.request_id or '?')[:8]}…, "
+        f"{answer.meta.elapsed * 1000:.0f} ms, request {escape((answer.meta.request_id or '?')[:8])}…, "
         f"{limit.remaining if limit else '?'} calls left in this window"
     )
 
@@ -113,6 +113,10 @@ def _metrics(console: Console, client: Client) -> None:
     table = Table("model", "requests", "tokens", "USD", "errors")
     for row in metrics.breakdown:
         table.add_row(
-            row.key, str(row.requests), str(row.total_tokens), f"{row.cost_usd:.6f}", f"{row.error_rate:.0%}"
+            escape(row.key),
+            str(row.requests),
+            str(row.total_tokens),
+            f"{row.cost_usd:.6f}",
+            f"{row.error_rate:.0%}",
         )
     console.print(table)
