@@ -354,8 +354,8 @@ async def test_a_429_of_the_gateway_holds_back_the_batch_and_uses_up_no_retries(
 async def test_a_429_of_the_gateway_that_asks_for_no_wait_still_backs_off(header: str) -> None:
     rejection = error_answer(429, "Rate limit exceeded", retry_after=header)
     transport = ScriptedTransport(*[rejection] * 5, chat_answer)
-    (outcome,) = await outcomes_of(client_of(transport).batch(["a"], model=MODEL))
-    assert outcome.error is None
+    async with client_of(transport).batch(["a"], model=MODEL) as batch:
+        assert [outcome.error for outcome in await outcomes_of(batch)] == [None]
     waits = [later - earlier for earlier, later in zip(transport.times, transport.times[1:], strict=False)]
     assert all(wait >= least for wait, least in zip(waits, [0.5, 1.0, 2.0, 4.0, 8.0], strict=True)), waits
 
