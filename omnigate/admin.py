@@ -1,6 +1,5 @@
 """The async and sync clients of the administration endpoints, `/v1/admin/*`."""
 
-import os
 import ssl
 from collections.abc import Mapping
 from datetime import datetime
@@ -19,7 +18,6 @@ from omnigate._wire.arguments import (
     check_budget,
     check_id,
     check_segment,
-    environment_base_url,
     metrics_query,
 )
 from omnigate._wire.checks import check_integer, check_text
@@ -43,7 +41,8 @@ class AsyncAdminClient(BaseAsyncClient):
             `httpx.Timeout` sets them separately; None for no limit.
         retries: how many times to retry a failed request; ignored if `retry_config` is given.
         retry_config: the whole retry policy.
-        headers: headers to send with every request.
+        headers: headers to send with every request; None leaves out one that the client would send. An
+            `x-admin-key` in them is used in place of `$OMNIGATE_ADMIN_KEY`.
         transport: any httpx transport, async or sync; closed with the client. The default is the same as
             for `AsyncClient`.
         verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use.
@@ -61,14 +60,15 @@ class AsyncAdminClient(BaseAsyncClient):
         timeout: Timeout = 60.0,
         retries: int = 2,
         retry_config: RetryConfig | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | None] | None = None,
         transport: Transport | None = None,
         verify: bool | ssl.SSLContext = True,
     ) -> None:
         self._session = Session(
-            base_url=environment_base_url(base_url),
+            base_url=base_url,
             key_header="x-admin-key",
-            key=os.environ.get("OMNIGATE_ADMIN_KEY") if admin_key is None else admin_key,
+            key=admin_key,
+            key_variable="OMNIGATE_ADMIN_KEY",
             timeout=timeout,
             retries=retries,
             retry_config=retry_config,
@@ -220,7 +220,8 @@ class AdminClient(BaseClient):
             `httpx.Timeout` sets them separately; None for no limit.
         retries: how many times to retry a failed request; ignored if `retry_config` is given.
         retry_config: the whole retry policy.
-        headers: headers to send with every request.
+        headers: headers to send with every request; None leaves out one that the client would send. An
+            `x-admin-key` in them is used in place of `$OMNIGATE_ADMIN_KEY`.
         transport: any httpx transport, async or sync; closed with the client. The default is the same as
             for `Client`.
         verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use.
@@ -239,7 +240,7 @@ class AdminClient(BaseClient):
         timeout: Timeout = 60.0,
         retries: int = 2,
         retry_config: RetryConfig | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | None] | None = None,
         transport: Transport | None = None,
         verify: bool | ssl.SSLContext = True,
         backend: Backend = "asyncio",

@@ -57,7 +57,8 @@ class Client(BaseClient):
             `httpx.Timeout` sets them separately; None for no limit.
         retries: how many times to retry a failed request; ignored if `retry_config` is given.
         retry_config: the whole retry policy.
-        headers: headers to send with every request.
+        headers: headers to send with every request; None leaves out one that the client would send. A gateway
+            key in them (`x-api-key`, or `Authorization: Bearer …`) is used in place of `$OMNIGATE_API_KEY`.
         transport: any httpx transport, async or sync; closed with the client. The default is an
             `AnyIOTransport`; or httpx's own, if `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY` names a proxy for
             `base_url` and `NO_PROXY` does not exempt it. Loopback addresses never go through a proxy.
@@ -79,7 +80,7 @@ class Client(BaseClient):
         timeout: Timeout = 60.0,
         retries: int = 2,
         retry_config: RetryConfig | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | None] | None = None,
         transport: Transport | None = None,
         verify: bool | ssl.SSLContext = True,
         max_response_bytes: int = MAX_RESPONSE_BYTES,

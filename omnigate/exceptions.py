@@ -136,7 +136,8 @@ class InvalidResponseError(APIError, ValueError):
 class ConnectionError(GatewayError, builtins.ConnectionError):
     """The gateway could not be reached, or the connection broke.
 
-    The cause is chained (`__cause__`); `attempts` is the number of attempts made.
+    The transport's error is chained (`__cause__`), unless nothing was reached and it says no more than this
+    one; `attempts` is the number of attempts made.
 
     Attributes:
         reason: the message of the underlying error.

@@ -14,7 +14,7 @@ import msgspec
 
 from omnigate._wire.checks import BE_BOOL, Range, one_of, refusal
 from omnigate._wire.results import Result
-from omnigate._wire.structs import WireStruct, decoder_for
+from omnigate._wire.structs import WireStruct, decoder_for, encode
 from omnigate.exceptions import InvalidArgumentError
 
 __all__ = [
@@ -164,6 +164,15 @@ class CompletionRequest(ChatRequest, kw_only=True, gc=False, omit_defaults=True)
         elif isinstance(messages, Mapping):
             arguments = {**arguments, "messages": _without_developer(messages)}
         return super()._prepare(arguments)
+
+
+def encode_request(request: ChatRequest) -> bytes:
+    """Return a chat request as JSON that always has `stream`, as version 0.1.0 sent it.
+
+    Only what is sent has it: the digest by which a journal finds a request again leaves out defaults.
+    """
+    content = encode(request)
+    return content if request.stream else content[:-1] + b',"stream":false}'
 
 
 class Usage(WireStruct, kw_only=True, gc=False):

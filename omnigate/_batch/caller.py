@@ -20,6 +20,7 @@ from omnigate._batch.outcomes import Outcome
 from omnigate._batch.pace.gate import Gate, seconds_at_limit
 from omnigate._batch.pace.pacer import Send
 from omnigate._calls.attempts import Call, Fetching
+from omnigate._calls.retry import compute_delay
 from omnigate._transport.carrier import Answer
 from omnigate._wire.head import rate_limit_of
 from omnigate.exceptions import (
@@ -191,6 +192,8 @@ class _ItemAttempts(Fetching):
             gate.answered(self._send, None)
         else:
             self._rejections += 1
+            if seconds < self._config.backoff_base:  # "Retry-After: 0", or a date in the past
+                seconds = compute_delay(self._rejections, self._config, seconds)
             gate.rejected(self._send, seconds, failure.rate_limit if isinstance(failure, APIError) else None)
         if failure is not None and self._caller.is_auto and _is_overload(failure):
             gate.concurrency.overloaded(gate.clock(), self._sent_at)

@@ -15,14 +15,20 @@ import anyio
 import httpx
 import msgspec
 
-from omnigate._calls.failures import attempts_text, connection_error, response_error
+from omnigate._calls.failures import (
+    attempts_text,
+    connection_error,
+    invalid_response,
+    is_unsent,
+    response_error,
+)
 from omnigate._calls.retry import RetryConfig, compute_delay, should_retry
 from omnigate._runtime.pauses import Pauses
 from omnigate._transport.carrier import Answer, Carrier, Reply
 from omnigate._transport.messages import Origin
 from omnigate._wire.endpoints import Endpoint
-from omnigate._wire.head import Meta
-from omnigate._wire.structs import decoder_for
+from omnigate._wire.head import Meta, headers_of
+from omnigate._wire.structs import decode, decoder_for
 from omnigate.exceptions import APIError, ClientClosedError, ConnectionError, GatewayError, TimeoutError
 
 T = TypeVar("T")
@@ -81,12 +87,13 @@ class Attempts(Generic[T]):
         started: when the call began, by the monotonic clock.
     """
 
-    __slots__ = ("_carrier", "_config", "_pauses", "call", "count", "deadline", "started")
+    __slots__ = ("_carrier", "_config", "_last_failure", "_pauses", "call", "count", "deadline", "started")
 
     def __init__(self, call: Call, carrier: Carrier, config: RetryConfig, pauses: Pauses) -> None:
         self._carrier = carrier
         self._config = config
         self._pauses = pauses
+        self._last_failure = ""  # words, since an error keeps its traceback, and that all it refers to
         self.call: Call = call
         self.count: int = 0
         self.started: float = time.monotonic()
@@ -135,6 +142,7 @@ class Attempts(Generic[T]):
         """Return when the next attempt may start, or raise `failure` because there is none."""
         try:
             failure.attempts = self.count
+            self._last_failure = _words(failure)
             delay = self.delay(failure, status)
             if delay is None:
                 raise failure
@@ -179,6 +187,11 @@ class Attempts(Generic[T]):
             return error
         elif isinstance(error, httpx.TransportError):
             failure = connection_error(error, self.call.address, self.count)
+            if not self._carrier.is_foreign and is_unsent(error):
+                failure.__suppress_context__ = (
+                    True  # our own transport's error says nothing that this does not
+                )
+                return failure
         else:
             return None
         failure.__cause__ = error
@@ -228,9 +241,10 @@ class Attempts(Generic[T]):
 
     def overdue(self) -> TimeoutError:
         """Return the error for a deadline that has passed, or would pass before the next attempt."""
+        last = f"; the last failure: {self._last_failure}" if self._last_failure else ""
         error = TimeoutError(
             f"{self.call.address}: no answer within deadline_seconds={self.call.deadline_seconds:g} "
-            f"({attempts_text(self.count)})"
+            f"({attempts_text(self.count)}){last}"
         )
         error.attempts = self.count
         return error
@@ -274,14 +288,28 @@ class Opening(Attempts[Reply]):
     __slots__ = ()
 
     async def attempt(self) -> Reply:
-        """Send the call once and return a successful reply, which the caller then owns."""
+        """Send the call once and return a successful reply, which the caller then owns.
+
+        Raises:
+            InvalidResponseError: it is an HTML page, such as the login page of a network.
+        """
         reply = await self._carrier.send(self.call)
-        if reply.is_success:
+        if reply.is_success and not _is_html(reply):
             return reply
+        call = self.call
         try:
-            raise _error(await reply.whole(), self.call)
+            if not reply.is_success:
+                raise _error(await reply.whole(), call)
+            page = await reply.beginning()
+            raise invalid_response(
+                page, "it is an HTML page", call.secrets, show_body=not call.endpoint.mints_key
+            )
         finally:
             await reply.discard()
+
+
+def _is_html(reply: Reply) -> bool:
+    return "html" in headers_of(reply.head).get("content-type", "").partition(";")[0].lower()
 
 
 class _Report(msgspec.Struct):
@@ -291,11 +319,19 @@ class _Report(msgspec.Struct):
 def _is_report(body: bytes) -> bool:
     """Return whether an error's body is the gateway's own answer rather than a proxy's page."""
     try:
-        decoder_for(_Report).decode(body)
+        decode(decoder_for(_Report), body)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return False
     return True
 
 
 def _error(answer: Answer, call: Call) -> APIError:
-    return response_error(answer, secrets=call.secrets, show_body=not call.endpoint.mints_key)
+    return response_error(
+        answer, secrets=call.secrets, show_body=not call.endpoint.mints_key, address=call.address
+    )
+
+
+def _words(failure: GatewayError) -> str:
+    """Return an error's text, with the wait that the response asked for."""
+    retry_after = failure.retry_after if isinstance(failure, APIError) else None
+    return str(failure) if retry_after is None else f"{failure} (Retry-After: {retry_after:g} s)"

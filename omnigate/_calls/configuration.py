@@ -17,11 +17,14 @@ from omnigate._transport.messages import origin_of, request_head
 from omnigate._version import __version__
 from omnigate._wire.arguments import (
     USER_ID_HEADER,
+    base_url_or_environment,
     check_base_url,
     check_headers,
     check_key,
     check_user_id,
     is_loopback,
+    key_from_environment,
+    sets_key,
 )
 from omnigate._wire.endpoints import Endpoint
 from omnigate._wire.redaction import mask, secrets_of
@@ -61,7 +64,18 @@ class Settings:
     new ones. Only templates are added, which depend on nothing else.
     """
 
-    __slots__ = ("address", "base_url", "headers", "key", "origin", "secrets", "templates", "user_id")
+    __slots__ = (
+        "_own_headers",
+        "address",
+        "base_url",
+        "headers",
+        "implied_key_header",
+        "key",
+        "origin",
+        "secrets",
+        "templates",
+        "user_id",
+    )
 
     def __init__(
         self,
@@ -69,22 +83,37 @@ class Settings:
         key_header: str,
         key: str | None,
         user_id: str | None,
-        own_headers: Mapping[bytes, bytes],
+        own_headers: Mapping[bytes, bytes | None],
+        *,
+        is_implied: bool,
     ) -> None:
+        """Work them out.
+
+        Args:
+            base_url: the gateway's address.
+            key_header: the header that the key is sent in.
+            key: the key.
+            user_id: the end user.
+            own_headers: the program's; None for one that is not sent.
+            is_implied: whether the key is the environment's, so that a call's own headers take precedence.
+        """
         self.base_url: Final = base_url
         self.key: Final = key
         self.user_id: Final = user_id
         self.address: Final = str(base_url)
         self.origin: Final = origin_of(base_url)
-        headers = {
+        self._own_headers = own_headers
+        headers: dict[bytes, bytes] = {
             b"host": base_url.netloc,
             b"user-agent": f"omnigate/{__version__}".encode("ascii"),
             b"accept": b"*/*",
             b"accept-encoding": b"identity",
-            **own_headers,
         }
+        replace_headers(headers, own_headers)
+        raw_key_header = key_header.encode("ascii")
         if key:
-            headers[key_header.encode("ascii")] = key.encode("latin-1")
+            headers[raw_key_header] = key.encode("latin-1")
+        self.implied_key_header: Final = raw_key_header if key and is_implied else None
         if user_id:
             headers[USER_ID_HEADER] = user_id.encode("latin-1")
         self.headers: Final = headers
@@ -93,11 +122,22 @@ class Settings:
 
     def add_template(self, endpoint: Endpoint, *, has_body: bool) -> _Template:
         """Compute and keep the template for `endpoint`."""
-        headers = self.headers | {b"content-type": b"application/json"} if has_body else self.headers
+        headers = self.headers
+        if has_body and b"content-type" not in self._own_headers:
+            headers = headers | {b"content-type": b"application/json"}
         url = httpx.URL(f"{self.address}{endpoint.path}")
         head = request_head(endpoint.method, url.raw_path, list(headers.items()))
         template = self.templates[endpoint] = _Template(url, headers, head)
         return template
+
+
+def replace_headers(headers: dict[bytes, bytes], own: Mapping[bytes, bytes | None]) -> None:
+    """Replace headers in place by the program's own; None removes one."""
+    for name, value in own.items():
+        if value is None:
+            headers.pop(name, None)
+        else:
+            headers[name] = value
 
 
 class Configuration:
@@ -109,23 +149,25 @@ class Configuration:
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | None,
         key_header: str,
         key: str | None,
         user_id: str | None,
-        headers: Mapping[str, str] | None,
+        headers: Mapping[str, str | None] | None,
         *,
         warns: bool,
+        key_variable: str | None = None,
     ) -> None:
-        """Begin.
+        """Begin. What the program says explicitly takes precedence over the environment.
 
         Args:
-            base_url: the gateway's address.
+            base_url: the gateway's address; None for the environment's, or the default.
             key_header: the header that the key is sent in.
-            key: the key; None for none.
+            key: the key; None for the environment's, unless `headers` have one.
             user_id: the end user whom calls are attributed to; None or "" for none.
-            headers: sent with every request.
+            headers: sent with every request; None for one that is not sent.
             warns: whether to warn, once, of a key sent unencrypted.
+            key_variable: the environment variable of the key; None for no key from there.
 
         Raises:
             InvalidArgumentError: an argument is not allowed.
@@ -133,13 +175,15 @@ class Configuration:
         self._key_header = key_header
         self._own_headers = check_headers(headers, "headers")
         self._has_warned = not warns
-        self._lock = (
-            threading.RLock()
-        )  # re-entrant: a warning filter may run user code that changes the configuration
+        self._lock = threading.RLock()  # re-entrant: a warning's handler may change the configuration
         self._key_argument = key_header.removeprefix("x-").replace("-", "_")  # what its errors name
         key, user_id = check_key(key, self._key_argument), check_user_id(user_id)
+        self._is_implied = False
+        if key is None and key_variable and not sets_key(self._own_headers, key_header.encode("ascii")):
+            key = key_from_environment(key_variable)
+            self._is_implied = True
         self.settings: Settings
-        self._replace(check_base_url(base_url), key, user_id)
+        self._replace(base_url_or_environment(base_url), key, user_id)
 
     @property
     def base_url(self) -> str:
@@ -161,6 +205,7 @@ class Configuration:
     def key(self, value: str | None) -> None:
         key = check_key(value, self._key_argument)
         with self._lock:
+            self._is_implied = False
             self._replace(self.settings.base_url, key, self.settings.user_id)
 
     @property
@@ -176,7 +221,9 @@ class Configuration:
 
     def _replace(self, base_url: httpx.URL, key: str | None, user_id: str | None) -> None:
         """Replace the settings, unless the warning of a key in the clear is an error."""
-        settings = Settings(base_url, self._key_header, key, user_id, self._own_headers)
+        settings = Settings(
+            base_url, self._key_header, key, user_id, self._own_headers, is_implied=self._is_implied
+        )
         if any(settings.secrets) and not self._has_warned:
             self._has_warned = warn_of_plaintext_key(base_url)
         self.settings = settings

@@ -13,8 +13,10 @@ import httpx
 import msgspec
 
 from omnigate._transport.carrier import Answer
+from omnigate._wire.arguments import DEFAULT_BASE_URL
 from omnigate._wire.head import headers_of, parse_http_date, parse_retry_after, rate_limit_of
-from omnigate._wire.redaction import redact, redact_cut
+from omnigate._wire.redaction import one_line, printable, redact, redact_cut
+from omnigate._wire.structs import decode
 from omnigate.exceptions import (
     APIError,
     ConnectionError,
@@ -33,9 +35,14 @@ _EXCERPT_LENGTH: Final = 200
 
 _READ_BYTES: Final = 65_536
 
+_PAGE_LENGTH: Final = 16_384
+"""Characters of an HTML page that are parsed: its title is near the start, and parsers of HTML backtrack."""
+
 _HTML = re.compile(r"\s*<(!doctype|html|head|body|!--)", re.IGNORECASE)
 
 _SPACE = re.compile(r"\s+")
+
+_ADDED_PATH: Final = "/v1"
 
 # Raised before a byte of the request was written.
 _NOT_SENT: Final = (
@@ -47,6 +54,23 @@ _NOT_SENT: Final = (
     httpx.LocalProtocolError,
 )
 
+_FAILED: Final[dict[tuple[type[httpx.TransportError], ...], str]] = {
+    (httpx.ConnectError, httpx.ConnectTimeout): "Could not reach the gateway at {}",
+    (httpx.ProxyError,): "Could not reach, through the proxy, the gateway at {}",
+    (httpx.PoolTimeout,): "No free connection to the gateway at {}",
+    (httpx.TimeoutException,): "No answer in time from the gateway at {}",
+    (httpx.LocalProtocolError, httpx.UnsupportedProtocol): "Could not send the request to the gateway at {}",
+    (httpx.NetworkError,): "Lost the connection to the gateway at {}",
+}
+"""What failed, by the transport's error; the first that fits."""
+
+_HOW_TO_START: Final = (
+    ". If no gateway is running there, start a local one with `omnigate gateway` "
+    "(pip install 'omnigate[cli]'), or set base_url or $OMNIGATE_BASE_URL"
+)
+
+_any_decoder: Final = msgspec.json.Decoder()
+
 _WAITED_FOR: Final[dict[type[httpx.TransportError], str]] = {
     httpx.ConnectTimeout: "connecting took longer than the timeout",
     httpx.ReadTimeout: "no bytes came within the timeout",
@@ -55,36 +79,41 @@ _WAITED_FOR: Final[dict[type[httpx.TransportError], str]] = {
 }
 
 
-def response_error(answer: Answer, *, secrets: tuple[str, ...] = (), show_body: bool = True) -> APIError:
+def response_error(
+    answer: Answer, *, secrets: tuple[str, ...] = (), show_body: bool = True, address: str = ""
+) -> APIError:
     """Return the typed error for an error response.
 
     Args:
         answer: the response, with its body or the beginning of it.
         secrets: what must not appear in the error.
         show_body: whether anything of the body may.
+        address: the client's base_url, for a hint if the response says that it is wrong.
 
     """
     status = answer.status
     headers = headers_of(answer.head)
+    status_text = _status_text(status, redact(headers.get("location", ""), secrets))
     now: datetime | None = parse_http_date(headers.get("date"))
     raw, detail = _details(answer.body, secrets) if show_body else (None, None)
     # The raw detail decides the type, since redacting a short key may alter it; only redacted text is shown.
     error = classify(
         status,
-        raw if normalise_detail(raw) else _status_text(status),
+        raw if normalise_detail(raw) else status_text,
         retry_after=parse_retry_after(headers.get("retry-after"), now=now),
         request_id=headers.get("x-request-id"),
     )
-    error.message = normalise_detail(detail) or _status_text(status)
+    message = one_line(normalise_detail(detail), _TEXT_LENGTH)
     error.retry_after = parse_retry_after(headers.get("retry-after"), now=now)
     error.detail = detail
     if isinstance(error, ProviderError):
         error.provider = redact(error.provider, secrets)
     error.rate_limit = rate_limit_of(headers)
-    if isinstance(detail, str) and _HTML.match(detail):
-        error.message = f"{_status_text(status)}: {_text_of_html(detail)}"
-    elif 300 <= status < 400 and detail is not None:
-        error.message = f"{_status_text(status)}: {error.message}"
+    if isinstance(detail, str) and is_html(detail):
+        message = f"{status_text}: {_text_of_html(detail)}"
+    elif 300 <= status < 400 and message:
+        message = f"{status_text}: {message}"
+    error.message = (message or status_text) + (_hint_of_path(address) if status in (404, 405) else "")
     error.args = (error.message,)
     return error
 
@@ -102,7 +131,10 @@ def invalid_response(
 ) -> InvalidResponseError:
     """Return the error for a body of the wrong type, quoting its beginning."""
     start = excerpt(answer.body, secrets) if show_body else ""
-    message = f"the response does not fit its type: {redact(problem, secrets)}"
+    page = redact_cut(answer.body[:_PAGE_LENGTH].decode("utf-8", "replace"), secrets)
+    if show_body and is_html(page):
+        problem = f"it is {_text_of_html(page)}, which something between here and the gateway may have sent"
+    message = f"the response does not fit its type: {one_line(redact(problem, secrets), _TEXT_LENGTH)}"
     return InvalidResponseError(
         f"{message}; it starts with {start}" if start else message,
         status_code=answer.status,
@@ -112,17 +144,33 @@ def invalid_response(
 
 
 def connection_error(error: httpx.TransportError, base_url: str, attempts: int) -> ConnectionError:
-    """Return the typed error for a transport error; the caller chains the cause."""
+    """Return the typed error for a transport error; the caller decides whether to chain the cause."""
     is_timeout = isinstance(error, httpx.TimeoutException)
-    reason = str(redact(str(error))) or type(error).__name__
+    reason = one_line(str(redact(str(error))), _TEXT_LENGTH) or type(error).__name__
     if is_timeout:
         reason = _WAITED_FOR.get(type(error), reason)
     kind = TimeoutError if is_timeout else ConnectionError
-    failure = kind(f"Could not reach the gateway at {base_url} ({attempts_text(attempts)}): {reason}")
+    message = f"{_what_failed(error).format(base_url)} ({attempts_text(attempts)}): {reason}"
+    if isinstance(error, httpx.ConnectError) and base_url == DEFAULT_BASE_URL:
+        message += _HOW_TO_START
+    failure = kind(message)
     failure.reason = reason
     failure.attempts = attempts
-    failure.was_sent = not isinstance(error, _NOT_SENT)
+    failure.was_sent = not is_unsent(error)
     return failure
+
+
+def is_unsent(error: BaseException) -> bool:
+    """Return whether a transport's error was raised before a byte of the request was written."""
+    return isinstance(error, _NOT_SENT)
+
+
+def _what_failed(error: httpx.TransportError) -> str:
+    """Return what an error says failed, with a place for the gateway's address."""
+    for kinds, text in _FAILED.items():
+        if isinstance(error, kinds):
+            return text
+    return "No valid answer from the gateway at {}"
 
 
 def attempts_text(count: int) -> str:
@@ -140,7 +188,8 @@ def stream_error(message: str, *, request_id: str | None, secrets: tuple[str, ..
     kind = ProviderRateLimitError if named[1] == 429 else ProviderError
     text = redact_cut(message.strip(), secrets)
     error = kind(
-        text or "the provider failed without a message (as it does when it times out)",
+        one_line(text, _TEXT_LENGTH)
+        or "the provider failed without a message (as it does when it times out)",
         status_code=502,
         detail=text,
         request_id=request_id,
@@ -167,33 +216,50 @@ def transient_status(message: str) -> int | None:
 def _details(body: bytes, secrets: tuple[str, ...]) -> tuple[Any, Any]:
     """Return the `detail` of a body, raw and redacted."""
     try:
-        raw: Any = msgspec.json.decode(body)
+        raw: Any = decode(_any_decoder, body)
         if isinstance(raw, dict):
             raw = cast("dict[str, Any]", raw).get("detail", cast("Any", raw))
         shown = redact(raw, secrets)
         normalise_detail(raw)
         normalise_detail(shown)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):  # not JSON, or nested too deeply
-        text = body.decode("utf-8", "replace").strip()
+        text = body[:_READ_BYTES].decode("utf-8", "replace").strip()
         return text[:_TEXT_LENGTH] or None, redact_cut(text, secrets)[:_TEXT_LENGTH] or None
     return raw, shown
 
 
-def _status_text(status: int) -> str:
+def is_html(text: str) -> bool:
+    """Return whether text is an HTML page."""
+    return _HTML.match(text) is not None
+
+
+def _hint_of_path(address: str) -> str:
+    """Return a hint, in parentheses, if the address has the path that the client adds to it itself."""
+    start, found, rest = address.rpartition(_ADDED_PATH)
+    if not found or (rest and not rest.startswith("/")):
+        return ""
+    return (
+        f" (base_url ends in {printable(found + rest)}, but the client adds {_ADDED_PATH}/… itself: "
+        f"set it to {printable(start)})"
+    )
+
+
+def _status_text(status: int, location: str) -> str:
     try:
         text = f"HTTP {status} {http.HTTPStatus(status).phrase}"
     except ValueError:
         text = f"HTTP {status}"
     if 300 <= status < 400:
-        text += " (redirects are not followed: set base_url to the final address)"
+        place = f" to {location[:_EXCERPT_LENGTH]!r}" if location else ""
+        text += f"{place} (redirects are not followed: set base_url to the final address)"
     return text
 
 
 class _TextOfHtml(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.title = ""
-        self.text = ""
+        self.title: list[str] = []
+        self.text: list[str] = []
         self._inside = ""
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
@@ -204,14 +270,14 @@ class _TextOfHtml(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self._inside == "title":
-            self.title += data
+            self.title.append(data)
         elif self._inside not in ("style", "script"):
-            self.text += data
+            self.text.append(data)
 
 
 def _text_of_html(page: str) -> str:
     parser = _TextOfHtml()
     with contextlib.suppress(AssertionError):  # how the standard library's parser gives up on `<![x[`
-        parser.feed(page)
-    text = _SPACE.sub(" ", parser.title or parser.text).strip()
-    return f"an HTML page, {text[:200]!r}" if text else "an HTML page"
+        parser.feed(page[:_PAGE_LENGTH])
+    text = _SPACE.sub(" ", "".join(parser.title) or "".join(parser.text)).strip()
+    return f"an HTML page, {text[:_EXCERPT_LENGTH]!r}" if text else "an HTML page"

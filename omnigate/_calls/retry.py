@@ -29,8 +29,9 @@ class RetryConfig:
         backoff_max: seconds that cap a backoff before jitter (`Retry-After` has a limit of its own).
         jitter: the fraction, 0 to 1, of a backoff that is added or subtracted at random.
         retry_statuses: HTTP statuses that are retried.
-        retry_after_max: the longest `Retry-After`, in seconds, that is waited for, always in full. A longer
-            one raises the error immediately. The default is the gateway's rate-limit window.
+        retry_after_max: the longest `Retry-After`, in seconds, that is waited for. It is waited for in full,
+            and never less than the backoff. A longer one raises the error immediately. The default is the
+            gateway's rate-limit window.
         retry_sent: whether to send a POST again when the first may have been carried out (timeouts, 5xx,
             connections that broke after bytes were sent), so that it may be billed twice. A request that
             certainly was not carried out (a connect error, a 429) is retried anyway.
@@ -107,8 +108,9 @@ def compute_delay(
 ) -> float:
     """Return the seconds to wait before the next attempt.
 
-    What the server asked for is waited in full. Else the wait is `backoff_base * 2 ** (attempts - 1)`,
-    at most `backoff_max`, made shorter or longer by a random part of up to `jitter` of it.
+    The backoff is `backoff_base * 2 ** (attempts - 1)`, at most `backoff_max`, made shorter or longer by a
+    random part of up to `jitter` of it. A server that asks for a longer wait gets it in full; one that asks
+    for less, or for none ("Retry-After: 0", a date in the past), does not shorten the backoff.
 
     Args:
         attempts: how many times it has been tried, at least 1.
@@ -117,8 +119,6 @@ def compute_delay(
         uniform: draws a number between two, evenly.
 
     """
-    if retry_after is not None:
-        return retry_after
     exponent = min(attempts - 1, 1023)  # 2.0 ** 1024 overflows
     delay = min(config.backoff_base * 2.0**exponent, config.backoff_max)
-    return delay * (1 + uniform(-config.jitter, config.jitter))
+    return max(delay * (1 + uniform(-config.jitter, config.jitter)), retry_after or 0.0)

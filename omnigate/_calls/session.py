@@ -14,7 +14,7 @@ import httpx
 import msgspec
 
 from omnigate._calls.attempts import Call, Fetching, Means, Opening, Reporting
-from omnigate._calls.configuration import Configuration
+from omnigate._calls.configuration import Configuration, replace_headers
 from omnigate._calls.failures import invalid_response
 from omnigate._calls.retry import RetryConfig
 from omnigate._runtime.pauses import Pauses
@@ -24,6 +24,7 @@ from omnigate._wire.arguments import (
     Timeout,
     check_timeout,
     check_user_id,
+    sets_key,
 )
 from omnigate._wire.checks import check_integer, check_verify, refusal
 from omnigate._wire.endpoints import Endpoint
@@ -31,8 +32,9 @@ from omnigate._wire.head import Meta
 from omnigate._wire.options import CallOptions, check_options
 from omnigate._wire.redaction import secrets_of
 from omnigate._wire.results import DictResult, ListResult, R, list_with_meta
-from omnigate._wire.structs import decoder_for, encode
+from omnigate._wire.structs import decode, decoder_for, encode
 from omnigate.exceptions import ClientClosedError
+from omnigate.models import ChatRequest, encode_request
 
 _NO_OPTIONS: Final = CallOptions()
 
@@ -52,14 +54,15 @@ class Session:
     def __init__(
         self,
         *,
-        base_url: str,
+        base_url: str | None,
         key_header: str,
         key: str | None,
+        key_variable: str | None = None,
         user_id: str | None = None,
         timeout: Timeout = 60.0,
         retries: int = 2,
         retry_config: RetryConfig | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | None] | None = None,
         transport: httpx.AsyncBaseTransport | httpx.BaseTransport | None = None,
         verify: bool | ssl.SSLContext = True,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
@@ -75,7 +78,7 @@ class Session:
         # Where a transport of the user's own sends the key to is theirs to know.
         warns = transport is None
         self.configuration: Configuration = Configuration(
-            base_url, key_header, key, user_id, headers, warns=warns
+            base_url, key_header, key, user_id, headers, warns=warns, key_variable=key_variable
         )
         url = self.configuration.settings.base_url
         self.carrier: Carrier = carrier_over(transport, url, verify, max_response_bytes)
@@ -106,7 +109,9 @@ class Session:
         """
         if self._pauses.is_closed:
             raise ClientClosedError("the client is closed; create a new one")
-        content = None if body is None else encode(body)
+        content: bytes | None = None
+        if body is not None:
+            content = encode_request(body) if type(body) is ChatRequest else encode(body)
         settings = self.configuration.settings  # once: another thread may replace them
         template = settings.templates.get(endpoint)
         if template is None:
@@ -130,7 +135,10 @@ class Session:
                     headers[USER_ID_HEADER] = checked_user_id.encode("latin-1")
                 elif checked_user_id is not None:
                     headers.pop(USER_ID_HEADER, None)
-                headers.update(extra_headers)
+                implied = settings.implied_key_header
+                if implied is not None and sets_key(extra_headers, implied):
+                    headers.pop(implied, None)
+                replace_headers(headers, extra_headers)
                 secrets += secrets_of(extra_headers)
         return Call(
             endpoint,
@@ -200,7 +208,7 @@ class Session:
             InvalidResponseError: it is not of that type.
         """
         try:
-            return decoder_for(kind).decode(answer.body)
+            return decode(decoder_for(kind), answer.body)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             problem = str(error)
         # outside of the except clause, because some of those errors carry the whole body

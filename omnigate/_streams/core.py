@@ -174,7 +174,7 @@ class StreamCore(Generic[T]):
             await self._until_left()
         elif self.state is State.CLOSING:
             try:
-                if self.reader is not None and self.reader.done:
+                if self.reader is not None and (self.reader.done or self.reader.finished):
                     await self._drain()
             finally:
                 await self._release()
@@ -347,7 +347,7 @@ class StreamCore(Generic[T]):
             self._fail(error, None, attempts, broke=True)
 
     async def _drain(self) -> None:
-        """Read what follows the end mark, within bounds: meanwhile the gateway writes its usage record."""
+        """Read what follows a complete answer, within bounds: the gateway writes its usage record last."""
         if self._reply is not None:
             await self._reply.drain(_TAIL_BYTES, _TAIL_SECONDS)
 

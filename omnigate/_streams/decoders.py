@@ -84,6 +84,11 @@ class TextDecoder:
         return text
 
 
+def is_end_mark(event: bytes) -> bool:
+    """Return whether an event is the end mark; proxies add blanks to it."""
+    return event.strip(b" \t") == b"[DONE]"
+
+
 class EventTooLongError(ValueError):
     """An event exceeds `MAX_EVENT_BYTES`; `events` are the complete ones before it."""
 
@@ -142,7 +147,7 @@ class EventDecoder:
         self._take(bytes(self._line), events)
         self._line.clear()
         self._take(b"", events)
-        return [event for event in events if event == b"[DONE]"]
+        return [event for event in events if is_end_mark(event)]
 
     def _take(self, line: bytes, events: list[bytes]) -> None:
         # Counts the raw line, comments included, so that the result does not depend on how the bytes were

@@ -14,12 +14,14 @@ from typing import Any, Final, Generic, Protocol, TypeVar, cast
 import msgspec
 
 from omnigate._calls.failures import excerpt, stream_error, transient_status
-from omnigate._streams.decoders import EventDecoder, EventTooLongError, TextDecoder
-from omnigate._wire.structs import decoder_for
+from omnigate._streams.decoders import EventDecoder, EventTooLongError, TextDecoder, is_end_mark
+from omnigate._wire.structs import decode, decoder_for
 from omnigate.exceptions import InvalidResponseError, ProviderError
 from omnigate.models import StreamChunk, Usage
 
 T = TypeVar("T")
+
+_any_decoder: Final = msgspec.json.Decoder()
 
 
 class StreamReader(Protocol[T]):
@@ -28,6 +30,11 @@ class StreamReader(Protocol[T]):
     @property
     def done(self) -> bool:
         """Whether the gateway has marked the end of the stream, or with `error` its failure."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is complete: its finish reason or its usage has arrived."""
         ...
 
     @property
@@ -62,6 +69,7 @@ class TextReader(Generic[T]):
     """Reads the text protocol: text, or one failure after a sentinel."""
 
     ends_with_body = True
+    finished = False  # only the end of the body tells
 
     def __init__(
         self, piece: Callable[[str], T], *, request_id: str | None, secrets: tuple[str, ...]
@@ -108,6 +116,7 @@ class _EventReader(Generic[T]):
 
     def __init__(self, *, request_id: str | None, secrets: tuple[str, ...]) -> None:
         self.done: bool = False
+        self.finished: bool = False
         self.error: ProviderError | InvalidResponseError | None = None
         self.transient: int | None = None
         self._request_id = request_id
@@ -134,7 +143,7 @@ class _EventReader(Generic[T]):
         for event in events:
             if self.done or self.error is not None:
                 break
-            if event == b"[DONE]":
+            if is_end_mark(event):
                 self.done = True
                 self._end(pieces)
             elif event:
@@ -167,7 +176,7 @@ class CompletionReader(_EventReader[dict[str, Any]]):
 
     def _event(self, event: bytes, pieces: list[dict[str, Any]]) -> None:
         try:
-            chunk = msgspec.json.decode(event)
+            chunk = decode(_any_decoder, event)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             chunk = None
         if not isinstance(chunk, dict):
@@ -177,7 +186,20 @@ class CompletionReader(_EventReader[dict[str, Any]]):
         if fields.get("error") is not None:
             self._fail(fields["error"])
         else:
+            self.finished = self.finished or _is_finished(fields)
             pieces.append(fields)
+
+
+def _is_finished(chunk: dict[str, Any]) -> bool:
+    """Return whether a chunk says that the answer is complete."""
+    choices = chunk.get("choices")
+    return chunk.get("usage") is not None or (
+        isinstance(choices, list)
+        and any(
+            isinstance(choice, dict) and cast("dict[str, Any]", choice).get("finish_reason") is not None
+            for choice in cast("list[Any]", choices)
+        )
+    )
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -223,7 +245,7 @@ class UsageReader(_EventReader[T]):
 
     def _event(self, event: bytes, pieces: list[T]) -> None:
         try:
-            chunk = _chunk_decoder.decode(event)
+            chunk = decode(_chunk_decoder, event)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             self._refuse_event(event)
             return
@@ -231,13 +253,16 @@ class UsageReader(_EventReader[T]):
             self._fail(chunk.error)
             return
         if chunk.usage is not None:
+            self.finished = True
             self.usage = Usage(
                 prompt_tokens=chunk.usage.prompt_tokens or 0,
                 completion_tokens=chunk.usage.completion_tokens or 0,
                 total_tokens=chunk.usage.total_tokens or 0,
             )
         for choice in chunk.choices or ():
-            self.finish_reason = choice.finish_reason or self.finish_reason
+            if choice.finish_reason:
+                self.finished = True
+                self.finish_reason = choice.finish_reason
             if choice.delta is not None and choice.delta.content:
                 pieces.append(self._piece(choice.delta.content))
 

@@ -69,7 +69,8 @@ class BaseStream(Generic[T]):
     async def aclose(self) -> None:
         """Close the stream; its connection returns to the pool if the body has ended, else it is closed.
 
-        If the end mark has arrived, the rest of the body is read first (for at most 1 s). A task that is
+        If the answer is complete (its finish reason, its usage or the end mark has arrived), the rest of the
+        body is read first, for at most 1 s: the gateway writes its usage record only then. A task that is
         reading the stream gets a `StreamClosedError`; a request whose head has not arrived is abandoned.
         """
         await self._core.aclose()

@@ -78,7 +78,8 @@ class BaseSyncStream(Generic[T, S]):
     def close(self) -> None:
         """Close the stream; its connection returns to the pool if the body has ended, else it is closed.
 
-        If the end mark has arrived, the rest of the body is read first (for at most 1 s).
+        If the answer is complete (its finish reason, its usage or the end mark has arrived), the rest of the
+        body is read first, for at most 1 s: the gateway writes its usage record only then.
         """
         self._pieces.clear()
         if not self._stream.is_closed:

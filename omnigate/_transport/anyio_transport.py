@@ -147,8 +147,8 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
             try:
                 with anyio.fail_after(seconds):
                     waited = await pool.wait(origin)
-            except TimeoutError as error:
-                raise httpx.PoolTimeout(f"no connection became free within {seconds:g} s") from error
+            except TimeoutError:
+                raise httpx.PoolTimeout(f"no connection became free within {seconds:g} s") from None
             if self._closed:
                 if waited is None:
                     pool.free_slot()

@@ -17,6 +17,10 @@ from omnigate.exceptions import InvalidResponseError
 
 PIECE_BYTES: Final = 65_536
 
+_STEP_BYTES: Final = 4_096
+"""The compressed bytes given to zlib at a time. It copies what it leaves over, once for each piece and each
+member, so more would be copied again and again."""
+
 _CODINGS = re.compile(r"[a-z0-9, -]{1,24}\Z")  # safe to show: matches names of codings, not keys
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -39,6 +43,10 @@ class Inflater:
         Raises:
             zlib.error: the data is corrupt.
         """
+        for start in range(0, len(data), _STEP_BYTES):
+            yield from self._feed(data[start : start + _STEP_BYTES])
+
+    def _feed(self, data: bytes) -> Iterator[bytes]:
         while not self._padded:
             if self._stream is None:
                 data = self._start + data
@@ -176,7 +184,7 @@ class BodyReader:
                     return None
                 self._pieces = inflater.feed(chunk)
         except zlib.error as error:
-            raise self._invalid(f"the response's compressed body is corrupt: {error}") from error
+            raise self._invalid(f"the response's compressed body is corrupt: {error}") from None
 
     def _invalid(self, message: str) -> InvalidResponseError:
         return _invalid(self._head, message)

@@ -36,6 +36,8 @@ MAX_RESPONSE_BYTES: Final = 64 << 20
 
 _MAX_ERROR_BYTES: Final = 1 << 20
 
+_MAX_PAGE_BYTES: Final = 1 << 16
+
 
 class Sendable(Protocol):
     """What a carrier needs of a call.
@@ -155,6 +157,14 @@ class Reply:
                 body = await self._body.read_start(_MAX_ERROR_BYTES)
         return Answer(self.status, self.head, body)
 
+    def beginning(self) -> Awaitable[Answer]:
+        """Read the beginning of a success that is an error after all, as far as it arrives."""
+        return self.read_beginning()
+
+    async def read_beginning(self) -> Answer:
+        """Do what `beginning` does, in the caller's own task."""
+        return Answer(self.status, self.head, await self._body.read_start(_MAX_PAGE_BYTES))
+
     async def drain(self, most: int, seconds: float) -> None:
         """Read and drop up to `most` bytes for up to `seconds`, however the body ends."""
         with anyio.move_on_after(seconds, shield=True):
@@ -195,6 +205,10 @@ class ForeignReply(Reply):
         """Read the whole body; of an error, its beginning."""
         return isolated(self.read)
 
+    def beginning(self) -> Awaitable[Answer]:
+        """Read the beginning of a success that is an error after all."""
+        return isolated(self.read_beginning)
+
     async def _drain(self, most: int) -> None:
         await isolated(super()._drain, most)
 
@@ -211,7 +225,10 @@ class Carrier:
 
     Attributes:
         transport: the transport underneath, as an async httpx transport.
+        is_foreign: whether the transport is not our own, so that its errors may say more than their text.
     """
+
+    is_foreign: ClassVar[bool] = False
 
     def __init__(self, transport: httpx.AsyncBaseTransport, max_response_bytes: int) -> None:
         self.transport: httpx.AsyncBaseTransport = transport
@@ -262,6 +279,8 @@ class Carrier:
 
 class ForeignCarrier(Carrier):
     """Carries requests over any other transport."""
+
+    is_foreign: ClassVar[bool] = True
 
     @property
     def max_connections(self) -> int | None:

@@ -70,6 +70,15 @@ class Connection:
             pass
         return False
 
+    def has_clean_end(self) -> bool:
+        """Return whether the server announced the end that was received, which only TLS can."""
+        if self._tls is None:
+            return True
+        try:
+            return self._tls.read(1) == b""  # after close_notify; a cut connection keeps raising
+        except ssl.SSLError:
+            return False
+
     def close(self) -> None:
         """Close the connection immediately."""
         if self.state != "closed":
@@ -136,14 +145,14 @@ class Connector:
                 return await self._connect(origin)
         except TimeoutError as error:
             if type(error) is not TimeoutError:  # pragma: no cover - the system's own connect timeout
-                raise httpx.ConnectError(f"{address}: {error}") from error
-            raise httpx.ConnectTimeout(f"connecting to {address} took longer than {timeout} s") from error
+                raise httpx.ConnectError(f"{address}: {error}") from None
+            raise httpx.ConnectTimeout(f"connecting to {address} took longer than {timeout} s") from None
         except ssl.SSLCertVerificationError as error:
             raise httpx.ConnectError(
                 f"{address}: the certificate is not trusted: {error.verify_message}"
-            ) from error
+            ) from None
         except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
-            raise httpx.ConnectError(f"{address}: {_reason(error)}") from error
+            raise httpx.ConnectError(f"{address}: {_reason(error)}") from None
 
     async def _connect(self, origin: Origin) -> ByteStream:
         scheme, host, port = origin

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import suppress
-from typing import Any, Final, TypeAlias, cast
+from typing import Final, TypeAlias, cast
 
 import anyio
 import httpx
@@ -86,7 +86,7 @@ class Exchange:
             reader.end()
         except _BROKEN as error:
             # The kernel accepts a small request whole or not at all.
-            raise (httpx.ReadError if self._sent else httpx.WriteError)(_words(error)) from error
+            raise (httpx.ReadError if self._sent else httpx.WriteError)(_words(error)) from None
         except httpx.RemoteProtocolError as error:
             if reader.head is None:
                 raise
@@ -121,7 +121,7 @@ class Exchange:
             await self._connection.stream.send(data)
         except _BROKEN as error:
             self._is_cut_short = True
-            raise httpx.WriteError(_words(error)) from error
+            raise httpx.WriteError(_words(error)) from None
 
     async def _send_stream(self, body: AsyncIterator[bytes]) -> None:
         """Send a body as it is produced; the wait for its chunks is not limited."""
@@ -158,7 +158,7 @@ class Exchange:
         while reader.head is None:
             read = self._timeouts.get("read")
             try:
-                await connection.limit.run(httpx.ReadTimeout, read, receive, connection.stream, reader)
+                await connection.limit.run(httpx.ReadTimeout, read, receive, connection, reader)
             except httpx.RemoteProtocolError as error:
                 if reader.head is None:
                     raise
@@ -208,7 +208,7 @@ class ResponseStream(httpx.AsyncByteStream):
                 raise StopAsyncIteration
             try:
                 await connection.limit.run(
-                    httpx.ReadTimeout, self._read_timeout, receive, connection.stream, self._reader
+                    httpx.ReadTimeout, self._read_timeout, receive, connection, self._reader
                 )
             except httpx.RemoteProtocolError as error:
                 self.abort()
@@ -256,7 +256,7 @@ class ResponseStream(httpx.AsyncByteStream):
             close_soon(pool.loop, close)
 
 
-async def receive(stream: Any, reader: ResponseReader) -> None:
+async def receive(connection: Connection, reader: ResponseReader) -> None:
     """Receive the next bytes and feed them to `reader`.
 
     Raises:
@@ -264,12 +264,12 @@ async def receive(stream: Any, reader: ResponseReader) -> None:
         httpx.RemoteProtocolError: the response ended too early, or is not HTTP.
     """
     try:
-        data = await stream.receive(MAX_RECEIVE_BYTES)
+        data = await connection.stream.receive(MAX_RECEIVE_BYTES)
     except anyio.EndOfStream:
-        reader.end()
+        reader.end(is_clean=connection.has_clean_end())
         return
     except _BROKEN as error:
-        raise httpx.ReadError(_words(error)) from error
+        raise httpx.ReadError(_words(error)) from None
     reader.feed(data)
 
 

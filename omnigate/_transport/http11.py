@@ -17,7 +17,6 @@ A reader handles one response. Bytes after its end are unsolicited and make the 
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
 
 import httptools
@@ -36,16 +35,16 @@ MAX_INTERIM_RESPONSES: Final = 16
 _SHORTEST_EXCESS: Final = 4 * MAX_HEADERS
 """The smallest head that can have too many headers, each being a name, a colon and a line end."""
 
-_CODINGS: Final = re.compile(rb"\ntransfer-encoding:[ \t]*([^\r]*?)[ \t]*(?:\r|\Z)")
-
 
 def _head_too_long() -> httpx.RemoteProtocolError:
     return httpx.RemoteProtocolError(f"the response's headers are longer than {MAX_HEAD_BYTES:,} bytes")
 
 
 def _check_coding(head: bytes) -> None:
-    if b"\ntransfer-encoding:" in head and _CODINGS.findall(head) != [b"chunked"]:
-        raise httpx.RemoteProtocolError("the response has an unsupported transfer coding")
+    if b"\ntransfer-encoding:" in head:
+        codings = [value for name, value in header_list(head) if name == b"transfer-encoding"]
+        if codings != [b"chunked"]:
+            raise httpx.RemoteProtocolError("the response has an unsupported transfer coding")
 
 
 class _InterimEnd(Exception):
@@ -76,7 +75,9 @@ class ResponseReader:
         self.started: bool = False
         self._is_head = method == "HEAD"
         self._forbidden = False
-        self._buffer = b""  # the incomplete head
+        # The incomplete head. A bytearray once it takes more than one read, so that a head that arrives byte
+        # by byte is not copied for each of them.
+        self._buffer: bytes | bytearray = b""
         self._head_bytes = 0
         self._body: list[bytes] = []
         self._interim = 0
@@ -96,9 +97,12 @@ class ResponseReader:
             return
         self._progress = False
         if self.head is None:
-            self._buffer = self._buffer + data if self._buffer else data
+            if isinstance(self._buffer, bytearray):
+                self._buffer += data
+            else:
+                self._buffer = bytearray(self._buffer + data) if self._buffer else data
             self._head_bytes += len(data)
-        rest = data
+        rest: bytes | bytearray = data
         while True:
             try:
                 self._parser.feed_data(rest)
@@ -130,15 +134,19 @@ class ResponseReader:
         if isinstance(cause, httpx.RemoteProtocolError):
             raise cause from None
         if not self.complete:
-            raise httpx.RemoteProtocolError(f"the response is not HTTP/1.1: {error}") from error
+            raise httpx.RemoteProtocolError(f"the response is not HTTP/1.1: {error}") from None
         self.reusable = False  # the bytes after the response are not HTTP
         return False
 
-    def end(self) -> None:
+    def end(self, *, is_clean: bool = True) -> None:
         """Handle the end of the connection.
 
+        Args:
+            is_clean: whether the server announced it, as TLS requires (RFC 8446, section 6.1). Otherwise
+                anyone on the way may have cut a body that only the end of the connection ends.
+
         Raises:
-            httpx.RemoteProtocolError: the response is incomplete.
+            httpx.RemoteProtocolError: the response is incomplete, or may be.
         """
         self.reusable = False
         if self.complete:
@@ -152,6 +160,10 @@ class ResponseReader:
         if chunked or b"content-length" in names:
             raise httpx.RemoteProtocolError(
                 "the server closed the connection before the end of the response's body"
+            )
+        if not is_clean:
+            raise httpx.RemoteProtocolError(
+                "the TLS connection ended without close_notify, so the response's body may be cut off"
             )
         self.complete = True  # RFC 9112, section 6.3: the end of the connection ends this body
 
@@ -182,7 +194,7 @@ class ResponseReader:
         status = self._parser.get_status_code()
         buffer = self._buffer.lstrip(b"\r\n")  # the parser skips these, too
         end = buffer.find(b"\r\n\r\n")
-        head = buffer[:end]
+        head = bytes(buffer[:end])
         if self._head_bytes - len(buffer) + end > MAX_HEAD_BYTES:  # includes earlier interim responses
             raise _head_too_long()
         if end > _SHORTEST_EXCESS and head.count(b"\r\n") > MAX_HEADERS:
@@ -198,7 +210,7 @@ class ResponseReader:
                 raise httpx.RemoteProtocolError(
                     f"more than {MAX_INTERIM_RESPONSES} interim responses in a row"
                 )
-            self._buffer = buffer[end + 4 :]
+            self._buffer = bytes(buffer[end + 4 :])
             raise _InterimEnd
         if not self._is_head and status not in (204, 304):
             _check_coding(head.lower())

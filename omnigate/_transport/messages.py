@@ -14,8 +14,6 @@ _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 
 _UNSAFE_VALUE: Final = re.compile(rb"[\x00\r\n]")
 
-_CLOSE: Final = re.compile(rb"\r\nconnection:(?:[^\r]*,)?[ \t]*close[ \t]*[,\r]", re.IGNORECASE)
-
 _TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+\Z")
 
 Origin: TypeAlias = tuple[str, str, int]
@@ -109,7 +107,8 @@ def outgoing(request: httpx.Request) -> OutgoingMessage:
     """
     origin = origin_of(request.url)
     head = request_head(request.method, request.url.raw_path, request.headers.raw) + b"\r\n"
-    closes = _CLOSE.search(head) is not None
+    options = request.headers.get_list("connection", split_commas=True)
+    closes = any(option.strip().lower() == "close" for option in options)
     lengths = request.headers.get_list("content-length")
     codings = request.headers.get_list("transfer-encoding")
     if len(lengths) > 1 or (lengths and codings) or (codings and codings != ["chunked"]):

@@ -136,9 +136,9 @@ class Limit:
             self.deadline = watch.deadline(seconds)
         try:
             return await func(*args)
-        except Exception as error:
+        except Exception:
             if self._reached is not None:  # perhaps just after the previous await ended
-                raise _timeout(*self._reached) from error
+                raise _timeout(*self._reached) from None
             raise
         finally:
             self.deadline = math.inf

@@ -20,7 +20,7 @@ import httpx
 from omnigate._wire.checks import BE_ENCODABLE, Range, check_choice, check_seconds, check_text, refusal
 from omnigate._wire.redaction import SECRET_HEADERS, shown
 
-_DEFAULT_BASE_URL: Final = "http://localhost:8000"
+DEFAULT_BASE_URL: Final = "http://localhost:8000"
 
 _RANGES: Final = ("1h", "24h", "7d", "30d")
 
@@ -32,9 +32,29 @@ Timeout: TypeAlias = float | httpx.Timeout | None
 """Seconds for each of connect, write, read and waiting for a pooled connection; None for no limit."""
 
 
-def environment_base_url(base_url: str | None) -> str:
+def base_url_or_environment(base_url: Any) -> httpx.URL:
     """Return the gateway's address: the argument, else `$OMNIGATE_BASE_URL`, else the default."""
-    return (os.environ.get("OMNIGATE_BASE_URL") or _DEFAULT_BASE_URL) if base_url is None else base_url
+    if base_url is not None:
+        return check_base_url(base_url)
+    value = os.environ.get("OMNIGATE_BASE_URL")
+    return check_base_url(value, "$OMNIGATE_BASE_URL") if value else check_base_url(DEFAULT_BASE_URL)
+
+
+def key_from_environment(variable: str) -> str | None:
+    """Return the key in an environment variable."""
+    return check_key(os.environ.get(variable), f"${variable}")
+
+
+def sets_key(headers: Mapping[bytes, bytes | None], key_header: bytes) -> bool:
+    """Return whether a program's own headers say which key is sent, be it none.
+
+    `Authorization: Bearer` is another way to send a gateway key, in place of `x-api-key`. Its other schemes
+    are for proxies.
+    """
+    if key_header in headers:
+        return True
+    scheme = (headers.get(b"authorization") or b"").partition(b" ")[0]
+    return key_header == KEY_HEADER and scheme.lower() == b"bearer"
 
 
 def metrics_query(
@@ -74,6 +94,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+KEY_HEADER: Final = b"x-api-key"
+
 USER_ID_HEADER: Final = b"x-user-id"
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110, section 5.6.2
@@ -95,35 +117,35 @@ _USD: Final = Range(minimum=0, unit="USD")
 _OFFSET = re.compile(r"(Z|[+-]\d\d:?\d\d)\Z", re.IGNORECASE)
 
 
-def check_base_url(value: Any) -> httpx.URL:
-    """Return `base_url` as a URL without a trailing slash."""
+def check_base_url(value: Any, argument: str = "base_url") -> httpx.URL:
+    """Return the gateway's address as a URL without a trailing slash."""
     must = "be http(s)://host[:port][/prefix] without user, query and fragment"
     if not isinstance(value, str | httpx.URL):
-        raise refusal("base_url", value, must, is_type=True)
+        raise refusal(argument, value, must, is_type=True)
     try:
         url = httpx.URL(str(value).rstrip("/"))
         _ = url.host  # may raise: it decodes lazily
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise refusal("base_url", str(value), must, hint=str(error)) from None
+        raise refusal(argument, str(value), must, hint=str(error)) from None
     if url.userinfo:  # may be a password: not shown
-        raise refusal("base_url", None, must, got="one with a user or password")
+        raise refusal(argument, None, must, got="one with a user or password")
     labels = url.raw_host.removesuffix(b".").split(b".")  # RFC 1035, section 2.3.4
     is_name = _HOST.match(url.raw_host) and all(0 < len(label) < 64 for label in labels)
     is_address = is_name or b":" in url.raw_host  # IPv6, already validated by httpx
     if url.scheme not in ("http", "https") or not is_address or (url.port or 0) > 65_535:
-        raise refusal("base_url", str(value), must)
+        raise refusal(argument, str(value), must)
     if "?" in str(url) or "#" in str(url):  # also empty ones, behind which the paths would be lost
-        raise refusal("base_url", str(value), must)
+        raise refusal(argument, str(value), must)
     return url
 
 
-def check_headers(headers: Any, argument: str) -> dict[bytes, bytes]:
-    """Return `headers` encoded as they are sent, keyed by lower-case name."""
+def check_headers(headers: Any, argument: str) -> dict[bytes, bytes | None]:
+    """Return `headers` encoded as they are sent, keyed by lower-case name; None for one that is not sent."""
     if headers is None:
         return {}
     if not isinstance(headers, Mapping):
         raise refusal(argument, headers, "be a dict of names and values", is_type=True)
-    checked: dict[bytes, bytes] = {}
+    checked: dict[bytes, bytes | None] = {}
     for name, value in cast("Mapping[Any, Any]", headers).items():
         if not isinstance(name, str):
             raise refusal(argument, name, "have text as names", is_type=True)
@@ -133,6 +155,11 @@ def check_headers(headers: Any, argument: str) -> dict[bytes, bytes]:
         if raw_name.decode() in _FRAMING:
             raise refusal(argument, name, "leave out the headers that the client itself sets")
         where = f"{argument}[{shown(name)}]"
+        if value is None and raw_name == b"host":
+            raise refusal(where, value, "be text: HTTP/1.1 requires it")
+        if value is None:
+            checked[raw_name] = None
+            continue
         checked[raw_name] = _header_value(value, where, secret=raw_name in SECRET_HEADERS)
         if raw_name == USER_ID_HEADER:
             check_user_id(value, where)

@@ -88,8 +88,11 @@ class Meta:
         return value
 
     def _decimal(self, name: str) -> Decimal | None:
+        text = self.headers.get(name, "")
+        if len(text) > _LONGEST_VALUE:
+            return None
         try:
-            value = Decimal(self.headers.get(name, ""))
+            value = Decimal(text)
         except InvalidOperation:
             return None
         return value if value.is_finite() else None
@@ -125,6 +128,9 @@ def rate_limit_of(headers: Head) -> RateLimit | None:
     return RateLimit(limit and int(limit), remaining and int(remaining), reset and int(reset))
 
 
+_LONGEST_VALUE: Final = 128
+"""More characters than any number or date of a header has."""
+
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]*)?\Z")
 
 _ABSURD_SECONDS: Final = 366 * 86_400.0
@@ -143,7 +149,7 @@ def parse_retry_after(value: str | None, *, now: datetime | None = None) -> floa
 
     """
     text = (value or "").strip()
-    if not text:
+    if not text or len(text) > _LONGEST_VALUE:
         return None
     seconds = float(text) if _SECONDS.match(text) else _seconds_until(text, now or datetime.now(UTC))
     return seconds if 0 <= seconds <= _ABSURD_SECONDS else None
@@ -151,8 +157,10 @@ def parse_retry_after(value: str | None, *, now: datetime | None = None) -> floa
 
 def parse_http_date(value: str | None) -> datetime | None:
     """Parse an HTTP-date (RFC 9110, section 5.6.7) to a UTC time; None if malformed."""
+    if value is None or len(value) > _LONGEST_VALUE:
+        return None
     try:
-        moment = email.utils.parsedate_to_datetime(value or "")
+        moment = email.utils.parsedate_to_datetime(value)
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
     except (ValueError, OverflowError):
         return None

@@ -21,13 +21,14 @@ class CallOptions(TypedDict, total=False):
             `httpx.Timeout`; None for no limit. Replaces the client's.
         deadline_seconds: seconds for all attempts and the waits between them, above 0; then `TimeoutError`.
             None (the default) for no limit.
-        extra_headers: headers for this call only; they replace the client's headers of the same name.
+        extra_headers: headers for this call only; they replace the client's headers of the same name, and
+            None leaves one out. A gateway key in them is used in place of `$OMNIGATE_API_KEY`.
 
     """
 
     timeout: Timeout
     deadline_seconds: float | None
-    extra_headers: Mapping[str, str] | None
+    extra_headers: Mapping[str, str | None] | None
 
 
 class SamplingOptions(CallOptions, total=False):
@@ -94,7 +95,7 @@ def check_known(given: Mapping[str, object], kind: type[Any], method: str) -> No
 
 def check_options(
     options: CallOptions, method: str
-) -> tuple[dict[bytes, bytes], dict[str, float | None] | None, float | None]:
+) -> tuple[dict[bytes, bytes | None], dict[str, float | None] | None, float | None]:
     """Return a call's extra headers, its transport timeout (None: the client's), and its deadline.
 
     Raises:

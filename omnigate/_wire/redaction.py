@@ -1,6 +1,6 @@
-"""Redacts secrets in text meant for people: messages, details, reprs.
+"""Prepares text for people: hides secrets in messages, details and reprs, and disarms terminal escapes.
 
-Never use it on model output or on anything that is sent.
+Never use it on model output that a program gets, or on anything that is sent.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ SECRET_HEADERS: Final = frozenset(
 
 _KEY = re.compile(r"(?<![A-Za-z0-9])(llmg_|sk-)[A-Za-z0-9_\-*.]{4,}")
 
+_UNSAFE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+"""Characters that a terminal or a log viewer obeys rather than shows (escapes, bidirectional marks), and lone
+surrogates, which cannot be printed; not tabs and line feeds."""
+
 _SHORTEST_CUT = 4  # the fewest characters of a truncated secret worth hiding
 
 # docs/protocol.md, "Headers": the first 12 characters of a gateway key are its public `key_prefix`
@@ -34,6 +40,24 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "…"
 
 
+def printable(text: str) -> str:
+    """Return `text` with all that could change what a terminal or a log shows replaced by escapes."""
+    return text if text.isprintable() else _UNSAFE.sub(_escape, text)
+
+
+def one_line(text: str, most: int) -> str:
+    """Return `text` as an error's message shows it: printable, on one line, of at most `most` characters."""
+    text = text[: 4 * most]  # before any work on it
+    if not text.isprintable():
+        lines = (line.strip() for line in text.splitlines())
+        text = printable(" ".join(line for line in lines if line)).replace("\t", " ")
+    return text if len(text) <= most else text[:most] + "…"
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
+
+
 def mask(secret: str) -> str:
     """Return a masked key that still identifies it.
 
@@ -44,11 +68,11 @@ def mask(secret: str) -> str:
     return "***"
 
 
-def secrets_of(headers: Mapping[bytes, bytes]) -> tuple[str, ...]:
+def secrets_of(headers: Mapping[bytes, bytes | None]) -> tuple[str, ...]:
     """Return the keys in a request's headers, both with and without a scheme such as "Bearer"."""
     secrets: list[str] = []
     for name in SECRET_HEADERS & headers.keys():
-        value = headers[name].decode("latin-1")
+        value = (headers[name] or b"").decode("latin-1")
         secrets += (value, value.partition(" ")[2])
     return tuple(secrets)
 

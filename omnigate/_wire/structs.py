@@ -27,8 +27,6 @@ _SECRET_FIELDS = frozenset({"api_key"})
 
 _MISSING_FIELD = re.compile(r"Object missing required field `(.+)`")
 
-_EXPECTED = re.compile(r"Expected (.+?)(?:, got `.*`)?$", re.DOTALL)
-
 _LIST_LENGTH = re.compile(r"Expected `array` of length (>=|<=) (\d+)")
 
 _KINDS: Final = {
@@ -41,6 +39,13 @@ _KINDS: Final = {
     "str": "text",
 }
 """What msgspec's names for kinds of values are in Python."""
+
+_KIND = re.compile(r"`(\w+)`")
+
+_SURROGATES = re.compile(
+    rb"(?:\\\\)+|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\u[dD][c-fC-F][0-9a-fA-F]{2})?|\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+"""In JSON: backslashes that are escaped (so begin no other escape), a pair of surrogates, or half of one."""
 
 _PATH_PART = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 
@@ -191,11 +196,40 @@ class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMe
 
 S = TypeVar("S", bound=WireStruct)
 
+T = TypeVar("T")
+
 
 @cache
 def decoder_for(kind: Any) -> msgspec.json.Decoder[Any]:
     """Return the cached JSON decoder for `kind`; it accepts numbers in strings."""
     return msgspec.json.Decoder(kind, strict=False)
+
+
+def decode(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
+    """Decode JSON from the gateway; what is not text in it (lone surrogates, invalid UTF-8) becomes U+FFFD.
+
+    A model's answer that was cut within a character has been paid for, and is more use than an error.
+
+    Raises:
+        msgspec.MsgspecError: it is not JSON, or not of the decoder's type.
+        RecursionError: it is nested too deeply.
+
+    """
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        repaired = _SURROGATES.sub(_replaced, data.decode("utf-8", "replace").encode())
+        if repaired == data:
+            raise
+    return decoder.decode(repaired)
+
+
+def _replaced(found: re.Match[bytes]) -> bytes:
+    """Return U+FFFD for half of a pair of surrogates, anything else unchanged."""
+    text = found[0]
+    return b"\\ufffd" if len(text) == 6 and text[1] == ord("u") else text
 
 
 def construct(kind: type[S], arguments: Mapping[str, Any]) -> S:
@@ -257,8 +291,9 @@ def _argument_error(
     else:
         must = kind._must.get(f"{name}[]" if is_item else name, "")
     hint = ""
-    if not must and (expected := _EXPECTED.match(what)):
-        must = "be " + re.sub(r"`(\w+)`", lambda found: _KINDS.get(found[1], found[1]), expected[1])
+    if not must and what.startswith("Expected "):
+        expected = what.removeprefix("Expected ").partition(", got `")[0]
+        must = "be " + _KIND.sub(lambda found: _KINDS.get(found[1], found[1]), expected)
     elif not must:
         must, hint = "be valid", redact(what[0].lower() + what[1:])
     is_type = is_key or ", got " in what

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from omnigate import AdminClient, AuthError, Client, ProviderError
-from omnigate._wire.redaction import mask
+from omnigate._wire.redaction import mask, printable
 from omnigate.testing import LocalGateway
 
 _MODEL = "gpt-4o-mini"
@@ -19,6 +19,11 @@ _WINDOW_SECONDS = 3
 _CALLS_A_WINDOW = 4
 
 _ITEMS = 10
+
+
+def escape(text: str) -> str:
+    """Return text from the gateway as rich prints it unchanged, and the terminal does not obey it."""
+    return escape_markup(printable(text))
 
 
 def run_demo() -> None:
@@ -50,7 +55,7 @@ def _chat(console: Console, client: Client) -> None:
     limit = answer.meta.rate_limit
     console.print(
         f"  {answer.usage.total_tokens} tokens, {answer.cost_usd:.6f} USD, "
-        f"{answer.meta.elapsed * 1000:.0f} ms, request {(answer.meta.request_id or '?')[:8]}…, "
+        f"{answer.meta.elapsed * 1000:.0f} ms, request {escape((answer.meta.request_id or '?')[:8])}…, "
         f"{limit.remaining if limit else '?'} calls left in this window"
     )
 
@@ -108,6 +113,10 @@ def _metrics(console: Console, client: Client) -> None:
     table = Table("model", "requests", "tokens", "USD", "errors")
     for row in metrics.breakdown:
         table.add_row(
-            row.key, str(row.requests), str(row.total_tokens), f"{row.cost_usd:.6f}", f"{row.error_rate:.0%}"
+            escape(row.key),
+            str(row.requests),
+            str(row.total_tokens),
+            f"{row.cost_usd:.6f}",
+            f"{row.error_rate:.0%}",
         )
     console.print(table)

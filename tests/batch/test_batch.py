@@ -26,6 +26,7 @@ from omnigate import (
 
 from ..support.event_loops import without_debug
 from ..support.provider import Provider
+from ..support.scripted import ScriptedTransport, chat_answer, error_answer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
@@ -347,6 +348,16 @@ async def test_a_429_of_the_gateway_holds_back_the_batch_and_uses_up_no_retries(
     assert outcomes[1].attempts == 2
     assert 20 <= provider.times[2] - provider.times[1] < 25
     assert provider.prompts[2] == "once=429 b"  # resends before new sends
+
+
+@pytest.mark.parametrize("header", ["0", "Wed, 21 Oct 2015 07:28:00 GMT"])
+async def test_a_429_of_the_gateway_that_asks_for_no_wait_still_backs_off(header: str) -> None:
+    rejection = error_answer(429, "Rate limit exceeded", retry_after=header)
+    transport = ScriptedTransport(*[rejection] * 5, chat_answer)
+    async with client_of(transport).batch(["a"], model=MODEL) as batch:
+        assert [outcome.error for outcome in await outcomes_of(batch)] == [None]
+    waits = [later - earlier for earlier, later in zip(transport.times, transport.times[1:], strict=False)]
+    assert all(wait >= least for wait, least in zip(waits, [0.5, 1.0, 2.0, 4.0, 8.0], strict=True)), waits
 
 
 async def test_a_429_of_the_provider_is_retried_like_any_failure() -> None:

@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
 UNAVAILABLE = error_answer(503, "openai circuit is open", retry_after="50")
+UNAVAILABLE_SHORTLY = error_answer(503, "busy")
 
 Use = Callable[..., Awaitable[Any]]
 
@@ -53,6 +54,33 @@ async def test_a_retry_that_could_only_start_after_the_deadline_is_not_waited_fo
     assert anyio.current_time() == before
     assert isinstance(caught.value.__cause__, APIError)
     assert (caught.value.attempts, len(transport.requests)) == (1, 1)
+
+
+@every_kind
+async def test_a_deadline_that_passes_shows_the_last_failure_and_the_wait_it_asked_for(use: Use) -> None:
+    client, _ = client_over(error_answer(429, "OpenAI error 429: slow down", retry_after="30"))
+    with pytest.raises(TimeoutError) as caught:
+        await use(client, deadline_seconds=10)
+    assert str(caught.value).endswith(
+        "(1 attempt); the last failure: [429] OpenAI error 429: slow down (Retry-After: 30 s)"
+    )
+
+
+@pytest.mark.parametrize("use", [chat, stream])
+async def test_a_gateways_own_429_beyond_the_deadline_is_shown(use: Use) -> None:
+    client, _ = client_over(error_answer(429, "Rate limit exceeded", retry_after="30"))
+    with pytest.raises(TimeoutError, match=r"\[429\] Rate limit exceeded \(Retry-After: 30 s\)"):
+        await use(client, deadline_seconds=10)
+
+
+async def test_a_deadline_that_passes_during_a_later_attempt_shows_the_failure_before() -> None:
+    async def silent(_: httpx.Request) -> httpx.Response:
+        await anyio.sleep(1_000)
+        raise AssertionError
+
+    client, _ = client_over(UNAVAILABLE_SHORTLY, silent)
+    with pytest.raises(TimeoutError, match=r"\(2 attempts\); the last failure: \[503\] busy$"):
+        await chat(client, deadline_seconds=10)
 
 
 @every_kind

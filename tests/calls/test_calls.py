@@ -68,12 +68,16 @@ def client_of(*steps: Step, **arguments: Any) -> tuple[AsyncClient, ScriptedTran
     ), transport
 
 
-async def test_a_chat_sends_only_the_fields_that_are_set() -> None:
+async def test_a_chat_sends_only_the_fields_that_are_set_and_stream() -> None:
     client, transport = client_of(chat_answer)
     await client.chat(**HELLO)
     (request,) = transport.requests
     assert (request.method, str(request.url)) == ("POST", "http://gateway.test/prefix/v1/chat")
-    assert request.content == b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"hello"}]}'
+    assert msgspec.json.decode(request.content) == {
+        "model": "gpt-4o-mini",
+        "messages": [{"role": "user", "content": "hello"}],
+        "stream": False,  # a program for 0.1.0 may read it in a mocked transport
+    }
     headers = dict(request.headers)
     assert headers.pop("user-agent") == f"omnigate/{omnigate.__version__}"
     assert headers == {
@@ -94,7 +98,12 @@ async def test_every_argument_of_a_chat_reaches_the_wire() -> None:
     }  # fmt: skip
     await client.chat(model="m", messages=[Message(role="system", content="é")], user_id="ü", **arguments)
     sent = msgspec.json.decode(transport.requests[0].content)
-    assert sent == {"model": "m", "messages": [{"role": "system", "content": "é"}], **arguments}
+    assert sent == {
+        "model": "m",
+        "messages": [{"role": "system", "content": "é"}],
+        "stream": False,
+        **arguments,
+    }
     assert dict(transport.requests[0].headers.raw)[b"x-user-id"] == "ü".encode("latin-1")
 
 
@@ -264,13 +273,20 @@ async def test_an_unknown_exception_of_the_transport_is_raised_unchanged() -> No
         await client.chat(**HELLO)
 
 
-@pytest.mark.parametrize(
-    ("header", "wait"), [("42", 42.0), ("1.5", 1.5), ("0", 0.0), ("nan", 0.5), ("-3", 0.5)]
-)
+@pytest.mark.parametrize(("header", "wait"), [("42", 42.0), ("1.5", 1.5), ("nan", 0.5), ("-3", 0.5)])
 async def test_a_call_waits_for_the_full_retry_after(header: str, wait: float) -> None:
     client, transport = client_of(error_answer(429, "Rate limit exceeded", retry_after=header), chat_answer)
     await client.chat(**HELLO)
     assert transport.times[1] - transport.times[0] == pytest.approx(wait, abs=1e-3)
+
+
+@pytest.mark.parametrize("header", ["0", "0.1", "Wed, 21 Oct 2015 07:28:00 GMT"])
+async def test_a_retry_after_that_is_short_or_past_does_not_shorten_the_backoff(header: str) -> None:
+    client, transport = client_of(error_answer(503, "x", retry_after=header))
+    with pytest.raises(APIError):
+        await client.chat(**HELLO)
+    waits = [later - earlier for earlier, later in zip(transport.times, transport.times[1:], strict=False)]
+    assert waits == pytest.approx([0.5, 1.0], abs=1e-3)
 
 
 async def test_a_call_does_not_wait_for_a_retry_after_beyond_its_maximum() -> None:

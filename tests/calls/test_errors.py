@@ -3,6 +3,7 @@
 import builtins
 import gzip
 import pickle
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from omnigate import (
     AsyncClient,
     AuthError,
     BudgetExceededError,
+    Client,
     GatewayError,
     ProviderError,
     ProviderRateLimitError,
@@ -24,11 +26,20 @@ from omnigate import (
     RetryConfig,
     classify,
 )
-from omnigate._calls.failures import response_error, stream_error, transient_status
+from omnigate._calls.failures import (
+    connection_error,
+    invalid_response,
+    response_error,
+    stream_error,
+    transient_status,
+)
 from omnigate._streams.readers import TextReader
 from omnigate._transport.carrier import Answer
+from omnigate._wire.arguments import DEFAULT_BASE_URL
+from omnigate.testing import LocalGateway
 
 from ..support.scripted import ChunkStream, ScriptedTransport
+from ..support.servers import Peer, serving
 
 OPENAI_401 = 'OpenAI error 401: {"error":{"message":"Incorrect API key provided: sk-****."}}'
 OPENAI_429 = 'OpenAI error 429: {"error":{"message":"Rate limit reached for requests"}}'
@@ -118,6 +129,98 @@ def answer(status: int, body: bytes, **headers: str) -> Answer:
 )  # fmt: skip
 def test_any_error_body_becomes_a_readable_message(status: int, body: bytes, message: str) -> None:
     assert response_error(answer(status, body)).message == message
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("https://gateway.example/v1/chat", "'https://gateway.example/v1/chat'"),
+        ("/login?next=secret-key", "'/login?next=***'"),
+        ("https://x.test/\x1b[31m", r"'https://x.test/\x1b[31m'"),
+        ("https://x.test/" + "a" * 5_000, "aaa'"),
+    ],
+)
+def test_a_redirect_shows_where_to_without_keys_and_escapes(location: str, shown: str) -> None:
+    found = response_error(answer(307, b"", location=location), secrets=("secret-key",))
+    assert found.message.startswith("HTTP 307 Temporary Redirect to '")
+    assert f"{shown} (redirects are not followed: set base_url to the final address)" in found.message
+    assert len(found.message) < 500
+
+
+@pytest.mark.parametrize(
+    "detail", ["OpenAI error 500: {}", {"message": "{}"}, [{"loc": ["{}"], "msg": "{}"}], {"x": "{}"}]
+)
+@pytest.mark.parametrize("sign", ["\x1b]0;owned\x07", "\r\nERROR root: forged", "\x9b2J", "\u202e", "\x00"])
+def test_what_a_terminal_or_a_log_obeys_is_not_in_an_errors_text(detail: Any, sign: str) -> None:
+    filled = msgspec.json.decode(msgspec.json.encode(detail).replace(b"{}", msgspec.json.encode(sign)[1:-1]))
+    errors = [
+        response_error(answer(500, msgspec.json.encode({"detail": filled}))),
+        response_error(answer(500, sign.encode() + b"not JSON")),
+        response_error(answer(502, f"<html><title>{sign}</title>".encode())),
+        invalid_response(answer(200, sign.encode()), f"the problem {sign}", (), show_body=True),
+        stream_error(f"OpenAI error 500: {sign}", request_id=None),
+        connection_error(httpx.RemoteProtocolError(f"illegal {sign}"), "http://a.test", 1),
+    ]
+    for error in errors:
+        assert str(error).isprintable(), repr(str(error))
+        assert repr(error).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("address", "ending", "right"),
+    [
+        ("http://a.test/v1", "/v1", "http://a.test"),
+        ("https://a.test/llm/v1", "/v1", "https://a.test/llm"),
+        ("http://a.test:8000/v1/chat/completions", "/v1/chat/completions", "http://a.test:8000"),
+        ("http://a.test/v1/chat", "/v1/chat", "http://a.test"),
+    ],
+)
+@pytest.mark.parametrize("status", [404, 405])
+@pytest.mark.parametrize("body", [b'{"detail":"Not Found"}', b"<html><title>404</title>", b""])
+def test_a_path_that_the_client_adds_itself_is_pointed_out(
+    address: str, ending: str, right: str, status: int, body: bytes
+) -> None:
+    message = str(response_error(answer(status, body), address=address))
+    assert message.endswith(
+        f" (base_url ends in {ending}, but the client adds /v1/… itself: set it to {right})"
+    )
+
+
+@pytest.mark.parametrize(
+    "address", ["http://a.test", "http://a.test/v1beta", "http://v1.test", "http://a.test/v2"]
+)
+def test_a_missing_path_under_a_usual_address_has_no_hint(address: str) -> None:
+    assert str(response_error(answer(404, b'{"detail":"Not Found"}'), address=address)) == "[404] Not Found"
+    wrong = "http://a.test/v1"
+    assert str(response_error(answer(500, b'{"detail":"x"}'), address=wrong)) == "[500] x"
+
+
+@pytest.mark.parametrize(
+    ("error", "beginning"),
+    [
+        (httpx.ConnectError("refused"), "Could not reach the gateway at http://a.test (1 attempt): refused"),
+        (httpx.ConnectTimeout(""), "Could not reach the gateway at "),
+        (httpx.ProxyError("407"), "Could not reach, through the proxy, the gateway at "),
+        (httpx.PoolTimeout(""), "No free connection to the gateway at "),
+        (httpx.ReadTimeout(""), "No answer in time from the gateway at "),
+        (httpx.WriteTimeout(""), "No answer in time from the gateway at "),
+        (httpx.ReadError("reset"), "Lost the connection to the gateway at http://a.test (1 attempt): reset"),
+        (httpx.WriteError("pipe"), "Lost the connection to the gateway at "),
+        (httpx.RemoteProtocolError("no HTTP"), "No valid answer from the gateway at "),
+        (httpx.LocalProtocolError("x"), "Could not send the request to the gateway at "),
+        (httpx.UnsupportedProtocol("x"), "Could not send the request to the gateway at "),
+    ],
+)
+def test_an_error_of_the_connection_says_what_failed(error: httpx.TransportError, beginning: str) -> None:
+    failure = connection_error(error, "http://a.test", 1)
+    assert str(failure).startswith(beginning)
+    assert "omnigate gateway" not in str(failure)
+
+
+def test_an_unreachable_default_address_says_how_to_start_a_local_gateway() -> None:
+    refused = httpx.ConnectError("refused")
+    assert "`omnigate gateway`" in str(connection_error(refused, DEFAULT_BASE_URL, 1))
+    assert "omnigate gateway" not in str(connection_error(httpx.ReadError("reset"), DEFAULT_BASE_URL, 1))
 
 
 @pytest.mark.parametrize("depth", [100, 300, 400, 500, 700, 900, 5_000])
@@ -367,3 +470,66 @@ async def test_ready_raises_if_the_gateway_cannot_be_reached(
     error, times = await refused(lambda client: client.ready(), 503, body, **headers)
     assert type(error) is APIError
     assert (error.status_code, len(times)) == (503, 2)
+
+
+def test_a_first_use_without_a_gateway_prints_one_short_traceback() -> None:
+    with LocalGateway() as gateway:
+        address = gateway.url  # where nothing listens any more
+    with Client(base_url=address, retries=0) as client, pytest.raises(omnigate.ConnectionError) as caught:
+        client.chat(model="m", messages="x")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert shown.count("Traceback") == 1
+    assert "direct cause" not in shown
+    assert shown.count("\n") < 40
+    assert (
+        shown.rstrip()
+        .splitlines()[-1]
+        .startswith("omnigate.ConnectionError: Could not reach the gateway at ")
+    )
+
+
+@pytest.mark.anyio
+async def test_a_server_that_hangs_up_was_reached() -> None:
+    async def hang_up(peer: Peer) -> None:
+        await peer.request()
+
+    async with serving(hang_up) as server, AsyncClient("k", base_url=server.url, retries=0) as client:
+        with pytest.raises(omnigate.ConnectionError) as caught:
+            await client.chat(model="m", messages="x")
+    assert "reach" not in str(caught.value)
+    assert "the server closed the connection without sending a response" in str(caught.value)
+    assert caught.value.was_sent
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+async def test_a_log_line_of_a_failed_attempt_is_one_printable_line(caplog: pytest.LogCaptureFixture) -> None:
+    detail = "OpenAI error 500: \x1b[2J\r\nERROR root: forged"
+    transport = ScriptedTransport(lambda _: httpx.Response(500, json={"detail": detail}))
+    async with AsyncClient("k", base_url="http://a.test", transport=transport, retries=1) as client:
+        with caplog.at_level("DEBUG", "omnigate"), pytest.raises(APIError):
+            await client.chat(model="m", messages="x")
+    lines = [record.getMessage() for record in caplog.records if record.name == "omnigate"]
+    assert len(lines) == 1
+    assert lines[0].isprintable()
+    assert "forged" in lines[0]
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+async def test_an_answer_cut_within_a_character_is_not_lost() -> None:
+    whole = (
+        b'{"id":"1","provider":"openai","model":"m","content":"cut here \\ud83d",'
+        b'"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}'
+    )
+    raw = b'{"choices":[{"message":{"content":"cut \\ud83d"}}]}'
+    transport = ScriptedTransport(
+        lambda request: httpx.Response(200, content=raw if "completions" in request.url.path else whole)
+    )
+    async with AsyncClient("k", base_url="http://a.test", transport=transport, retries=0) as client:
+        assert (await client.chat(model="m", messages="x")).content == "cut here \ufffd"
+        answered = await client.completions(model="m", messages="x")
+        assert answered["choices"][0]["message"]["content"] == "cut \ufffd"
+        async with client.batch(["x"], model="m") as batch:
+            assert [outcome.unwrap().content async for outcome in batch] == ["cut here \ufffd"]
+    assert len(transport.requests) == 3

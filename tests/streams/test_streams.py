@@ -201,7 +201,8 @@ async def test_a_failure_in_a_stream_is_raised_after_all_text_before_it() -> Non
             async for piece in stream:
                 pieces.append(piece)
     assert pieces == ["part1 ", "part2"]
-    assert caught.value.message == "two\nlines: OpenAI error 500: x"
+    assert caught.value.message == "two lines: OpenAI error 500: x"  # a log's line stays one
+    assert caught.value.detail == "two\nlines: OpenAI error 500: x"
     assert (caught.value.request_id, caught.value.status_code) == ("r0", 502)
     assert len(run.transport.requests) == 1
     run.assert_closed()
@@ -1001,3 +1002,116 @@ async def test_the_repr_of_a_stream_shows_its_state(make: Callable[[AsyncClient]
         async for _ in stream:
             pass
         assert repr(stream).endswith(" ended>")
+
+
+# What a gateway may send oddly, and what a stream that is left early leaves behind.
+
+FINISH = chunk(finish_reason="stop")
+USED = event({"id": "c", "choices": [], "usage": USAGE})
+
+
+@pytest.mark.parametrize("last", [FINISH, USED], ids=["finish reason", "usage"])
+@pytest.mark.parametrize("method", ["completions_stream", "chat_stream"])
+async def test_a_stream_left_after_a_complete_answer_is_read_to_its_end(last: bytes, method: str) -> None:
+    options: dict[str, Any] = {"include_usage": True} if method == "chat_stream" else {}
+    run = Streaming(ChunkStream([chunk("hel") + last, 0.1, USED, 0.1, DONE, 0.1]))
+    async with getattr(run.client, method)(**HELLO, **options) as stream:
+        async for _ in stream:
+            break
+    assert run.streams[0].exhausted
+    run.assert_closed()
+
+
+async def test_a_raw_stream_left_at_its_last_chunk_is_read_to_its_end() -> None:
+    run = Streaming(ChunkStream([chunk("hel"), FINISH, USED, 0.1, DONE, 0.1]))
+    async with run.client.completions_stream(**HELLO, include_usage=True) as stream:
+        async for piece in stream:
+            if piece.get("usage"):
+                break
+    assert run.streams[0].exhausted
+
+
+@pytest.mark.parametrize("tail", [[1_000.0], [b"x" * 10_000] * 1_000, [httpx.ReadError("reset")]])
+async def test_leaving_after_a_complete_answer_is_bounded_in_time_and_size(tail: list[Any]) -> None:
+    run = Streaming(ChunkStream([chunk("hel"), FINISH, *tail]))
+    started = anyio.current_time()
+    async with run.client.completions_stream(**HELLO) as stream:
+        async for piece in stream:
+            if piece["choices"][0]["finish_reason"]:
+                break
+    assert anyio.current_time() - started == pytest.approx(1.0 if tail == [1_000.0] else 0.0, abs=0.01)
+    run.assert_closed()
+
+
+@pytest.mark.parametrize("method", ["completions_stream", "chat_stream"])
+async def test_a_stream_left_before_its_answer_is_complete_is_closed_immediately(method: str) -> None:
+    run = Streaming(ChunkStream([chunk("hel"), chunk("lo"), 1_000.0]))
+    started = anyio.current_time()
+    options: dict[str, Any] = {"include_usage": True} if method == "chat_stream" else {}
+    async with getattr(run.client, method)(**HELLO, **options) as stream:
+        await anext(stream)
+    assert anyio.current_time() == started
+    run.assert_closed()
+
+
+@pytest.mark.parametrize("mark", [b"[DONE] ", b" [DONE]", b"[DONE]\t", b"  [DONE]  "])
+@pytest.mark.parametrize("end", [b"\n\n", b"\n", b""])
+async def test_an_end_mark_with_blanks_ends_a_stream(mark: bytes, end: bytes) -> None:
+    body = [chunk("hello"), FINISH, b"data: " + mark + end]
+    run = Streaming(ChunkStream(body), ChunkStream(body))
+    assert await run.client.chat_stream(**HELLO, include_usage=True).text() == "hello"
+    assert len([piece async for piece in run.client.completions_stream(**HELLO)]) == 2
+
+
+async def test_half_a_surrogate_pair_in_a_stream_is_replaced() -> None:
+    parts = [b'{"choices":[{"delta":{"content":"%s"}}]}' % text for text in (b"hi ", b"\\ud83d", b"\\ude00")]
+    body = [event(part) for part in parts] + [FINISH, DONE]
+    run = Streaming(ChunkStream(body), ChunkStream(body))
+    assert await run.client.chat_stream(**HELLO, include_usage=True).text() == "hi \ufffd\ufffd"
+    pieces = [piece async for piece in run.client.completions_stream(**HELLO)]
+    assert [piece["choices"][0]["delta"].get("content") for piece in pieces] == [
+        "hi ",
+        "\ufffd",
+        "\ufffd",
+        None,
+    ]
+
+
+async def test_invalid_utf8_in_an_event_is_replaced() -> None:
+    run = Streaming(ChunkStream([event(b'{"choices":[{"delta":{"content":"caf\xe9"}}]}'), DONE]))
+    assert await run.client.chat_stream(**HELLO, include_usage=True).text() == "caf\ufffd"
+
+
+PAGE = b"<!doctype html><title>Welcome to the hotel</title><body>Please log in</body>"
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/html", "text/html; charset=utf-8", "TEXT/HTML", "application/xhtml+xml"]
+)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("chat_stream", {}), ("chat_stream", {"include_usage": True}), ("completions_stream", {}), ("chat", {})],
+)
+async def test_a_login_page_in_place_of_an_answer_is_refused(
+    kind: str, method: str, options: dict[str, Any]
+) -> None:
+    stream = ChunkStream([PAGE[:20], PAGE[20:]])
+    run = Streaming(stream)
+    run.transport.steps = [
+        lambda _: httpx.Response(200, headers={"content-type": kind, "x-request-id": "r0"}, stream=stream)
+    ]
+    with pytest.raises(InvalidResponseError) as caught:
+        if method == "chat":
+            await run.client.chat(**HELLO, **options)
+        else:
+            async with getattr(run.client, method)(**HELLO, **options):
+                pytest.fail("entered")
+    assert "it is an HTML page, 'Welcome to the hotel'" in str(caught.value)
+    assert (caught.value.status_code, caught.value.request_id) == (200, "r0")
+    assert len(run.transport.requests) == 1
+    run.assert_closed()
+
+
+async def test_text_about_html_is_a_stream_like_any_other() -> None:
+    run = Streaming(ChunkStream([PAGE]))
+    assert await run.client.chat_stream(**HELLO).text() == PAGE.decode()

@@ -15,7 +15,7 @@ from omnigate import AsyncClient, Client, ConnectionError, RetryConfig
 from omnigate._transport.anyio_transport import AnyIOTransport
 
 from ..support.raw_server import chat_bytes
-from ..support.servers import OK, Peer, open_sockets, secure_stream, serving, until
+from ..support.servers import OK, Handler, Peer, open_sockets, secure_stream, serving, until
 
 pytestmark = pytest.mark.anyio
 
@@ -157,28 +157,53 @@ async def test_stalled_tls_handshake_raises_a_connect_timeout() -> None:
         await until(lambda: server.open == 0)
 
 
-async def test_tls_close_without_close_notify_ends_an_unframed_body_but_truncates_one_with_a_length(
+def closing_tls(identity: Identity, answer: bytes, *, notifies: bool) -> Handler:
+    """Return a handler that answers over TLS and closes, with or without announcing it by close_notify."""
+
+    async def handle(peer: Peer) -> None:
+        stream = await secure_stream(peer.stream, identity.server)
+        secure = Peer(stream)
+        await secure.request()
+        await secure.send(answer)
+        if notifies:
+            with suppress(ssl.SSLWantReadError):
+                stream._ssl_object.unwrap()
+            await peer.stream.send(stream._write_bio.read())
+        await peer.stream.aclose()
+
+    return handle
+
+
+async def test_tls_body_that_only_the_connection_ends_must_be_ended_by_close_notify(
     identity: Identity,
 ) -> None:
-    """Neither side waits for the other's close_notify; a truncated body is still an error."""
-
-    def cutting(answer: bytes) -> "object":
-        async def handle(peer: Peer) -> None:
-            stream = await secure_stream(peer.stream, identity.server)
-            secure = Peer(stream)
-            await secure.request()
-            await secure.send(answer)
-            await peer.stream.aclose()  # the underlying socket, without close_notify
-
-        return handle
-
-    async with serving(cutting(b"HTTP/1.1 200 OK\r\n\r\nhello")) as server:  # type: ignore[arg-type]
-        transport = AnyIOTransport(verify=identity.trusting)
+    whole = b"HTTP/1.1 200 OK\r\n\r\nhello"
+    transport = AnyIOTransport(verify=identity.trusting)
+    async with serving(closing_tls(identity, whole, notifies=True)) as server:
         assert await get(transport, f"https://localhost:{server.port}/") == b"hello"
-    async with serving(cutting(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhello")) as server:  # type: ignore[arg-type]
-        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+    async with serving(closing_tls(identity, whole, notifies=False)) as server:
+        with pytest.raises(httpx.RemoteProtocolError, match="close_notify"):
             await get(transport, f"https://localhost:{server.port}/")
-        await transport.aclose()
+    await transport.aclose()
+
+
+@pytest.mark.parametrize("notifies", [True, False])
+async def test_tls_body_that_is_shorter_than_its_length_is_an_error(
+    identity: Identity, notifies: bool
+) -> None:
+    short = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhello"
+    transport = AnyIOTransport(verify=identity.trusting)
+    async with serving(closing_tls(identity, short, notifies=notifies)) as server:
+        with pytest.raises(httpx.RemoteProtocolError, match="before the end"):
+            await get(transport, f"https://localhost:{server.port}/")
+    await transport.aclose()
+
+
+async def test_tls_body_that_is_framed_needs_no_close_notify(identity: Identity) -> None:
+    transport = AnyIOTransport(verify=identity.trusting)
+    async with serving(closing_tls(identity, OK, notifies=False)) as server:
+        assert await get(transport, f"https://localhost:{server.port}/") == b"ok"
+    await transport.aclose()
 
 
 async def test_closing_a_tls_connection_does_not_wait_for_the_peers_close_notify(identity: Identity) -> None:

@@ -48,7 +48,7 @@ from omnigate import (
 
 async def asynchronous(client: AsyncClient) -> None:
     response = await client.chat(
-        model="m", messages="x", timeout=5, deadline_seconds=9.5, extra_headers={"a": "b"}
+        model="m", messages="x", timeout=5, deadline_seconds=9.5, extra_headers={"a": "b", "user-agent": None}
     )
     assert_type(response, ChatResponse)
     assert_type(response.meta, Meta)
