@@ -25,6 +25,7 @@ from omnigate._wire.arguments import (
 )
 from omnigate._wire.endpoints import Endpoint
 from omnigate._wire.redaction import mask, secrets_of
+from omnigate._wire.values import Id
 
 
 class PlaintextKeyWarning(UserWarning):
@@ -112,7 +113,7 @@ class Configuration:
         base_url: str,
         key_header: str,
         key: str | None,
-        user_id: str | None,
+        user_id: Id | None,
         headers: Mapping[str, str] | None,
         *,
         warns: bool,
@@ -135,9 +136,9 @@ class Configuration:
         self._has_warned = not warns
         self._lock = threading.RLock()  # a warning's handler may change the configuration, too
         self._key_argument = key_header.removeprefix("x-").replace("-", "_")  # what its errors name
-        key, user_id = check_key(key, self._key_argument), check_user_id(user_id)
+        checked_key, checked_user_id = check_key(key, self._key_argument), check_user_id(user_id)
         self.settings: Settings
-        self._replace(check_base_url(base_url), key, user_id)
+        self._replace(check_base_url(base_url), checked_key, checked_user_id)
 
     @property
     def base_url(self) -> str:
