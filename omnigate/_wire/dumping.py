@@ -130,17 +130,17 @@ def _by_index(selection: object, argument: str, length: int) -> _Selected:
     for key, nested in chosen.items():
         if isinstance(key, int) and -length <= key < length:
             index = key % length
-            made[index] = _union(made[index], nested, argument) if index in made else nested
+            made[index] = _merged(made[index], nested, argument) if index in made else nested
     return made
 
 
-def _union(one: object, other: object, argument: str) -> object:
-    """Return the selection of what either of two selections has."""
-    if one is True or other is True:
-        return True
-    both = _selected(one, argument)
-    for key, nested in _selected(other, argument).items():
-        both[key] = _union(both[key], nested, argument) if key in both else nested
+def _merged(each: object, own: object, argument: str) -> object:
+    """Return the selection within an item: its own, with that of each item added where both name parts."""
+    if each is True or own is True:
+        return own
+    both = _selected(each, argument)
+    for key, nested in _selected(own, argument).items():
+        both[key] = _merged(both[key], nested, argument) if key in both else nested
     return both
 
 

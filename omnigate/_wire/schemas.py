@@ -6,13 +6,11 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Final, cast, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import msgspec
 
 from omnigate._wire.dumping import fields_of
-
-_DECIMAL_PATTERN: Final = r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,17 +82,78 @@ def _twin(kind: type[msgspec.Struct]) -> type:
     return dataclasses.make_dataclass(kind.__name__, specification, repr=False, eq=False)
 
 
-def json_schema(kind: type[msgspec.Struct], ref_template: str) -> dict[str, Any]:
+class _Definitions:
+    """The JSON schemas of structs by name, those that refer to each other together.
+
+    Args:
+        ref_template: the reference to a definition, with "{model}" for its name.
+        is_output: whether the schemas describe what is serialized, rather than what is accepted.
+    """
+
+    def __init__(self, ref_template: str, *, is_output: bool) -> None:
+        self._ref_template = ref_template
+        self._is_output = is_output
+        self.schemas: dict[str, dict[str, Any]] = {}
+
+    def of_struct(self, kind: type[msgspec.Struct]) -> dict[str, Any]:
+        """Return the schema of a struct's type."""
+        info = cast("msgspec.inspect.StructType", msgspec.inspect.type_info(kind))
+        schema: dict[str, Any] = {
+            "properties": {field.name: self._of_type(field.type) for field in info.fields},
+            "type": "object",
+        }
+        if required := [field.name for field in info.fields if field.required]:
+            schema["required"] = required
+        complete_schema(kind, schema)
+        return schema
+
+    def _of_type(self, kind: msgspec.inspect.Type) -> dict[str, Any]:
+        match kind:
+            case msgspec.inspect.StructType(cls=struct):
+                name = struct.__name__
+                if name not in self.schemas:
+                    self.schemas[name] = {}  # before the fields, which may refer to it
+                    self.schemas[name] = self.of_struct(struct)
+                return {"$ref": self._ref_template.format(model=name)}
+            case msgspec.inspect.UnionType(types=types):
+                made = [self._of_type(one) for one in types]
+                return {"anyOf": [one for schema in made for one in schema.get("anyOf", [schema])]}
+            case msgspec.inspect.ListType(item_type=item):
+                schema = {"type": "array", "items": self._of_type(item)}
+                return schema | _given(minItems=kind.min_length, maxItems=kind.max_length)
+            case msgspec.inspect.StrType():
+                return {"type": "string"} | _given(pattern=pattern_of(kind))
+            case msgspec.inspect.LiteralType(values=values):
+                return {"enum": list(values), "type": "string"}
+            case msgspec.inspect.IntType():
+                return {"type": "integer"} | bounds_of(kind, "minimum", "maximum")
+            case msgspec.inspect.FloatType():
+                return {"type": "number"} | bounds_of(kind, "minimum", "maximum")
+            case msgspec.inspect.BoolType():
+                return {"type": "boolean"}
+            case msgspec.inspect.NoneType():
+                return {"type": "null"}
+            case msgspec.inspect.DateTimeType():
+                return {"format": "date-time", "type": "string"}
+            case msgspec.inspect.DecimalType():
+                text = {"type": "string"}
+                return text if self._is_output else {"anyOf": [{"type": "number"}, text]}
+            case _:
+                raise TypeError(f"no JSON schema is known for {kind}")
+
+
+def json_schema(kind: type[msgspec.Struct], ref_template: str, *, is_output: bool) -> dict[str, Any]:
     """Return the JSON schema of a struct's type, as pydantic would write it.
 
     Args:
         kind: the type.
         ref_template: the reference to a definition, with "{model}" for its name.
+        is_output: whether it describes what is serialized, rather than what is accepted.
     """
-    definitions: dict[str, Any] = {}
-    schema = _object_schema(kind, ref_template, definitions)
-    definitions.pop(kind.__name__, None)
-    return {"$defs": dict(sorted(definitions.items())), **schema} if definitions else schema
+    definitions = _Definitions(ref_template, is_output=is_output)
+    schema = definitions.of_struct(kind)
+    nested = dict(sorted(definitions.schemas.items()))
+    return {"$defs": nested, **schema} if nested else schema
 
 
 def complete_schema(kind: type[msgspec.Struct], schema: dict[str, Any]) -> None:
@@ -111,57 +170,6 @@ def complete_schema(kind: type[msgspec.Struct], schema: dict[str, Any]) -> None:
 
 def _is_reference(schema: Mapping[str, Any]) -> bool:
     return "$ref" in schema or any("$ref" in one for one in schema.get("anyOf", ()))
-
-
-def _object_schema(
-    kind: type[msgspec.Struct], ref_template: str, definitions: dict[str, Any]
-) -> dict[str, Any]:
-    info = cast("msgspec.inspect.StructType", msgspec.inspect.type_info(kind))
-    schema: dict[str, Any] = {
-        "properties": {
-            field.name: _type_schema(field.type, ref_template, definitions) for field in info.fields
-        },
-        "type": "object",
-    }
-    if required := [field.name for field in info.fields if field.required]:
-        schema["required"] = required
-    complete_schema(kind, schema)
-    return schema
-
-
-def _type_schema(
-    kind: msgspec.inspect.Type, ref_template: str, definitions: dict[str, Any]
-) -> dict[str, Any]:
-    match kind:
-        case msgspec.inspect.StructType(cls=struct):
-            name = struct.__name__
-            if name not in definitions:
-                definitions[name] = {}  # before the fields, which may refer to it
-                definitions[name] = _object_schema(struct, ref_template, definitions)
-            return {"$ref": ref_template.format(model=name)}
-        case msgspec.inspect.UnionType(types=types):
-            return {"anyOf": [_type_schema(one, ref_template, definitions) for one in types]}
-        case msgspec.inspect.ListType(item_type=item):
-            schema = {"type": "array", "items": _type_schema(item, ref_template, definitions)}
-            return schema | _given(minItems=kind.min_length, maxItems=kind.max_length)
-        case msgspec.inspect.StrType():
-            return {"type": "string"} | _given(pattern=pattern_of(kind))
-        case msgspec.inspect.LiteralType(values=values):
-            return {"enum": list(values), "type": "string"}
-        case msgspec.inspect.IntType():
-            return {"type": "integer"} | bounds_of(kind, "minimum", "maximum")
-        case msgspec.inspect.FloatType():
-            return {"type": "number"} | bounds_of(kind, "minimum", "maximum")
-        case msgspec.inspect.BoolType():
-            return {"type": "boolean"}
-        case msgspec.inspect.NoneType():
-            return {"type": "null"}
-        case msgspec.inspect.DateTimeType():
-            return {"format": "date-time", "type": "string"}
-        case msgspec.inspect.DecimalType():
-            return {"anyOf": [{"type": "number"}, {"pattern": _DECIMAL_PATTERN, "type": "string"}]}
-        case _:
-            raise TypeError(f"no JSON schema is known for {kind}")
 
 
 def _given(**constraints: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, TypeVar, 
 
 import msgspec
 
-from omnigate._wire.checks import BE_ENCODABLE, refusal
+from omnigate._wire.checks import BE_ENCODABLE, check_choice, refusal
 from omnigate._wire.dumping import DumpOptions, Selection, dump, fields_of
 from omnigate._wire.pydantic_protocol import PydanticSerializer, core_schema
 from omnigate._wire.redaction import mask, redact
@@ -191,10 +191,14 @@ class WireStruct(_Slots, msgspec.Struct, kw_only=True, gc=False, metaclass=_Conv
         Args:
             by_alias: without effect, there are no aliases.
             ref_template: the reference to a definition, with "{model}" for its name.
-            mode: "validation" or "serialization", which are the same.
+            mode: "validation" for what is accepted, "serialization" for what `model_dump_json` returns.
+
+        Raises:
+            InvalidArgumentError: the mode is another.
 
         """
-        return json_schema(cls, ref_template)
+        is_output = check_choice(mode, "mode", ("validation", "serialization")) == "serialization"
+        return json_schema(cls, ref_template, is_output=is_output)
 
     @property
     def model_fields_set(self) -> set[str]:
