@@ -72,7 +72,7 @@ class DataclassAttribute:
 def _twin(kind: type[msgspec.Struct]) -> type:
     """Return a dataclass with the same fields."""
     specification: list[Any] = []
-    for name, field in cast("dict[str, FieldInfo]", cast("Any", kind).model_fields).items():
+    for name, field in cast("Any", kind).model_fields.items():
         options: dict[str, Any] = {}
         if field.default_factory is not None:
             options["default_factory"] = field.default_factory

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, TypeVar, 
 import msgspec
 
 from omnigate._wire.checks import BE_ENCODABLE, check_choice, refusal
-from omnigate._wire.dumping import DumpOptions, Selection, dump, fields_of
+from omnigate._wire.dumping import DumpOptions, Selection, dump
+from omnigate._wire.given import has_optional, note_given
 from omnigate._wire.pydantic_protocol import PydanticSerializer, core_schema
 from omnigate._wire.redaction import mask, redact
 from omnigate._wire.schemas import DataclassAttribute, ModelFields, complete_schema, json_schema
@@ -73,9 +74,8 @@ class _ConvertingMeta(msgspec.StructMeta):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        fields = msgspec.structs.fields(cast("type[msgspec.Struct]", self))
-        self._names = frozenset(field.name for field in fields)
-        self._has_optional = not all(field.required for field in fields)
+        self._names = frozenset(self.__struct_fields__)
+        self._notes_given = has_optional(cast("type[msgspec.Struct]", self))
 
     if not TYPE_CHECKING:  # type checkers see the fields as constructor arguments
 
@@ -89,8 +89,8 @@ class _ConvertingMeta(msgspec.StructMeta):
                     f"{self.__name__} has no argument {', '.join(map(repr, sorted(unknown)))}; "
                     f"it takes {', '.join(self.__struct_fields__)}"
                 )
-            if self._has_optional:
-                _note_given(result, arguments)
+            if self._notes_given:
+                note_given(result, arguments)
             return result
 
 
@@ -151,7 +151,8 @@ class WireStruct(_Slots, msgspec.Struct, kw_only=True, gc=False, metaclass=_Conv
             raise refusal("obj", obj, f"be a {cls.__name__} or a mapping of its fields", is_type=True)
         fields = cast("Mapping[str, Any]", obj)
         made = construct(cls, dict(fields))
-        _note_given(made, fields)
+        if cls._notes_given:
+            note_given(made, fields)
         return made
 
     @classmethod
@@ -166,7 +167,8 @@ class WireStruct(_Slots, msgspec.Struct, kw_only=True, gc=False, metaclass=_Conv
             made = cast("Self", decoder_for(cls).decode(json_data))
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise InvalidArgumentError(f"{cls.__name__}.model_validate_json: {error}") from error
-        _note_given(made, msgspec.json.decode(json_data))
+        if cls._notes_given:
+            note_given(made, msgspec.json.decode(json_data))
         return made
 
     @classmethod
@@ -363,48 +365,6 @@ def construct(kind: type[S], arguments: dict[str, Any]) -> S:
     raise failure
 
 
-@cache
-def _nested_of(kind: type[WireStruct]) -> tuple[str, ...]:
-    """Return the names of fields whose structs may lack fields that were not given."""
-    names: list[str] = []
-    for field in fields_of(kind):
-        types = _struct_types(msgspec.inspect.type_info(field.type))
-        if any(struct._has_optional for struct in types):
-            names.append(field.name)
-    return tuple(names)
-
-
-def _struct_types(kind: msgspec.inspect.Type) -> list[type[WireStruct]]:
-    match kind:
-        case msgspec.inspect.StructType(cls=struct):
-            return [cast("type[WireStruct]", struct)]
-        case msgspec.inspect.ListType(item_type=item):
-            return _struct_types(item)
-        case msgspec.inspect.UnionType(types=types):
-            return [struct for one in types for struct in _struct_types(one)]
-        case _:
-            return []
-
-
-def _note_given(made: WireStruct, arguments: Mapping[str, Any]) -> None:
-    """Note in a struct which of its fields were given, and in those nested in it."""
-    kind = type(made)
-    if not kind._has_optional:
-        return  # all are given, which is what nothing noted means
-    made._given = kind._names.intersection(arguments)
-    for name in _nested_of(kind):
-        if name in arguments:
-            _note_nested(getattr(made, name), arguments[name])
-
-
-def _note_nested(made: object, argument: object) -> None:
-    if isinstance(made, WireStruct) and isinstance(argument, Mapping):
-        _note_given(made, cast("Mapping[str, Any]", argument))
-    elif isinstance(made, list) and is_sequence(argument):
-        for item, given in zip(cast("list[object]", made), cast("Sequence[object]", argument), strict=True):
-            _note_nested(item, given)
-
-
 def _argument_error(
     kind: type[WireStruct], arguments: Mapping[str, Any], problem: str
 ) -> InvalidArgumentError:
@@ -482,8 +442,8 @@ def _unencodable(value: object) -> tuple[str, object] | None:
         if any(_unencodable(name) is not None for name in mapping):
             return "", mapping
         parts = ((f".{name}", item) for name, item in mapping.items())
-    elif isinstance(value, (list, tuple)):
-        parts = ((f"[{index}]", item) for index, item in enumerate(cast("list[Any]", value)))
+    elif is_sequence(value):
+        parts = ((f"[{index}]", item) for index, item in enumerate(cast("Sequence[Any]", value)))
     for name, item in parts:
         found = _unencodable(item)
         if found is not None:
