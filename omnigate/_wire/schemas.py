@@ -48,7 +48,7 @@ class ModelFields:
             field.name: FieldInfo(
                 hints[field.name],
                 field.default,
-                None if field.default_factory is msgspec.NODEFAULT else cast("Any", field.default_factory),
+                None if field.default_factory is msgspec.NODEFAULT else field.default_factory,
             )
             for field in fields_of(owner)
         }
