@@ -4,14 +4,15 @@ Pure: no I/O and no clock of its own; whoever asks brings the time and the dice.
 """
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from omnigate._wire.checks import Range, check_bool, check_integer, check_number, refusal
 from omnigate._wire.endpoints import Resend
 from omnigate._wire.head import parse_retry_after
-from omnigate._wire.values import scalar
+from omnigate._wire.values import Integer, Number, scalar
 
 __all__ = ["RetryConfig", "compute_delay", "parse_retry_after", "should_retry"]
 
@@ -46,9 +47,22 @@ class RetryConfig:
     backoff_base: float = 0.5
     backoff_max: float = 8.0
     jitter: float = 0.2
-    retry_statuses: Collection[int] = _DEFAULT_STATUSES
+    retry_statuses: AbstractSet[int] | Sequence[int] = _DEFAULT_STATUSES  # pydantic knows no `Collection`
     retry_after_max: float = 60.0
     retry_sent: bool = True
+
+    if TYPE_CHECKING:  # other libraries' numbers are taken, and kept as Python's own
+
+        def __init__(
+            self,
+            max_retries: Integer = 2,
+            backoff_base: Number = 0.5,
+            backoff_max: Number = 8.0,
+            jitter: Number = 0.2,
+            retry_statuses: Collection[int] = _DEFAULT_STATUSES,
+            retry_after_max: Number = 60.0,
+            retry_sent: bool = True,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         checked: dict[str, object] = {

@@ -45,6 +45,7 @@ from omnigate import (
     ProviderRateLimitError,
     RaceError,
     RateLimit,
+    RetryConfig,
     SamplingOptions,
     SignupResponse,
     StreamChunk,
@@ -187,6 +188,7 @@ async def values_of_other_libraries(
     sync.revoke_api_key(id)
     admin.create_project(org_id=id, name=text, daily_budget=single, rate_limit_per_min=integer)
     Client(text, retries=integer, user_id=id, timeout=single, max_response_bytes=integer)
+    RetryConfig(max_retries=integer, jitter=single, retry_statuses=[503])
     AnyIOTransport(max_connections=integer, idle_timeout_seconds=single)
     assert_type(
         client.chat_stream(model="m", messages="x", as_chunks=flag), ChatStream[str] | ChatStream[StreamChunk]

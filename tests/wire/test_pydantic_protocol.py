@@ -23,6 +23,7 @@ from omnigate import (
     Meta,
     ModelInfo,
     OrgInfo,
+    RetryConfig,
     Usage,
 )
 
@@ -263,6 +264,17 @@ def test_results_that_are_lists_and_dicts_are_fields_of_pydantic_models() -> Non
     assert page.models[0] is models[0]
     with pytest.raises(pydantic.ValidationError):
         Page.model_validate({"models": [{}], "health": {}})
+
+
+def test_a_retry_policy_is_a_field_of_a_pydantic_model() -> None:
+    class Settings(pydantic.BaseModel):
+        retry: RetryConfig = RetryConfig()
+
+    settings = Settings.model_validate({"retry": {"max_retries": 5, "retry_statuses": [503]}})
+    assert settings.retry == RetryConfig(max_retries=5, retry_statuses=settings.retry.retry_statuses)
+    assert 503 in settings.retry.retry_statuses
+    with pytest.raises(pydantic.ValidationError, match="jitter must be"):
+        Settings.model_validate({"retry": {"jitter": 2}})
 
 
 def test_a_value_that_pydantic_did_not_validate_is_dumped_with_a_warning() -> None:
