@@ -71,7 +71,7 @@ def core_schema(
     }
     return core_schema.no_info_wrap_validator_function(
         validate,
-        core_schema.typed_dict_schema(fields, cls_name=kind.__name__),
+        core_schema.typed_dict_schema(fields),
         ref=f"{kind.__module__}.{kind.__qualname__}:{id(kind)}",
         serialization=core_schema.plain_serializer_function_ser_schema(serialize, info_arg=True),
     )

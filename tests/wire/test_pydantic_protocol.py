@@ -5,11 +5,11 @@ import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import anyio
 import fastapi
 import httpx
 import pydantic
 import pytest
-from fastapi.testclient import TestClient
 
 from omnigate import (
     ApiKeyCreated,
@@ -66,18 +66,29 @@ class Report(pydantic.BaseModel):
     anything: Any = None
 
 
+def asked(app: fastapi.FastAPI, method: str = "GET", path: str = "/", **options: Any) -> httpx.Response:
+    """Return the answer of an app to one request."""
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://app.test") as client:
+            return await client.request(method, path, **options)
+
+    return anyio.run(ask)
+
+
 def got(route: Callable[..., Any], **options: Any) -> httpx.Response:
     """Return the answer of a route, called once."""
     app = fastapi.FastAPI()
     app.get("/", **options)(route)
-    return TestClient(app).get("/")
+    return asked(app)
 
 
 def posted(route: Callable[..., Any], body: Any) -> httpx.Response:
     """Return the answer of a route that reads a body."""
     app = fastapi.FastAPI()
     app.post("/")(route)
-    return TestClient(app).post("/", json=body)
+    return asked(app, "POST", json=body)
 
 
 def test_a_route_annotated_with_a_result_returns_it() -> None:
@@ -205,7 +216,7 @@ def test_the_schema_of_an_app_names_our_types() -> None:
     def orgs() -> list[OrgInfo]:
         raise NotImplementedError
 
-    schemas = TestClient(app).get("/openapi.json").json()["components"]["schemas"]
+    schemas = asked(app, path="/openapi.json").json()["components"]["schemas"]
     assert {"ChatRequest", "ChatResponse", "Message", "OrgInfo", "Usage"} <= schemas.keys()
     assert schemas["ChatResponse"]["properties"]["usage"] == {"$ref": "#/components/schemas/Usage"}
     assert schemas["ChatRequest"]["properties"]["temperature"]["anyOf"][0]["maximum"] == 2
