@@ -25,6 +25,6 @@ def test_a_client_and_a_gateway_take_settings_of_other_types() -> None:
             assert client.me().rate_limit_per_min == 5
             assert client.me().daily_budget == 2
             answer = client.chat(model="gpt-4o", messages="x")
-        with Client(gateway.api_key, base_url=gateway.url) as client:
+            client.api_key = client.signup(email="a@b.test").api_key
             assert client.me().rate_limit_per_min == 7
     assert dict(answer)["content"] == answer.content
