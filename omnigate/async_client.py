@@ -183,7 +183,7 @@ class AsyncClient(BaseAsyncClient):
 
         Args:
             model: the model's name; its prefix selects the provider (`gpt-…`, `claude-…`, `gemini-…`, …).
-            messages: text, a message, or a list of messages; a message may be a dict with `role` and
+            messages: text, a message, or a sequence of messages; a message may be a dict with `role` and
                 `content`.
             max_tokens: the most tokens to generate, at least 1.
             temperature: 0 to 2.

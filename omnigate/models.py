@@ -397,7 +397,7 @@ class ProjectCreated(ProjectInfo, kw_only=True, gc=False):
 
 
 def coerce_messages(messages: MessagesInput) -> list[Message]:
-    """Return `messages` (text, one message, or a list of messages; dicts too) as a list of `Message`.
+    """Return `messages` (text, one message, or a sequence of messages; dicts too) as a list of `Message`.
 
     Raises:
         InvalidArgumentError: a message is invalid (a `ValueError`).
