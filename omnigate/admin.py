@@ -3,9 +3,7 @@
 import ssl
 from collections.abc import Mapping
 from datetime import datetime
-from decimal import Decimal
 from typing import Unpack
-from uuid import UUID
 
 from omnigate._calls.base_client import BaseAsyncClient
 from omnigate._calls.retry import RetryConfig
@@ -23,6 +21,7 @@ from omnigate._wire.arguments import (
 from omnigate._wire.checks import check_integer, check_text
 from omnigate._wire.options import CallOptions
 from omnigate._wire.results import ListResult
+from omnigate._wire.values import Id, Integer, Number
 from omnigate.async_client import Transport
 from omnigate.models import MetricsResponse, OrgInfo, ProjectCreated, ProjectInfo
 
@@ -58,7 +57,7 @@ class AsyncAdminClient(BaseAsyncClient):
         *,
         base_url: str | None = None,
         timeout: Timeout = 60.0,
-        retries: int = 2,
+        retries: Integer = 2,
         retry_config: RetryConfig | None = None,
         headers: Mapping[str, str | None] | None = None,
         transport: Transport | None = None,
@@ -91,8 +90,8 @@ class AsyncAdminClient(BaseAsyncClient):
         self,
         *,
         name: str,
-        daily_budget: Decimal | float | str = 0,
-        monthly_budget: Decimal | float | str = 0,
+        daily_budget: Number | str = 0,
+        monthly_budget: Number | str = 0,
         **options: Unpack[CallOptions],
     ) -> OrgInfo:
         """Create an organisation (`POST /v1/admin/orgs`).
@@ -126,11 +125,11 @@ class AsyncAdminClient(BaseAsyncClient):
     async def create_project(
         self,
         *,
-        org_id: str | UUID,
+        org_id: Id,
         name: str,
-        daily_budget: Decimal | float | str = 0,
-        monthly_budget: Decimal | float | str = 0,
-        rate_limit_per_min: int = 60,
+        daily_budget: Number | str = 0,
+        monthly_budget: Number | str = 0,
+        rate_limit_per_min: Integer = 60,
         **options: Unpack[CallOptions],
     ) -> ProjectCreated:
         """Create a project and return its key, which is shown only once (`POST /v1/admin/projects`).
@@ -161,7 +160,7 @@ class AsyncAdminClient(BaseAsyncClient):
         )
 
     async def list_projects(
-        self, *, org_id: str | UUID | None = None, **options: Unpack[CallOptions]
+        self, *, org_id: Id | None = None, **options: Unpack[CallOptions]
     ) -> ListResult[ProjectInfo]:
         """List projects (`GET /v1/admin/projects`).
 
@@ -176,7 +175,7 @@ class AsyncAdminClient(BaseAsyncClient):
 
     async def org_metrics(
         self,
-        org_id: str | UUID,
+        org_id: Id,
         *,
         range: str | None = None,
         start: datetime | str | None = None,
@@ -238,7 +237,7 @@ class AdminClient(BaseClient):
         *,
         base_url: str | None = None,
         timeout: Timeout = 60.0,
-        retries: int = 2,
+        retries: Integer = 2,
         retry_config: RetryConfig | None = None,
         headers: Mapping[str, str | None] | None = None,
         transport: Transport | None = None,
@@ -270,8 +269,8 @@ class AdminClient(BaseClient):
         self,
         *,
         name: str,
-        daily_budget: Decimal | float | str = 0,
-        monthly_budget: Decimal | float | str = 0,
+        daily_budget: Number | str = 0,
+        monthly_budget: Number | str = 0,
         **options: Unpack[CallOptions],
     ) -> OrgInfo:
         """Create an organisation (`POST /v1/admin/orgs`).
@@ -301,11 +300,11 @@ class AdminClient(BaseClient):
     def create_project(
         self,
         *,
-        org_id: str | UUID,
+        org_id: Id,
         name: str,
-        daily_budget: Decimal | float | str = 0,
-        monthly_budget: Decimal | float | str = 0,
-        rate_limit_per_min: int = 60,
+        daily_budget: Number | str = 0,
+        monthly_budget: Number | str = 0,
+        rate_limit_per_min: Integer = 60,
         **options: Unpack[CallOptions],
     ) -> ProjectCreated:
         """Create a project and return its key, which is shown only once (`POST /v1/admin/projects`).
@@ -336,7 +335,7 @@ class AdminClient(BaseClient):
         )
 
     def list_projects(
-        self, *, org_id: str | UUID | None = None, **options: Unpack[CallOptions]
+        self, *, org_id: Id | None = None, **options: Unpack[CallOptions]
     ) -> ListResult[ProjectInfo]:
         """List projects (`GET /v1/admin/projects`).
 
@@ -349,7 +348,7 @@ class AdminClient(BaseClient):
 
     def org_metrics(
         self,
-        org_id: str | UUID,
+        org_id: Id,
         *,
         range: str | None = None,
         start: datetime | str | None = None,

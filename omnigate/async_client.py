@@ -8,10 +8,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Literal, TypeAlias, Unpack, overload
-from uuid import UUID
-
-import httpx
+from typing import Any, Final, Literal, Protocol, TypeAlias, Unpack, cast, overload
 
 from omnigate._batch.answers import Answers
 from omnigate._batch.batch import Batch
@@ -48,6 +45,7 @@ from omnigate._wire.options import (
 )
 from omnigate._wire.results import DictResult, ListResult, list_with_meta
 from omnigate._wire.structs import construct
+from omnigate._wire.values import Id, Integer, Number, is_sequence, plain
 from omnigate.exceptions import GatewayError
 from omnigate.models import (
     ApiKeyCreated,
@@ -64,7 +62,25 @@ from omnigate.models import (
     StreamChunk,
 )
 
-Transport: TypeAlias = httpx.AsyncBaseTransport | httpx.BaseTransport
+
+class _AsyncTransport(Protocol):
+    """An async transport of httpx or httpx2."""
+
+    async def handle_async_request(self, request: Any, /) -> Any: ...
+
+    async def aclose(self) -> None: ...
+
+
+class _SyncTransport(Protocol):
+    """A sync transport of httpx or httpx2."""
+
+    def handle_request(self, request: Any, /) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+Transport: TypeAlias = _AsyncTransport | _SyncTransport
+"""A transport of httpx or httpx2, async or sync."""
 
 _PROVIDERS: Final = ("openai", "anthropic", "gemini", "azure")
 
@@ -103,14 +119,14 @@ class AsyncClient(BaseAsyncClient):
         api_key: str | None = None,
         *,
         base_url: str | None = None,
-        user_id: str | None = None,
+        user_id: Id | None = None,
         timeout: Timeout = 60.0,
-        retries: int = 2,
+        retries: Integer = 2,
         retry_config: RetryConfig | None = None,
         headers: Mapping[str, str | None] | None = None,
         transport: Transport | None = None,
         verify: bool | ssl.SSLContext = True,
-        max_response_bytes: int = MAX_RESPONSE_BYTES,
+        max_response_bytes: Integer = MAX_RESPONSE_BYTES,
     ) -> None:
         self._session = Session(
             base_url=base_url,
@@ -151,24 +167,24 @@ class AsyncClient(BaseAsyncClient):
         *,
         model: str,
         messages: MessagesInput,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        user_id: str | None = None,
-        top_p: float | None = None,
-        stop: str | list[str] | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        seed: int | None = None,
-        fallback_models: list[str] | None = None,
+        max_tokens: Integer | None = None,
+        temperature: Number | None = None,
+        user_id: Id | None = None,
+        top_p: Number | None = None,
+        stop: str | Sequence[str] | None = None,
+        presence_penalty: Number | None = None,
+        frequency_penalty: Number | None = None,
+        seed: Integer | None = None,
+        fallback_models: Sequence[str] | None = None,
         cache: bool | None = None,
-        hedge_after: float | None = None,
+        hedge_after: Number | None = None,
         **options: Unpack[CallOptions],
     ) -> ChatResponse:
         """Return a model's complete response (`POST /v1/chat`).
 
         Args:
             model: the model's name; its prefix selects the provider (`gpt-…`, `claude-…`, `gemini-…`, …).
-            messages: text, a message, or a list of messages; a message may be a dict with `role` and
+            messages: text, a message, or a sequence of messages; a message may be a dict with `role` and
                 `content`.
             max_tokens: the most tokens to generate, at least 1.
             temperature: 0 to 2.
@@ -212,7 +228,7 @@ class AsyncClient(BaseAsyncClient):
         call = self._session.prepare(endpoints.CHAT, body=request, user_id=user_id, options=options)
         if hedge_after is None:
             return await self._session.fetch(ChatResponse, call)
-        check_seconds(hedge_after, "hedge_after", otherwise=", or None")
+        hedge_after = check_seconds(hedge_after, "hedge_after", otherwise=", or None")
         # Both are held to the time at which the call began: its deadline, and what it took.
         copies = [
             partial(self._session.fetch, ChatResponse, call, self._session.fetching(call)) for _ in range(2)
@@ -240,6 +256,17 @@ class AsyncClient(BaseAsyncClient):
         include_usage: bool = False,
         **options: Unpack[ChatStreamOptions],
     ) -> ChatStream[StreamChunk]: ...
+
+    @overload
+    def chat_stream(
+        self,
+        *,
+        model: str,
+        messages: MessagesInput,
+        as_chunks: bool,
+        include_usage: bool = False,
+        **options: Unpack[ChatStreamOptions],
+    ) -> ChatStream[str] | ChatStream[StreamChunk]: ...
 
     def chat_stream(
         self,
@@ -275,8 +302,8 @@ class AsyncClient(BaseAsyncClient):
         fields, user_id, call_options = split_options(
             options, ChatStreamOptions, f"{self._session.owner}.chat_stream"
         )
-        check_bool(as_chunks, "as_chunks")
-        check_bool(include_usage, "include_usage")
+        as_chunks = check_bool(as_chunks, "as_chunks")
+        include_usage = check_bool(include_usage, "include_usage")
         for argument in ("fallback_models", "cache"):
             value = fields.pop(argument, None)
             if value is not None:
@@ -353,7 +380,7 @@ class AsyncClient(BaseAsyncClient):
         fields, user_id, call_options = split_options(
             options, SamplingOptions, f"{self._session.owner}.completions_stream"
         )
-        check_bool(include_usage, "include_usage")
+        include_usage = check_bool(include_usage, "include_usage")
         request = construct(
             CompletionRequest,
             {
@@ -470,12 +497,13 @@ class AsyncClient(BaseAsyncClient):
         """
         if meta is not None and not isinstance(meta, Mapping):
             raise refusal("meta", meta, "be a dict, or None", is_type=True)
-        body = {
+        body: dict[str, Any] = {
             "provider": check_choice(provider, "provider", _PROVIDERS),
             "api_key": check_text(api_key, "api_key", minimum=8, secret=True),
-            **({} if meta is None else {"meta": dict(meta)}),
+            **({} if meta is None else {"meta": plain(meta)}),
         }
-        call = self._session.prepare(endpoints.PROVIDER_KEY, body=body, secrets=(api_key,), options=options)
+        secrets = (body["api_key"],)
+        call = self._session.prepare(endpoints.PROVIDER_KEY, body=body, secrets=secrets, options=options)
         await self._session.perform(call)
 
     async def create_api_key(self, *, name: str, **options: Unpack[CallOptions]) -> ApiKeyCreated:
@@ -503,7 +531,7 @@ class AsyncClient(BaseAsyncClient):
         call = self._session.prepare(endpoints.LIST_API_KEYS, options=options)
         return await self._session.fetch_list(ApiKeyInfo, call)
 
-    async def revoke_api_key(self, id: str | UUID, **options: Unpack[CallOptions]) -> None:
+    async def revoke_api_key(self, id: Id, **options: Unpack[CallOptions]) -> None:
         """Revoke a gateway key; revoking it again is not an error (`DELETE /v1/keys/api/{id}`).
 
         Args:
@@ -565,14 +593,14 @@ class AsyncClient(BaseAsyncClient):
         requests: BatchSource,
         *,
         model: str | None = None,
-        max_concurrency: int | Literal["auto"] = "auto",
+        max_concurrency: Integer | Literal["auto"] = "auto",
         ordered: bool = False,
         stop_on: StopOn = STOP_ON,
         journal: str | os.PathLike[str] | None = None,
         replay: bool = True,
         progress: ProgressArgument = False,
-        max_wait_seconds: float = MAX_WAIT_SECONDS,
-        user_id: str | None = None,
+        max_wait_seconds: Number = MAX_WAIT_SECONDS,
+        user_id: Id | None = None,
         **options: Unpack[CallOptions],
     ) -> Batch:
         """Return a batch: chats run concurrently, within the rate limit and the provider's capacity.
@@ -626,14 +654,14 @@ class AsyncClient(BaseAsyncClient):
             BatchOptions(
                 requests=requests,
                 model=model,
-                max_concurrency=max_concurrency,
+                max_concurrency=cast("int | Literal['auto']", max_concurrency),  # it converts these
                 ordered=ordered,
                 stop_on=stop_on,
                 journal=journal,
                 replay=replay,
                 progress=progress,
-                max_wait_seconds=max_wait_seconds,
-                user_id=user_id,
+                max_wait_seconds=cast("float", max_wait_seconds),
+                user_id=cast("str | None", user_id),
                 call_options=options,
                 method=f"{self._session.owner}.batch",
             ),
@@ -656,6 +684,15 @@ class AsyncClient(BaseAsyncClient):
         return_exceptions: Literal[True],
         **options: Unpack[BatchSettings],
     ) -> list[ChatResponse | GatewayError]: ...
+
+    @overload
+    async def chat_many(
+        self,
+        requests: BatchSource,
+        *,
+        return_exceptions: bool,
+        **options: Unpack[BatchSettings],
+    ) -> list[ChatResponse] | list[ChatResponse | GatewayError]: ...
 
     async def chat_many(
         self,
@@ -710,7 +747,7 @@ class AsyncClient(BaseAsyncClient):
 
         """
         fields, user_id, call_options = split_options(options, SamplingOptions, f"{self._session.owner}.race")
-        if isinstance(models, str) or not isinstance(models, Sequence):
+        if not is_sequence(models):
             raise refusal("models", models, "be a list of models", is_type=True)
         if not models:
             raise refusal("models", models, "be a list of at least one model")

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Unpack, cast, overload
-from uuid import UUID
+from typing import Any, Literal, Unpack, overload
 
 from omnigate._batch.answers import Answers
 from omnigate._batch.items import BatchItem, check_source
 from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchSettings, ProgressArgument, StopOn
 from omnigate._calls.retry import RetryConfig
+from omnigate._streams.chat import ChatStream
 from omnigate._sync.batch import SyncBatch
 from omnigate._sync.face import BaseClient
 from omnigate._sync.portal import Backend
@@ -25,6 +25,7 @@ from omnigate._transport.carrier import MAX_RESPONSE_BYTES
 from omnigate._wire.arguments import Timeout
 from omnigate._wire.options import CallOptions, ChatStreamOptions, SamplingOptions, check_known
 from omnigate._wire.results import DictResult, ListResult
+from omnigate._wire.values import Id, Integer, Number
 from omnigate.async_client import AsyncClient, Transport
 from omnigate.exceptions import GatewayError
 from omnigate.models import (
@@ -76,14 +77,14 @@ class Client(BaseClient):
         api_key: str | None = None,
         *,
         base_url: str | None = None,
-        user_id: str | None = None,
+        user_id: Id | None = None,
         timeout: Timeout = 60.0,
-        retries: int = 2,
+        retries: Integer = 2,
         retry_config: RetryConfig | None = None,
         headers: Mapping[str, str | None] | None = None,
         transport: Transport | None = None,
         verify: bool | ssl.SSLContext = True,
-        max_response_bytes: int = MAX_RESPONSE_BYTES,
+        max_response_bytes: Integer = MAX_RESPONSE_BYTES,
         backend: Backend = "asyncio",
     ) -> None:
         self._async = AsyncClient(
@@ -123,24 +124,24 @@ class Client(BaseClient):
         *,
         model: str,
         messages: MessagesInput,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        user_id: str | None = None,
-        top_p: float | None = None,
-        stop: str | list[str] | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        seed: int | None = None,
-        fallback_models: list[str] | None = None,
+        max_tokens: Integer | None = None,
+        temperature: Number | None = None,
+        user_id: Id | None = None,
+        top_p: Number | None = None,
+        stop: str | Sequence[str] | None = None,
+        presence_penalty: Number | None = None,
+        frequency_penalty: Number | None = None,
+        seed: Integer | None = None,
+        fallback_models: Sequence[str] | None = None,
         cache: bool | None = None,
-        hedge_after: float | None = None,
+        hedge_after: Number | None = None,
         **options: Unpack[CallOptions],
     ) -> ChatResponse:
         """Return a model's complete response (`POST /v1/chat`).
 
         Args:
             model: the model's name; its prefix selects the provider (`gpt-…`, `claude-…`, `gemini-…`, …).
-            messages: text, a message, or a list of messages; a message may be a dict with `role` and
+            messages: text, a message, or a sequence of messages; a message may be a dict with `role` and
                 `content`.
             max_tokens: the most tokens to generate, at least 1.
             temperature: 0 to 2.
@@ -206,6 +207,17 @@ class Client(BaseClient):
         **options: Unpack[ChatStreamOptions],
     ) -> SyncChatStream[StreamChunk]: ...
 
+    @overload
+    def chat_stream(
+        self,
+        *,
+        model: str,
+        messages: MessagesInput,
+        as_chunks: bool,
+        include_usage: bool = False,
+        **options: Unpack[ChatStreamOptions],
+    ) -> SyncChatStream[str] | SyncChatStream[StreamChunk]: ...
+
     def chat_stream(
         self,
         *,
@@ -237,9 +249,9 @@ class Client(BaseClient):
             InvalidArgumentError: an argument is not allowed; nothing was sent.
 
         """
-        stream = cast("Any", self._async).chat_stream(
+        stream: ChatStream[Any] = self._async.chat_stream(
             model=model, messages=messages, as_chunks=as_chunks, include_usage=include_usage, **options
-        )  # the overloads do not accept a plain `bool`
+        )
         return SyncChatStream(self._portal, stream)
 
     def completions(
@@ -408,7 +420,7 @@ class Client(BaseClient):
         """
         return self._portal.call(lambda: self._async.list_api_keys(**options))
 
-    def revoke_api_key(self, id: str | UUID, **options: Unpack[CallOptions]) -> None:
+    def revoke_api_key(self, id: Id, **options: Unpack[CallOptions]) -> None:
         """Revoke a gateway key; revoking it again is not an error (`DELETE /v1/keys/api/{id}`).
 
         Args:
@@ -465,14 +477,14 @@ class Client(BaseClient):
         requests: Iterable[BatchItem] | Path,
         *,
         model: str | None = None,
-        max_concurrency: int | Literal["auto"] = "auto",
+        max_concurrency: Integer | Literal["auto"] = "auto",
         ordered: bool = False,
         stop_on: StopOn = STOP_ON,
         journal: str | os.PathLike[str] | None = None,
         replay: bool = True,
         progress: ProgressArgument = False,
-        max_wait_seconds: float = MAX_WAIT_SECONDS,
-        user_id: str | None = None,
+        max_wait_seconds: Number = MAX_WAIT_SECONDS,
+        user_id: Id | None = None,
         **options: Unpack[CallOptions],
     ) -> SyncBatch:
         """Return a batch: chats run concurrently, within the rate limit and the provider's capacity.
@@ -556,6 +568,15 @@ class Client(BaseClient):
         return_exceptions: Literal[True],
         **options: Unpack[BatchSettings],
     ) -> list[ChatResponse | GatewayError]: ...
+
+    @overload
+    def chat_many(
+        self,
+        requests: Iterable[BatchItem] | Path,
+        *,
+        return_exceptions: bool,
+        **options: Unpack[BatchSettings],
+    ) -> list[ChatResponse] | list[ChatResponse | GatewayError]: ...
 
     def chat_many(
         self,

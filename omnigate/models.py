@@ -8,13 +8,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, TypeAlias, cast, get_args
 
 import msgspec
 
 from omnigate._wire.checks import BE_BOOL, Range, one_of, refusal
 from omnigate._wire.results import Result
 from omnigate._wire.structs import WireStruct, decoder_for, encode
+from omnigate._wire.values import Integer, Number, is_sequence
 from omnigate.exceptions import InvalidArgumentError
 
 __all__ = [
@@ -78,6 +79,9 @@ class Message(WireStruct, kw_only=True, gc=False):
     role: Role
     content: str
 
+    def _has_plain_text(self) -> bool:
+        return type(self.content) is str
+
 
 MessagesInput: TypeAlias = str | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]]
 
@@ -122,13 +126,42 @@ class ChatRequest(WireStruct, kw_only=True, gc=False, omit_defaults=True):
     }
 
     @classmethod
-    def _prepare(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        messages = arguments.get("messages")
+    def _prepare(cls, arguments: dict[str, Any]) -> None:
+        messages: Any = arguments.get("messages")
         if type(messages) is str:
-            return {**arguments, "messages": [{"role": "user", "content": messages}]}
-        if isinstance(messages, (str, Message, Mapping)):
-            return {**arguments, "messages": coerce_messages(cast("MessagesInput", messages))}
-        return arguments
+            arguments["messages"] = [{"role": "user", "content": messages}]
+        elif type(messages) is not list and isinstance(messages, (str, Message, Mapping)):
+            arguments["messages"] = coerce_messages(cast("MessagesInput", messages))
+
+    def _has_plain_text(self) -> bool:
+        for message in self.messages:
+            if type(message.content) is not str:
+                return False
+        if type(self.model) is not str:
+            return False
+        if self.stop is None and self.fallback_models is None:
+            return True
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return all(type(text) is str for text in (*stops, *(self.fallback_models or [])))
+
+    if TYPE_CHECKING:  # the constructor converts; at runtime it is that of all structs
+
+        def __init__(
+            self,
+            *,
+            model: str,
+            messages: MessagesInput,
+            max_tokens: Integer | None = None,
+            temperature: Number | None = None,
+            stream: bool = False,
+            top_p: Number | None = None,
+            stop: str | Sequence[str] | None = None,
+            presence_penalty: Number | None = None,
+            frequency_penalty: Number | None = None,
+            seed: Integer | None = None,
+            fallback_models: Sequence[str] | None = None,
+            cache: bool | None = None,
+        ) -> None: ...
 
     model: ModelName
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
@@ -156,14 +189,13 @@ class CompletionRequest(ChatRequest, kw_only=True, gc=False, omit_defaults=True)
     stream_options: StreamOptions | None = None
 
     @classmethod
-    def _prepare(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _prepare(cls, arguments: dict[str, Any]) -> None:
         messages = arguments.get("messages")
-        if isinstance(messages, (list, tuple)):
-            renamed = [_without_developer(item) for item in cast("list[Any]", messages)]
-            arguments = {**arguments, "messages": renamed}
+        if is_sequence(messages):
+            arguments["messages"] = [_without_developer(item) for item in cast("Sequence[Any]", messages)]
         elif isinstance(messages, Mapping):
-            arguments = {**arguments, "messages": _without_developer(messages)}
-        return super()._prepare(arguments)
+            arguments["messages"] = _without_developer(messages)
+        super()._prepare(arguments)
 
 
 def encode_request(request: ChatRequest) -> bytes:
@@ -374,7 +406,7 @@ class ProjectCreated(ProjectInfo, kw_only=True, gc=False):
 
 
 def coerce_messages(messages: MessagesInput) -> list[Message]:
-    """Return `messages` (text, one message, or a list of messages; dicts too) as a list of `Message`.
+    """Return `messages` (text, one message, or a sequence of messages; dicts too) as a list of `Message`.
 
     Raises:
         InvalidArgumentError: a message is invalid (a `ValueError`).
@@ -387,8 +419,8 @@ def coerce_messages(messages: MessagesInput) -> list[Message]:
         return [messages]
     if isinstance(messages, Mapping) and all(isinstance(name, str) for name in cast("Any", messages)):
         return [Message.model_validate(messages)]
-    if isinstance(messages, (list, tuple)):
-        return [_coerce_message(item, index) for index, item in enumerate(messages)]
+    if is_sequence(messages):
+        return [_coerce_message(item, index) for index, item in enumerate(cast("Sequence[Any]", messages))]
     raise refusal("messages", messages, ChatRequest._must["messages"], is_type=True)
 
 

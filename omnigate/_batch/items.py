@@ -7,7 +7,7 @@ failed outcome, while the batch continues. Problems with the source as a whole a
 from __future__ import annotations
 
 import codecs
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
@@ -15,11 +15,12 @@ import msgspec
 
 from omnigate._wire.checks import BE_ENCODABLE, one_of, refusal
 from omnigate._wire.redaction import shown
-from omnigate._wire.structs import construct, decoder_for
+from omnigate._wire.structs import WireStruct, construct, decoder_for
+from omnigate._wire.values import is_sequence
 from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
 from omnigate.models import ChatRequest, CompletionRequest, Message, MessagesInput
 
-BatchItem: TypeAlias = ChatRequest | Message | str | Mapping[str, Any] | list[Any] | tuple[Any, ...]
+BatchItem: TypeAlias = ChatRequest | Message | str | Mapping[str, Any] | Sequence[Any]
 """A `ChatRequest`, a dict of its fields (and `id`), or, where `model=` is given, messages."""
 
 BatchSource: TypeAlias = Iterable[BatchItem] | AsyncIterable[BatchItem] | Path
@@ -67,7 +68,7 @@ def check_source(requests: Any, *, is_sync: bool) -> None:
     Raises:
         InvalidArgumentTypeError: it is not, or looks like a single item.
     """
-    if isinstance(requests, str | bytes | bytearray | Mapping | Message | ChatRequest):
+    if isinstance(requests, str | bytes | bytearray | Mapping | WireStruct):
         must = "be an iterable of items, or a pathlib.Path of a file"
         raise refusal(
             "requests", cast("object", requests), must, is_type=True, hint="for one item, write [item]"
@@ -163,7 +164,7 @@ def _checked(request: ChatRequest, index: int, id: str) -> Item:
 
 def _fields(raw: object, index: int) -> tuple[str, dict[str, Any]]:
     """Return an item's id and the fields of its request."""
-    if isinstance(raw, str | Message | list | tuple):
+    if isinstance(raw, str | Message) or is_sequence(raw):
         return str(index), {"messages": cast("MessagesInput", raw)}
     if not isinstance(raw, Mapping):
         raise refusal(f"item {index}", raw, _BE_ITEM, is_type=True)
@@ -236,7 +237,8 @@ def _body(line: Mapping[str, Any], index: int) -> dict[str, Any]:
             "max_tokens", most
         )  # read where max_tokens is absent (docs/protocol.md, "OpenAI-compatible")
     _refuse_unknown(fields, index)
-    return dict(CompletionRequest._prepare(fields))
+    CompletionRequest._prepare(fields)
+    return fields
 
 
 def _refuse_unknown(fields: Mapping[str, Any], index: int) -> None:

@@ -22,6 +22,7 @@ from omnigate._wire.checks import (
 )
 from omnigate._wire.options import CallOptions, check_options
 from omnigate._wire.structs import construct
+from omnigate._wire.values import Id, Integer, Number
 from omnigate.exceptions import AuthError, BudgetExceededError, GatewayError
 from omnigate.models import ChatRequest
 
@@ -53,11 +54,11 @@ class BatchSettings(CallOptions, total=False):
     """
 
     model: str | None
-    max_concurrency: int | Literal["auto"]
+    max_concurrency: Integer | Literal["auto"]
     journal: str | os.PathLike[str] | None
     progress: ProgressArgument
-    max_wait_seconds: float
-    user_id: str | None
+    max_wait_seconds: Number
+    user_id: Id | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,18 +89,24 @@ class BatchOptions:
 
     def __post_init__(self) -> None:
         check_source(self.requests, is_sync=False)
+        checked: dict[str, object] = {}
         if self.model is not None:
-            construct(ChatRequest, {"model": self.model, "messages": "checks the model's name"})
+            request = construct(ChatRequest, {"model": self.model, "messages": "checks the model's name"})
+            checked["model"] = request.model
         if self.max_concurrency != "auto":
-            check_integer(self.max_concurrency, "max_concurrency", minimum=1, otherwise=", or 'auto'")
+            checked["max_concurrency"] = check_integer(
+                self.max_concurrency, "max_concurrency", minimum=1, otherwise=", or 'auto'"
+            )
         for name in ("ordered", "replay"):
-            check_bool(getattr(self, name), name)
+            checked[name] = check_bool(getattr(self, name), name)
         self._check_stop_on()
         self._check_journal()
         check_progress(self.progress)
-        check_number(self.max_wait_seconds, "max_wait_seconds", above=0)
-        check_user_id(self.user_id)
+        checked["max_wait_seconds"] = check_number(self.max_wait_seconds, "max_wait_seconds", above=0)
+        checked["user_id"] = check_user_id(self.user_id)
         check_options(self.call_options, self.method)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
     def stops_at_limit(self, error: GatewayError, seconds: float) -> bool:
         """Return whether the gateway's own 429, with this wait in seconds, ends the batch."""

@@ -28,6 +28,7 @@ from omnigate._wire.arguments import (
 )
 from omnigate._wire.endpoints import Endpoint
 from omnigate._wire.redaction import mask, secrets_of
+from omnigate._wire.values import Id
 
 
 class PlaintextKeyWarning(UserWarning):
@@ -152,7 +153,7 @@ class Configuration:
         base_url: str | None,
         key_header: str,
         key: str | None,
-        user_id: str | None,
+        user_id: Id | None,
         headers: Mapping[str, str | None] | None,
         *,
         warns: bool,
@@ -177,13 +178,17 @@ class Configuration:
         self._has_warned = not warns
         self._lock = threading.RLock()  # re-entrant: a warning's handler may change the configuration
         self._key_argument = key_header.removeprefix("x-").replace("-", "_")  # what its errors name
-        key, user_id = check_key(key, self._key_argument), check_user_id(user_id)
+        checked_key, checked_user_id = check_key(key, self._key_argument), check_user_id(user_id)
         self._is_implied = False
-        if key is None and key_variable and not sets_key(self._own_headers, key_header.encode("ascii")):
-            key = key_from_environment(key_variable)
+        if (
+            checked_key is None
+            and key_variable
+            and not sets_key(self._own_headers, key_header.encode("ascii"))
+        ):
+            checked_key = key_from_environment(key_variable)
             self._is_implied = True
         self.settings: Settings
-        self._replace(base_url_or_environment(base_url), key, user_id)
+        self._replace(base_url_or_environment(base_url), checked_key, checked_user_id)
 
     @property
     def base_url(self) -> str:

@@ -4,13 +4,15 @@ Pure: no I/O, no clock and no random numbers of its own; the caller passes them 
 """
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from omnigate._wire.checks import Range, check_bool, check_integer, check_number, refusal
 from omnigate._wire.endpoints import Resend
 from omnigate._wire.head import parse_retry_after
+from omnigate._wire.values import Integer, Number, scalar
 
 __all__ = ["RetryConfig", "compute_delay", "parse_retry_after", "should_retry"]
 
@@ -45,17 +47,34 @@ class RetryConfig:
     backoff_base: float = 0.5
     backoff_max: float = 8.0
     jitter: float = 0.2
-    retry_statuses: Collection[int] = _DEFAULT_STATUSES
+    retry_statuses: AbstractSet[int] | Sequence[int] = _DEFAULT_STATUSES  # pydantic knows no `Collection`
     retry_after_max: float = 60.0
     retry_sent: bool = True
 
+    if TYPE_CHECKING:  # other libraries' numbers are taken, and kept as Python's own
+
+        def __init__(
+            self,
+            max_retries: Integer = 2,
+            backoff_base: Number = 0.5,
+            backoff_max: Number = 8.0,
+            jitter: Number = 0.2,
+            retry_statuses: Collection[int] = _DEFAULT_STATUSES,
+            retry_after_max: Number = 60.0,
+            retry_sent: bool = True,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
-        check_integer(self.max_retries, "max_retries", minimum=0)
+        checked: dict[str, object] = {
+            "max_retries": check_integer(self.max_retries, "max_retries", minimum=0),
+            "jitter": check_number(self.jitter, "jitter", minimum=0, maximum=1),
+            "retry_sent": check_bool(self.retry_sent, "retry_sent"),
+        }
         for name in ("backoff_base", "backoff_max", "retry_after_max"):
-            check_number(getattr(self, name), name, minimum=0)
-        check_number(self.jitter, "jitter", minimum=0, maximum=1)
+            checked[name] = check_number(getattr(self, name), name, minimum=0)
         _check_statuses(self.retry_statuses)
-        check_bool(self.retry_sent, "retry_sent")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
 
 def _check_statuses(value: Any) -> None:
@@ -63,7 +82,7 @@ def _check_statuses(value: Any) -> None:
     if isinstance(value, str | bytes | bytearray) or not isinstance(value, Collection):
         raise refusal("retry_statuses", value, must, is_type=True)
     statuses = cast("Collection[Any]", value)
-    is_type = not all(isinstance(status, int) for status in statuses)
+    is_type = not all(isinstance(scalar(status), int) for status in statuses)
     if is_type or not all(status in _STATUSES for status in statuses):
         raise refusal("retry_statuses", statuses, must, is_type=is_type)
 

@@ -33,6 +33,7 @@ from omnigate._wire.options import CallOptions, check_options
 from omnigate._wire.redaction import secrets_of
 from omnigate._wire.results import DictResult, ListResult, R, list_with_meta
 from omnigate._wire.structs import decode, decoder_for, encode
+from omnigate._wire.values import Id, Integer
 from omnigate.exceptions import ClientClosedError
 from omnigate.models import ChatRequest, encode_request
 
@@ -58,22 +59,21 @@ class Session:
         key_header: str,
         key: str | None,
         key_variable: str | None = None,
-        user_id: str | None = None,
+        user_id: Id | None = None,
         timeout: Timeout = 60.0,
-        retries: int = 2,
+        retries: Integer = 2,
         retry_config: RetryConfig | None = None,
         headers: Mapping[str, str | None] | None = None,
-        transport: httpx.AsyncBaseTransport | httpx.BaseTransport | None = None,
+        transport: object = None,
         verify: bool | ssl.SSLContext = True,
-        max_response_bytes: int = MAX_RESPONSE_BYTES,
+        max_response_bytes: Integer = MAX_RESPONSE_BYTES,
     ) -> None:
         check_verify(verify)
         if retry_config is not None and not isinstance(retry_config, RetryConfig):
             raise refusal("retry_config", retry_config, "be a RetryConfig, or None", is_type=True)
         if retry_config is None:
-            check_integer(retries, "retries", minimum=0)
-        config = retry_config or RetryConfig(max_retries=retries)
-        check_integer(max_response_bytes, "max_response_bytes", minimum=1)
+            retry_config = RetryConfig(max_retries=check_integer(retries, "retries", minimum=0))
+        max_response_bytes = check_integer(max_response_bytes, "max_response_bytes", minimum=1)
         self._extensions = {"timeout": check_timeout(timeout)}
         # Where a transport of the user's own sends the key to is theirs to know.
         warns = transport is None
@@ -83,7 +83,7 @@ class Session:
         url = self.configuration.settings.base_url
         self.carrier: Carrier = carrier_over(transport, url, verify, max_response_bytes)
         self._pauses = Pauses()
-        self.means: Means = (self.carrier, config, self._pauses)
+        self.means: Means = (self.carrier, retry_config, self._pauses)
 
     def prepare(
         self,
@@ -92,7 +92,7 @@ class Session:
         body: object = None,
         suffix: str = "",
         query: Mapping[str, str] | None = None,
-        user_id: str | None = None,
+        user_id: Id | None = None,
         secrets: tuple[str, ...] = (),
         options: CallOptions = _NO_OPTIONS,
     ) -> Call:

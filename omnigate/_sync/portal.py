@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, cast, get_args
 
 import anyio
 
@@ -298,7 +298,7 @@ class Portal:
             clean_up: awaited in the loop before it ends. Must hold no reference to the portal's owner.
 
         """
-        check_choice(backend, "backend", get_args(Backend))
+        backend = cast("Backend", check_choice(backend, "backend", get_args(Backend)))
         self._backend: Backend = backend
         self._clean_up = clean_up
         self._lock = threading.Lock()

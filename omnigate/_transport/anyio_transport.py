@@ -29,6 +29,7 @@ from omnigate._transport.exchange import Exchange, Timeouts
 from omnigate._transport.messages import Origin, OutgoingMessage, PreparedRequest, outgoing
 from omnigate._transport.pool import Pool
 from omnigate._wire.checks import check_callable, check_integer, check_number, check_text, check_verify
+from omnigate._wire.values import Integer, Number
 from omnigate.exceptions import ClientClosedError
 
 
@@ -53,21 +54,21 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
     def __init__(
         self,
         *,
-        max_connections: int | None = 1_024,
-        max_idle_connections: int | None = None,
-        idle_timeout_seconds: float = 4.0,
+        max_connections: Integer | None = 1_024,
+        max_idle_connections: Integer | None = None,
+        idle_timeout_seconds: Number = 4.0,
         verify: bool | ssl.SSLContext = True,
         uds: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if max_connections is not None:
-            check_integer(max_connections, "max_connections", minimum=1)
+            max_connections = check_integer(max_connections, "max_connections", minimum=1)
         if max_idle_connections is not None:
-            check_integer(max_idle_connections, "max_idle_connections", minimum=0)
-        check_number(idle_timeout_seconds, "idle_timeout_seconds", minimum=0)
+            max_idle_connections = check_integer(max_idle_connections, "max_idle_connections", minimum=0)
+        idle_timeout_seconds = check_number(idle_timeout_seconds, "idle_timeout_seconds", minimum=0)
         check_verify(verify)
         if uds is not None:
-            check_text(uds, "uds")
+            uds = check_text(uds, "uds")
         check_callable(clock, "clock", "a callable that returns seconds")
         self.max_connections = max_connections
         self._connect = Connector(verify, uds)

@@ -13,12 +13,12 @@ from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, TypeAlias, cast
 from urllib.parse import quote
-from uuid import UUID
 
 import httpx
 
 from omnigate._wire.checks import BE_ENCODABLE, Range, check_choice, check_seconds, check_text, refusal
 from omnigate._wire.redaction import SECRET_HEADERS, shown
+from omnigate._wire.values import Number, scalar, text_of_id
 
 DEFAULT_BASE_URL: Final = "http://localhost:8000"
 
@@ -28,7 +28,7 @@ _GROUPS: Final = ("provider", "model", "user", "status")
 
 _GRANULARITIES: Final = ("minute", "hour", "day")
 
-Timeout: TypeAlias = float | httpx.Timeout | None
+Timeout: TypeAlias = Number | httpx.Timeout | None
 """Seconds for each of connect, write, read and waiting for a pooled connection; None for no limit."""
 
 
@@ -120,22 +120,24 @@ _OFFSET = re.compile(r"(Z|[+-]\d\d:?\d\d)\Z", re.IGNORECASE)
 def check_base_url(value: Any, argument: str = "base_url") -> httpx.URL:
     """Return the gateway's address as a URL without a trailing slash."""
     must = "be http(s)://host[:port][/prefix] without user, query and fragment"
-    if not isinstance(value, str | httpx.URL):
+    given = scalar(value)
+    if not isinstance(given, str | httpx.URL):
         raise refusal(argument, value, must, is_type=True)
+    value = str(given)
     try:
-        url = httpx.URL(str(value).rstrip("/"))
+        url = httpx.URL(value.rstrip("/"))
         _ = url.host  # may raise: it decodes lazily
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise refusal(argument, str(value), must, hint=str(error)) from None
+        raise refusal(argument, value, must, hint=str(error)) from None
     if url.userinfo:  # may be a password: not shown
         raise refusal(argument, None, must, got="one with a user or password")
     labels = url.raw_host.removesuffix(b".").split(b".")  # RFC 1035, section 2.3.4
     is_name = _HOST.match(url.raw_host) and all(0 < len(label) < 64 for label in labels)
     is_address = is_name or b":" in url.raw_host  # IPv6, already validated by httpx
     if url.scheme not in ("http", "https") or not is_address or (url.port or 0) > 65_535:
-        raise refusal(argument, str(value), must)
+        raise refusal(argument, value, must)
     if "?" in str(url) or "#" in str(url):  # also empty ones, behind which the paths would be lost
-        raise refusal(argument, str(value), must)
+        raise refusal(argument, value, must)
     return url
 
 
@@ -146,7 +148,8 @@ def check_headers(headers: Any, argument: str) -> dict[bytes, bytes | None]:
     if not isinstance(headers, Mapping):
         raise refusal(argument, headers, "be a dict of names and values", is_type=True)
     checked: dict[bytes, bytes | None] = {}
-    for name, value in cast("Mapping[Any, Any]", headers).items():
+    for given, value in cast("Mapping[Any, Any]", headers).items():
+        name = scalar(given)
         if not isinstance(name, str):
             raise refusal(argument, name, "have text as names", is_type=True)
         if not _TOKEN.match(name):
@@ -169,11 +172,12 @@ def check_headers(headers: Any, argument: str) -> dict[bytes, bytes | None]:
 def _header_value(value: Any, argument: str, *, secret: bool) -> bytes:
     """Return a header's value as the bytes that are sent; a secret is not shown."""
     must = "be Latin-1 text without line breaks and control characters"
-    if not isinstance(value, str):
+    text = scalar(value)
+    if not isinstance(text, str):
         raise refusal(argument, value, must, is_type=True, secret=secret)
-    if not _FIELD_VALUE.match(value):
+    if not _FIELD_VALUE.match(text):
         raise refusal(argument, value, must, secret=secret)
-    return value.strip(" \t").encode("latin-1")
+    return text.strip(" \t").encode("latin-1")
 
 
 def check_key(value: Any, argument: str) -> str | None:
@@ -184,40 +188,41 @@ def check_key(value: Any, argument: str) -> str | None:
 
 
 def check_user_id(value: Any, argument: str = "user_id") -> str | None:
-    """Return a user id of valid length.
+    """Return a user id, given as text or a UUID, of valid length as text.
 
     The gateway fails on longer ones after billing the call (docs/protocol.md, "Headers").
     """
     if value is None:
         return None
     must = f"be Latin-1 text of at most {_USER_ID_LENGTH} characters without line breaks"
-    if not isinstance(value, str):
+    text = text_of_id(value)
+    if not isinstance(text, str):
         raise refusal(argument, value, must, is_type=True)
-    if len(value) > _USER_ID_LENGTH or not _FIELD_VALUE.match(value):
+    if len(text) > _USER_ID_LENGTH or not _FIELD_VALUE.match(text):
         raise refusal(argument, value, must)
-    return value
+    return text
 
 
 def check_timeout(value: Any) -> dict[str, float | None]:
     """Return a timeout in the form of httpx's request extension."""
     if isinstance(value, httpx.Timeout):
-        parts = value.as_dict()
-        for name, seconds in parts.items():
-            if seconds is not None:
-                check_seconds(seconds, f"timeout.{name}", otherwise=", or None")
-        return parts
+        return {
+            name: None
+            if seconds is None
+            else check_seconds(seconds, f"timeout.{name}", otherwise=", or None")
+            for name, seconds in value.as_dict().items()
+        }
     if value is not None:
-        check_seconds(value, "timeout", otherwise=", an httpx.Timeout, or None")
+        value = check_seconds(value, "timeout", otherwise=", an httpx.Timeout, or None")
     return httpx.Timeout(value).as_dict()
 
 
 def check_id(value: Any, argument: str) -> str:
     """Return an id, given as text or a UUID, as text."""
-    text = str(value) if isinstance(value, UUID) else value
+    text = text_of_id(value)
     if not isinstance(text, str):
         raise refusal(argument, value, f"{_BE_ID}, text or a UUID", is_type=True)
-    check_text(text, argument)
-    return _encodable(text, argument)
+    return _encodable(check_text(text, argument), argument)
 
 
 def check_segment(value: Any, argument: str, *, slashes: bool = False) -> str:
@@ -244,26 +249,28 @@ def check_moment(value: Any, argument: str) -> str:
         if value.tzinfo is None:
             raise refusal(argument, value, must)
         return value.isoformat()
-    if not isinstance(value, str):
+    text = scalar(value)
+    if not isinstance(text, str):
         raise refusal(argument, value, must, is_type=True)
     try:
-        datetime.fromisoformat(value)
+        datetime.fromisoformat(text)
     except ValueError:
         raise refusal(argument, value, must) from None
-    if not _OFFSET.search(value):
+    if not _OFFSET.search(text):
         raise refusal(argument, value, must)
-    return value
+    return text
 
 
 def check_budget(value: Any, argument: str) -> int | float | str:
     """Return a budget in USD; 0 means unlimited."""
     must = f"be {_USD} (0 for no limit)"
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
+    given = value if isinstance(value, Decimal) else scalar(value)
+    if isinstance(given, bool) or not isinstance(given, int | float | Decimal | str):
         raise refusal(argument, value, must, is_type=True)
     try:
-        amount = Decimal(value)
+        amount = Decimal(given)
     except InvalidOperation:
         raise refusal(argument, value, must) from None
     if not amount.is_finite() or amount not in _USD:
         raise refusal(argument, value, must)
-    return value if isinstance(value, int | float) else str(amount)
+    return given if isinstance(given, int | float) else str(amount)

@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from omnigate._wire.redaction import shown
+from omnigate._wire.values import number, scalar
 from omnigate.exceptions import GatewayError, InvalidArgumentError, InvalidArgumentTypeError
 
 BE_BOOL: Final = "be True or False"
@@ -105,17 +106,18 @@ class Range:
         return msgspec.Meta(ge=self.minimum, le=self.maximum)
 
     def check(self, value: Any, argument: str, *, otherwise: str = "") -> Any:
-        """Return `value` if it is one of these numbers.
+        """Return `value` as an `int` or `float` if it is one of these numbers.
 
         Args:
-            value: the argument.
+            value: the argument; also another library's number.
             argument: its name.
             otherwise: what else it may be, for the error's text (", or None").
         """
-        is_type = isinstance(value, bool) or not isinstance(value, int if self.is_integer else int | float)
-        if is_type or value not in self:
+        given = scalar(value) if self.is_integer else number(value)
+        is_type = isinstance(given, bool) or not isinstance(given, int if self.is_integer else int | float)
+        if is_type or given not in self:
             raise refusal(argument, value, f"be {self}{otherwise}", is_type=is_type)
-        return value
+        return given
 
 
 SECONDS: Final = Range(above=0, unit="seconds")
@@ -155,10 +157,11 @@ def check_integer(
 
 
 def check_bool(value: Any, argument: str) -> bool:
-    """Check that `value` is a bool and return it."""
-    if not isinstance(value, bool):
+    """Check that `value` is a truth value, also numpy's, and return it as a `bool`."""
+    given = scalar(value)
+    if not isinstance(given, bool):
         raise refusal(argument, value, BE_BOOL, is_type=True)
-    return value
+    return given
 
 
 def check_verify(value: Any) -> bool | ssl.SSLContext:
@@ -177,13 +180,14 @@ def check_callable(value: Any, argument: str, kind: str) -> None:
 def check_text(
     value: Any, argument: str, *, minimum: int = 1, maximum: int | None = None, secret: bool = False
 ) -> str:
-    """Check that `value` is text within the length limits and return it; a secret stays out of errors."""
+    """Return text within the length limits as a plain `str`; a secret stays out of errors."""
     must = f"be {text_of(minimum, maximum)}"
-    if not isinstance(value, str):
+    text = scalar(value)
+    if not isinstance(text, str):
         raise refusal(argument, value, must, is_type=True, secret=secret)
-    if len(value) < minimum or (maximum is not None and len(value) > maximum):
+    if len(text) < minimum or (maximum is not None and len(text) > maximum):
         raise refusal(argument, value, must, secret=secret)
-    return value
+    return text
 
 
 def text_of(minimum: int, maximum: int | None) -> str:
@@ -196,10 +200,11 @@ def text_of(minimum: int, maximum: int | None) -> str:
 
 
 def check_choice(value: Any, argument: str, choices: Sequence[str]) -> str:
-    """Return one of `choices`."""
-    if not isinstance(value, str) or value not in choices:
-        raise refusal(argument, value, f"be {one_of(choices)}", is_type=not isinstance(value, str))
-    return value
+    """Return one of `choices` as a plain `str`."""
+    text = scalar(value)
+    if not isinstance(text, str) or text not in choices:
+        raise refusal(argument, value, f"be {one_of(choices)}", is_type=not isinstance(text, str))
+    return text
 
 
 def one_of(choices: Sequence[str]) -> str:

@@ -5,11 +5,12 @@ Type checkers and editors read them from there. Python does not, so each method 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypedDict, cast
 
 from omnigate._wire.arguments import Timeout, check_headers, check_timeout
 from omnigate._wire.checks import check_seconds
+from omnigate._wire.values import Id, Integer, Number
 from omnigate.exceptions import InvalidArgumentTypeError
 
 
@@ -27,7 +28,7 @@ class CallOptions(TypedDict, total=False):
     """
 
     timeout: Timeout
-    deadline_seconds: float | None
+    deadline_seconds: Number | None
     extra_headers: Mapping[str, str | None] | None
 
 
@@ -46,14 +47,14 @@ class SamplingOptions(CallOptions, total=False):
 
     """
 
-    max_tokens: int | None
-    temperature: float | None
-    user_id: str | None
-    top_p: float | None
-    stop: str | list[str] | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    seed: int | None
+    max_tokens: Integer | None
+    temperature: Number | None
+    user_id: Id | None
+    top_p: Number | None
+    stop: str | Sequence[str] | None
+    presence_penalty: Number | None
+    frequency_penalty: Number | None
+    seed: Integer | None
 
 
 class ChatStreamOptions(SamplingOptions, total=False):
@@ -106,7 +107,7 @@ def check_options(
     timeout = check_timeout(options["timeout"]) if "timeout" in options else None
     deadline_seconds = options.get("deadline_seconds")
     if deadline_seconds is not None:
-        check_seconds(deadline_seconds, "deadline_seconds", otherwise=", or None")
+        deadline_seconds = check_seconds(deadline_seconds, "deadline_seconds", otherwise=", or None")
     return check_headers(options.get("extra_headers"), "extra_headers"), timeout, deadline_seconds
 
 

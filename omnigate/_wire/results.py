@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
+from types import GenericAlias
+from typing import Any, Generic, TypeVar, get_args
 
 from omnigate._wire.head import Meta
 from omnigate._wire.structs import WireStruct
@@ -18,6 +19,11 @@ class ListResult(list[T], Generic[T]):
         super().__init__(items)
         self.meta = meta
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        (item,) = get_args(source) or (Any,)
+        return handler.generate_schema(GenericAlias(list, (item,)))
+
 
 class DictResult(dict[str, T], Generic[T]):
     """A raw JSON object from the gateway, with `meta`."""
@@ -26,14 +32,14 @@ class DictResult(dict[str, T], Generic[T]):
         super().__init__(fields)
         self.meta = meta
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        (value,) = get_args(source) or (Any,)
+        return handler.generate_schema(GenericAlias(dict, (str, value)))
 
-class _MetaSlot:
-    """A slot for `meta` that is not a struct field: neither decoded, encoded, compared nor dumped."""
 
-    __slots__ = ("_meta",)
-
-    if TYPE_CHECKING:  # at runtime msgspec would make it a field
-        _meta: Meta
+class Result(WireStruct, kw_only=True, gc=False):
+    """Base class of results: a struct with `meta`, which copies and pickles keep."""
 
     @property
     def meta(self) -> Meta:
@@ -44,20 +50,6 @@ class _MetaSlot:
             raise AttributeError(
                 f"this {type(self).__name__} has no meta: it was not returned by a call"
             ) from None
-
-
-class Result(_MetaSlot, WireStruct, kw_only=True, gc=False):
-    """Base class of results: a struct with `meta`, which copies and pickles keep."""
-
-    def __copy__(self) -> Self:
-        made: Self = cast("Any", super()).__copy__()
-        if hasattr(self, "_meta"):
-            made._meta = self._meta
-        return made
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        reduced = cast("tuple[Any, ...]", super().__reduce__())
-        return (*reduced, (None, {"_meta": self._meta})) if hasattr(self, "_meta") else reduced
 
 
 R = TypeVar("R", bound=Result)

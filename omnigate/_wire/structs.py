@@ -9,19 +9,27 @@ Errors name the argument, what must hold and what was given, and never show a ke
 
 from __future__ import annotations
 
-import numbers
+import copy
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, TypeVar, cast
 
 import msgspec
 
-from omnigate._wire.checks import BE_ENCODABLE, refusal
+from omnigate._wire.checks import BE_ENCODABLE, check_choice, refusal
+from omnigate._wire.dumping import DumpOptions, Selection, dump
+from omnigate._wire.given import has_optional, note_given
+from omnigate._wire.pydantic_protocol import PydanticSerializer, core_schema
 from omnigate._wire.redaction import mask, redact
+from omnigate._wire.schemas import DataclassAttribute, ModelFields, complete_schema, json_schema
+from omnigate._wire.values import encode_foreign, is_sequence, plain
 from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
 
-_encoder: Final = msgspec.json.Encoder()
+if TYPE_CHECKING:
+    from omnigate._wire.head import Meta
+
+_encoder: Final = msgspec.json.Encoder(enc_hook=encode_foreign)
 
 _SECRET_FIELDS = frozenset({"api_key"})
 
@@ -69,21 +77,41 @@ def encode(body: object) -> bytes:
 class _ConvertingMeta(msgspec.StructMeta):
     """Make `Struct(**arguments)` convert and validate as decoding does."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._names = frozenset(self.__struct_fields__)
+        self._notes_given = has_optional(cast("type[msgspec.Struct]", self))
+
     if not TYPE_CHECKING:  # type checkers see the fields as constructor arguments
 
         def __call__(self, /, *positional, **arguments):
             if positional:
                 raise TypeError(f"{self.__name__} takes keyword arguments only")
             result = construct(self, arguments)
-            if self._refuse_unknown and (unknown := arguments.keys() - set(self.__struct_fields__)):
+            if self._refuse_unknown and not self._names.issuperset(arguments):
+                unknown = arguments.keys() - self._names
                 raise InvalidArgumentTypeError(
                     f"{self.__name__} has no argument {', '.join(map(repr, sorted(unknown)))}; "
                     f"it takes {', '.join(self.__struct_fields__)}"
                 )
+            if self._notes_given:
+                note_given(result, arguments)
             return result
 
 
-class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMeta):
+class _Slots:
+    """Slots that are not struct fields: neither decoded, encoded, compared nor dumped."""
+
+    __slots__ = ("_given", "_meta")
+
+    if TYPE_CHECKING:  # at runtime msgspec would make them fields
+        _given: frozenset[str]
+        """The fields that were given, if the struct was not decoded; absent for all."""
+        _meta: Meta
+        """The metadata of a result that a call returned."""
+
+
+class WireStruct(_Slots, msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMeta):
     """Base class of all structs: keyword-only, unknown fields ignored."""
 
     _must: ClassVar[Mapping[str, str]] = {}
@@ -94,10 +122,25 @@ class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMe
     _refuse_unknown: ClassVar[bool] = False
     """Whether the constructor rejects unknown arguments."""
 
+    model_fields: ClassVar[ModelFields] = ModelFields()
+    """The fields by name, each with `annotation`, `default`, `default_factory` and `is_required()`."""
+
+    __dataclass_fields__: ClassVar[Any] = DataclassAttribute("__dataclass_fields__")
+    __dataclass_params__: ClassVar[Any] = DataclassAttribute("__dataclass_params__")
+    __pydantic_serializer__: ClassVar[Any] = PydanticSerializer()
+
     @classmethod
-    def _prepare(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the constructor's arguments after conversions that msgspec does not do itself."""
-        return arguments
+    def _prepare(cls, arguments: dict[str, Any]) -> None:
+        """Convert in `arguments`, the constructor's, what msgspec does not convert itself."""
+
+    def _has_plain_text(self) -> bool:
+        """Return whether all text is of the type `str` itself, which msgspec does not see to."""
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            texts = cast("list[object]", value) if type(value) is list else (value,)
+            if any(isinstance(text, str) and type(text) is not str for text in texts):
+                return False
+        return True
 
     @classmethod
     def model_validate(cls, obj: object) -> Self:
@@ -111,7 +154,11 @@ class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMe
             return obj
         if not isinstance(obj, Mapping):
             raise refusal("obj", obj, f"be a {cls.__name__} or a mapping of its fields", is_type=True)
-        return construct(cls, cast("Mapping[str, Any]", obj))
+        fields = cast("Mapping[str, Any]", obj)
+        made = construct(cls, dict(fields))
+        if cls._notes_given:
+            note_given(made, fields)
+        return made
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray) -> Self:
@@ -122,47 +169,116 @@ class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMe
 
         """
         try:
-            return cast("Self", decoder_for(cls).decode(json_data))
+            made = cast("Self", decoder_for(cls).decode(json_data))
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise InvalidArgumentError(f"{cls.__name__}.model_validate_json: {error}") from error
+        if cls._notes_given:
+            note_given(made, msgspec.json.decode(json_data))
+        return made
+
+    @classmethod
+    def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
+        """Return a struct of values that are known to be valid: none is checked or converted.
+
+        Args:
+            _fields_set: the names of the fields that count as given; None for those in `values`.
+            values: the fields; those without a default are required.
+
+        """
+        made = cast("Self", cast("Any", msgspec.StructMeta).__call__(cls, **values))
+        made._given = frozenset(values if _fields_set is None else _fields_set)
+        return made
+
+    @classmethod
+    def model_json_schema(
+        cls, by_alias: bool = True, ref_template: str = "#/$defs/{model}", *, mode: str = "validation"
+    ) -> dict[str, Any]:
+        """Return the JSON schema of this type.
+
+        Args:
+            by_alias: without effect, there are no aliases.
+            ref_template: the reference to a definition, with "{model}" for its name.
+            mode: "validation" for what is accepted, "serialization" for what `model_dump_json` returns.
+
+        Raises:
+            InvalidArgumentError: the mode is another.
+
+        """
+        is_output = check_choice(mode, "mode", ("validation", "serialization")) == "serialization"
+        return json_schema(cls, ref_template, is_output=is_output)
+
+    @property
+    def model_fields_set(self) -> set[str]:
+        """The names of the fields that were given to the constructor; all those of an answer."""
+        return set(getattr(self, "_given", self.__struct_fields__))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy, which keeps `meta`.
+
+        Args:
+            update: fields to change, by name; they are not validated.
+            deep: copy nested structs and lists too.
+
+        Raises:
+            InvalidArgumentError: `update` names no field.
+
+        """
+        made = copy.deepcopy(self) if deep else copy.copy(self)
+        if update:
+            if unknown := update.keys() - type(self)._names:
+                raise refusal("update", sorted(unknown), f"name fields of {type(self).__name__} alone")
+            for name, value in update.items():
+                setattr(made, name, value)
+            made._given = frozenset(made.model_fields_set | update.keys())
+        return made
 
     def model_dump(
         self,
         *,
         mode: Literal["python", "json"] = "python",
-        include: Collection[str] | None = None,
-        exclude: Collection[str] | None = None,
-        exclude_none: bool = False,
+        include: Selection | None = None,
+        exclude: Selection | None = None,
+        by_alias: bool | None = None,
+        exclude_unset: bool = False,
         exclude_defaults: bool = False,
+        exclude_none: bool = False,
+        round_trip: bool = False,
+        warnings: bool = True,
     ) -> dict[str, Any]:
         """Return the fields, without `meta`, as a dict; nested structs become dicts, too.
 
         Args:
             mode: "json" turns times and decimals into text, "python" keeps them.
-            include: names of the fields to include; None for all.
-            exclude: names of the fields to leave out.
-            exclude_none: leave out fields that are None, at every level.
+            include: names of the fields to include, or a dict of names to `True` or to what is included of
+                their value; None for all. Items of lists are named by index, or "__all__".
+            exclude: the same for what is left out.
+            by_alias: without effect, there are no aliases.
+            exclude_unset: leave out fields that were not given to the constructor, at every level. All
+                fields of the gateway's answers count as given.
             exclude_defaults: leave out fields that equal their default, at every level.
+            exclude_none: leave out fields that are None, at every level.
+            round_trip: without effect.
+            warnings: without effect.
+
+        Raises:
+            InvalidArgumentError: `include` or `exclude` is of another form.
 
         """
-        fields: dict[str, Any] = {}
-        for field in msgspec.structs.fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if (include is not None and name not in include) or (exclude is not None and name in exclude):
-                continue
-            if (exclude_none and value is None) or (exclude_defaults and _is_default(field, value)):
-                continue
-            fields[name] = _dump(value, mode, exclude_none, exclude_defaults)
-        return fields
+        options = DumpOptions(mode == "json", exclude_unset, exclude_defaults, exclude_none)
+        return dump(self, options, include, exclude)
 
     def model_dump_json(
         self,
         *,
         indent: int | None = None,
-        include: Collection[str] | None = None,
-        exclude: Collection[str] | None = None,
-        exclude_none: bool = False,
+        include: Selection | None = None,
+        exclude: Selection | None = None,
+        by_alias: bool | None = None,
+        exclude_unset: bool = False,
         exclude_defaults: bool = False,
+        exclude_none: bool = False,
+        round_trip: bool = False,
+        warnings: bool = True,
     ) -> str:
         """Return the fields as JSON text.
 
@@ -170,19 +286,42 @@ class WireStruct(msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMe
             indent: spaces per level; None for compact output on one line.
             include: as in `model_dump`.
             exclude: as in `model_dump`.
-            exclude_none: as in `model_dump`.
+            by_alias: as in `model_dump`.
+            exclude_unset: as in `model_dump`.
             exclude_defaults: as in `model_dump`.
+            exclude_none: as in `model_dump`.
+            round_trip: as in `model_dump`.
+            warnings: as in `model_dump`.
 
         """
-        fields = self.model_dump(
-            mode="json",
-            include=include,
-            exclude=exclude,
-            exclude_none=exclude_none,
-            exclude_defaults=exclude_defaults,
-        )
-        text = msgspec.json.encode(fields)
+        options = DumpOptions(True, exclude_unset, exclude_defaults, exclude_none)
+        text = msgspec.json.encode(dump(self, options, include, exclude))
         return (text if indent is None else msgspec.json.format(text, indent=indent)).decode()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return core_schema(cls, handler, cls.model_validate)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        made: dict[str, Any] = handler(schema)
+        complete_schema(cls, handler.resolve_ref_schema(made))
+        return made
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter([(name, getattr(self, name)) for name in self.__struct_fields__])
+
+    def __copy__(self) -> Self:
+        made: Self = cast("Any", super()).__copy__()
+        for name in _Slots.__slots__:
+            if hasattr(self, name):
+                setattr(made, name, getattr(self, name))
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        reduced = cast("tuple[Any, ...]", super().__reduce__())
+        slots = {name: getattr(self, name) for name in _Slots.__slots__ if hasattr(self, name)}
+        return (*reduced, (None, slots)) if slots else reduced
 
     def __rich_repr__(self) -> Any:
         for name in self.__struct_fields__:
@@ -232,24 +371,31 @@ def _replaced(found: re.Match[bytes]) -> bytes:
     return b"\\ufffd" if len(text) == 6 and text[1] == ord("u") else text
 
 
-def construct(kind: type[S], arguments: Mapping[str, Any]) -> S:
+def construct(kind: type[S], arguments: dict[str, Any]) -> S:
     """Construct `kind` from `arguments`, converted and validated; unknown ones are ignored.
+
+    Args:
+        kind: the struct's type.
+        arguments: its fields; the dict may be changed.
 
     Raises:
         InvalidArgumentError: an argument is missing or invalid.
 
     """
-    arguments = kind._prepare(arguments)
+    kind._prepare(arguments)
     try:
-        return msgspec.convert(arguments, kind, strict=False)
+        made = msgspec.convert(arguments, kind, strict=False)
+        if made._has_plain_text():
+            return made
     except (msgspec.ValidationError, UnicodeError, RecursionError):
-        # Accept str subclasses (enums) and other libraries' numbers: retry with plain values.
-        try:
-            return msgspec.convert(_plain(arguments), kind, strict=False)
-        except UnicodeError:
-            failure = _encoding_error(arguments, kind.__name__)
-        except (msgspec.ValidationError, RecursionError) as error:
-            raise _argument_error(kind, arguments, str(error)) from None
+        pass
+    # Accept subclasses of str, other sequences and other libraries' numbers: try again with plain values.
+    try:
+        return msgspec.convert(plain(arguments), kind, strict=False)
+    except UnicodeError:
+        failure = _encoding_error(arguments, kind.__name__)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise _argument_error(kind, arguments, str(error)) from None
     raise failure
 
 
@@ -331,43 +477,11 @@ def _unencodable(value: object) -> tuple[str, object] | None:
         if any(_unencodable(name) is not None for name in mapping):
             return "", mapping
         parts = ((f".{name}", item) for name, item in mapping.items())
-    elif isinstance(value, (list, tuple)):
-        parts = ((f"[{index}]", item) for index, item in enumerate(cast("list[Any]", value)))
+    elif is_sequence(value):
+        parts = ((f"[{index}]", item) for index, item in enumerate(cast("Sequence[Any]", value)))
     for name, item in parts:
         found = _unencodable(item)
         if found is not None:
             path, culprit = found
             return name + path, culprit
     return None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, str):
-        return str.__str__(value)
-    if value is None or isinstance(value, (bool, msgspec.Struct)):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value)
-    if isinstance(value, Mapping):
-        mapping = cast("Mapping[Any, Any]", value)
-        return {_plain(name): _plain(item) for name, item in mapping.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in cast("list[Any]", value)]
-    return value
-
-
-def _dump(value: Any, mode: Literal["python", "json"], exclude_none: bool, exclude_defaults: bool) -> Any:
-    if isinstance(value, WireStruct):
-        return value.model_dump(mode=mode, exclude_none=exclude_none, exclude_defaults=exclude_defaults)
-    if isinstance(value, list):
-        items = cast("list[Any]", value)
-        return [_dump(item, mode, exclude_none, exclude_defaults) for item in items]
-    return msgspec.to_builtins(value) if mode == "json" else value
-
-
-def _is_default(field: msgspec.structs.FieldInfo, value: Any) -> bool:
-    if field.default_factory is not msgspec.NODEFAULT:
-        return bool(value == cast("Callable[[], Any]", field.default_factory)())
-    return field.default is not msgspec.NODEFAULT and bool(value == field.default)

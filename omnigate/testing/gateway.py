@@ -128,17 +128,17 @@ class LocalGateway:
         from omnigate.testing._gateway.app import GatewayApp
         from omnigate.testing._gateway.state import State
 
-        if check_text(host, "host").isspace():
+        host = check_text(host, "host")
+        if host.isspace():
             raise refusal("host", host, "be an address to listen on")
-        check_integer(port, "port", minimum=0, maximum=65_535)
-        check_integer(rate_limit_per_min, "rate_limit_per_min", minimum=1, maximum=_HIGH_LIMIT)
-        check_integer(rate_window_seconds, "rate_window_seconds", minimum=1, maximum=60)
-        for name, value in (
-            ("latency_seconds", latency_seconds),
-            ("chunk_delay_seconds", chunk_delay_seconds),
-            ("usage_delay_seconds", usage_delay_seconds),
-        ):
-            check_number(value, name, minimum=0)
+        port = check_integer(port, "port", minimum=0, maximum=65_535)
+        rate_limit_per_min = check_integer(
+            rate_limit_per_min, "rate_limit_per_min", minimum=1, maximum=_HIGH_LIMIT
+        )
+        rate_window_seconds = check_integer(rate_window_seconds, "rate_window_seconds", minimum=1, maximum=60)
+        latency_seconds = check_number(latency_seconds, "latency_seconds", minimum=0)
+        chunk_delay_seconds = check_number(chunk_delay_seconds, "chunk_delay_seconds", minimum=0)
+        usage_delay_seconds = check_number(usage_delay_seconds, "usage_delay_seconds", minimum=0)
         check_callable(clock, "clock", "a callable that returns the seconds since 1970")
         key = check_key(admin_key, "admin_key")
         if key == "":
@@ -203,7 +203,9 @@ class LocalGateway:
         Raises:
             ValueError: an argument is out of its limits.
         """
-        check_integer(rate_limit_per_min, "rate_limit_per_min", minimum=1, maximum=_HIGH_LIMIT)
+        rate_limit_per_min = check_integer(
+            rate_limit_per_min, "rate_limit_per_min", minimum=1, maximum=_HIGH_LIMIT
+        )
         daily, monthly = (
             Decimal(check_budget(value, name))
             for name, value in (("daily_budget", daily_budget), ("monthly_budget", monthly_budget))
@@ -240,12 +242,11 @@ class LocalGateway:
         if not isinstance(cast("Any", fault), Fault):
             kinds = ", ".join(kind.__name__ for kind in get_args(Fault))
             raise refusal("fault", fault, f"be an instance of one of {kinds}", is_type=True)
-        for name, value in (("method", method), ("path", path)):
-            if value is not None:
-                check_text(value, name)
+        method = None if method is None else check_text(method, "method")
+        path = None if path is None else check_text(path, "path")
         if when is not None:
             check_callable(when, "when", "a callable that takes a RecordedRequest, or None")
-        check_integer(times, "times", minimum=1, maximum=_HIGH_LIMIT)
+        times = check_integer(times, "times", minimum=1, maximum=_HIGH_LIMIT)
         self._scripts.add(Script(fault, times, method, path, when))
 
     @property

@@ -5,8 +5,10 @@ It is run with 0.1.0 and with this package, against the same local gateway, and 
 
 import asyncio
 import os
+from typing import Any
 
 import httpx
+import pydantic
 
 import omnigate
 import omnigate.exceptions
@@ -168,6 +170,49 @@ def error_part():
     show("empty", caught(lambda: ChatRequest(model="m", messages=[])))
 
 
+class Report(pydantic.BaseModel):
+    usage: Usage
+    answers: list[ChatResponse] = []
+    anything: Any = None
+    retry: RetryConfig = pydantic.Field(RetryConfig(), exclude=True)
+
+
+def as_pydantic_models():
+    answer = ChatResponse(
+        id="1", provider="p", model="m", content="c", usage={"total_tokens": 3}, finish_reason=None
+    )
+    show(list(answer), dict(answer.usage), sorted(answer.model_fields_set))
+    show(list(ChatResponse.model_fields), ChatResponse.model_fields["id"].is_required())
+    show(answer.model_dump(exclude_unset=True), answer.model_dump_json(exclude_unset=True))
+    show(repr(answer.model_copy(update={"content": "z"})), answer.model_copy(deep=True) == answer)
+    for selection in ({"id"}, {"usage": {"total_tokens"}}, {"usage": True, "id": ...}, {"usage": set()}):
+        show(answer.model_dump(include=selection), answer.model_dump(exclude=selection))
+    for kind in (ChatResponse, MetricsResponse, ApiKeyCreated):
+        schema = kind.model_json_schema()
+        show(kind.__name__, schema["required"], sorted(schema.get("$defs", {})), sorted(schema["properties"]))
+        show(pydantic.TypeAdapter(list[kind]).json_schema()["items"], sorted(schema["properties"]["id"].items())
+             if "id" in schema["properties"] else "")  # fmt: skip
+    report = Report(
+        usage={"prompt_tokens": "2"}, answers=[answer], anything=answer, retry={"max_retries": "5"}
+    )
+    show(
+        repr(report.usage),
+        report.answers,
+        report.retry.max_retries,
+        report.answers[0] is answer,
+        report.usage.model_fields_set,
+    )
+    show(report.model_dump(), report.model_dump(exclude={"usage": {"total_tokens"}, "answers": {0: {"id"}}}))
+    show(
+        report.model_dump_json(exclude_unset=True),
+        Report.model_validate_json(report.model_dump_json()) == report,
+    )
+    try:
+        Report(usage={"prompt_tokens": "many"})
+    except pydantic.ValidationError as error:
+        show(error.errors(include_url=False))
+
+
 def pure_part():
     request = ChatRequest(
         model="m", messages=[{"role": "user", "content": "x"}], max_tokens="5", temperature=1
@@ -181,6 +226,7 @@ def pure_part():
         == Usage(total_tokens=3)
     )
     show(MetricsBreakdown(key="k").model_dump(), ModelInfo(id="x").pricing)
+    as_pydantic_models()
     for status, detail in ((401, "Invalid API key"), (401, "OpenAI error 401: x"), (429, "x"), (402, "x"), (502, "x"),
                            (404, "Not Found"), (422, [{"loc": ["body", "x"], "msg": "bad"}]), (503, None)):  # fmt: skip
         error = classify(status, detail, retry_after=2.0, request_id="r")

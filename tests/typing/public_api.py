@@ -1,10 +1,20 @@
 """Only type-checked, never run: what a type checker must know of the public surface."""
 
+from collections import deque
+from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Unpack, assert_type
+from uuid import UUID
+
+import httpx
+import httpx2
+import numpy
 
 from omnigate import (
     AdminClient,
+    AnyIOTransport,
     APIError,
     ApiKeyCreated,
     ApiKeyInfo,
@@ -35,6 +45,7 @@ from omnigate import (
     ProviderRateLimitError,
     RaceError,
     RateLimit,
+    RetryConfig,
     SamplingOptions,
     SignupResponse,
     StreamChunk,
@@ -142,6 +153,90 @@ def synchronous(sync: Client, admin: AdminClient) -> None:
     assert_type(admin.create_project(org_id="o", name="p"), ProjectCreated)
     assert_type(admin.list_projects(), ListResult[ProjectInfo])
     assert_type(admin.org_metrics("o"), MetricsResponse)
+
+
+async def values_of_other_libraries(
+    client: AsyncClient,
+    sync: Client,
+    admin: AdminClient,
+    flag: bool,
+    integer: numpy.int64,
+    single: numpy.float32,
+    text: numpy.str_,
+    id: UUID,
+    texts: Sequence[str],
+) -> None:
+    await client.chat(
+        model=text,
+        messages=(Message(role="user", content=text), {"role": "user", "content": "x"}),
+        max_tokens=integer,
+        temperature=single,
+        top_p=Decimal("0.5"),
+        presence_penalty=Fraction(1, 2),
+        seed=integer,
+        stop=texts,
+        fallback_models=("a", "b"),
+        user_id=id,
+        hedge_after=single,
+        timeout=integer,
+        deadline_seconds=single,
+    )
+    sync.chat(model="m", messages=deque([Message(role="user", content="x")]), stop=("a",), max_tokens=integer)
+    sync.race(models=texts, messages=texts[0], stop=texts, temperature=single)
+    sync.batch([texts, deque([Message(role="user", content="x")])], model=text, max_concurrency=integer)
+    sync.chat_many(texts, model="m", max_wait_seconds=single, user_id=id)
+    sync.revoke_api_key(id)
+    admin.create_project(org_id=id, name=text, daily_budget=single, rate_limit_per_min=integer)
+    Client(text, retries=integer, user_id=id, timeout=single, max_response_bytes=integer)
+    RetryConfig(max_retries=integer, jitter=single, retry_statuses=[503])
+    AnyIOTransport(max_connections=integer, idle_timeout_seconds=single)
+    assert_type(
+        client.chat_stream(model="m", messages="x", as_chunks=flag), ChatStream[str] | ChatStream[StreamChunk]
+    )
+    assert_type(
+        sync.chat_stream(model="m", messages="x", as_chunks=flag),
+        SyncChatStream[str] | SyncChatStream[StreamChunk],
+    )
+    assert_type(
+        await client.chat_many(["a"], return_exceptions=flag),
+        list[ChatResponse] | list[ChatResponse | GatewayError],
+    )
+    assert_type(
+        sync.chat_many(["a"], return_exceptions=flag), list[ChatResponse] | list[ChatResponse | GatewayError]
+    )
+
+
+def converted(texts: Sequence[str], integer: numpy.int64) -> None:
+    assert_type(ChatRequest(model="m", messages="x"), ChatRequest)
+    request = ChatRequest(model="m", messages=[{"role": "user", "content": "x"}], stop=texts, seed=integer)
+    ChatRequest(model="m", messages=Message(role="user", content="x"), fallback_models=("a",), temperature=1)
+    assert_type(request.messages, list[Message])
+    assert_type(request.stop, str | list[str] | None)
+    ChatRequest(model="m")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    ChatRequest(model="m", messages=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def transports() -> None:
+    AsyncClient(transport=httpx.AsyncHTTPTransport())
+    AsyncClient(transport=httpx.HTTPTransport())
+    AsyncClient(transport=httpx2.AsyncHTTPTransport())
+    Client(transport=httpx2.HTTPTransport())
+    AdminClient(transport=httpx2.AsyncHTTPTransport())
+    Client(transport=AnyIOTransport())
+    Client(transport="http://proxy.test")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def as_pydantic_models(response: ChatResponse) -> None:
+    assert_type(response.model_dump(include={"usage": {"total_tokens"}}, exclude={"id"}), dict[str, Any])
+    assert_type(response.model_dump_json(exclude_unset=True), str)
+    assert_type(response.model_copy(update={"content": "x"}), ChatResponse)
+    assert_type(response.model_fields_set, set[str])
+    assert_type(ChatResponse.model_json_schema(), dict[str, Any])
+    assert_type(ChatResponse.model_fields["id"].is_required(), bool)
+    assert_type(ChatResponse.model_construct(id="1"), ChatResponse)
+    for name, value in response:
+        assert_type(name, str)
+        assert_type(value, Any)
 
 
 class Wrapper:

@@ -25,6 +25,7 @@ import msgspec
 from omnigate._batch.outcomes import Outcome
 from omnigate._wire.head import Meta
 from omnigate._wire.redaction import redact
+from omnigate._wire.values import encode_foreign
 from omnigate.exceptions import APIError, ProviderError
 from omnigate.models import ChatRequest, ChatResponse, Usage
 
@@ -138,9 +139,9 @@ class _LineId(msgspec.Struct, gc=False):
     custom_id: str
 
 
-_encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder(enc_hook=encode_foreign).encode
 
-_encode_sorted = msgspec.json.Encoder(order="sorted").encode
+_encode_sorted = msgspec.json.Encoder(order="sorted", enc_hook=encode_foreign).encode
 
 _decode = msgspec.json.Decoder(Line).decode
 
