@@ -197,6 +197,8 @@ class Attempts(Generic[T]):
     def backoff(self, failure: GatewayError, attempts: int, status: int | None = None) -> float | None:
         """Return what the retry policy says after so many attempts: seconds, or None for no further one."""
         if isinstance(failure, ConnectionError):
+            if failure.is_permanent:
+                return None
             retry_after, was_sent = None, failure.was_sent
         elif isinstance(failure, APIError):
             status = status or failure.status_code

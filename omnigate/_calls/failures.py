@@ -13,6 +13,7 @@ import httpx
 import msgspec
 
 from omnigate._transport.carrier import Answer
+from omnigate._transport.problems import is_permanent, lack_of_files, subject_of
 from omnigate._wire.head import headers_of, parse_http_date, parse_retry_after, rate_limit_of
 from omnigate._wire.redaction import redact, redact_cut
 from omnigate.exceptions import (
@@ -117,8 +118,11 @@ def connection_error(error: httpx.TransportError, base_url: str, attempts: int) 
     reason = str(redact(str(error))) or type(error).__name__
     if is_timeout:
         reason = _WAITED_FOR.get(type(error), reason)
+    reason = lack_of_files(error) or reason
     kind = TimeoutError if is_timeout else ConnectionError
-    failure = kind(f"Could not reach the gateway at {base_url} ({attempts_text(attempts)}): {reason}")
+    subject = redact(subject_of(error)) or f"the gateway at {base_url}"
+    failure = kind(f"Could not reach {subject} ({attempts_text(attempts)}): {reason}")
+    failure.is_permanent = is_permanent(error)
     failure.reason = reason
     failure.attempts = attempts
     failure.was_sent = not isinstance(error, _NOT_SENT)

@@ -18,6 +18,8 @@ _CLOSE: Final = re.compile(rb"\r\nconnection:(?:[^\r]*,)?[ \t]*close[ \t]*[,\r]"
 
 _TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+\Z")
 
+_ZONE: Final = re.compile(rb"%[^]]*\]")
+
 Origin: TypeAlias = tuple[str, str, int]
 """Scheme, host and port."""
 
@@ -149,7 +151,12 @@ def origin_of(url: httpx.URL) -> Origin:
     port = url.port
     if port is None:
         port = 443 if scheme == "https" else 80
-    return scheme, url.host, port
+    return scheme, url.host.replace("%25", "%"), port  # the zone of an IPv6 address (RFC 6874)
+
+
+def host_header(url: httpx.URL) -> bytes:
+    """Return the `Host` header for a URL, without the zone of an IPv6 address (RFC 6874, section 4)."""
+    return _ZONE.sub(b"]", url.netloc)
 
 
 class RawResponse(httpx.Response):
