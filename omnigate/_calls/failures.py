@@ -13,7 +13,7 @@ import httpx
 import msgspec
 
 from omnigate._transport.carrier import Answer
-from omnigate._transport.problems import is_permanent, lack_of_files, subject_of
+from omnigate._transport.problems import is_permanent, reason_of, subject_of
 from omnigate._wire.head import headers_of, parse_http_date, parse_retry_after, rate_limit_of
 from omnigate._wire.redaction import redact, redact_cut
 from omnigate.exceptions import (
@@ -115,10 +115,9 @@ def invalid_response(
 def connection_error(error: httpx.TransportError, base_url: str, attempts: int) -> ConnectionError:
     """Return the typed error for a transport's; whoever raises it chains the cause."""
     is_timeout = isinstance(error, httpx.TimeoutException)
-    reason = str(redact(str(error))) or type(error).__name__
+    reason = str(redact(reason_of(error)))
     if is_timeout:
         reason = _WAITED_FOR.get(type(error), reason)
-    reason = lack_of_files(error) or reason
     kind = TimeoutError if is_timeout else ConnectionError
     subject = redact(subject_of(error)) or f"the gateway at {base_url}"
     failure = kind(f"Could not reach {subject} ({attempts_text(attempts)}): {reason}")

@@ -7,8 +7,9 @@ What a cancelled await leaves behind, on trio or asyncio, cancelled by a scope o
 - writing the request, or reading the response or its body: the connection is closed immediately, without
   another await, since its state is unknown; its slot is freed.
 
-There are no background tasks, but a timer closes idle connections (on trio, which has none, a system task that
-ends with them). A response read to its end returns its connection to the pool before yielding its last bytes.
+There are no background tasks, but a timer closes idle connections (on trio, which has none, a system task
+that ends with them). A response read to its end returns its connection to the pool before yielding its last
+bytes.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def _from_environment(variable: str, path: str) -> ssl.SSLContext:
         if not any(os.path.isdir(part) for part in path.split(os.pathsep)):
             raise refusal(variable, path, "name a directory of certificates, or be unset")
         return ssl.create_default_context(capath=path)
-    if variable != "SSL_CERT_FILE" and os.path.isdir(path):
+    if variable != "SSL_CERT_FILE" and os.path.isdir(path):  # requests allows this
         return ssl.create_default_context(capath=path)
     try:
         return ssl.create_default_context(cafile=path)

@@ -61,6 +61,15 @@ def is_permanent(error: BaseException) -> bool:
     return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error))
 
 
+def reason_of(error: BaseException) -> str:
+    """Return why it failed: what to do, where that is known, else the first words in the chain of causes."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError) and not isinstance(error, ConnectFailure):
+            return f"the certificate is not trusted: {cause.verify_message}"
+    words = (str(cause) for cause in _causes(error))
+    return lack_of_files(error) or next(filter(None, words), "") or type(error).__name__
+
+
 def lack_of_files(error: BaseException) -> str | None:
     """Return what to do, if the reason is that no more files (or sockets) can be opened; otherwise None."""
     for cause in _causes(error):
@@ -68,7 +77,7 @@ def lack_of_files(error: BaseException) -> str | None:
             if cause.errno == errno.ENFILE:
                 return "too many open files in the whole system"
             limit = _file_limit()
-            allowed = f" (the limit is {limit:,}: `ulimit -n`)" if limit else ""
+            allowed = "" if limit is None else f" (the limit is {limit:,}: `ulimit -n`)"
             return f"too many open files in this process{allowed}; raise the limit, or lower max_connections"
     return None
 
@@ -85,7 +94,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         yield found
         if isinstance(found, BaseExceptionGroup):
             left += cast("BaseExceptionGroup[BaseException]", found).exceptions
-        cause = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+        cause = found.__cause__ or found.__context__  # httpcore's pool raises its errors `from None`
         if cause is not None:
             left.append(cause)
 

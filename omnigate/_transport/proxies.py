@@ -30,7 +30,7 @@ import httpx
 
 from omnigate._transport.httpx_pool import HttpxTransport
 from omnigate._transport.messages import origin_of
-from omnigate._transport.problems import ConnectFailure, ConnectTimedOut, is_permanent
+from omnigate._transport.problems import ConnectFailure, ConnectTimedOut, is_permanent, reason_of
 from omnigate._wire.arguments import address_of, is_loopback
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -160,7 +160,7 @@ class ProxiedTransport(HttpxTransport):
         subject = subject or self._proxy
         if isinstance(error, httpx.TimeoutException):
             return ConnectTimedOut("no answer within the timeout", subject=subject)
-        reason = str(error) or type(error).__name__
+        reason = reason_of(error)
         permanent = is_permanent(error)
         if isinstance(error, httpx.ProxyError):  # its answer to CONNECT: the status and the words for it
             permanent = permanent or not reason.startswith(_TRANSIENT)

@@ -100,13 +100,16 @@ class Alarm:
     """Calls a method once, some seconds after it was set; holds its object only weakly.
 
     On asyncio it is a timer. trio has none, so there it is a system task that sleeps and ends.
+
+    Attributes:
+        loop: the event loop that it calls in.
     """
 
-    __slots__ = ("_loop", "_method", "_timer")
+    __slots__ = ("_method", "_timer", "loop")
 
     def __init__(self, loop: Any, method: Callable[[], None]) -> None:
         """Start unset; `method` is called in `loop`."""
-        self._loop = loop
+        self.loop = loop
         self._method = weakref.WeakMethod(method)
         self._timer: Any = None  # asyncio's handle, or the task's cancel scope
 
@@ -117,9 +120,9 @@ class Alarm:
 
     def set(self, seconds: float) -> None:
         """Have the method called in so many seconds; must be called in the loop, and while it is not set."""
-        if isinstance(self._loop, asyncio.AbstractEventLoop):
+        if isinstance(self.loop, asyncio.AbstractEventLoop):
             # A context of its own: the caller's may hold whole requests.
-            self._timer = self._loop.call_later(seconds, self._ring, context=contextvars.Context())
+            self._timer = self.loop.call_later(seconds, self._ring, context=contextvars.Context())
         else:
             trio = sys.modules["trio"]
             self._timer = scope = trio.CancelScope(deadline=trio.current_time() + seconds)
