@@ -106,9 +106,11 @@ def close_now(stream: Any) -> None:
     except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.ClosedResourceError):
         pass  # the stream was broken; it is closed either way
     except RuntimeError:
-        # The event loop has ended. asyncio closes the descriptor when it is collected; shutting the socket
-        # down ends the connection for the server now.
-        with suppress(OSError):
-            stream.extra(SocketAttribute.raw_socket).shutdown(socket.SHUT_RDWR)
+        # The event loop has ended, or this is no task of it. asyncio closes the descriptor when it is
+        # collected; shutting the socket down ends the connection for the server now.
+        raw_socket = stream.extra(SocketAttribute.raw_socket, None)
+        if raw_socket is not None:
+            with suppress(OSError):
+                raw_socket.shutdown(socket.SHUT_RDWR)
     finally:
         closing.close()

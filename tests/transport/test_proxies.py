@@ -246,9 +246,12 @@ async def test_proxy_with_tls_is_trusted_by_the_same_authorities_as_the_gateway(
 async def test_connections_that_a_proxy_has_closed_are_closed_without_another_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    may_close = anyio.Event()
+
     async def answer_once(peer: Peer) -> None:
         await peer.request()
         await peer.send(chat_bytes())
+        await may_close.wait()
 
     async with serving(answer_once) as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
@@ -257,6 +260,7 @@ async def test_connections_that_a_proxy_has_closed_are_closed_without_another_ca
             async with anyio.create_task_group() as group:
                 for _ in range(5):
                     group.start_soon(lambda: client.chat(**HELLO))
+            may_close.set()
             await until(lambda: proxy.open == 0)
             assert len(open_sockets() - before) == 5
             await anyio.sleep(5.1)
