@@ -115,8 +115,10 @@ class Connector:
             lookup.error = OSError(f"not the name of a host: {error}")
             raise lookup.error from error
         except OSError as error:
+            lookup.error = _lack_of_files()
+            if lookup.error is not None:
+                raise lookup.error from error
             lookup.error = error
-            _check_files(error)
             raise
         finally:
             del lookups[host]
@@ -191,12 +193,13 @@ async def _race(addresses: Sequence[str], port: int) -> ByteStream:
     return connected
 
 
-def _check_files(error: OSError) -> None:
-    """Raise what is really wrong if a look-up failed for want of a descriptor: it calls that a bad name."""
+def _lack_of_files() -> OSError | None:
+    """Return the error of opening a socket, if none can be: a look-up calls that a bad name."""
     try:
         socket.socket().close()
     except OSError as reason:
-        raise reason from error
+        return OSError(*reason.args)
+    return None
 
 
 def _reason(error: BaseException) -> str:

@@ -110,7 +110,12 @@ def outgoing(request: httpx.Request) -> OutgoingMessage:
         httpx.UnsupportedProtocol: its URL is not http or https.
     """
     origin = origin_of(request.url)
-    head = request_head(request.method, request.url.raw_path, request.headers.raw) + b"\r\n"
+    headers = request.headers.raw
+    if b"%" in request.url.netloc:  # httpx puts the zone of an IPv6 address into the Host header
+        headers = [
+            (name, _ZONE.sub(b"]", value) if name.lower() == b"host" else value) for name, value in headers
+        ]
+    head = request_head(request.method, request.url.raw_path, headers) + b"\r\n"
     closes = _CLOSE.search(head) is not None
     lengths = request.headers.get_list("content-length")
     codings = request.headers.get_list("transfer-encoding")

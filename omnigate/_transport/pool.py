@@ -35,6 +35,9 @@ _MANY: Final = 64
 _SHORTEST_AGE: Final = 0.8
 """The part of the maximum age that every connection reaches: those opened together do not end together."""
 
+_LEAST_SECONDS: Final = 0.001
+"""The alarm's least delay: a clock that is not the loop's may differ from it by a rounding error."""
+
 _MOST_SECONDS: Final = 60.0
 """How long a connection that the server has closed is kept, at most, whatever the idle timeout."""
 
@@ -289,7 +292,7 @@ class Pool:
             if not stack:
                 del self._idle[origin]
         if earliest < math.inf:
-            self._alarm.set(min(max(earliest - now, 0), _MOST_SECONDS))
+            self._alarm.set(min(max(earliest - now, _LEAST_SECONDS), _MOST_SECONDS))
 
     def _oldest_idle(self) -> Connection:
         stack = min((stack for stack in self._idle.values() if stack), key=lambda stack: stack[0].idle_since)

@@ -120,13 +120,19 @@ class Alarm:
 
     def set(self, seconds: float) -> None:
         """Have the method called in so many seconds; must be called in the loop, and while it is not set."""
+        try:
+            self._timer = self._start(seconds)
+        except RuntimeError:  # the loop is ending, and takes no more timers or tasks
+            self._timer = None
+
+    def _start(self, seconds: float) -> Any:
         if isinstance(self.loop, asyncio.AbstractEventLoop):
             # A context of its own: the caller's may hold whole requests.
-            self._timer = self.loop.call_later(seconds, self._ring, context=contextvars.Context())
-        else:
-            trio = sys.modules["trio"]
-            self._timer = scope = trio.CancelScope(deadline=trio.current_time() + seconds)
-            trio.lowlevel.spawn_system_task(self._sleep, scope, name="omnigate: close idle connections")
+            return self.loop.call_later(seconds, self._ring, context=contextvars.Context())
+        trio = sys.modules["trio"]
+        scope = trio.CancelScope(deadline=trio.current_time() + seconds)
+        trio.lowlevel.spawn_system_task(self._sleep, scope, name="omnigate: close idle connections")
+        return scope
 
     def stop(self) -> None:
         """Call nothing; must be called in the loop, or after it has ended."""

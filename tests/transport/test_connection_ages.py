@@ -11,6 +11,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
+import trio
 
 from omnigate import AsyncClient
 from omnigate._transport.anyio_transport import AnyIOTransport
@@ -194,13 +195,8 @@ async def test_alarm_ends_with_the_transport_and_keeps_nothing_alive() -> None:
     await anyio.sleep(10)  # the alarm rings, and finds nothing
 
 
+@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
 async def test_trio_has_no_task_of_the_transport_left_after_closing_it() -> None:
-    from omnigate._runtime.loops import in_trio
-
-    if not in_trio():
-        pytest.skip("asyncio has timers")
-    import trio
-
     before = trio.lowlevel.current_statistics().tasks_living
     transport = over(FakeNetwork())
     for _ in range(50):

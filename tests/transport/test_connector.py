@@ -218,7 +218,11 @@ async def test_zone_of_an_ipv6_address_chooses_the_interface_and_is_not_sent(sig
         host = address.replace("%", sign)
         async with AsyncClient("k", base_url=f"http://[{host}]:{server.port}") as client:
             assert (await client.chat(**HELLO)).content == "hello"
-        assert server.received[0].header("host") == f"[{address.partition('%')[0]}]:{server.port}"
+        async with httpx.AsyncClient(transport=AnyIOTransport()) as other:
+            await other.get(f"http://[{host}]:{server.port}/")
+        for received in server.received:
+            assert received.header("host") == f"[{address.partition('%')[0]}]:{server.port}"
+        assert len(server.received) == 2
 
 
 @contextmanager
