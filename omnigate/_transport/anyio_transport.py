@@ -165,11 +165,11 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
             try:
                 with anyio.fail_after(seconds):
                     waited = await pool.wait(origin)
-            except TimeoutError as error:
+            except TimeoutError:
                 raise NoFreeConnection(
                     f"no connection became free within {seconds:g} s: {self.max_connections:,} were in use "
                     f"(max_connections)"
-                ) from error
+                ) from None
             if self._closed:
                 if waited is None:
                     pool.free_slot()

@@ -57,14 +57,14 @@ class Connector:
                 return await self._connect(origin)
         except TimeoutError as error:
             if type(error) is not TimeoutError:  # pragma: no cover - the system's own connect timeout
-                raise httpx.ConnectError(f"{address}: {error}") from error
-            raise httpx.ConnectTimeout(f"connecting to {address} took longer than {timeout} s") from error
+                raise httpx.ConnectError(f"{address}: {error}") from None
+            raise httpx.ConnectTimeout(f"connecting to {address} took longer than {timeout} s") from None
         except ssl.SSLCertVerificationError as error:
             raise ConnectFailure(
                 f"{address}: the certificate is not trusted: {error.verify_message}", is_permanent=True
-            ) from error
+            ) from None
         except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
-            raise httpx.ConnectError(f"{address}: {lack_of_files(error) or _reason(error)}") from error
+            raise httpx.ConnectError(f"{address}: {lack_of_files(error) or _reason(error)}") from None
 
     async def _connect(self, origin: Origin) -> ByteStream:
         scheme, host, port = origin

@@ -1,7 +1,7 @@
 """What a transport error says about itself beyond its type: whom it could not reach, and whether for good.
 
-An error of a foreign transport says it by its chain of causes: all of them, httpx's among them, chain the
-operating system's or OpenSSL's own error.
+An error of a foreign transport says it by its chain of causes and contexts, which ends with the operating
+system's or OpenSSL's own error. Where a chain is cut (`from None`), it is not shown, but still there.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         yield found
         if isinstance(found, BaseExceptionGroup):
             left += cast("BaseExceptionGroup[BaseException]", found).exceptions
-        cause = found.__cause__ or found.__context__  # httpcore's pool raises its errors `from None`
+        cause = found.__cause__ or found.__context__  # also where it is not shown
         if cause is not None:
             left.append(cause)
 

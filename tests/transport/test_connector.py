@@ -116,7 +116,7 @@ async def test_failed_lookup_fails_each_call_that_waits_for_it_with_an_error_of_
     async def one(transport: AnyIOTransport) -> None:
         with pytest.raises(httpx.ConnectError, match=r"a\.test:80: .*Name or service not known") as caught:
             await get(transport, "http://a.test/")
-        errors.append(caught.value.__cause__)
+        errors.append(caught.value.__context__)
 
     transport = AnyIOTransport()
     async with anyio.create_task_group() as group:
