@@ -142,11 +142,14 @@ class ConnectionError(GatewayError, builtins.ConnectionError):
     Attributes:
         reason: the message of the underlying error.
         was_sent: whether the request may have reached the gateway, and so may have been processed.
+        is_permanent: whether another attempt would fail in the same way, so that none is made: a certificate
+            that is not trusted, a proxy that refuses.
 
     """
 
     reason: str = ""
     was_sent: bool = True
+    is_permanent: bool = False
 
 
 class TimeoutError(ConnectionError, builtins.TimeoutError):

@@ -209,6 +209,8 @@ class Attempts(Generic[T]):
     def backoff(self, failure: GatewayError, attempts: int, status: int | None = None) -> float | None:
         """Return the policy's wait in seconds after this many attempts, or None for no further attempt."""
         if isinstance(failure, ConnectionError):
+            if failure.is_permanent:
+                return None
             retry_after, was_sent = None, failure.was_sent
         elif isinstance(failure, APIError):
             status = status or failure.status_code

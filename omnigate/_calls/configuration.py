@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import httpx
 
 from omnigate._runtime.frames import level_of_caller
-from omnigate._transport.messages import origin_of, request_head
+from omnigate._transport.messages import host_header, origin_of, request_head
 from omnigate._version import __version__
 from omnigate._wire.arguments import (
     USER_ID_HEADER,
@@ -105,7 +105,7 @@ class Settings:
         self.origin: Final = origin_of(base_url)
         self._own_headers = own_headers
         headers: dict[bytes, bytes] = {
-            b"host": base_url.netloc,
+            b"host": host_header(base_url),
             b"user-agent": f"omnigate/{__version__}".encode("ascii"),
             b"accept": b"*/*",
             b"accept-encoding": b"identity",

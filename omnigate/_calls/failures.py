@@ -13,6 +13,7 @@ import httpx
 import msgspec
 
 from omnigate._transport.carrier import Answer
+from omnigate._transport.problems import is_permanent, reason_of, subject_of
 from omnigate._wire.arguments import DEFAULT_BASE_URL
 from omnigate._wire.head import headers_of, parse_http_date, parse_retry_after, rate_limit_of
 from omnigate._wire.redaction import one_line, printable, redact, redact_cut
@@ -146,14 +147,17 @@ def invalid_response(
 def connection_error(error: httpx.TransportError, base_url: str, attempts: int) -> ConnectionError:
     """Return the typed error for a transport error; the caller decides whether to chain the cause."""
     is_timeout = isinstance(error, httpx.TimeoutException)
-    reason = one_line(str(redact(str(error))), _TEXT_LENGTH) or type(error).__name__
+    reason = one_line(str(redact(reason_of(error))), _TEXT_LENGTH)
     if is_timeout:
         reason = _WAITED_FOR.get(type(error), reason)
     kind = TimeoutError if is_timeout else ConnectionError
-    message = f"{_what_failed(error).format(base_url)} ({attempts_text(attempts)}): {reason}"
-    if isinstance(error, httpx.ConnectError) and base_url == DEFAULT_BASE_URL:
+    subject = redact(subject_of(error))
+    what = f"Could not reach {subject}" if subject else _what_failed(error).format(base_url)
+    message = f"{what} ({attempts_text(attempts)}): {reason}"
+    if isinstance(error, httpx.ConnectError) and base_url == DEFAULT_BASE_URL and not subject:
         message += _HOW_TO_START
     failure = kind(message)
+    failure.is_permanent = is_permanent(error)
     failure.reason = reason
     failure.attempts = attempts
     failure.was_sent = not is_unsent(error)

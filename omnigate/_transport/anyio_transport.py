@@ -7,14 +7,14 @@ What a cancelled await leaves behind, on trio or asyncio, cancelled by a scope o
 - writing the request, or reading the response or its body: the connection is closed immediately, without
   another await, since its state is unknown; its slot is freed.
 
-There are no background tasks. A response read to its end returns its connection to the pool before
-yielding its last bytes.
+There are no background tasks, but a timer closes idle connections (on trio, which has none, a system task
+that ends with them). A response read to its end returns its connection to the pool before yielding its last
+bytes.
 """
 
 from __future__ import annotations
 
 import ssl
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,10 +24,12 @@ import anyio.lowlevel
 import httpx
 
 from omnigate._runtime.loops import PerLoop
-from omnigate._transport.connection import Connection, Connector, close_now
+from omnigate._transport.connection import Connection, close_now
+from omnigate._transport.connector import Connector
 from omnigate._transport.exchange import Exchange, Timeouts
 from omnigate._transport.messages import Origin, OutgoingMessage, PreparedRequest, outgoing
 from omnigate._transport.pool import Pool
+from omnigate._transport.problems import NoFreeConnection
 from omnigate._wire.checks import check_callable, check_integer, check_number, check_text, check_verify
 from omnigate._wire.values import Integer, Number
 from omnigate.exceptions import ClientClosedError
@@ -41,11 +43,15 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
     Args:
         max_connections: open connections per event loop, over all origins; None for no limit.
         max_idle_connections: idle connections kept for reuse; None for no limit but `max_connections`.
-        idle_timeout_seconds: seconds after which an idle connection is not reused. The gateway closes
+        idle_timeout_seconds: seconds after which an idle connection is closed. The gateway closes
             them after 5.
-        verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use.
+        max_connection_age_seconds: seconds after which a connection carries no further request, so that
+            names are resolved anew; each connection draws its own age from the last fifth. None for no limit.
+        verify: whether to verify TLS certificates, or the `ssl.SSLContext` to use (with a client
+            certificate, for instance). True trusts the authorities that `SSL_CERT_FILE`, `SSL_CERT_DIR`,
+            `REQUESTS_CA_BUNDLE` or `CURL_CA_BUNDLE` names, the first that is set, else certifi's.
         uds: path of a unix domain socket to connect to, whatever the URL's host.
-        clock: returns the time in seconds, for the age of idle connections.
+        clock: returns the time in seconds, for the age of connections; None for the event loop's.
 
     Raises:
         InvalidArgumentError: an argument is invalid (a `ValueError`).
@@ -57,23 +63,37 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
         max_connections: Integer | None = 1_024,
         max_idle_connections: Integer | None = None,
         idle_timeout_seconds: Number = 4.0,
+        max_connection_age_seconds: Number | None = 300.0,
         verify: bool | ssl.SSLContext = True,
         uds: str | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         if max_connections is not None:
             max_connections = check_integer(max_connections, "max_connections", minimum=1)
         if max_idle_connections is not None:
             max_idle_connections = check_integer(max_idle_connections, "max_idle_connections", minimum=0)
         idle_timeout_seconds = check_number(idle_timeout_seconds, "idle_timeout_seconds", minimum=0)
+        if max_connection_age_seconds is not None:
+            max_connection_age_seconds = check_number(
+                max_connection_age_seconds, "max_connection_age_seconds", minimum=0
+            )
         check_verify(verify)
         if uds is not None:
             uds = check_text(uds, "uds")
-        check_callable(clock, "clock", "a callable that returns seconds")
+        if clock is not None:
+            check_callable(clock, "clock", "a callable that returns seconds")
         self.max_connections = max_connections
         self._connect = Connector(verify, uds)
         self._pools: PerLoop[Pool] = PerLoop(
-            partial(Pool, max_connections, max_idle_connections, idle_timeout_seconds, clock), drop=Pool.close
+            partial(
+                Pool,
+                max_connections,
+                max_idle_connections,
+                idle_timeout_seconds,
+                max_connection_age_seconds,
+                clock,
+            ),
+            drop=Pool.close,
         )
         self._closed = False
 
@@ -149,7 +169,10 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
                 with anyio.fail_after(seconds):
                     waited = await pool.wait(origin)
             except TimeoutError:
-                raise httpx.PoolTimeout(f"no connection became free within {seconds:g} s") from None
+                raise NoFreeConnection(
+                    f"no connection became free within {seconds:g} s: {self.max_connections:,} were in use "
+                    f"(max_connections)"
+                ) from None
             if self._closed:
                 if waited is None:
                     pool.free_slot()

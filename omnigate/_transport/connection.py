@@ -10,12 +10,11 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 import anyio
-import httpx
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSAttribute
 
@@ -34,16 +33,20 @@ class Connection:
     Attributes:
         state: "idle", "in use" or "closed".
         idle_since: when it became idle, by the pool's clock.
+        expires: when it is too old to carry another request, by the pool's clock.
         used: whether it has already carried a complete response.
         limit: the time limit of the current read or write.
     """
 
-    __slots__ = ("_poll", "_queue", "_tls", "idle_since", "limit", "origin", "state", "stream", "used")
+    __slots__ = (
+        "_poll", "_queue", "_tls", "expires", "idle_since", "limit", "origin", "state", "stream", "used",
+    )  # fmt: skip
 
-    def __init__(self, stream: ByteStream, origin: Origin, limit: Limit) -> None:
+    def __init__(self, stream: ByteStream, origin: Origin, limit: Limit, expires: float) -> None:
         self.stream: ByteStream = stream
         self.origin: Origin = origin
         self.limit: Limit = limit
+        self.expires: float = expires
         self.state: Literal["idle", "in use", "closed"] = "in use"
         self.idle_since: float = 0.0
         self.used: bool = False
@@ -112,88 +115,11 @@ def close_now(stream: Any) -> None:
     except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.ClosedResourceError):
         pass  # the stream was broken; it is closed either way
     except RuntimeError:
-        # The event loop has ended. asyncio closes the descriptor when it is collected; shutting the socket
-        # down ends the connection for the server now.
-        with suppress(OSError):
-            stream.extra(SocketAttribute.raw_socket).shutdown(socket.SHUT_RDWR)
+        # The event loop has ended, or this is no task of it. asyncio closes the descriptor when it is
+        # collected; shutting the socket down ends the connection for the server now.
+        raw_socket = stream.extra(SocketAttribute.raw_socket, None)
+        if raw_socket is not None:
+            with suppress(OSError):
+                raw_socket.shutdown(socket.SHUT_RDWR)
     finally:
         closing.close()
-
-
-class Connector:
-    """Opens streams: TCP (with anyio's happy eyeballs) or a unix domain socket, optionally with TLS."""
-
-    def __init__(self, verify: bool | ssl.SSLContext, uds: str | None) -> None:
-        self._verify = verify
-        self._uds = uds
-        self._context: ssl.SSLContext | None = None
-
-    async def __call__(self, origin: Origin, timeout: float | None) -> ByteStream:
-        """Open a new stream to `origin`.
-
-        Args:
-            origin: the scheme, host and port to connect to.
-            timeout: seconds for connecting, including TLS; None for no limit.
-
-        Raises:
-            httpx.ConnectError: it cannot be reached, or its certificate is not trusted.
-            httpx.ConnectTimeout: connecting took longer than `timeout`.
-        """
-        address = self._uds or f"{origin[1]}:{origin[2]}"
-        try:
-            with anyio.fail_after(timeout):
-                return await self._connect(origin)
-        except TimeoutError as error:
-            if type(error) is not TimeoutError:  # pragma: no cover - the system's own connect timeout
-                raise httpx.ConnectError(f"{address}: {error}") from None
-            raise httpx.ConnectTimeout(f"connecting to {address} took longer than {timeout} s") from None
-        except ssl.SSLCertVerificationError as error:
-            raise httpx.ConnectError(
-                f"{address}: the certificate is not trusted: {error.verify_message}"
-            ) from None
-        except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
-            raise httpx.ConnectError(f"{address}: {_reason(error)}") from None
-
-    async def _connect(self, origin: Origin) -> ByteStream:
-        scheme, host, port = origin
-        if not 0 < port < 65_536:
-            raise OSError("the port must be between 1 and 65535")
-        context = self._ssl_context() if scheme == "https" else None
-        if self._uds is None:
-            if context is None:
-                return await anyio.connect_tcp(host, port)
-            return await anyio.connect_tcp(
-                host, port, ssl_context=context, tls_hostname=host, tls_standard_compatible=False
-            )
-        stream = await anyio.connect_unix(self._uds)
-        if context is None:
-            return stream
-        try:
-            from anyio.streams.tls import TLSStream
-
-            return await TLSStream.wrap(
-                stream, server_side=False, hostname=host, ssl_context=context, standard_compatible=False
-            )
-        except BaseException:
-            close_now(stream)
-            raise
-
-    def _ssl_context(self) -> ssl.SSLContext:
-        if self._context is None:
-            if isinstance(self._verify, ssl.SSLContext):
-                self._context = self._verify
-            else:
-                self._context = httpx.create_ssl_context(verify=self._verify)
-            self._context.set_alpn_protocols(["http/1.1"])
-        return self._context
-
-
-def _reason(error: BaseException) -> str:
-    """Return why connecting failed: anyio says only that all attempts failed, and chains the cause."""
-    cause = error.__cause__
-    causes: Sequence[BaseException] = (error,)
-    if isinstance(cause, BaseExceptionGroup):
-        causes = cast("BaseExceptionGroup[BaseException]", cause).exceptions
-    elif isinstance(cause, OSError):
-        causes = (cause,)
-    return "; ".join(str(cause) or type(cause).__name__ for cause in causes)

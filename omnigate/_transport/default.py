@@ -5,15 +5,14 @@ It is chosen once, when the client is created, by its address and the environmen
 
 from __future__ import annotations
 
-import os
 import ssl
-import urllib.request
 
 import httpx
 
 from omnigate._transport.anyio_transport import AnyIOTransport
-from omnigate._transport.httpx_pool import HttpxTransport, PerLoopTransport
-from omnigate._wire.arguments import is_loopback
+from omnigate._transport.certificates import ssl_context
+from omnigate._transport.httpx_pool import PerLoopTransport
+from omnigate._transport.proxies import ProxiedTransport, environment_proxy, proxy_variable
 from omnigate._wire.checks import refusal
 
 LIMITS = httpx.Limits(max_connections=1_024, max_keepalive_connections=1_024, keepalive_expiry=4.0)
@@ -24,18 +23,18 @@ def default_transport(base_url: httpx.URL, verify: bool | ssl.SSLContext) -> htt
     """Return our own transport, or httpx's if the environment sets a proxy for `base_url`.
 
     Raises:
-        InvalidArgumentError: the environment sets a proxy that cannot be used.
+        InvalidArgumentError: the environment sets a proxy that cannot be used, or names certificates that
+            cannot be read.
     """
     proxy = environment_proxy(base_url)
     if proxy is None:
-        return AnyIOTransport(verify=verify)
-    # Created once rather than per event loop: it takes 20 ms.
-    context = verify if isinstance(verify, ssl.SSLContext) else httpx.create_ssl_context(verify=verify)
+        # A plain http:// address needs no certificates, so a bad variable is no error there.
+        return AnyIOTransport(verify=ssl_context(verify) if base_url.scheme == "https" else verify)
+    context = ssl_context(verify)  # created once rather than per event loop: it takes 20 ms
+    variable = proxy_variable(base_url.scheme)
 
     def make() -> httpx.AsyncBaseTransport:
-        return HttpxTransport(
-            httpx.AsyncHTTPTransport(verify=context, limits=LIMITS, proxy=proxy, trust_env=False)
-        )
+        return ProxiedTransport(proxy, context, LIMITS, variable)
 
     # Errors are neither chained nor shown, since the address may contain a password.
     try:
@@ -51,29 +50,5 @@ def default_transport(base_url: httpx.URL, verify: bool | ssl.SSLContext) -> htt
             f"be the address of a proxy for {base_url.host}, http://, https://, socks5:// or socks5h:// and "
             f"host[:port], unless NO_PROXY exempts the host"
         )
-        raise refusal(_variable(base_url.scheme), None, must, got=problem)
+        raise refusal(variable, None, must, got=problem)
     return PerLoopTransport(make)
-
-
-def environment_proxy(base_url: httpx.URL) -> str | None:
-    """Return the proxy for `base_url` from `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY`, or None.
-
-    Also None if `NO_PROXY` exempts the host, and always for loopback addresses: a remote proxy would connect
-    to itself, and requests to this machine should not leave it.
-    """
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(base_url.scheme) or proxies.get("all")
-    if not proxy or is_loopback(base_url.host):
-        return None
-    if urllib.request.proxy_bypass(base_url.netloc.decode("ascii")):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
-
-
-def _variable(scheme: str) -> str:
-    """Return the name of the environment variable that sets the proxy for a scheme."""
-    for name in (f"{scheme}_proxy", "all_proxy"):
-        found = [known for known, value in os.environ.items() if known.lower() == name and value]
-        if found:
-            return name if name in found else found[0]  # the same precedence as urllib
-    return "the system's setting"

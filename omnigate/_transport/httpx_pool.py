@@ -4,17 +4,24 @@ httpcore (1.0.9) assigns a new connection to a queued request as soon as another
 queued request is cancelled at that moment, the connection is never opened, used or closed, and counts against
 the pool's limit permanently: cancelling a batch larger than the pool can cost all its slots. A connection
 that belongs to none of the pool's requests and is neither idle nor closed has leaked.
+
+It also closes idle connections only when it is used again, so that those that the server has closed stay in
+CLOSE_WAIT for as long as the client is idle. An alarm closes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
-from omnigate._runtime.isolation import bounded
-from omnigate._runtime.loops import PerLoop
+from omnigate._runtime.isolation import bounded, close_soon
+from omnigate._runtime.loops import PerLoop, current_loop
+from omnigate._transport.timers import Alarm
+
+_SECONDS: Final = 5.0
+"""How often the idle connections are looked at: httpx's own expiry is as long."""
 
 
 class PerLoopTransport(httpx.AsyncBaseTransport):
@@ -65,13 +72,19 @@ async def drop_lost_connections(transport: object) -> None:
 
 
 class HttpxTransport(httpx.AsyncBaseTransport):
-    """httpx's own transport, with a pool that leaks no slots."""
+    """httpx's own transport, with a pool that leaks no slots and keeps no dead connections."""
 
     def __init__(self, transport: httpx.AsyncHTTPTransport) -> None:
         self._transport = transport
+        self._alarm: Alarm | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send `request`; see httpx."""
+        loop = current_loop()
+        if self._alarm is None or self._alarm.loop is not loop:
+            self._alarm = Alarm(loop, self._close_stale)
+        if not self._alarm.is_set:
+            self._alarm.set(_SECONDS)
         try:
             return await self._transport.handle_async_request(request)
         except BaseException:
@@ -80,7 +93,28 @@ class HttpxTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close the transport."""
+        if self._alarm is not None and self._alarm.loop is current_loop():
+            self._alarm.stop()
         await self._transport.aclose()
+
+    def _close_stale(self) -> None:
+        """Close the idle connections that have expired or that the server has closed."""
+        pool: Any = getattr(self._transport, "_pool", None)
+        try:
+            stale: list[Any] = pool._assign_requests_to_connections()
+            is_empty = not pool._connections
+        except AttributeError:  # another version of httpx
+            return
+
+        async def close() -> None:
+            for connection in stale:
+                await connection.aclose()
+
+        assert self._alarm is not None
+        if stale:
+            close_soon(self._alarm.loop, close)
+        if not is_empty:
+            self._alarm.set(_SECONDS)
 
     def __repr__(self) -> str:
         pool = getattr(

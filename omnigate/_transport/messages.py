@@ -16,6 +16,8 @@ _UNSAFE_VALUE: Final = re.compile(rb"[\x00\r\n]")
 
 _TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+\Z")
 
+_ZONE: Final = re.compile(rb"%[^]]*\]")
+
 Origin: TypeAlias = tuple[str, str, int]
 """Scheme, host and port."""
 
@@ -106,7 +108,12 @@ def outgoing(request: httpx.Request) -> OutgoingMessage:
         httpx.UnsupportedProtocol: its URL is not http or https.
     """
     origin = origin_of(request.url)
-    head = request_head(request.method, request.url.raw_path, request.headers.raw) + b"\r\n"
+    headers = request.headers.raw
+    if b"%" in request.url.netloc:  # httpx puts the zone of an IPv6 address into the Host header
+        headers = [
+            (name, _ZONE.sub(b"]", value) if name.lower() == b"host" else value) for name, value in headers
+        ]
+    head = request_head(request.method, request.url.raw_path, headers) + b"\r\n"
     options = request.headers.get_list("connection", split_commas=True)
     closes = any(option.strip().lower() == "close" for option in options)
     lengths = request.headers.get_list("content-length")
@@ -148,7 +155,12 @@ def origin_of(url: httpx.URL) -> Origin:
     port = url.port
     if port is None:
         port = 443 if scheme == "https" else 80
-    return scheme, url.host, port
+    return scheme, url.host.replace("%25", "%"), port  # the zone of an IPv6 address (RFC 6874)
+
+
+def host_header(url: httpx.URL) -> bytes:
+    """Return the `Host` header for a URL, without the zone of an IPv6 address (RFC 6874, section 4)."""
+    return _ZONE.sub(b"]", url.netloc)
 
 
 class RawResponse(httpx.Response):

@@ -4,13 +4,20 @@ A slot is the right to have one connection; there are `max_connections` of them,
 opened and returned when it is closed. Idle connections keep their slots. Taking and returning take constant
 time: each origin's idle connections form a stack. The most recently used is taken first, since it is the
 least likely to have been closed; the oldest, at the bottom, expires first. Waiters are served FIFO. A waiter
-owns what it is given immediately: if it is cancelled before it resumes, it passes it on. There is no
-background task: expired connections are closed on the next use.
+owns what it is given immediately: if it is cancelled before it resumes, it passes it on.
+
+A connection ends in three ways besides: it was idle for too long, the server closed it, or it is so old that
+its name may have other addresses by now. That is noticed on its next use, and by an alarm, which is set while
+there are idle connections, so that none outlives the idle timeout. Origins without connections are forgotten
+then, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import random
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -21,9 +28,18 @@ from anyio.abc import ByteStream
 from omnigate._runtime.loops import has_ended
 from omnigate._transport.connection import Connection
 from omnigate._transport.messages import Origin
-from omnigate._transport.timers import Limit, Watch
+from omnigate._transport.timers import Alarm, Limit, Watch
 
 _MANY: Final = 64
+
+_SHORTEST_AGE: Final = 0.8
+"""The part of the maximum age that every connection reaches: those opened together do not end together."""
+
+_LEAST_SECONDS: Final = 0.001
+"""The alarm's least delay: a clock that is not the loop's may differ from it by a rounding error."""
+
+_MOST_SECONDS: Final = 60.0
+"""How long a connection that the server has closed is kept, at most, whatever the idle timeout."""
 
 
 class Waiter:
@@ -52,19 +68,23 @@ class Pool:
         max_connections: int | None,
         max_idle_connections: int | None,
         idle_timeout_seconds: float,
-        clock: Callable[[], float],
+        max_age_seconds: float | None,
+        clock: Callable[[], float] | None,
         loop: Any,
     ) -> None:
+        """Start without connections; without a `clock`, ages are by the loop's own."""
         self._max_connections = max_connections
         self._max_idle = max_idle_connections
         self._idle_timeout = idle_timeout_seconds
-        self._clock = clock
+        self._max_age = max_age_seconds
+        self._clock = clock or _clock_of(loop)
         self._idle: dict[Origin, deque[Connection]] = {}
         self._idle_count = 0
         self._in_use: set[Connection] = set()
         self.loop = loop
         self.opening: set[anyio.CancelScope] = set()
         self._watch = Watch(loop, self._in_use) if isinstance(loop, asyncio.AbstractEventLoop) else None
+        self._alarm = Alarm(loop, self._close_stale)
         self._slots = 0
         self._waiters: deque[Waiter] = deque()
         self._waiting = 0
@@ -75,11 +95,16 @@ class Pool:
             return False  # earlier requests are waiting
         stack = self._idle.get(origin)
         if stack:
-            oldest_allowed = self._clock() - self._idle_timeout
+            now = self._clock()
+            oldest_allowed = now - self._idle_timeout
             while stack:
                 connection = stack.pop()
                 self._idle_count -= 1
-                if connection.idle_since >= oldest_allowed and connection.is_quiet():
+                if (
+                    connection.idle_since >= oldest_allowed
+                    and connection.expires > now
+                    and connection.is_quiet()
+                ):
                     connection.state = "in use"
                     self._in_use.add(connection)
                     return connection
@@ -113,13 +138,17 @@ class Pool:
 
     def add(self, stream: ByteStream, origin: Origin) -> Connection:
         """Add a newly opened connection that has a slot, and return it, in use."""
-        connection = Connection(stream, origin, Limit(self._watch))
+        expires = math.inf
+        if self._max_age is not None:
+            expires = self._clock() + self._max_age * random.uniform(_SHORTEST_AGE, 1)  # noqa: S311
+        connection = Connection(stream, origin, Limit(self._watch), expires)
         self._in_use.add(connection)
         return connection
 
     def give_back(self, connection: Connection) -> None:
         """Return a reusable connection to the pool."""
-        if connection.state != "in use":
+        now = self._clock()
+        if connection.state != "in use" or connection.expires <= now:
             self.discard(connection)
             return
         self._in_use.discard(connection)
@@ -128,12 +157,14 @@ class Pool:
             self._pass_on(connection)
             return
         connection.state = "idle"
-        connection.idle_since = now = self._clock()
+        connection.idle_since = now
         stack = self._idle.get(connection.origin)
         if stack is None:
             stack = self._idle[connection.origin] = deque()
         stack.append(connection)
         self._idle_count += 1
+        if not self._alarm.is_set:
+            self._alarm.set(min(self._idle_timeout, _MOST_SECONDS))
         oldest_allowed = now - self._idle_timeout
         while stack[0].idle_since < oldest_allowed:
             self._idle_count -= 1
@@ -171,6 +202,7 @@ class Pool:
         """
         if self._watch is not None:
             self._watch.stop()
+        self._alarm.stop()
         if has_ended(self.loop):
             self._waiters.clear()
             self._waiting = 0
@@ -239,6 +271,29 @@ class Pool:
         else:
             self.give_back(connection)
 
+    def _close_stale(self) -> None:
+        """Close the idle connections that cannot be used any more, and forget origins without any."""
+        now = self._clock()
+        oldest_allowed = now - self._idle_timeout
+        earliest = math.inf
+        for origin, stack in list(self._idle.items()):
+            for _ in range(len(stack)):  # each in turn, which keeps their order
+                connection = stack.popleft()
+                if (
+                    connection.idle_since > oldest_allowed
+                    and connection.expires > now
+                    and connection.is_quiet()
+                ):
+                    stack.append(connection)
+                    earliest = min(earliest, connection.idle_since + self._idle_timeout, connection.expires)
+                else:
+                    self._idle_count -= 1
+                    self._drop(connection)
+            if not stack:
+                del self._idle[origin]
+        if earliest < math.inf:
+            self._alarm.set(min(max(earliest - now, _LEAST_SECONDS), _MOST_SECONDS))
+
     def _oldest_idle(self) -> Connection:
         stack = min((stack for stack in self._idle.values() if stack), key=lambda stack: stack[0].idle_since)
         self._idle_count -= 1
@@ -247,3 +302,8 @@ class Pool:
     def _drop(self, connection: Connection) -> None:
         connection.close()
         self._slots -= 1
+
+
+def _clock_of(loop: Any) -> Callable[[], float]:
+    """Return the clock of an event loop, which its timers go by."""
+    return loop.time if isinstance(loop, asyncio.AbstractEventLoop) else sys.modules["trio"].current_time

@@ -10,6 +10,8 @@ trio's own cancel scope. A limit can be moved while it runs: from writing the re
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import logging
 import math
 import sys
 import weakref
@@ -22,6 +24,8 @@ import httpx
 T = TypeVar("T")
 
 Args = TypeVarTuple("Args")
+
+logger: Final = logging.getLogger("omnigate")
 
 _WORDS: Final[dict[type[httpx.TimeoutException], str]] = {
     httpx.WriteTimeout: "the request could not be written",
@@ -90,6 +94,66 @@ def _look(reference: weakref.ref[Watch]) -> None:
     watch = reference()
     if watch is not None:
         watch.look()
+
+
+class Alarm:
+    """Calls a method once, some seconds after it was set; holds its object only weakly.
+
+    On asyncio it is a timer. trio has none, so there it is a system task that sleeps and ends.
+
+    Attributes:
+        loop: the event loop that it calls in.
+    """
+
+    __slots__ = ("_method", "_timer", "loop")
+
+    def __init__(self, loop: Any, method: Callable[[], None]) -> None:
+        """Start unset; `method` is called in `loop`."""
+        self.loop = loop
+        self._method = weakref.WeakMethod(method)
+        self._timer: Any = None  # asyncio's handle, or the task's cancel scope
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it will call."""
+        return self._timer is not None
+
+    def set(self, seconds: float) -> None:
+        """Have the method called in so many seconds; must be called in the loop, and while it is not set."""
+        try:
+            self._timer = self._start(seconds)
+        except RuntimeError:  # the loop is ending, and takes no more timers or tasks
+            self._timer = None
+
+    def _start(self, seconds: float) -> Any:
+        if isinstance(self.loop, asyncio.AbstractEventLoop):
+            # A context of its own: the caller's may hold whole requests.
+            return self.loop.call_later(seconds, self._ring, context=contextvars.Context())
+        trio = sys.modules["trio"]
+        scope = trio.CancelScope(deadline=trio.current_time() + seconds)
+        trio.lowlevel.spawn_system_task(self._sleep, scope, name="omnigate: close idle connections")
+        return scope
+
+    def stop(self) -> None:
+        """Call nothing; must be called in the loop, or after it has ended."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _ring(self) -> None:
+        self._timer = None
+        method = self._method()
+        if method is not None:
+            method()
+
+    async def _sleep(self, scope: Any) -> None:
+        with scope:
+            await sys.modules["trio"].sleep_forever()
+        if self._timer is scope:
+            try:
+                self._ring()
+            except Exception:  # an error in a system task would end the whole program
+                logger.exception("closing idle connections failed")
 
 
 class Limit:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import socket
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
@@ -83,15 +84,36 @@ def metrics_query(
     return query
 
 
+def address_of(
+    host: str, *, is_url_host: bool = True
+) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the IP address that `host` is, without its zone, or None if it is a name.
+
+    Args:
+        host: the host of a URL, without brackets.
+        is_url_host: whether it will be connected to: then the short and the hexadecimal forms of IPv4 count
+            ("127.1"), which the system understands as well.
+    """
+    text = host.partition("%")[0].rstrip(".")
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        if not is_url_host or not _NUMERIC.match(text):
+            return None
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(text))
+        except OSError:
+            return None
+    return (address.ipv4_mapped if address.version == 6 else None) or address
+
+
 def is_loopback(host: str) -> bool:
     """Return whether `host` is loopback: localhost (RFC 6761, section 6.3), 127.0.0.0/8 or ::1."""
     name = host.lower().rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = address_of(name)
+    return address is not None and address.is_loopback
 
 
 KEY_HEADER: Final = b"x-api-key"
@@ -101,6 +123,8 @@ USER_ID_HEADER: Final = b"x-user-id"
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110, section 5.6.2
 
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")  # RFC 9110, section 5.5
+
+_NUMERIC = re.compile(r"[0-9a-fx.]+\Z")
 
 _HOST = re.compile(rb"[A-Za-z0-9._-]+\Z")
 

@@ -62,6 +62,8 @@ MAY_BLOCK = [
     # One line to or from the page cache, so that an outcome is in the journal before it is handed out;
     # opening, syncing and compacting run in a thread.
     ("file.py", ("append", "read_at")),
+    # Reading the authorities takes longer than looking for their directory; once for each client.
+    ("_transport/certificates.py", ("_from_environment",)),
     # A program's own log handlers, which may write to a file.
     ("logging/__init__.py", ("emit",)),
 ]

@@ -28,8 +28,8 @@ from omnigate import (
     TimeoutError,
 )
 from omnigate._transport.adapters import ThreadedTransport
-from omnigate._transport.default import environment_proxy
 from omnigate._transport.httpx_pool import PerLoopTransport
+from omnigate._transport.proxies import environment_proxy
 from omnigate.testing import LocalGateway
 
 from ..support.raw_server import RawServer, chat_bytes

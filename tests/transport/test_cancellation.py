@@ -5,8 +5,10 @@ Each operation is tried on each event loop with each way of cancelling: an anyio
 """
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -249,6 +251,30 @@ async def test_calls_cancelled_after_each_number_of_loop_iterations_leave_no_ope
                     for origin in list(pool._idle):
                         pool.drop_idle(origin)
         await whole(transport, server.url)
+        await transport.aclose()
+        await until(lambda: server.open == 0)
+    await until(lambda: open_sockets() == before)
+
+
+async def test_call_to_a_name_with_two_addresses_cancelled_at_any_await_leaves_no_socket_and_no_lookup(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def two_addresses(_: str, port: int, **__: object) -> list[Any]:
+        await anyio.lowlevel.checkpoint()
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{last}", port)) for last in (2, 1)
+        ]  # the first one refuses
+
+    monkeypatch.setattr(anyio, "getaddrinfo", two_addresses)
+    before = open_sockets()
+    async with serving() as server:
+        transport = AnyIOTransport(max_connections=2)
+        url = f"http://a.test:{server.port}/"
+        async for _ in cancelled_at_every_checkpoint(lambda: whole(transport, url), way):
+            assert is_clean(transport), transport
+            assert list(transport._connect._lookups.values()) == [{}]
+            for pool in transport._pools.values():
+                pool.drop_idle(("http", "a.test", server.port))
         await transport.aclose()
         await until(lambda: server.open == 0)
     await until(lambda: open_sockets() == before)

@@ -617,7 +617,9 @@ async def test_closing_the_transport_while_it_connects_closes_the_new_connection
         {"uds": 5},
         {"uds": b""},
         {"uds": ""},
-        {"clock": None},
+        {"clock": 5},
+        {"max_connection_age_seconds": -1},
+        {"max_connection_age_seconds": "5"},
     ],
 )
 async def test_anyio_transport_names_a_bad_argument(arguments: dict[str, Any]) -> None:

@@ -64,8 +64,7 @@ async def test_transport_connects_to_whichever_address_of_a_host_answers(
             addresses = (("::1", socket.AF_INET6), ("127.0.0.1", socket.AF_INET))
             return [(family, socket.SOCK_STREAM, 6, "", (host, server.port)) for host, family in addresses]
 
-        # the name as anyio imported it
-        monkeypatch.setattr("anyio._core._sockets.getaddrinfo", two_addresses)
+        monkeypatch.setattr("anyio.getaddrinfo", two_addresses)
         transport = AnyIOTransport()
         with anyio.fail_after(5):
             assert await get(transport, f"http://gateway.test:{server.port}/") == b"ok"

@@ -1,0 +1,212 @@
+"""Opens connections: looks names up, races their addresses, and adds TLS.
+
+Names are resolved anew for each connection, and nothing is cached. But look-ups of one name at one moment are
+one: each takes a thread, of which asyncio has a few, and a thousand calls may start together. The first
+caller looks up, the others wait for it. If it is cancelled, the next of them starts anew.
+
+What a cancelled await leaves behind: nothing. A stream that was connected meanwhile is closed immediately.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, cast
+
+import anyio
+import httpx
+from anyio.abc import ByteStream
+from anyio.streams.tls import TLSStream
+
+from omnigate._runtime.loops import PerLoop
+from omnigate._transport.certificates import ssl_context
+from omnigate._transport.connection import close_now
+from omnigate._transport.messages import Origin
+from omnigate._transport.problems import ConnectFailure, lack_of_files
+from omnigate._wire.arguments import address_of
+
+_NEXT_ADDRESS_SECONDS: Final = 0.25
+"""How long an address is tried before the next one is, too (RFC 8305, section 5)."""
+
+
+class Connector:
+    """Opens streams: TCP (with happy eyeballs) or a unix domain socket, optionally with TLS."""
+
+    def __init__(self, verify: bool | ssl.SSLContext, uds: str | None) -> None:
+        self._verify = verify
+        self._uds = uds
+        self._context: ssl.SSLContext | None = None
+        self._lookups: PerLoop[dict[str, _Lookup]] = PerLoop(lambda _: {})
+
+    async def __call__(self, origin: Origin, timeout: float | None) -> ByteStream:
+        """Open a new stream to `origin`.
+
+        Args:
+            origin: the scheme, host and port to connect to.
+            timeout: seconds for connecting, including the look-up and TLS; None for no limit.
+
+        Raises:
+            httpx.ConnectError: it cannot be reached, or its certificate is not trusted.
+            httpx.ConnectTimeout: connecting took longer than `timeout`.
+            InvalidArgumentError: a variable of the environment names no readable certificates.
+        """
+        address = self._uds or f"{origin[1]}:{origin[2]}"
+        try:
+            with anyio.fail_after(timeout):
+                return await self._connect(origin)
+        except TimeoutError as error:
+            if type(error) is not TimeoutError:  # pragma: no cover - the system's own connect timeout
+                raise httpx.ConnectError(f"{address}: {error}") from None
+            raise httpx.ConnectTimeout(f"connecting to {address} took longer than {timeout} s") from None
+        except ssl.SSLCertVerificationError as error:
+            raise ConnectFailure(
+                f"{address}: the certificate is not trusted: {error.verify_message}", is_permanent=True
+            ) from None
+        except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
+            raise httpx.ConnectError(f"{address}: {lack_of_files(error) or _reason(error)}") from None
+
+    async def _connect(self, origin: Origin) -> ByteStream:
+        scheme, host, port = origin
+        if not 0 < port < 65_536:
+            raise OSError("the port must be between 1 and 65535")
+        context = self._ssl_context() if scheme == "https" else None
+        stream: ByteStream
+        if self._uds is not None:
+            stream = await anyio.connect_unix(self._uds)
+        else:
+            addresses = [host] if address_of(host) is not None else await self._look_up(host, port)
+            stream = await (
+                anyio.connect_tcp(addresses[0], port) if len(addresses) == 1 else _race(addresses, port)
+            )
+        if context is None:
+            return stream
+        # A certificate and SNI name a host without its final dot (RFC 6066, section 3) and without a zone.
+        hostname = host.partition("%")[0].rstrip(".")
+        try:
+            return await TLSStream.wrap(
+                stream, server_side=False, hostname=hostname, ssl_context=context, standard_compatible=False
+            )
+        except BaseException:
+            close_now(stream)
+            raise
+
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        """Return the addresses of a name, in the order in which to try them.
+
+        Raises:
+            OSError: it has none.
+        """
+        lookups = self._lookups.current()
+        while (running := lookups.get(host)) is not None:
+            await running.ended.wait()
+            if running.addresses is not None:
+                return running.addresses
+            if running.error is not None:
+                raise type(running.error)(*running.error.args)
+        lookup = lookups[host] = _Lookup()
+        try:
+            found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            lookup.addresses = _interleaved((family, sockaddr[0]) for family, _, _, _, sockaddr in found)
+            if not lookup.addresses:
+                raise OSError("the name has no address")
+            return lookup.addresses
+        except UnicodeError as error:  # a label that is empty or too long
+            lookup.error = OSError(f"not the name of a host: {error}")
+            raise lookup.error from error
+        except OSError as error:
+            lookup.error = _lack_of_files()
+            if lookup.error is not None:
+                raise lookup.error from error
+            lookup.error = error
+            raise
+        finally:
+            del lookups[host]
+            lookup.ended.set()
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        if self._context is None:
+            context = ssl_context(self._verify)
+            context.set_alpn_protocols(["http/1.1"])
+            self._context = context
+        return self._context
+
+
+class _Lookup:
+    """A look-up that is under way; without a result after its end, it was cancelled."""
+
+    def __init__(self) -> None:
+        self.ended: Final = anyio.Event()
+        self.addresses: list[str] | None = None
+        self.error: OSError | None = None
+
+
+def _interleaved(found: Iterable[tuple[Any, str]]) -> list[str]:
+    """Return addresses with the families taking turns, the first one's first (RFC 8305, section 4)."""
+    families: dict[Any, list[str]] = {}
+    for family, address in found:
+        known = families.setdefault(family, [])
+        if address not in known:
+            known.append(address)
+    columns = list(families.values())
+    longest = max(map(len, columns), default=0)
+    return [column[row] for row in range(longest) for column in columns if row < len(column)]
+
+
+async def _race(addresses: Sequence[str], port: int) -> ByteStream:
+    """Connect to whichever address answers first, starting with one after the other.
+
+    Raises:
+        OSError: none did.
+    """
+    connected: ByteStream | None = None
+    errors: list[OSError] = []
+
+    async def attempt(address: str, ended: anyio.Event) -> None:
+        nonlocal connected
+        try:
+            stream = await anyio.connect_tcp(address, port)
+        except OSError as error:
+            errors.append(error)
+        else:
+            if connected is None:
+                connected = stream
+                group.cancel_scope.cancel()
+            else:
+                close_now(stream)
+        finally:
+            ended.set()
+
+    try:
+        async with anyio.create_task_group() as group:
+            for address in addresses:
+                ended = anyio.Event()
+                group.start_soon(attempt, address, ended)
+                with anyio.move_on_after(_NEXT_ADDRESS_SECONDS):
+                    await ended.wait()
+    except BaseException:
+        if connected is not None:
+            close_now(connected)
+        raise
+    if connected is None:
+        raise OSError("no address answers") from ExceptionGroup("all addresses failed", errors)
+    return connected
+
+
+def _lack_of_files() -> OSError | None:
+    """Return the error of opening a socket, if none can be: a look-up calls that a bad name."""
+    try:
+        socket.socket().close()
+    except OSError as reason:
+        return OSError(*reason.args)
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """Return why connecting failed: anyio says only that all attempts failed, and chains the cause."""
+    cause = error.__cause__
+    if isinstance(cause, BaseExceptionGroup):
+        causes = cast("BaseExceptionGroup[BaseException]", cause).exceptions
+        return "; ".join(dict.fromkeys(_reason(each) for each in causes))
+    shown = cause if isinstance(cause, OSError) else error
+    return str(shown) or type(shown).__name__
