@@ -214,7 +214,11 @@ class SyncBatch:
             self._is_open = False
             self._source = None
             self._inside.outcomes.clear()
-            self._portal.call(self._inside.leave)
+            if kind is GeneratorExit or self._portal.is_own_thread():  # perhaps in a finalizer
+                self._inside.leave_soon()
+                self._portal.settle(self._inside.leave)
+            else:
+                self._portal.call(self._inside.leave)
         except Exception as failure:
             if error is None:
                 raise

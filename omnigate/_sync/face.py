@@ -30,7 +30,9 @@ class BaseClient:
     def close(self) -> None:
         """Close the client, its transport and its thread; idempotent.
 
-        Calls in flight in other threads fail with `ClientClosedError`.
+        Calls in flight in other threads fail with `ClientClosedError`. Raises no error and waits at most a
+        few seconds, so a signal handler, a finalizer or a callback may call it; in a callback of the client
+        itself it does not wait.
         """
         self._portal.close()
 

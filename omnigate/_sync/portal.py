@@ -11,29 +11,37 @@ KeyboardInterrupt in the main thread wherever a function starts or a call return
 a lock. So a latch is a flag plus a lock, and waiting never changes the flag; and anything that must be ended
 is recorded before it starts. A result already returned to an interrupted caller is lost, so a call whose
 result must not be lost stores it where its caller can find it.
+
+At the same places a signal handler or a finalizer may call or close the same portal, in the thread that is
+already inside it. So nothing here holds a lock while it runs: each change of shared state is one step, such
+as `dict.setdefault`, and each flag is set only once what it promises has happened.
 """
 
 from __future__ import annotations
 
 import _thread
 import asyncio
+import atexit
 import contextvars
+import importlib.util
 import logging
 import os
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, get_args
 
 import anyio
 
 from omnigate._runtime.loops import call_soon, current_loop, in_trio
-from omnigate._wire.checks import check_choice
-from omnigate.exceptions import ClientClosedError, ForkedClientError, NotStartedError
+from omnigate._wire.checks import check_choice, refusal
+from omnigate.exceptions import ClientClosedError, ForkedClientError, GatewayError, NotStartedError
 
 _library: contextvars.ContextVar[str | None] | None
 
@@ -53,28 +61,52 @@ _INTERRUPT_SECONDS: Final = 5.0
 
 _JOIN_SECONDS: Final = 5.0
 
+_CLEAN_UP_SECONDS: Final = 5.0
+
+_SLICE_SECONDS: float | None = 0.1 if sys.platform == "win32" and sys.version_info < (3, 14) else None
+"""How long a wait for a lock may block Ctrl-C, where Ctrl-C does not interrupt it."""
+
 
 class _Latch:
-    """A one-shot event that survives a KeyboardInterrupt in its waiter."""
+    """A one-shot event that survives a KeyboardInterrupt in a waiter.
 
-    __slots__ = ("_lock", "is_open")
+    Each waiter has its own lock: one that is interrupted just after acquiring it blocks no other waiter.
+    """
+
+    __slots__ = ("_locks", "is_open")
 
     def __init__(self) -> None:
         self.is_open = False
-        self._lock = threading.Lock()
-        self._lock.acquire()
+        self._locks: list[threading.Lock] = []
 
     def open(self) -> None:
-        """Set the event; idempotent. Only one thread may call it."""
-        if not self.is_open:
-            self.is_open = True  # before the lock, which an interrupted waiter may have acquired and kept
-            self._lock.release()
+        """Set the event; idempotent, and may be repeated after an interrupt."""
+        self.is_open = True
+        for lock in tuple(self._locks):
+            with suppress(RuntimeError):  # already released
+                lock.release()
 
     def wait(self, seconds: float = -1) -> bool:
         """Wait until the event is set, by default without a limit; return whether it is."""
-        if not self.is_open and self._lock.acquire(timeout=seconds):
-            self._lock.release()
+        if self.is_open:
+            return True
+        lock = threading.Lock()
+        lock.acquire()
+        self._locks.append(lock)
+        if not self.is_open:  # checked after appending: either `open` sees the lock, or this the flag
+            _acquire(lock, seconds)
         return self.is_open
+
+
+def _acquire(lock: threading.Lock, seconds: float) -> None:
+    """Acquire a lock within `seconds`, or with no limit if negative; Ctrl-C interrupts it on any platform."""
+    if _SLICE_SECONDS is None:
+        lock.acquire(timeout=seconds)
+        return
+    end = None if seconds < 0 else time.monotonic() + seconds
+    left = _SLICE_SECONDS
+    while left >= 0 and not lock.acquire(timeout=min(left, _SLICE_SECONDS)):
+        left = _SLICE_SECONDS if end is None else end - time.monotonic()
 
 
 class _Call(Generic[T]):
@@ -114,7 +146,9 @@ class _Inbox:
         self._loop = current_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: deque[_Call[Any]] = deque()
-        self._is_woken = False
+        self._wakes: Final = count(1)
+        self._asked = 0  # the latest wake-up that the loop has been asked for
+        self._ran = 0  # the latest one that it has run
         self._is_closed = False
 
     def put(self, call: _Call[Any]) -> None:
@@ -125,16 +159,14 @@ class _Inbox:
         """
         self._waiting.append(call)
         if self._is_closed:  # checked after appending: either `close` sees the call, or this the flag
-            raise ClientClosedError("the client is closed; create a new one")
-        if not self._is_woken:
+            raise ClientClosedError(_EXITING if _exit.has_come else _CLOSED)
+        if self._asked <= self._ran:  # no wake-up is on its way, which would start this call
+            wake = next(self._wakes)
             try:
-                self._is_woken = True
-                call_soon(self._loop, self._start_all)
+                call_soon(self._loop, partial(self._run_wake, wake))
             except RuntimeError:
-                pass  # the loop has just ended, and `close` has seen the call
-            except BaseException:
-                self._is_woken = False  # Ctrl-C: the loop may not have been woken; the next call must do it
-                raise
+                return  # the loop has just ended, and `close` has seen the call
+            self._asked = wake  # only now: interrupted before, the next call must ask again
 
     def cancel_soon(self, call: _Call[Any]) -> None:
         """Cancel a call at whatever stage it is, from any other thread.
@@ -162,8 +194,11 @@ class _Inbox:
         while self._waiting:
             self._waiting.popleft().done.open()
 
+    def _run_wake(self, wake: int) -> None:
+        self._ran = max(self._ran, wake)  # before the calls are taken: later ones need another wake-up
+        self._start_all()
+
     def _start_all(self) -> None:
-        self._is_woken = False
         while self._waiting and not self._is_closed:
             call = self._waiting.popleft()
             if _library is not None:  # the caller may be inside the other backend's loop
@@ -195,16 +230,28 @@ class _Loop:
 
     def __init__(self, backend: Backend, clean_up: Callable[[], Awaitable[object]]) -> None:
         self.pid = os.getpid()
-        self.thread = threading.Thread(target=self._run, args=(backend,), name="omnigate-portal", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="omnigate-portal", daemon=True)
         self.inbox: _Inbox
         self.error: BaseException | None = None  # why it is not running
+        self._backend = backend
         self._clean_up = clean_up
         self._loop: Any
         self._stop: anyio.Event
-        self._begun = threading.Lock()  # acquired, once, to start the thread or to prevent its start
+        # At 0, what came first: a token of the start of the thread, or the error that prevents it.
+        self._decision: dict[int, object] = {}
         self._up = _Latch()  # set once the loop runs, or never will
         self._over = _Latch()
         self._is_unwanted = False
+        self._ident: int | None = None  # of the thread, while it runs
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the thread exists only in a parent process."""
+        return self.pid != os.getpid()
+
+    def is_own_thread(self) -> bool:
+        """Return whether this is the loop's thread."""
+        return self._ident == threading.get_ident() and not self.is_foreign
 
     def start(self) -> None:
         """Start the thread and wait until the loop runs or `error` is set; call it again if interrupted.
@@ -213,7 +260,12 @@ class _Loop:
         from another thread: only the main thread is interrupted.
         """
         if not self._up.is_open:
-            _thread.start_new_thread(self._begin, ())
+            try:
+                _native_start()(self._begin, ())
+            except RuntimeError as error:
+                if isinstance(error, GatewayError):  # raised by a signal handler
+                    raise
+                self._give_up(error)  # there are too many threads, or the interpreter is exiting
             self._up.wait()
 
     def interrupt(self, call: _Call[Any]) -> None:
@@ -225,51 +277,61 @@ class _Loop:
 
     def stop(self) -> None:
         """Make the loop clean up and end, without waiting; from any thread or a finalizer."""
-        if self.pid != os.getpid():
+        if self.is_foreign:
             return
         self._is_unwanted = True  # a loop that is just starting sees this once it runs
-        if self._begun.acquire(blocking=False):  # it never started, and now never will
-            self._fail(ClientClosedError("the client is closed; create a new one"))
+        self._give_up(ClientClosedError(_CLOSED))
         if not self._up.is_open or self.error is not None:
             return
         with suppress(RuntimeError):  # it has already ended
             call_soon(self._loop, self._stop.set)
 
     def join(self) -> None:
-        """Wait for the end of the thread, for a bounded time."""
-        if self.pid != os.getpid() or self.thread is threading.current_thread():
+        """Wait for the end of the thread, for a bounded time; not in the thread itself."""
+        if self.is_foreign or self.is_own_thread():
             return
         if self._over.wait(_JOIN_SECONDS) and self.thread.ident is not None:
             # An interrupt in `join` makes Python 3.11 and 3.12 consider the thread ended, which it almost is.
             self.thread.join(_JOIN_SECONDS)
 
-    def stop_and_join(self) -> None:
-        """Stop the loop; at interpreter exit, wait for its end too."""
-        self.stop()
-        if sys.is_finalizing() or not threading.main_thread().is_alive():
-            self.join()
+    def _give_up(self, error: BaseException) -> None:
+        """Prevent the start of the thread, unless it has begun."""
+        decision = self._decision.setdefault(0, error)
+        if isinstance(decision, BaseException):
+            self._fail(decision)  # even if it has failed: an interrupt may have kept that from its waiters
 
     def _begin(self) -> None:
-        if self._begun.acquire(blocking=False):
+        token = object()
+        if self._decision.setdefault(0, token) is token:
             try:
-                self.thread.start()
+                if _gevent_patches_threads():
+                    self._run()  # this is a real thread; `Thread.start` would start a greenlet
+                else:
+                    self.thread.start()
             except BaseException as error:  # noqa: BLE001 - no more threads can be started
                 self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """Tell the caller why the loop is not running."""
+        """Tell the callers why the loop is not running."""
         self.error = error
         self._up.open()
         self._over.open()
 
-    def _run(self, backend: Backend) -> None:
+    def _run(self) -> None:
+        self._ident = threading.get_ident()
+        _running.add(self)
         try:
-            anyio.run(self._main, backend=backend)
+            anyio.run(self._main, backend=self._backend)
         except BaseException as error:
-            if self._up.is_open:
-                raise
-            self._fail(error)  # the backend is not installed, or cannot start
+            if not self._up.is_open:
+                self._fail(error)  # the backend cannot start
+            elif _exit.has_come:  # Python 3.12.0 to 3.12.2 let asyncio's own clean-up fail then
+                logger.debug("the event loop of a client ended with an error", exc_info=True)
+            else:
+                logger.exception("the event loop of a client ended with an error")
         finally:
+            self._ident = None
+            _running.discard(self)
             self._over.open()
 
     async def _main(self) -> None:
@@ -287,6 +349,33 @@ class _Loop:
                     await self.inbox.close()
 
 
+class _Exit:
+    """The end of the interpreter: ends the loops that are still running."""
+
+    def __init__(self) -> None:
+        self.has_come = False
+
+    def __call__(self) -> None:
+        self.has_come = True
+        loops = list(_running)
+        for loop in loops:
+            loop.stop()
+        for loop in loops:
+            loop.join()
+
+
+_CLOSED: Final = "the client is closed; create a new one"
+
+_EXITING: Final = "the interpreter is exiting, and the client's event loop has ended with it"
+
+_running: Final[set[_Loop]] = set()
+
+_exit: Final = _Exit()
+
+# Registered on import, so that it runs after the handlers that programs register later: those may still call.
+atexit.register(_exit)
+
+
 class Portal:
     """Runs async functions for sync callers, from any number of threads."""
 
@@ -297,15 +386,22 @@ class Portal:
             backend: the event loop to run.
             clean_up: awaited in the loop before it ends. Must hold no reference to the portal's owner.
 
+        Raises:
+            InvalidArgumentError: the backend is unknown, or not installed.
+
         """
         check_choice(backend, "backend", get_args(Backend))
+        if backend == "trio" and "trio" not in sys.modules and importlib.util.find_spec("trio") is None:
+            raise refusal(
+                "backend", backend, 'be "asyncio", as trio is not installed', hint="pip install trio"
+            )
         self._backend: Backend = backend
         self._clean_up = clean_up
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
-        self._loop: _Loop | None = None
+        # By the number of the attempt to start one. All but the latest have failed, or end by themselves.
+        self._loops: dict[int, _Loop] = {}
+        self._attempt = 0
         self._closed = False
-        self._finalizer: weakref.finalize[Any, Any] | None = None
+        weakref.finalize(self, _stop_all, self._loops).atexit = False
 
     def call(self, func: Callable[[], Awaitable[T]]) -> T:
         """Await `func()` in the loop; return its result or raise its exception.
@@ -313,29 +409,37 @@ class Portal:
         Raises:
             ClientClosedError: the portal is closed, or was closed during the call.
             ForkedClientError: this is a forked child of the process that started the loop.
-            NotStartedError: called from the loop's own thread.
+            NotStartedError: called from the loop's own thread, or the loop cannot start.
             KeyboardInterrupt: Ctrl-C; the call was cancelled, unless it had just returned.
 
         """
-        self._refuse_own_thread()
         call = _Call(func)
-        loop: _Loop | None = None
-        try:
-            loop = self._running_loop()
-            loop.inbox.put(call)
-            call.done.wait()
-        except ClientClosedError:
-            raise
-        except BaseException:
-            if loop is not None:
-                loop.interrupt(call)
-            raise
+        self._make(call)
         if call.error is None:
             return call.result
         try:
             raise call.error
         finally:
             del call  # breaks the cycle of the error, its traceback and this frame
+
+    def settle(self, func: Callable[[], Awaitable[None]]) -> None:
+        """Await the clean-up `func()` in the loop, for a bounded time; raises no error of ours.
+
+        May be called from anywhere, even a finalizer: in the loop's own thread it does not wait, and after
+        the end of the loop it does nothing, since what the loop held has ended with it.
+        """
+
+        async def clean_up() -> None:
+            try:
+                await func()
+            except Exception:
+                logger.exception("failed to close a stream or a batch")
+
+        with suppress(ClientClosedError, ForkedClientError, NotStartedError):
+            if self.is_own_thread():
+                self.start(clean_up)
+            elif not self._make(_Call(clean_up), _CLEAN_UP_SECONDS):
+                logger.warning("closing a stream or a batch takes longer than %g s", _CLEAN_UP_SECONDS)
 
     def start(self, func: Callable[[], Awaitable[None]]) -> None:
         """Start `func()` in the loop without waiting; closing the portal cancels it.
@@ -359,69 +463,101 @@ class Portal:
 
     def is_own_thread(self) -> bool:
         """Return whether this is the loop's own thread."""
-        return self._loop is not None and self._loop.thread is threading.current_thread()
+        return any(loop.is_own_thread() for loop in list(self._loops.values()))
 
     def close(self) -> None:
         """Clean up and end the thread; idempotent, and a no-op in a forked child.
 
-        Raises:
-            NotStartedError: called from the loop's own thread.
+        Waits for a bounded time; not at all in a portal's thread, where the loop ends after the callback.
         """
-        self._refuse_own_thread()
-        with self._usable_lock():
-            self._closed = True
-            loop = self._loop
-        if loop is None or loop.pid != os.getpid():
-            return
-        loop.stop()  # repeated if an earlier `close` was interrupted
-        loop.join()
-        if self._finalizer is not None:
-            self._finalizer.detach()
+        self._closed = True
+        loops = list(self._loops.values())
+        for loop in loops:
+            loop.stop()  # repeated if an earlier `close` was interrupted
+        for loop in loops:
+            loop.join()
 
     def __repr__(self) -> str:
-        loop = self._loop
+        loop = self._loops.get(self._attempt)
         if self._closed:
             state = "closed"
         elif loop is None:
             state = "not started"
-        elif loop.pid != os.getpid():
+        elif loop.is_foreign:
             state = "in the parent process"
         else:
             state = "running"
         return f"<Portal {self._backend}: {state}>"
 
-    def _refuse_own_thread(self) -> None:
+    def _make(self, call: _Call[Any], seconds: float = -1) -> bool:
+        """Make a call and wait for its end; after `seconds`, return False and let it go on."""
         if self.is_own_thread():
             raise NotStartedError(
                 "a sync client was used within its own callback (progress=, stop_on=, a transport). The "
                 "callback runs in the client's own thread, so the call would deadlock: use the callback's "
                 "arguments, or another client"
             )
+        loop: _Loop | None = None
+        try:
+            loop = self._running_loop()
+            loop.inbox.put(call)
+            return call.done.wait(seconds)
+        except BaseException:
+            if loop is not None:
+                loop.interrupt(call)
+            raise
 
     def _running_loop(self) -> _Loop:
-        with self._usable_lock():
-            if self._closed:
-                raise ClientClosedError("the client is closed; create a new one")
-            loop = self._loop
-            if loop is None:
-                loop = _Loop(self._backend, self._clean_up)
-                self._finalizer = weakref.finalize(self, loop.stop_and_join)
-                self._loop = (
-                    loop  # before it starts, so that `close` finds it even if the start is interrupted
-                )
-            elif loop.pid != os.getpid():
-                raise ForkedClientError(
-                    "this client was used before os.fork(), and its thread is in the parent process: "
-                    "create a new client in the child"
-                )
-            loop.start()
-            if loop.error is not None:
-                self._loop = None
-                raise loop.error
+        """Return the loop, started if it was not."""
+        if self._closed:
+            raise ClientClosedError(_CLOSED)
+        attempt = self._attempt
+        loop = self._loops.get(attempt)
+        if loop is None:
+            # Recorded before it starts, so that `close` finds it even if the start is interrupted. If a
+            # signal handler or another thread has just made one, that one is used.
+            loop = self._loops.setdefault(attempt, _Loop(self._backend, self._clean_up))
+        if loop.is_foreign:
+            raise ForkedClientError(
+                "this client was used before os.fork(), and its thread is in the parent process: "
+                "create a new client in the child"
+            )
+        if self._closed:  # checked after recording: either `close` sees the loop, or this the flag
+            loop.stop()
+            raise ClientClosedError(_CLOSED)
+        loop.start()
+        error = loop.error
+        if error is None:
             return loop
+        self._attempt = attempt + 1  # the next call tries again
+        self._loops.pop(attempt, None)
+        if isinstance(error, ClientClosedError):
+            raise ClientClosedError(_EXITING if _exit.has_come and not self._closed else _CLOSED)
+        raise NotStartedError(_why_not(self._backend, error)) from error
 
-    def _usable_lock(self) -> threading.Lock:
-        if self._pid != os.getpid():  # in a forked child, a thread that no longer exists may hold the lock
-            self._pid = os.getpid()
-            self._lock = threading.Lock()
-        return self._lock
+
+def _stop_all(loops: dict[int, _Loop]) -> None:
+    for loop in list(loops.values()):
+        loop.stop()
+
+
+def _why_not(backend: Backend, error: BaseException) -> str:
+    reason = f"the client's thread could not start its {backend} event loop: {error or type(error).__name__}"
+    if _exit.has_come or not threading.main_thread().is_alive():
+        return f"{reason}. The interpreter is exiting: make the first call before that"
+    if _gevent_patches_threads():
+        return f"{reason}. gevent has patched the standard library: try `monkey.patch_all(thread=False)`"
+    return reason
+
+
+def _gevent_patches_threads() -> bool:
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("_thread"))
+
+
+def _native_start() -> Callable[[Callable[[], None], tuple[()]], object]:
+    """Return the function that starts a thread of the system, even if gevent has replaced it."""
+    if _gevent_patches_threads():
+        original: Any = sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")
+        return original  # type: ignore[no-any-return]
+    return _thread.start_new_thread

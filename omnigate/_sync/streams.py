@@ -39,6 +39,7 @@ class BaseSyncStream(Generic[T, S]):
         self._stream = stream
         stream._core.face = Face(type(self).__name__, "`with`", "`close()`")
         self._pieces: deque[T] = deque()
+        self._was_closed = False
 
     @property
     def meta(self) -> Meta:
@@ -47,6 +48,11 @@ class BaseSyncStream(Generic[T, S]):
         If the call was retried, it is from the last attempt.
         """
         return self._stream.meta
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the stream has ended or is closed, with no pieces left to read."""
+        return self._was_closed or (not self._pieces and self._stream.is_closed)
 
     def __iter__(self) -> Self:
         return self
@@ -78,11 +84,14 @@ class BaseSyncStream(Generic[T, S]):
     def close(self) -> None:
         """Close the stream; its connection returns to the pool if the body has ended, else it is closed.
 
-        If the end mark has arrived, the rest of the body is read first (for at most 1 s).
+        If the end mark has arrived, the rest of the body is read first (for at most 1 s). Raises no error,
+        and does not wait without a limit: it may be called from a signal handler or a finalizer, and after
+        the client was closed.
         """
         self._pieces.clear()
         if not self._stream.is_closed:
-            self._portal.call(self._stream.aclose)
+            self._portal.settle(self._stream.aclose)
+        self._was_closed = True
 
     async def _fetch(self) -> None:
         """Fetch pieces in the portal's loop, where no interrupt can lose them."""
