@@ -26,6 +26,7 @@ import contextvars
 import importlib.util
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -133,6 +134,42 @@ class _Call(Generic[T]):
             self.error = error
 
 
+class _Bell:
+    """Wakes a trio loop from other threads.
+
+    `TrioToken.run_sync_soon` holds a lock, which the loop needs in order to end: a signal handler inside it
+    could not wait for that.
+    """
+
+    def __init__(self, answer: Callable[[], object]) -> None:
+        """Set up; `listen` calls `answer` after each `ring`."""
+        self._answer = answer
+        self._inside, self._outside = socket.socketpair()
+        self._inside.setblocking(False)
+        self._outside.setblocking(False)
+
+    def ring(self) -> None:
+        """Wake the loop.
+
+        Raises:
+            RuntimeError: the bell is closed.
+        """
+        try:
+            self._outside.send(b"!")
+        except BlockingIOError:
+            pass  # it has not been answered for so long that the buffer is full
+        except OSError as error:
+            raise RuntimeError(_CLOSED) from error
+
+    async def listen(self) -> None:
+        """Answer until cancelled, then close the bell."""
+        with self._inside, self._outside:
+            while True:
+                await anyio.wait_readable(self._inside)
+                self._inside.recv(4_096)
+                self._answer()
+
+
 class _Inbox:
     """Accepts calls from other threads and starts each as a task, in its caller's context.
 
@@ -146,6 +183,11 @@ class _Inbox:
         self._loop = current_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: deque[_Call[Any]] = deque()
+        self._soon: deque[Callable[[], object]] = deque()  # what the bell rings for
+        self._bell: _Bell | None = None
+        if not isinstance(self._loop, asyncio.AbstractEventLoop):
+            self._bell = _Bell(self._run_soon)
+            group.start_soon(self._bell.listen)
         self._wakes: Final = count(1)
         self._asked = 0  # the latest wake-up that the loop has been asked for
         self._ran = 0  # the latest one that it has run
@@ -163,7 +205,7 @@ class _Inbox:
         if self._asked <= self._ran:  # no wake-up is on its way, which would start this call
             wake = next(self._wakes)
             try:
-                call_soon(self._loop, partial(self._run_wake, wake))
+                self.call_soon(partial(self._run_wake, wake))
             except RuntimeError:
                 return  # the loop has just ended, and `close` has seen the call
             self._asked = wake  # only now: interrupted before, the next call must ask again
@@ -174,7 +216,19 @@ class _Inbox:
         Raises:
             RuntimeError: the loop has ended, and the call with it.
         """
-        call_soon(self._loop, partial(self._cancel, call))
+        self.call_soon(partial(self._cancel, call))
+
+    def call_soon(self, func: Callable[[], object]) -> None:
+        """Schedule a call of `func` in the loop, from any thread, a signal handler or a finalizer.
+
+        Raises:
+            RuntimeError: the loop has ended.
+        """
+        if self._bell is None:
+            call_soon(self._loop, func)
+        else:
+            self._soon.append(func)
+            self._bell.ring()
 
     def _cancel(self, call: _Call[Any]) -> None:
         self._start_all()  # the caller may have been interrupted between adding the call and waking the loop
@@ -193,6 +247,10 @@ class _Inbox:
             await asyncio.wait(self._tasks)
         while self._waiting:
             self._waiting.popleft().done.open()
+
+    def _run_soon(self) -> None:
+        while self._soon:
+            self._soon.popleft()()
 
     def _run_wake(self, wake: int) -> None:
         self._ran = max(self._ran, wake)  # before the calls are taken: later ones need another wake-up
@@ -235,12 +293,12 @@ class _Loop:
         self.error: BaseException | None = None  # why it is not running
         self._backend = backend
         self._clean_up = clean_up
-        self._loop: Any
         self._stop: anyio.Event
         # At 0, what came first: a token of the start of the thread, or the error that prevents it.
         self._decision: dict[int, object] = {}
         self._up = _Latch()  # set once the loop runs, or never will
-        self._over = _Latch()
+        self._over = _Latch()  # set once the loop has ended
+        self._gone = _Latch()  # set once the thread has ended, too, if that is waited for
         self._is_unwanted = False
         self._ident: int | None = None  # of the thread, while it runs
 
@@ -260,12 +318,9 @@ class _Loop:
         from another thread: only the main thread is interrupted.
         """
         if not self._up.is_open:
-            try:
-                _native_start()(self._begin, ())
-            except RuntimeError as error:
-                if isinstance(error, GatewayError):  # raised by a signal handler
-                    raise
-                self._give_up(error)  # there are too many threads, or the interpreter is exiting
+            error = _start_thread(self._begin)
+            if error is not None:
+                self._give_up(error)
             self._up.wait()
 
     def interrupt(self, call: _Call[Any]) -> None:
@@ -284,15 +339,21 @@ class _Loop:
         if not self._up.is_open or self.error is not None:
             return
         with suppress(RuntimeError):  # it has already ended
-            call_soon(self._loop, self._stop.set)
+            self.inbox.call_soon(self._stop.set)
 
     def join(self) -> None:
         """Wait for the end of the thread, for a bounded time; not in the thread itself."""
         if self.is_foreign or self.is_own_thread():
             return
-        if self._over.wait(_JOIN_SECONDS) and self.thread.ident is not None:
-            # An interrupt in `join` makes Python 3.11 and 3.12 consider the thread ended, which it almost is.
-            self.thread.join(_JOIN_SECONDS)
+        if not self._over.wait(_JOIN_SECONDS) or self.thread.ident is None or self._gone.is_open:
+            return
+        if _start_thread(self._watch_end) is None:  # else Python is exiting, and the thread has all but ended
+            self._gone.wait(_JOIN_SECONDS)
+
+    def _watch_end(self) -> None:
+        """Join the thread, in another one: `Thread.join` holds a lock, and cannot be entered again inside."""
+        self.thread.join()
+        self._gone.open()
 
     def _give_up(self, error: BaseException) -> None:
         """Prevent the start of the thread, unless it has begun."""
@@ -336,7 +397,7 @@ class _Loop:
 
     async def _main(self) -> None:
         async with anyio.create_task_group() as group:
-            self._loop, self._stop, self.inbox = current_loop(), anyio.Event(), _Inbox(group)
+            self._stop, self.inbox = anyio.Event(), _Inbox(group)
             try:
                 self._up.open()
                 if not self._is_unwanted:
@@ -391,7 +452,7 @@ class Portal:
 
         """
         check_choice(backend, "backend", get_args(Backend))
-        if backend == "trio" and "trio" not in sys.modules and importlib.util.find_spec("trio") is None:
+        if not _is_installed(backend):
             raise refusal(
                 "backend", backend, 'be "asyncio", as trio is not installed', hint="pip install trio"
             )
@@ -455,6 +516,13 @@ class Portal:
             func()
 
         self.start(run)
+
+    def scheduler(self) -> Callable[[Callable[[], object]], None]:
+        """Return a function that schedules calls in the loop, from anywhere; it does not refer to the portal.
+
+        The function raises a RuntimeError once the loop has ended.
+        """
+        return self._running_loop().inbox.call_soon
 
     @property
     def is_closed(self) -> bool:
@@ -536,6 +604,10 @@ class Portal:
         raise NotStartedError(_why_not(self._backend, error)) from error
 
 
+def _is_installed(backend: Backend) -> bool:
+    return backend in sys.modules or importlib.util.find_spec(backend) is not None
+
+
 def _stop_all(loops: dict[int, _Loop]) -> None:
     for loop in list(loops.values()):
         loop.stop()
@@ -555,9 +627,15 @@ def _gevent_patches_threads() -> bool:
     return monkey is not None and bool(monkey.is_module_patched("_thread"))
 
 
-def _native_start() -> Callable[[Callable[[], None], tuple[()]], object]:
-    """Return the function that starts a thread of the system, even if gevent has replaced it."""
+def _start_thread(func: Callable[[], None]) -> RuntimeError | None:
+    """Start a thread of the system, even if gevent has patched threads; return why it cannot start."""
+    start: Any = _thread.start_new_thread
     if _gevent_patches_threads():
-        original: Any = sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")
-        return original  # type: ignore[no-any-return]
-    return _thread.start_new_thread
+        start = sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")
+    try:
+        start(func, ())
+    except RuntimeError as error:  # there are too many, or the interpreter is exiting
+        if isinstance(error, GatewayError):  # of a signal handler
+            raise
+        return error
+    return None

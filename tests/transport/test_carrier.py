@@ -127,7 +127,9 @@ async def test_fetch_refuses_what_is_too_long_or_encoded_unasked_and_closes_it(
     kind: str, pieces: list[bytes]
 ) -> None:
     carrier, _, _, ours = carried(kind, *pieces, limit=9)
-    with pytest.raises(InvalidResponseError, match=r"max_response_bytes=9|unsupported content encoding: 'br'"):
+    with pytest.raises(
+        InvalidResponseError, match=r"max_response_bytes=9|unsupported content encoding: 'br'"
+    ):
         await carrier.fetch(call_of())
     assert ours.stats()["in_use"] == 0
 
