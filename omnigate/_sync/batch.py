@@ -28,6 +28,7 @@ from omnigate._batch.batch import Batch
 from omnigate._batch.items import BatchItem, open_source
 from omnigate._batch.outcomes import AnyOutcome, BatchStats
 from omnigate._sync.portal import Portal
+from omnigate._wire.pickling import UnpicklableReader
 from omnigate.exceptions import ClientClosedError, NotStartedError
 
 _MOST: Final = 256
@@ -156,7 +157,7 @@ class _Inside:
             left.set()
 
 
-class SyncBatch:
+class SyncBatch(UnpicklableReader):
     """A batch: `with client.batch(…) as batch: for outcome in batch: …`.
 
     Yields exactly one `Outcome` per item, unless the batch ends before the item is sent; in the order they

@@ -7,9 +7,10 @@ from typing import Self
 
 from omnigate._calls.base_client import BaseAsyncClient
 from omnigate._sync.portal import Backend, Portal
+from omnigate._wire.pickling import UnpicklableClient
 
 
-class BaseClient:
+class BaseClient(UnpicklableClient):
     """A sync client: an async client and a portal to it."""
 
     def __init__(self, client: BaseAsyncClient, backend: Backend, *, name: str) -> None:

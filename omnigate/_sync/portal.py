@@ -41,6 +41,7 @@ from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, get_args
 import anyio
 
 from omnigate._runtime.loops import call_soon, current_loop, in_trio
+from omnigate._runtime.threads import is_exiting
 from omnigate._wire.checks import check_choice, refusal
 from omnigate.exceptions import ClientClosedError, ForkedClientError, GatewayError, NotStartedError
 
@@ -479,15 +480,18 @@ class Portal:
         if call.error is None:
             return call.result
         try:
-            raise call.error
+            error = call.error
+            if isinstance(error, RuntimeError) and not isinstance(error, GatewayError) and is_exiting():
+                raise NotStartedError(f"the interpreter is exiting: {error}") from error
+            raise error
         finally:
-            del call  # breaks the cycle of the error, its traceback and this frame
+            del call, error  # breaks the cycle of the error, its traceback and this frame
 
-    def settle(self, func: Callable[[], Awaitable[None]]) -> None:
+    def settle(self, func: Callable[[], Awaitable[None]]) -> bool:
         """Await the clean-up `func()` in the loop, for a bounded time; raises no error of ours.
 
         May be called from anywhere, even a finalizer: in the loop's own thread it does not wait, and after
-        the end of the loop it does nothing, since what the loop held has ended with it.
+        the end of the loop it does nothing and returns False, since what the loop held has ended with it.
         """
 
         async def clean_up() -> None:
@@ -496,11 +500,14 @@ class Portal:
             except Exception:
                 logger.exception("failed to close a stream or a batch")
 
-        with suppress(ClientClosedError, ForkedClientError, NotStartedError):
+        try:
             if self.is_own_thread():
                 self.start(clean_up)
             elif not self._make(_Call(clean_up), _CLEAN_UP_SECONDS):
                 logger.warning("closing a stream or a batch takes longer than %g s", _CLEAN_UP_SECONDS)
+        except (ClientClosedError, ForkedClientError, NotStartedError):
+            return False
+        return True
 
     def start(self, func: Callable[[], Awaitable[None]]) -> None:
         """Start `func()` in the loop without waiting; closing the portal cancels it.
@@ -615,7 +622,7 @@ def _stop_all(loops: dict[int, _Loop]) -> None:
 
 def _why_not(backend: Backend, error: BaseException) -> str:
     reason = f"the client's thread could not start its {backend} event loop: {error or type(error).__name__}"
-    if _exit.has_come or not threading.main_thread().is_alive():
+    if is_exiting():
         return f"{reason}. The interpreter is exiting: make the first call before that"
     if _gevent_patches_threads():
         return f"{reason}. gevent has patched the standard library: try `monkey.patch_all(thread=False)`"

@@ -11,6 +11,7 @@ from omnigate._streams.core import Face
 from omnigate._streams.stream import BaseStream
 from omnigate._sync.portal import Portal
 from omnigate._wire.head import Meta
+from omnigate._wire.pickling import UnpicklableReader
 from omnigate.models import StreamChunk, Usage
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ S = TypeVar("S", bound=BaseStream[Any])
 ChatPiece = TypeVar("ChatPiece", str, StreamChunk)
 
 
-class BaseSyncStream(Generic[T, S]):
+class BaseSyncStream(UnpicklableReader, Generic[T, S]):
     """An iterator of pieces and a context manager.
 
     Use it as `with client.chat_stream(…) as stream: for piece in stream: …`. Entering returns when the head
@@ -89,8 +90,8 @@ class BaseSyncStream(Generic[T, S]):
         the client was closed.
         """
         self._pieces.clear()
-        if not self._stream.is_closed:
-            self._portal.settle(self._stream.aclose)
+        if not self._stream.is_closed and not self._portal.settle(self._stream.aclose):
+            self._stream._core.forget()
         self._was_closed = True
 
     async def _fetch(self) -> None:

@@ -15,9 +15,10 @@ import httpx
 
 from omnigate._runtime.isolation import bounded
 from omnigate._runtime.loops import PerLoop
+from omnigate._wire.pickling import UnpicklableClient
 
 
-class PerLoopTransport(httpx.AsyncBaseTransport):
+class PerLoopTransport(UnpicklableClient, httpx.AsyncBaseTransport):
     """Sends each request through a transport that belongs to the running event loop.
 
     Loops that run simultaneously, in several threads, have one each. The transport of an ended loop is
@@ -64,7 +65,7 @@ async def drop_lost_connections(transport: object) -> None:
     await bounded(close)
 
 
-class HttpxTransport(httpx.AsyncBaseTransport):
+class HttpxTransport(UnpicklableClient, httpx.AsyncBaseTransport):
     """httpx's own transport, with a pool that leaks no slots."""
 
     def __init__(self, transport: httpx.AsyncHTTPTransport) -> None:

@@ -52,11 +52,11 @@ def test_a_signal_handler_may_call_the_client_anywhere_in_a_call(backend: Any) -
     answers: list[str] = []
     with answering(backend) as client:
         client.chat(**HELLO)
-        for place, visit in enumerate(everywhere(lambda: answers.append(client.chat(**HELLO).content)), 1):
+        for visit in everywhere(lambda: answers.append(client.chat(**HELLO).content)):
             with visit:
                 assert client.chat(**HELLO).content == "hello"
-            assert len(answers) == place - (not visit.was_made)
     assert len(answers) > 100
+    assert set(answers) == {"hello"}
 
 
 def test_a_signal_handler_may_call_the_client_anywhere_in_its_first_call(backend: Any) -> None:
