@@ -22,7 +22,9 @@ def is_exiting() -> bool:
 
     Executors then accept no more work, asyncio's name look-ups included, and Python 3.12 starts no thread.
     """
-    return sys.is_finalizing() or not threading.main_thread().is_alive()
+    # The flag is set before the executors' threads are joined, when the main thread still counts as alive.
+    has_ended = getattr(threading, "_SHUTTING_DOWN", False) or not threading.main_thread().is_alive()
+    return has_ended or sys.is_finalizing()
 
 
 async def in_thread(

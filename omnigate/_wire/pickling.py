@@ -8,7 +8,7 @@ from omnigate.exceptions import InvalidArgumentTypeError
 
 
 class Unpicklable:
-    """An object that cannot be pickled or copied, nor sent to another process, and says what to do instead."""
+    """An object that cannot be pickled, copied or sent to another process, and says what to do instead."""
 
     __slots__ = ()
 
