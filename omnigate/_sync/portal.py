@@ -366,7 +366,7 @@ class _Loop:
         token = object()
         if self._decision.setdefault(0, token) is token:
             try:
-                if _gevent_patches_threads():
+                if _gevent_patches("_thread"):
                     self._run()  # this is a real thread; `Thread.start` would start a greenlet
                 else:
                     self.thread.start()
@@ -425,6 +425,8 @@ class _Exit:
         for loop in loops:
             loop.join()
 
+
+_GEVENT_MODULES: Final = ("_thread", "select", "socket")
 
 _CLOSED: Final = "the client is closed; create a new one"
 
@@ -589,6 +591,7 @@ class Portal:
         attempt = self._attempt
         loop = self._loops.get(attempt)
         if loop is None:
+            _refuse_half_patched()
             # Recorded before it starts, so that `close` finds it even if the start is interrupted. If a
             # signal handler or another thread has just made one, that one is used.
             loop = self._loops.setdefault(attempt, _Loop(self._backend, self._clean_up))
@@ -624,20 +627,33 @@ def _why_not(backend: Backend, error: BaseException) -> str:
     reason = f"the client's thread could not start its {backend} event loop: {error or type(error).__name__}"
     if is_exiting():
         return f"{reason}. The interpreter is exiting: make the first call before that"
-    if _gevent_patches_threads():
-        return f"{reason}. gevent has patched the standard library: try `monkey.patch_all(thread=False)`"
+    if backend == "trio" and _gevent_patches("select"):
+        return (
+            f'{reason}. trio cannot run where gevent has patched the standard library: use backend="asyncio"'
+        )
     return reason
 
 
-def _gevent_patches_threads() -> bool:
+def _gevent_patches(module: str) -> bool:
     monkey = sys.modules.get("gevent.monkey")
-    return monkey is not None and bool(monkey.is_module_patched("_thread"))
+    return monkey is not None and bool(monkey.is_module_patched(module))
+
+
+def _refuse_half_patched() -> None:
+    """Refuse what would hang: an event loop on a standard library of which gevent has patched a part."""
+    patched = [name for name in _GEVENT_MODULES if _gevent_patches(name)]
+    if patched and len(patched) < len(_GEVENT_MODULES):
+        left = ", ".join(name.strip("_") for name in _GEVENT_MODULES if name not in patched)
+        raise NotStartedError(
+            f"a sync client cannot run where gevent has patched a part of the standard library, and not {left}: "
+            "call gevent.monkey.patch_all() without arguments, or use the client without gevent"
+        )
 
 
 def _start_thread(func: Callable[[], None]) -> RuntimeError | None:
     """Start a thread of the system, even if gevent has patched threads; return why it cannot start."""
     start: Any = _thread.start_new_thread
-    if _gevent_patches_threads():
+    if _gevent_patches("_thread"):
         start = sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")
     try:
         start(func, ())
