@@ -6,7 +6,8 @@ from types import TracebackType
 from typing import Self
 
 from omnigate._calls.base_client import BaseAsyncClient
-from omnigate._sync.portal import Backend, Portal
+from omnigate._sync.loop_thread import Backend
+from omnigate._sync.portal import Portal
 from omnigate._wire.pickling import UnpicklableClient
 
 

@@ -315,7 +315,7 @@ def test_an_event_loop_that_cannot_start_is_an_error_and_not_a_hang(monkeypatch:
         raise LookupError("no such backend")
 
     with monkeypatch.context() as patch:
-        patch.setattr("omnigate._sync.portal.anyio.run", no_loop)
+        patch.setattr("omnigate._sync.loop_thread.anyio.run", no_loop)
         client = sync_client(chat_answer)
         for _ in range(2):
             with pytest.raises(
@@ -375,7 +375,7 @@ def test_ctrl_c_just_after_the_head_of_a_sync_stream_leaves_nothing_open(
 @pytest.fixture
 def _no_wait_ends_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a wait that misses its event hang instead of timing out."""
-    monkeypatch.setattr("omnigate._sync.portal._INTERRUPT_SECONDS", -1)
+    monkeypatch.setattr("omnigate._sync.loop_thread._INTERRUPT_SECONDS", -1)
 
 
 @pytest.mark.usefixtures("_no_wait_ends_by_time")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from omnigate import Client, ClientClosedError, NotStartedError
-from omnigate._sync import portal
+from omnigate._sync import crossing, loop_thread, portal
 from omnigate.exceptions import ForkedClientError
 
 from ..support.reentry import everywhere
@@ -27,8 +27,9 @@ CHUNKS = [b"0", b"1", b"2"]
 
 @pytest.fixture(autouse=True)
 def _no_wait_ends_by_time_and_no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("_INTERRUPT_SECONDS", "_JOIN_SECONDS", "_CLEAN_UP_SECONDS"):
-        monkeypatch.setattr(portal, name, 1_000.0)
+    monkeypatch.setattr(loop_thread, "_INTERRUPT_SECONDS", 1_000.0)
+    monkeypatch.setattr(loop_thread, "_JOIN_SECONDS", 1_000.0)
+    monkeypatch.setattr(portal, "_CLEAN_UP_SECONDS", 1_000.0)
     yield
     gc.collect()
     left = [thread for thread in threading.enumerate() if thread.name == "omnigate-portal"]
@@ -335,12 +336,12 @@ def test_no_wait_for_a_lock_is_longer_than_a_slice_where_ctrl_c_cannot_end_it(
         def __getattr__(self, name: str) -> Any:
             return Lock if name == "Lock" else getattr(threading, name)
 
-    monkeypatch.setattr(portal, "threading", Threading())
-    monkeypatch.setattr(portal, "_SLICE_SECONDS", 0.01)
+    monkeypatch.setattr(crossing, "threading", Threading())
+    monkeypatch.setattr(crossing, "_SLICE_SECONDS", 0.01)
     with answering(backend) as client:
         assert client.chat(**HELLO).content == "hello"
     assert waits
-    latch = portal._Latch()
+    latch = crossing.Latch()
     assert not latch.wait(0.02)
     latch.open()
     assert latch.wait()
@@ -366,7 +367,7 @@ def test_a_thread_that_cannot_start_is_a_typed_error_and_the_next_call_tries_aga
         raise RuntimeError("can't start new thread")
 
     with answering(backend) as client:
-        for owner, name in ((portal._thread, "start_new_thread"), (threading.Thread, "start")):
+        for owner, name in ((loop_thread._thread, "start_new_thread"), (threading.Thread, "start")):
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, too_many)
                 with pytest.raises(NotStartedError, match="could not start .*can't start new thread"):
