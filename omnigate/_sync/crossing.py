@@ -21,6 +21,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import anyio
 
+from omnigate._runtime.gevent import gevent_patches
 from omnigate._runtime.loops import call_soon, current_loop, in_trio
 from omnigate.exceptions import ClientClosedError
 
@@ -38,6 +39,9 @@ CLOSED: Final = "the client is closed; create a new one"
 
 _SLICE_SECONDS: float | None = 0.1 if sys.platform == "win32" and sys.version_info < (3, 14) else None
 """How long a wait for a lock may block Ctrl-C, where Ctrl-C does not interrupt it."""
+
+_GEVENT_SLICE_SECONDS: Final = 60.0
+"""The same under gevent, whose hub gives up if all its greenlets wait without a timer."""
 
 
 class Latch:
@@ -73,13 +77,16 @@ class Latch:
 
 def _acquire(lock: threading.Lock, seconds: float) -> None:
     """Acquire a lock within `seconds`, or with no limit if negative; Ctrl-C interrupts it on any platform."""
-    if _SLICE_SECONDS is None:
-        lock.acquire(timeout=seconds)
-        return
+    slice_seconds = _SLICE_SECONDS
+    if slice_seconds is None:
+        if not gevent_patches("_thread"):
+            lock.acquire(timeout=seconds)
+            return
+        slice_seconds = _GEVENT_SLICE_SECONDS
     end = None if seconds < 0 else time.monotonic() + seconds
-    left = _SLICE_SECONDS
-    while left >= 0 and not lock.acquire(timeout=min(left, _SLICE_SECONDS)):
-        left = _SLICE_SECONDS if end is None else end - time.monotonic()
+    left = slice_seconds
+    while left >= 0 and not lock.acquire(timeout=min(left, slice_seconds)):
+        left = slice_seconds if end is None else end - time.monotonic()
 
 
 class Call(Generic[T]):

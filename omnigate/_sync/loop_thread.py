@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import logging
 import os
-import sys
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -14,6 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 
+from omnigate._runtime.gevent import gevent_patches, original_start_new_thread
 from omnigate._sync.crossing import CLOSED, Call, Inbox, Latch
 from omnigate.exceptions import ClientClosedError, GatewayError, NotStartedError
 
@@ -178,11 +177,6 @@ at_exit: Final = _Exit()
 atexit.register(at_exit)
 
 
-def gevent_patches(module: str) -> bool:
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey is not None and bool(monkey.is_module_patched(module))
-
-
 def refuse_half_patched() -> None:
     """Refuse what would hang: an event loop on a standard library of which gevent has patched a part."""
     patched = [name for name in _GEVENT_MODULES if gevent_patches(name)]
@@ -196,11 +190,8 @@ def refuse_half_patched() -> None:
 
 def start_thread(func: Callable[[], None]) -> RuntimeError | None:
     """Start a thread of the system, even if gevent has patched threads; return why it cannot start."""
-    start: Any = _thread.start_new_thread
-    if gevent_patches("_thread"):
-        start = sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")
     try:
-        start(func, ())
+        original_start_new_thread()(func, ())
     except RuntimeError as error:  # there are too many, or the interpreter is exiting
         if isinstance(error, GatewayError):  # of a signal handler
             raise

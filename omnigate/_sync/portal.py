@@ -26,9 +26,10 @@ import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar, get_args
 
+from omnigate._runtime.gevent import gevent_patches
 from omnigate._runtime.threads import is_exiting
 from omnigate._sync.crossing import CLOSED, Call
-from omnigate._sync.loop_thread import Backend, LoopThread, gevent_patches, refuse_half_patched
+from omnigate._sync.loop_thread import Backend, LoopThread, refuse_half_patched
 from omnigate._wire.checks import check_choice, refusal
 from omnigate.exceptions import ClientClosedError, ForkedClientError, GatewayError, NotStartedError
 

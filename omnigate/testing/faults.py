@@ -120,8 +120,8 @@ class Script:
 class Scripts:
     """The scripts that have not expired. May be used from any thread.
 
-    It holds no lock: a signal handler that calls the gateway meanwhile waits for the gateway's thread, which would
-    wait for the lock.
+    It holds no lock: a signal handler that calls the gateway meanwhile waits for the gateway's thread, which
+    would wait for the lock.
     """
 
     def __init__(self) -> None:

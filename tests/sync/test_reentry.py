@@ -1,5 +1,6 @@
 """A sync client that is called or closed again inside one of its own calls: by a signal handler or a finalizer."""
 
+import _thread
 import gc
 import os
 import signal
@@ -367,7 +368,7 @@ def test_a_thread_that_cannot_start_is_a_typed_error_and_the_next_call_tries_aga
         raise RuntimeError("can't start new thread")
 
     with answering(backend) as client:
-        for owner, name in ((loop_thread._thread, "start_new_thread"), (threading.Thread, "start")):
+        for owner, name in ((_thread, "start_new_thread"), (threading.Thread, "start")):
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, too_many)
                 with pytest.raises(NotStartedError, match="could not start .*can't start new thread"):
