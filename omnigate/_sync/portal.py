@@ -81,10 +81,10 @@ class Portal:
         """
         call = Call(func)
         self._make(call)
-        if call.error is None:
+        error = call.error
+        if error is None:
             return call.result
         try:
-            error = call.error
             if isinstance(error, RuntimeError) and not isinstance(error, GatewayError) and is_exiting():
                 raise NotStartedError(f"the interpreter is exiting: {error}") from error
             raise error
