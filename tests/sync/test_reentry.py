@@ -374,3 +374,33 @@ def test_a_thread_that_cannot_start_is_a_typed_error_and_the_next_call_tries_aga
                 with pytest.raises(NotStartedError, match="could not start .*can't start new thread"):
                     client.chat(**HELLO)
         assert client.chat(**HELLO).content == "hello"
+
+
+# A batch
+
+
+def test_a_signal_handler_may_close_the_client_anywhere_in_a_batch(backend: Any) -> None:
+    clients: list[Client] = []
+    ends: set[str] = set()
+    for visit in everywhere(lambda: clients[-1].close(), step=41):
+        client = answering(backend)
+        clients.append(client)
+        client.chat(**HELLO)
+        with visit:
+            try:
+                with client.batch([HELLO, HELLO, HELLO], max_concurrency=1) as batch:
+                    ends.add(f"{len(list(batch))} outcomes")
+            except ClientClosedError:
+                ends.add("closed")
+        client.close()
+    assert ends == {"3 outcomes", "closed"}
+
+
+def test_a_signal_handler_may_call_the_client_anywhere_in_a_batch(backend: Any) -> None:
+    answers: list[str] = []
+    with answering(backend) as client:
+        client.chat(**HELLO)
+        for visit in everywhere(lambda: answers.append(client.chat(**HELLO).content), step=41):
+            with visit, client.batch([HELLO, HELLO, HELLO], max_concurrency=1) as batch:
+                assert [outcome.error for outcome in batch] == [None] * 3
+    assert len(answers) > 20
