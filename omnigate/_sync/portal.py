@@ -207,7 +207,7 @@ class Portal:
             loop.stop()
             raise ClientClosedError(CLOSED)
         if loop.is_unwanted:
-            raise ClientClosedError(_EXITING)
+            raise self._closed_error()
         loop.start()
         error = loop.error
         if error is None:
@@ -215,8 +215,11 @@ class Portal:
         self._attempt = attempt + 1  # the next call tries again
         self._loops.pop(attempt, None)
         if isinstance(error, ClientClosedError):
-            raise ClientClosedError(CLOSED if self._closed else _EXITING)
+            raise self._closed_error()
         raise NotStartedError(_why_not(self._backend, error)) from error
+
+    def _closed_error(self) -> ClientClosedError:
+        return ClientClosedError(CLOSED if self._closed else _EXITING)
 
 
 def _is_installed(backend: Backend) -> bool:

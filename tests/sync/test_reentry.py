@@ -75,7 +75,7 @@ def test_a_signal_handler_may_call_the_client_anywhere_in_its_first_call(backend
 def test_a_signal_handler_may_close_the_client_anywhere_in_a_call(backend: Any, is_first: bool) -> None:
     clients: list[Client] = []
     outcomes: set[str] = set()
-    for visit in everywhere(lambda: clients[-1].close(), step=5):
+    for visit in everywhere(lambda: clients[-1].close(), step=3):
         client = answering(backend)
         clients.append(client)
         if not is_first:
