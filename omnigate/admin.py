@@ -9,7 +9,7 @@ from omnigate._calls.base_client import BaseAsyncClient
 from omnigate._calls.retry import RetryConfig
 from omnigate._calls.session import Session
 from omnigate._sync.face import BaseClient
-from omnigate._sync.portal import Backend
+from omnigate._sync.loop_thread import Backend
 from omnigate._wire import endpoints
 from omnigate._wire.arguments import (
     Timeout,

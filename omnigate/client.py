@@ -19,7 +19,7 @@ from omnigate._calls.retry import RetryConfig
 from omnigate._streams.chat import ChatStream
 from omnigate._sync.batch import SyncBatch
 from omnigate._sync.face import BaseClient
-from omnigate._sync.portal import Backend
+from omnigate._sync.loop_thread import Backend
 from omnigate._sync.streams import SyncChatStream, SyncCompletionStream
 from omnigate._transport.carrier import MAX_RESPONSE_BYTES
 from omnigate._wire.arguments import Timeout

@@ -176,7 +176,10 @@ class StreamClosedError(GatewayError, RuntimeError):
 
 
 class NotStartedError(GatewayError, RuntimeError):
-    """A client, stream or batch was used outside its `with` block, or from within its own callback."""
+    """A client, stream or batch was used outside its `with` block, or from within its own callback.
+
+    Also raised if the thread of a sync client cannot start: there are too many, or the interpreter exits.
+    """
 
 
 class JournalError(GatewayError):

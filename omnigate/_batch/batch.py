@@ -50,6 +50,7 @@ from omnigate._calls.attempts import Call
 from omnigate._runtime.frames import level_of_caller
 from omnigate._runtime.isolation import is_cancellation
 from omnigate._wire import endpoints
+from omnigate._wire.pickling import UnpicklableReader
 from omnigate.exceptions import InvalidArgumentError, JournalError, NotStartedError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ _CHECKPOINT_EVERY: Final = 32
 _MOST: Final = 1 << 30
 
 
-class Batch:
+class Batch(UnpicklableReader):
     """A batch: `async with client.batch(…) as batch: async for outcome in batch: …`.
 
     Yields exactly one `Outcome` per item, unless the batch ends before the item is sent; in the order they

@@ -9,11 +9,12 @@ import anyio
 import anyio.lowlevel
 
 from omnigate._calls.session import Session
+from omnigate._wire.pickling import UnpicklableClient
 
 _CLOSE_SECONDS: Final = 5.0
 
 
-class BaseAsyncClient:
+class BaseAsyncClient(UnpicklableClient):
     """What both async clients are: a session, its address, and a way to close it."""
 
     _session: Session

@@ -12,9 +12,13 @@ T = TypeVar("T")
 
 
 def in_trio() -> bool:
-    """Return whether the caller runs under trio, without importing it."""
-    trio = sys.modules.get("trio")
-    return trio is not None and bool(trio.lowlevel.in_trio_run())
+    """Return whether the caller runs under trio, without importing it.
+
+    Trio tells sniffio when it runs a task. As a guest it shares its thread with asyncio's tasks, so
+    it is not enough to ask whether it runs in the thread.
+    """
+    sniffio = sys.modules.get("sniffio")  # trio imports it
+    return sniffio is not None and bool(sniffio.thread_local.name == "trio")
 
 
 def current_loop() -> Any:

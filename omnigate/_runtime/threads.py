@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple, Unpack
@@ -14,6 +15,16 @@ from omnigate._runtime.isolation import CLOSE_SECONDS, bounded
 T = TypeVar("T")
 
 Args = TypeVarTuple("Args")
+
+
+def is_exiting() -> bool:
+    """Return whether the main thread has ended: the interpreter is about to exit.
+
+    Executors then accept no more work, asyncio's name look-ups included, and Python 3.12 starts no thread.
+    """
+    # The flag is set before the executors' threads are joined, when the main thread still counts as alive.
+    has_ended = getattr(threading, "_SHUTTING_DOWN", False) or not threading.main_thread().is_alive()
+    return has_ended or sys.is_finalizing()
 
 
 async def in_thread(

@@ -179,6 +179,15 @@ class StreamCore(Generic[T]):
             finally:
                 await self._release()
 
+    def forget(self) -> None:
+        """Mark the stream closed without releasing its response, whose event loop has ended."""
+        self.pieces.clear()
+        if self.state not in BUSY:  # else the task inside is being cancelled, and marks it
+            self._reply = None
+            self._move(Event.CLOSE)
+            if self.state is State.CLOSING:
+                self._move(Event.RELEASE)
+
     def _move(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state, event]
 

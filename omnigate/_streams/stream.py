@@ -12,11 +12,12 @@ from typing import Any, Generic, Self, TypeVar
 
 from omnigate._streams.core import StreamCore
 from omnigate._wire.head import Meta
+from omnigate._wire.pickling import UnpicklableReader
 
 T = TypeVar("T")
 
 
-class BaseStream(Generic[T]):
+class BaseStream(UnpicklableReader, Generic[T]):
     """An async iterator of pieces and an async context manager.
 
     Use it as `async with client.chat_stream(…) as stream: async for piece in stream: …`. Entering returns

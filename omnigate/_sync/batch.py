@@ -27,8 +27,8 @@ import anyio
 from omnigate._batch.batch import Batch
 from omnigate._batch.items import BatchItem, open_source
 from omnigate._batch.outcomes import AnyOutcome, BatchStats
-from omnigate._runtime.loops import call_soon, current_loop
 from omnigate._sync.portal import Portal
+from omnigate._wire.pickling import UnpicklableReader
 from omnigate.exceptions import ClientClosedError, NotStartedError
 
 _MOST: Final = 256
@@ -87,7 +87,7 @@ class _Inside:
         self.outcomes: deque[AnyOutcome] = deque()  # emptied by the caller
         self.wanted = 0
         self.has_ended = False
-        self._loop: Any = None
+        self._call_soon: Callable[[Callable[[], object]], None]
         self._entered: anyio.Event
         self._leaving: anyio.Event
         self._left: anyio.Event | None = None  # set once the batch is entered
@@ -97,7 +97,7 @@ class _Inside:
         """Enter the batch in its own task."""
         if self._left is not None:
             raise NotStartedError("a batch can be entered only once; create a new one")
-        self._loop = current_loop()
+        self._call_soon = portal.scheduler()
         left = anyio.Event()
         portal.start(partial(self._run, left))
         self._entered, self._leaving, self._left = anyio.Event(), anyio.Event(), left
@@ -120,7 +120,7 @@ class _Inside:
         """Leave the batch without waiting, from any other thread or a finalizer."""
         if self._left is not None and not self._left.is_set():
             with suppress(RuntimeError):  # the loop has ended
-                call_soon(self._loop, self._leaving.set)
+                self._call_soon(self._leaving.set)
 
     async def exchange(self) -> None:
         """Accept items, then wait for outcomes or until more items are wanted."""
@@ -157,7 +157,7 @@ class _Inside:
             left.set()
 
 
-class SyncBatch:
+class SyncBatch(UnpicklableReader):
     """A batch: `with client.batch(…) as batch: for outcome in batch: …`.
 
     Yields exactly one `Outcome` per item, unless the batch ends before the item is sent; in the order they
@@ -214,7 +214,11 @@ class SyncBatch:
             self._is_open = False
             self._source = None
             self._inside.outcomes.clear()
-            self._portal.call(self._inside.leave)
+            if kind is GeneratorExit or self._portal.is_own_thread():  # perhaps in a finalizer
+                self._inside.leave_soon()
+                self._portal.settle(self._inside.leave)
+            else:
+                self._portal.call(self._inside.leave)
         except Exception as failure:
             if error is None:
                 raise

@@ -6,10 +6,12 @@ from types import TracebackType
 from typing import Self
 
 from omnigate._calls.base_client import BaseAsyncClient
-from omnigate._sync.portal import Backend, Portal
+from omnigate._sync.loop_thread import Backend
+from omnigate._sync.portal import Portal
+from omnigate._wire.pickling import UnpicklableClient
 
 
-class BaseClient:
+class BaseClient(UnpicklableClient):
     """A sync client: an async client and a portal to it."""
 
     def __init__(self, client: BaseAsyncClient, backend: Backend, *, name: str) -> None:
@@ -30,7 +32,9 @@ class BaseClient:
     def close(self) -> None:
         """Close the client, its transport and its thread; idempotent.
 
-        Calls in flight in other threads fail with `ClientClosedError`.
+        Calls in flight in other threads fail with `ClientClosedError`. Raises no error and waits at most a
+        few seconds, so a signal handler, a finalizer or a callback may call it; in a callback of the client
+        itself it does not wait.
         """
         self._portal.close()
 

@@ -11,6 +11,7 @@ from omnigate._streams.core import Face
 from omnigate._streams.stream import BaseStream
 from omnigate._sync.portal import Portal
 from omnigate._wire.head import Meta
+from omnigate._wire.pickling import UnpicklableReader
 from omnigate.models import StreamChunk, Usage
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ S = TypeVar("S", bound=BaseStream[Any])
 ChatPiece = TypeVar("ChatPiece", str, StreamChunk)
 
 
-class BaseSyncStream(Generic[T, S]):
+class BaseSyncStream(UnpicklableReader, Generic[T, S]):
     """An iterator of pieces and a context manager.
 
     Use it as `with client.chat_stream(…) as stream: for piece in stream: …`. Entering returns when the head
@@ -39,6 +40,7 @@ class BaseSyncStream(Generic[T, S]):
         self._stream = stream
         stream._core.face = Face(type(self).__name__, "`with`", "`close()`")
         self._pieces: deque[T] = deque()
+        self._was_closed = False
 
     @property
     def meta(self) -> Meta:
@@ -47,6 +49,11 @@ class BaseSyncStream(Generic[T, S]):
         If the call was retried, it is from the last attempt.
         """
         return self._stream.meta
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the stream has ended or is closed, with no pieces left to read."""
+        return self._was_closed or (not self._pieces and self._stream.is_closed)
 
     def __iter__(self) -> Self:
         return self
@@ -79,11 +86,14 @@ class BaseSyncStream(Generic[T, S]):
         """Close the stream; its connection returns to the pool if the body has ended, else it is closed.
 
         If the answer is complete (its finish reason, its usage or the end mark has arrived), the rest of the
-        body is read first, for at most 1 s: the gateway writes its usage record only then.
+        body is read first, for at most 1 s: the gateway writes its usage record only then. Raises no error
+        and never waits without a limit: it may be called from a signal handler or a finalizer, and after the
+        client was closed.
         """
         self._pieces.clear()
-        if not self._stream.is_closed:
-            self._portal.call(self._stream.aclose)
+        if not self._stream.is_closed and not self._portal.settle(self._stream.aclose):
+            self._stream._core.forget()
+        self._was_closed = True
 
     async def _fetch(self) -> None:
         """Fetch pieces in the portal's loop, where no interrupt can lose them."""

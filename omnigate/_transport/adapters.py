@@ -22,6 +22,7 @@ from omnigate._runtime.loops import PerLoop
 from omnigate._runtime.threads import in_thread
 from omnigate._transport.httpx_pool import HttpxTransport, drop_lost_connections
 from omnigate._wire.checks import a_type, refusal
+from omnigate._wire.pickling import UnpicklableClient
 
 T = TypeVar("T")
 
@@ -159,7 +160,7 @@ class ThreadedStream(httpx.AsyncByteStream):
                 self._lock.release()
 
 
-class ThreadedTransport(httpx.AsyncBaseTransport):
+class ThreadedTransport(UnpicklableClient, httpx.AsyncBaseTransport):
     """A sync-only transport, run in worker threads."""
 
     def __init__(self, transport: httpx.BaseTransport) -> None:
@@ -186,7 +187,7 @@ class ThreadedTransport(httpx.AsyncBaseTransport):
         return f"<ThreadedTransport of {self._transport!r}>"
 
 
-class Httpx2Transport(httpx.AsyncBaseTransport):
+class Httpx2Transport(UnpicklableClient, httpx.AsyncBaseTransport):
     """An httpx2 transport, async or sync, behind httpx's classes."""
 
     def __init__(self, transport: Any, httpx2: Any) -> None:

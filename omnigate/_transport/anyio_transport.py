@@ -24,6 +24,7 @@ import anyio.lowlevel
 import httpx
 
 from omnigate._runtime.loops import PerLoop
+from omnigate._runtime.threads import is_exiting
 from omnigate._transport.connection import Connection, close_now
 from omnigate._transport.connector import Connector
 from omnigate._transport.exchange import Exchange, Timeouts
@@ -31,11 +32,12 @@ from omnigate._transport.messages import Origin, OutgoingMessage, PreparedReques
 from omnigate._transport.pool import Pool
 from omnigate._transport.problems import NoFreeConnection
 from omnigate._wire.checks import check_callable, check_integer, check_number, check_text, check_verify
+from omnigate._wire.pickling import UnpicklableClient
 from omnigate._wire.values import Integer, Number
-from omnigate.exceptions import ClientClosedError
+from omnigate.exceptions import ClientClosedError, ConnectionError
 
 
-class AnyIOTransport(httpx.AsyncBaseTransport):
+class AnyIOTransport(UnpicklableClient, httpx.AsyncBaseTransport):
     """An HTTP/1.1 transport for `httpx.AsyncClient` and for the clients of this package.
 
     It runs on asyncio and trio, in successive or simultaneous event loops.
@@ -191,6 +193,10 @@ class AnyIOTransport(httpx.AsyncBaseTransport):
                 pool.opening.add(scope)
                 try:
                     stream = await self._connect(origin, timeouts.get("connect"))
+                except RuntimeError as error:
+                    if not is_exiting():
+                        raise
+                    raise ConnectionError(f"cannot connect while the interpreter exits: {error}") from error
                 finally:
                     pool.opening.discard(scope)
             if stream is None or self._closed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Literal
@@ -96,7 +97,7 @@ class Connection:
 
 def _poll_of(raw_socket: socket.socket) -> Callable[[int], list[Any]]:
     """Return a function that, given the timeout 0, returns a truthy value if the socket has data or EOF."""
-    if not hasattr(select, "poll"):  # Windows
+    if sys.platform == "win32" or not hasattr(select, "poll"):
         return lambda timeout: select.select([raw_socket], [], [], timeout)[0]
     poll = select.poll()
     poll.register(raw_socket.fileno(), select.POLLIN)

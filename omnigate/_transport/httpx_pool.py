@@ -19,12 +19,13 @@ import httpx
 from omnigate._runtime.isolation import bounded, close_soon
 from omnigate._runtime.loops import PerLoop, current_loop
 from omnigate._transport.timers import Alarm
+from omnigate._wire.pickling import UnpicklableClient
 
 _SECONDS: Final = 5.0
 """How often the idle connections are looked at: httpx's own expiry is as long."""
 
 
-class PerLoopTransport(httpx.AsyncBaseTransport):
+class PerLoopTransport(UnpicklableClient, httpx.AsyncBaseTransport):
     """Sends each request through a transport that belongs to the running event loop.
 
     Loops that run simultaneously, in several threads, have one each. The transport of an ended loop is
@@ -71,7 +72,7 @@ async def drop_lost_connections(transport: object) -> None:
     await bounded(close)
 
 
-class HttpxTransport(httpx.AsyncBaseTransport):
+class HttpxTransport(UnpicklableClient, httpx.AsyncBaseTransport):
     """httpx's own transport, with a pool that leaks no slots and keeps no dead connections."""
 
     def __init__(self, transport: httpx.AsyncHTTPTransport) -> None:

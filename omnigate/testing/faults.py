@@ -10,8 +10,8 @@ and then a status. A script expires after `times` requests.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -88,15 +88,24 @@ class Answer:
 Fault: TypeAlias = Status | Delay | ProviderFailure | StreamFailure | Cut | Garbage | Answer
 
 
-@dataclass
+@dataclass(eq=False)
 class Script:
-    """A fault and the requests that it applies to."""
+    """A fault and the requests that it applies to; `times` is how often it will still do so."""
 
     fault: Fault
     times: int
     method: str | None = None
     path: str | None = None
     when: Callable[[RecordedRequest], bool] | None = None
+
+    def __post_init__(self) -> None:
+        self._left = iter(range(self.times - 1, -1, -1))
+
+    def use(self) -> bool:
+        """Count one use, in any thread; return False if there was none left."""
+        left = next(self._left, None)
+        self.times = left or 0
+        return left is not None
 
     def matches(self, request: RecordedRequest) -> bool:
         """Return whether the fault applies to `request`."""
@@ -109,34 +118,34 @@ class Script:
 
 
 class Scripts:
-    """The scripts that have not expired. Scripts may be added from any thread."""
+    """The scripts that have not expired. May be used from any thread.
+
+    It holds no lock: a signal handler that calls the gateway meanwhile waits for the gateway's thread, which
+    would wait for the lock.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._scripts: list[Script] = []
 
     def add(self, script: Script) -> None:
         """Add a script."""
-        with self._lock:
-            self._scripts.append(script)
+        self._scripts.append(script)
 
     def take(self, request: RecordedRequest) -> list[Fault]:
         """Return the faults that apply to `request`, counting one use of each."""
-        if not self._scripts:
-            return []
-        with self._lock:
-            found = [script for script in self._scripts if script.matches(request)]
-            for script in found:
-                script.times -= 1
-            self._scripts = [script for script in self._scripts if script.times > 0]
-        return [script.fault for script in found]
+        faults: list[Fault] = []
+        for script in tuple(self._scripts):
+            if script.matches(request) and script.use():
+                faults.append(script.fault)
+            if script.times <= 0:
+                with suppress(ValueError):  # cleared meanwhile
+                    self._scripts.remove(script)
+        return faults
 
     def pending(self) -> list[Script]:
         """Return the scripts that have not expired."""
-        with self._lock:
-            return list(self._scripts)
+        return list(self._scripts)
 
     def clear(self) -> None:
         """Remove all scripts."""
-        with self._lock:
-            self._scripts.clear()
+        self._scripts.clear()

@@ -235,7 +235,7 @@ def test_ctrl_c_ends_a_sync_batch_and_leaves_the_client_usable(backend: Any) -> 
 @pytest.fixture
 def _no_wait_ends_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a wait that misses its event hang instead of timing out."""
-    monkeypatch.setattr("omnigate._sync.portal._INTERRUPT_SECONDS", -1)
+    monkeypatch.setattr("omnigate._sync.loop_thread._INTERRUPT_SECONDS", -1)
 
 
 @pytest.mark.usefixtures("_no_wait_ends_by_time")

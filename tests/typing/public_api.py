@@ -113,6 +113,7 @@ def synchronous(sync: Client, admin: AdminClient) -> None:
         SyncChatStream[StreamChunk],
     )
     with sync.chat_stream(model="m", messages="x") as stream:
+        assert_type(stream.is_closed, bool)
         for piece in stream:
             assert_type(piece, str)
         assert_type(stream.text(), str)

@@ -48,7 +48,7 @@ class Usage:
     """All usage of a gateway. May be used from several threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._adding = threading.Lock()  # not needed to read, as SQLite itself serialises its statements
         self._database = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         self._database.execute(
             "CREATE TABLE usage (time REAL, project_id TEXT, org_id TEXT, provider TEXT, model TEXT,"
@@ -66,7 +66,7 @@ class Usage:
             record.cached, record.failed, _status(record),
         )  # fmt: skip
         day, month = _periods(record.time)
-        with self._lock:
+        with self._adding:
             self._database.execute(f"INSERT INTO usage VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
             for owner in (record.project_id, record.org_id):
                 for period in (day, month):
@@ -81,8 +81,7 @@ class Usage:
 
     def count(self) -> int:
         """Return the number of records."""
-        with self._lock:
-            return int(self._database.execute("SELECT COUNT(*) FROM usage").fetchone()[0])
+        return int(self._database.execute("SELECT COUNT(*) FROM usage").fetchone()[0])
 
     def metrics(
         self,
@@ -99,10 +98,9 @@ class Usage:
             granularity = "minute" if hours <= 1 else "hour" if hours <= 24 else "day"
         where = f"FROM usage WHERE {scope} = ? AND time >= ? AND time <= ?"
         values = (scope_id, start.timestamp(), end.timestamp())
-        with self._lock:
-            totals = self._totals(where, values)
-            breakdown = [] if group_by is None else self._breakdown(where, values, _COLUMNS[group_by])
-            timeseries = self._timeseries(where, values, _BUCKET_SECONDS[granularity])
+        totals = self._totals(where, values)
+        breakdown = [] if group_by is None else self._breakdown(where, values, _COLUMNS[group_by])
+        timeseries = self._timeseries(where, values, _BUCKET_SECONDS[granularity])
         return {
             "scope": scope.removesuffix("_id"),
             "scope_id": scope_id,
