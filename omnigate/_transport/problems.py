@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import ssl
+import sys
 from collections.abc import Iterator
 from typing import Final, cast
 
@@ -100,9 +101,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _file_limit() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":  # which has no such limit, and no module that tells it
         return None
+    import resource
+
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return None if limit == resource.RLIM_INFINITY else limit
