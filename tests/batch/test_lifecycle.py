@@ -100,6 +100,7 @@ async def test_the_repr_of_a_batch_shows_its_state_and_counts() -> None:
 @pytest.mark.virtual_time
 async def test_the_repr_of_a_batch_left_early_says_so() -> None:
     async with client_of(Provider()).batch(["a", "sleep=5 b"], model=MODEL) as batch:
+        await anext(batch)
         await anyio.sleep(1)
         assert repr(batch) == "<Batch open: 1 in flight, 1 done>"
     assert repr(batch) == "<Batch left: 1 done>"
@@ -181,7 +182,7 @@ def test_a_batch_has_no_public_names_but_its_api(backend: str) -> None:
     with sync_client_of(Provider(), backend) as client:
         for batch in (client_of(Provider()).batch(["a"], model=MODEL), client.batch(["a"], model=MODEL)):
             for offered in (dir(batch), dir(type(batch))):
-                assert [name for name in offered if not name.startswith("_")] == ["stats"]
+                assert [name for name in offered if not name.startswith("_")] == ["run", "stats"]
 
 
 def test_success_and_failure_outcomes_are_one_class_at_run_time() -> None:

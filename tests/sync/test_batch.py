@@ -308,9 +308,10 @@ def test_a_sync_batch_that_failed_to_start_can_be_entered_again(backend: Any, tm
     journal = tmp_path / "journal.jsonl"
     with client_of(Provider(), backend) as client:
         batch = client.batch(["a"], model=MODEL, journal=journal)
-        with client.batch(["a"], model=MODEL, journal=journal):
+        with client.batch(["a"], model=MODEL, journal=journal) as first:
             with pytest.raises(omnigate.JournalError), batch:
                 pytest.fail("entered")
+            assert len(list(first)) == 1
         with batch:
             assert len(list(batch)) == 1
 
