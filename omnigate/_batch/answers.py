@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import cast
 
 from omnigate._batch.journal.journal import JournalWarning
 from omnigate._batch.options import STOP_ON, StopOn
 from omnigate._batch.outcomes import Outcome
-from omnigate._runtime.frames import level_of_caller
+from omnigate._runtime.frames import warn
 from omnigate._wire.checks import check_bool
 from omnigate.exceptions import GatewayError, JournalError
 from omnigate.models import ChatResponse
@@ -63,7 +62,7 @@ class Answers:
         """Warn of a journal that failed; raise its error if there are items without a result."""
         if not self.is_complete:
             raise error
-        warnings.warn(str(error), JournalWarning, stacklevel=level_of_caller())
+        warn(str(error), JournalWarning)
 
     def in_order(self) -> list[ChatResponse] | list[ChatResponse | GatewayError]:
         """Return the results in the order of the items."""

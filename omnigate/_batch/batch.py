@@ -24,7 +24,6 @@ been cancelled. If no scope around the worker is cancelled, it is treated as an 
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -47,7 +46,7 @@ from omnigate._batch.progress import Progress
 from omnigate._batch.record import Record
 from omnigate._batch.source import END, Source
 from omnigate._calls.attempts import Call
-from omnigate._runtime.frames import level_of_caller
+from omnigate._runtime.frames import warn
 from omnigate._runtime.isolation import is_cancellation
 from omnigate._wire import endpoints
 from omnigate.exceptions import InvalidArgumentError, JournalError, NotStartedError
@@ -188,7 +187,7 @@ class Batch:
                 del first, others  # breaks the cycle of the error, its traceback and this frame
                 failures.clear()
         elif not self._outbox.is_read:
-            warnings.warn(self._unread(), RuntimeWarning, stacklevel=level_of_caller())
+            warn(self._unread(), RuntimeWarning)
 
     def _unread(self) -> str:
         """Return words for a batch that was left before an outcome was read."""
@@ -237,7 +236,7 @@ class Batch:
             if error is not None or failures:
                 failures.append(failure)
             else:
-                warnings.warn(str(failure), JournalWarning, stacklevel=level_of_caller())
+                warn(str(failure), JournalWarning)
         except JournalError as failure:
             failures.append(failure)
 
@@ -271,7 +270,7 @@ class Batch:
 
     async def _count_items(self) -> int:
         """Return how many items there are, once the batch has ended; reads those that were not sent."""
-        return self._outbox.read + await self._source.count_rest()
+        return await self._source.count_all()
 
     # Limits
 

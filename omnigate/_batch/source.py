@@ -22,11 +22,13 @@ class Source:
 
     Attributes:
         is_exhausted: whether all items were read.
+        count: how many items were read.
         error: what the source raised, or None.
     """
 
     def __init__(self, requests: BatchSource) -> None:
         self.is_exhausted = False
+        self.count = 0
         self.error: BaseException | None = None
         self._requests: BatchSource = requests
         self._is_async = False
@@ -66,26 +68,27 @@ class Source:
             return END
         if raw is END:
             self.is_exhausted = True
+        else:
+            self.count += 1
         return raw
 
-    async def count_rest(self) -> int:
-        """Read the items that are left, without keeping them; return how many there were.
+    async def count_all(self) -> int:
+        """Read the items that are left, without keeping them; return how many there are in all.
 
-        Ends the source. An exception of the source ends it, too, and is kept in `error`.
+        An exception of the source ends it, too, and is kept in `error`.
         """
-        count = 0
         try:
             if self._is_async and not self.has_ended:
                 async for _ in cast("AsyncIterator[Any]", self._items):
-                    count += 1
+                    self.count += 1
             elif not self.has_ended:
                 for _ in cast("Iterator[Any]", self._items):
-                    count += 1
-                    if count % _CHECKPOINT_EVERY == 0:
+                    self.count += 1
+                    if self.count % _CHECKPOINT_EVERY == 0:
                         await anyio.lowlevel.checkpoint()
         except Exception as error:  # noqa: BLE001 - the batch has ended for another reason
             self.error = error
-        return count
+        return self.count
 
     async def close(self) -> None:
         """Close a generator that may be unfinished, unless closing it is up to its owner."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +27,7 @@ import anyio
 from omnigate._batch.batch import Batch
 from omnigate._batch.items import BatchItem, open_source
 from omnigate._batch.outcomes import AnyOutcome, BatchStats
-from omnigate._runtime.frames import level_of_caller
+from omnigate._runtime.frames import warn
 from omnigate._runtime.loops import call_soon, current_loop
 from omnigate._sync.portal import Portal
 from omnigate.exceptions import ClientClosedError, NotStartedError
@@ -145,7 +144,7 @@ class _Inside:
 
     async def count_items(self) -> int:
         """Return how many items the batch has been given, read or not."""
-        return self.batch._outbox.read + self.feed.count()
+        return self.batch._source.count + self.feed.count()
 
     async def stats(self) -> BatchStats:
         """Return the batch's progress."""
@@ -237,7 +236,7 @@ class SyncBatch:
         else:
             if error is None and not self._is_read:
                 unread = self._inside.batch._unread()
-                warnings.warn(unread, RuntimeWarning, stacklevel=level_of_caller())
+                warn(unread, RuntimeWarning)
 
     def run(self) -> BatchStats:
         """Run the batch to its end and return its stats: `stats = client.batch(…, journal=…).run()`.
