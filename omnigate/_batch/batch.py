@@ -73,7 +73,8 @@ class Batch:
     unwrapped; `JournalError`. If the block is left before that, a failure to write an outcome is still raised
     at the end of the block, or added as a note to the block's own exception: that response was billed and is
     missing from the journal. Other failures at the end (`progress`, the disk) are reported the same way.
-    A journal that could not be compacted is only a `JournalWarning`: nothing is lost.
+    A journal that could not be compacted is only a `JournalWarning`: nothing is lost. A batch that is left
+    before an outcome was read is a `RuntimeWarning`; `run` runs one whose outcomes nobody reads.
     """
 
     def __init__(self, session: Session, gates: Gates, options: BatchOptions) -> None:
@@ -391,7 +392,7 @@ class Batch:
             digest, found = self._record.claim(item)
         except RepeatedIdError as repeated:  # the journal's line is that of the first item with this id
             call = digest = found = None
-            item = Item(item.index, item.id, item.request, repeated)
+            item = Item(item.index, item.id, item.request, InvalidArgumentError(str(repeated)))
         if found is not None:
             self._replay(item, found)
         elif call is not None and digest is not None:

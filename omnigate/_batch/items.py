@@ -108,7 +108,7 @@ def check_ids(requests: object) -> None:
             first = next(other for other, raw in enumerate(items) if _id_or_index(raw, other) == id)
             must = "give each item an id of its own, since there is a journal"
             got = f"{shown(id)} for items {first} and {index}"
-            raise refusal("requests", requests, must, got=got, hint="items without an id get their index")
+            raise refusal("requests", None, must, got=got, hint="items without an id get their index")
         seen.add(id)
 
 
@@ -144,7 +144,7 @@ def is_async_source(requests: BatchSource) -> bool:
 def open_source(requests: BatchSource) -> Iterator[Any] | AsyncIterator[Any]:
     """Return an iterator over the raw items of a source."""
     if isinstance(requests, os.PathLike):
-        return read_lines(path_of(cast("os.PathLike[str]", requests)))
+        return read_lines(path_of(requests))
     if isinstance(requests, Iterable):
         return iter(requests)
     return aiter(requests)

@@ -178,7 +178,8 @@ class SyncBatch:
     Iterating raises, after the last outcome: the error that matched `stop_on`; the source's exception; or
     `JournalError`. If the block is left before that, a failure to write an outcome is raised at the end of
     the block, or added as a note to the block's own exception. A journal that could not be compacted is only
-    a `JournalWarning`: nothing is lost.
+    a `JournalWarning`: nothing is lost. A batch that is left before an outcome was read is a
+    `RuntimeWarning`; `run` runs one whose outcomes nobody reads.
     """
 
     def __init__(

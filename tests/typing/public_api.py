@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, Unpack, assert_type
 
+import anyio
+
 from omnigate import (
     AdminClient,
     APIError,
@@ -22,6 +24,7 @@ from omnigate import (
     CompletionStream,
     DictResult,
     GatewayError,
+    JournalRecovery,
     ListResult,
     MeResponse,
     Message,
@@ -43,6 +46,7 @@ from omnigate import (
     SyncCompletionStream,
     Usage,
     classify,
+    recover_journal,
 )
 
 
@@ -74,7 +78,9 @@ async def asynchronous(client: AsyncClient) -> None:
             assert_type(outcome, Outcome)
             assert_type(outcome.unwrap(), ChatResponse)
         assert_type(batch.stats, BatchStats)
+    assert_type(await client.batch(["a"], model="m", journal="j", journal_lock=False).run(), BatchStats)
     assert_type(await client.chat_many(["a"], model="m"), list[ChatResponse])
+    await client.chat_many(anyio.Path("batch.jsonl"), model="m", journal="j", journal_lock=False)
     assert_type(
         await client.chat_many(["a"], model="m", return_exceptions=True), list[ChatResponse | GatewayError]
     )
@@ -118,6 +124,10 @@ def synchronous(sync: Client, admin: AdminClient) -> None:
         for outcome in batch:
             assert_type(outcome, Outcome)
         assert_type(batch.stats, BatchStats)
+    assert_type(sync.batch(anyio.Path("batch.jsonl"), model="m").run(), BatchStats)
+    recovery = recover_journal(Path("journal.jsonl"), journal_lock=False)
+    assert_type(recovery, JournalRecovery)
+    assert_type((recovery.kept, recovery.dropped, recovery.backup), tuple[int, int, str | None])
     assert_type(sync.chat_many(["a"], model="m"), list[ChatResponse])
     assert_type(sync.chat_many(["a"], return_exceptions=False), list[ChatResponse])
     assert_type(sync.chat_many(["a"], return_exceptions=True), list[ChatResponse | GatewayError])

@@ -447,14 +447,14 @@ if os.fork() == 0:
         journal.claim("b", DIGEST, 1)
         journal.write(success("b", 1), DIGEST)
     except Exception as error:
-        print("child:", type(error).__name__, flush=True)
+        os.write(1, f"child: {type(error).__name__}\\n".encode())  # in one piece
     journal.close(finished=True)
     sys.stdin.read()
     os._exit(0)
 if not is_killed:
     journal.close(finished=False)
     opened(path).close(finished=False)
-print("parent", flush=True)
+os.write(1, b"parent\\n")
 sys.stdin.read() if not is_killed else os._exit(1)
 """
 
