@@ -89,6 +89,7 @@ class Batch:
         self._outbox = Outbox(self._lifecycle, ordered=options.ordered)
         self._record = Record(options.journal, lock=options.journal_lock, want_response=options.replay)
         self._in_flight = 0
+        self._called = 0
         self._is_turn_taken = False
         self._last_stats: BatchStats | None = BatchStats()  # while it is not open
         self._progress: Progress | None = None
@@ -139,8 +140,8 @@ class Batch:
             self._running = anyio.CancelScope()
             self._group = anyio.create_task_group()
             await self._group.__aenter__()
-        except BaseException:
-            self._record.close()
+        except BaseException as error:
+            await self._record.close_after(error)
             raise
         lifecycle.advance(State.OPEN)
         self._last_stats = None
@@ -167,10 +168,7 @@ class Batch:
                 await self._close_source(failures)
             await self._end_record(is_finished, error, failures)
         except BaseException as cancelled:
-            try:
-                await self._record.close_soon()
-            except JournalError as failure:
-                failures.append(failure)
+            await self._record.close_after(cancelled)
             _note(cancelled, failures)
             raise
         finally:
@@ -192,7 +190,7 @@ class Batch:
 
     def _unread(self) -> str:
         """Return words for a batch that was left before an outcome was read."""
-        called = self._tally.succeeded + self._tally.failed
+        called = self._called
         what = f"{called:,} items were called, and their outcomes dropped" if called else "nothing was sent"
         return f"the batch was left before an outcome was read: {what}. Iterate over it, or call its run()"
 
@@ -340,6 +338,7 @@ class Batch:
             if ready is None:
                 return
             self._in_flight += 1
+            self._called += 1
             self._gate.in_flight += self._is_auto
             try:
                 if not self._is_full():

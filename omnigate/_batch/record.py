@@ -29,7 +29,7 @@ class Record:
         want_response: whether to load the responses of items that succeeded in an earlier run.
 
     Attributes:
-        unwritten: why an outcome could not be written to the journal, or None.
+        unwritten: why an outcome may not be in the journal or on the disk, or None.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, *, lock: bool, want_response: bool) -> None:
@@ -67,7 +67,7 @@ class Record:
             try:
                 await in_thread(self._journal.sync)
             except JournalError as failure:
-                self.unwritten = failure
+                self.unwritten = self.unwritten or failure
                 raise
 
     def claim(self, item: Item) -> tuple[str, Replay | None]:
@@ -89,14 +89,14 @@ class Record:
         """Write an item's outcome.
 
         Raises:
-            JournalError: it cannot be written. The journal takes no more outcomes.
+            JournalError: it cannot be written. Those of other calls in flight may still find room.
         """
-        if self._journal is None or self.unwritten is not None:
+        if self._journal is None:
             return
         try:
             self._journal.write(outcome, digest)
         except JournalError as failure:
-            self.unwritten = failure
+            self.unwritten = self.unwritten or failure
             raise
 
     async def end(self, *, is_finished: bool) -> None:
@@ -113,14 +113,16 @@ class Record:
                 if self.unwritten is None:  # otherwise it has failed before, and that is reported
                     raise
 
-    async def close_soon(self) -> None:
-        """Flush and close the journal, even if the caller is cancelled; wait for at most a second.
+    async def close_after(self, error: BaseException) -> None:
+        """Flush and close the journal after an error or cancellation; wait for at most a second.
 
-        Raises:
-            JournalError: it may not be on disk.
+        A failure is added to the error as a note.
         """
         if self._journal is not None:
-            await bounded(self._close_in_thread)
+            try:
+                await bounded(self._close_in_thread)
+            except JournalError as failure:
+                error.add_note(f"also failed at the end of the batch: {type(failure).__name__}: {failure}")
 
     def close(self) -> None:
         """Close the journal, if it is open."""

@@ -248,6 +248,9 @@ async def test_a_batch_left_unread_sends_nothing_and_warns() -> None:
     with pytest.warns(RuntimeWarning, match="1 items were called, and their outcomes dropped"):
         async with client_of(provider).batch(["a"], model=MODEL):
             await anyio.sleep(1)
+    with pytest.warns(RuntimeWarning, match="1 items were called, and their outcomes dropped"):
+        async with client_of(provider).batch(["sleep=9 a"], model=MODEL):
+            await anyio.sleep(1)
     with pytest.raises(KeyError):  # which is reason enough
         async with client_of(provider).batch(["a"], model=MODEL):
             raise KeyError

@@ -200,8 +200,8 @@ class JournalFile:
             written = os.write(self._fd, line)
             while written < len(line):  # a full disk takes part of it first, and fails on the rest
                 written += os.write(self._fd, line[written:])
-            self.size = offset + written
             end = os.lseek(self._fd, 0, os.SEEK_CUR)
+            self.size = offset + written
         except OSError as error:
             self._cut_off(offset)
             raise _failed("write to", self.path, error) from error
