@@ -286,7 +286,9 @@ print("finished", batch.stats.succeeded)
 @pytest.mark.parametrize("breaks", [True, False])
 def test_stdout_gets_all_of_the_programs_output_whatever_becomes_of_stderr(kind: str, breaks: bool) -> None:
     ours, theirs = os.pipe() if kind == "pipe" else os.openpty()
-    reader = threading.Thread(target=lambda: None)
+    reader = threading.Thread(target=drain, args=(ours,))
+    if not breaks:
+        reader.start()
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
         stdin=subprocess.PIPE,
@@ -297,26 +299,33 @@ def test_stdout_gets_all_of_the_programs_output_whatever_becomes_of_stderr(kind:
         env={**os.environ, "TERM": "xterm"},
     ) as process:
         os.close(theirs)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        lines = []
-        while not lines or lines[-1] != "break\n":
-            lines.append(process.stdout.readline())
-            assert lines[-1], "ended too early"
-        if breaks:
-            os.close(ours)
-        else:
-            reader = threading.Thread(target=drain, args=(ours,))
-            reader.start()
-        process.stdin.write("\n")
-        process.stdin.close()
-        lines += process.stdout.readlines()
-        assert process.wait(60) == 0
+        try:
+            lines = talk(process, ours if breaks else None)
+        except BaseException:
+            process.kill()
+            raise
     if not breaks:
         reader.join(60)
         os.close(ours)
     assert lines.count("outcome True\n") == 20
     assert lines[-1] == "finished 20\n"
+
+
+def talk(process: "subprocess.Popen[str]", fd: int | None) -> list[str]:
+    """Return the lines of stdout; close `fd` in the middle."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    lines: list[str] = []
+    while "break\n" not in lines:
+        lines.append(process.stdout.readline())
+        assert lines[-1], "ended too early"
+    if fd is not None:
+        os.close(fd)
+    process.stdin.write("\n")
+    process.stdin.close()
+    lines += process.stdout.readlines()
+    assert process.wait(60) == 0
+    return lines
 
 
 def drain(fd: int) -> None:
