@@ -9,6 +9,7 @@ with Client(api_key="llmg_…", base_url="https://gateway.example") as client:
 from omnigate import _homes
 from omnigate._batch.batch import Batch
 from omnigate._batch.journal.journal import JournalWarning
+from omnigate._batch.journal.recovery import JournalRecovery, recover_journal
 from omnigate._batch.options import BatchSettings
 from omnigate._batch.outcomes import AnyOutcome as Outcome
 from omnigate._batch.outcomes import BatchStats
@@ -100,6 +101,7 @@ __all__ = [
     "InvalidArgumentTypeError",
     "InvalidResponseError",
     "JournalError",
+    "JournalRecovery",
     "JournalWarning",
     "ListResult",
     "MeResponse",
@@ -134,6 +136,7 @@ __all__ = [
     "Usage",
     "__version__",
     "classify",
+    "recover_journal",
 ]
 
 

@@ -46,7 +46,7 @@ from omnigate._wire.options import (
 from omnigate._wire.results import DictResult, ListResult, list_with_meta
 from omnigate._wire.structs import construct
 from omnigate._wire.values import Id, Integer, Number, is_sequence, plain
-from omnigate.exceptions import GatewayError
+from omnigate.exceptions import GatewayError, JournalError
 from omnigate.models import (
     ApiKeyCreated,
     ApiKeyInfo,
@@ -597,6 +597,7 @@ class AsyncClient(BaseAsyncClient):
         ordered: bool = False,
         stop_on: StopOn = STOP_ON,
         journal: str | os.PathLike[str] | None = None,
+        journal_lock: bool = True,
         replay: bool = True,
         progress: ProgressArgument = False,
         max_wait_seconds: Number = MAX_WAIT_SECONDS,
@@ -612,10 +613,10 @@ class AsyncClient(BaseAsyncClient):
 
         Args:
             requests: an iterable or async iterable of items, read no faster than they can be sent; or a
-                `pathlib.Path` of a file of JSON lines: OpenAI's batch input, or `{"messages": …}`, or
-                `{"prompt": …}`. An item is a `ChatRequest`, a dict of its fields (and `id`), or, if
-                `model` is given, messages: text, a message, or a list of messages. An invalid item
-                becomes a failed outcome. An async generator is closed at the end.
+                `pathlib.Path` (or other `os.PathLike`) of a file of JSON lines: OpenAI's batch input, or
+                `{"messages": …}`, or `{"prompt": …}`. An item is a `ChatRequest`, a dict of its fields (and
+                `id`), or, if `model` is given, messages: text, a message, or a list of messages. An invalid
+                item becomes a failed outcome. An async generator is closed at the end.
             model: model of items that name none.
             max_concurrency: the most calls in flight, at least 1; "auto" adapts it to the provider's
                 capacity, for all such batches of the client together. Never exceeds the transport's
@@ -628,10 +629,13 @@ class AsyncClient(BaseAsyncClient):
                 Calls in flight are completed and yielded, then iterating raises the error, or the
                 callable's exception.
             journal: path of a file to append outcomes to, one line each; a later run resumes from it and
-                does not repeat successful calls. Its layout is that of OpenAI's batch output. An item's id
-                (else its index) must be unique and identify the same request in every run. When all items
-                have ended, the file is compacted to the last line of each id; if that fails, it is a
-                `JournalWarning`, and nothing is lost.
+                does not repeat successful calls. Its layout is that of OpenAI's batch output. Each item needs
+                an id of its own (else its index is used), the same in every run; another request under the
+                id of a success is a `JournalError`. When all items have ended, the file is compacted to the
+                last line of each id; if that fails, it is a `JournalWarning`, and nothing is lost. See
+                docs/journal.md for what survives what.
+            journal_lock: False to use the journal without a lock, on a file system that has none: then make
+                sure that no other run uses it.
             replay: whether to yield successes from the journal (`outcome.replayed`). If False, items that
                 succeeded in an earlier run are skipped, even if that run never yielded them: outcomes
                 written just before its block was left, or it was killed, are then only in the journal.
@@ -658,6 +662,7 @@ class AsyncClient(BaseAsyncClient):
                 ordered=ordered,
                 stop_on=stop_on,
                 journal=journal,
+                journal_lock=journal_lock,
                 replay=replay,
                 progress=progress,
                 max_wait_seconds=cast("float", max_wait_seconds),
@@ -705,8 +710,10 @@ class AsyncClient(BaseAsyncClient):
 
         Args:
             requests: as in `batch`.
-            return_exceptions: return an item's error in place of its response. If False, the first error
-                cancels the other calls and is raised.
+            return_exceptions: return an item's error in place of its response. An error that ends a batch
+                (`stop_on` has its default, a wait is too long, the journal cannot be written) stands in the
+                place of each item that was not called. If False, the first error cancels the other calls and
+                is raised.
             options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`, `user_id`,
                 `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for details.
 
@@ -717,9 +724,19 @@ class AsyncClient(BaseAsyncClient):
         """
         check_known(options, BatchSettings, f"{self._session.owner}.chat_many")
         answers = Answers(return_exceptions)
-        async with self.batch(requests, stop_on=(), **options) as batch:
-            async for outcome in batch:
-                answers.add(outcome)
+        batch = self.batch(requests, stop_on=answers.stop_on, **options)
+        try:
+            async with batch:
+                try:
+                    async for outcome in batch:
+                        answers.add(outcome)
+                except GatewayError as error:
+                    if not answers.return_exceptions or batch._is_of_source(error):
+                        raise
+                    answers.fill(error, await batch._count_items())
+                answers.is_complete = True
+        except JournalError as error:
+            answers.warn_of(error)
         return answers.in_order()
 
     async def race(

@@ -9,11 +9,10 @@ import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 from omnigate._batch.answers import Answers
-from omnigate._batch.items import BatchItem, check_source
+from omnigate._batch.items import BatchItem, check_ids, check_source
 from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchSettings, ProgressArgument, StopOn
 from omnigate._calls.retry import RetryConfig
 from omnigate._streams.chat import ChatStream
@@ -27,7 +26,7 @@ from omnigate._wire.options import CallOptions, ChatStreamOptions, SamplingOptio
 from omnigate._wire.results import DictResult, ListResult
 from omnigate._wire.values import Id, Integer, Number
 from omnigate.async_client import AsyncClient, Transport
-from omnigate.exceptions import GatewayError
+from omnigate.exceptions import GatewayError, JournalError
 from omnigate.models import (
     ApiKeyCreated,
     ApiKeyInfo,
@@ -474,13 +473,14 @@ class Client(BaseClient):
 
     def batch(
         self,
-        requests: Iterable[BatchItem] | Path,
+        requests: Iterable[BatchItem] | os.PathLike[str],
         *,
         model: str | None = None,
         max_concurrency: Integer | Literal["auto"] = "auto",
         ordered: bool = False,
         stop_on: StopOn = STOP_ON,
         journal: str | os.PathLike[str] | None = None,
+        journal_lock: bool = True,
         replay: bool = True,
         progress: ProgressArgument = False,
         max_wait_seconds: Number = MAX_WAIT_SECONDS,
@@ -499,10 +499,10 @@ class Client(BaseClient):
 
         Args:
             requests: an iterable of items, read no faster than they can be sent; or a
-                `pathlib.Path` of a file of JSON lines: OpenAI's batch input, or `{"messages": …}`, or
-                `{"prompt": …}`. An item is a `ChatRequest`, a dict of its fields (and `id`), or, if
-                `model` is given, messages: text, a message, or a list of messages. An invalid item
-                becomes a failed outcome.
+                `pathlib.Path` (or other `os.PathLike`) of a file of JSON lines: OpenAI's batch input, or
+                `{"messages": …}`, or `{"prompt": …}`. An item is a `ChatRequest`, a dict of its fields (and
+                `id`), or, if `model` is given, messages: text, a message, or a list of messages. An invalid
+                item becomes a failed outcome.
             model: model of items that name none.
             max_concurrency: the most calls in flight, at least 1; "auto" adapts it to the provider's
                 capacity, for all such batches of the client together. Never exceeds the transport's
@@ -515,10 +515,13 @@ class Client(BaseClient):
                 Calls in flight are completed and yielded, then iterating raises the error, or the
                 callable's exception.
             journal: path of a file to append outcomes to, one line each; a later run resumes from it and
-                does not repeat successful calls. Its layout is that of OpenAI's batch output. An item's id
-                (else its index) must be unique and identify the same request in every run. When all items
-                have ended, the file is compacted to the last line of each id; if that fails, it is a
-                `JournalWarning`, and nothing is lost.
+                does not repeat successful calls. Its layout is that of OpenAI's batch output. Each item needs
+                an id of its own (else its index is used), the same in every run; another request under the
+                id of a success is a `JournalError`. When all items have ended, the file is compacted to the
+                last line of each id; if that fails, it is a `JournalWarning`, and nothing is lost. See
+                docs/journal.md for what survives what.
+            journal_lock: False to use the journal without a lock, on a file system that has none: then make
+                sure that no other run uses it.
             replay: whether to yield successes from the journal (`outcome.replayed`). If False, items that
                 succeeded in an earlier run are skipped, even if that run never yielded them: outcomes
                 written just before its block was left, or it was killed, are then only in the journal.
@@ -536,6 +539,8 @@ class Client(BaseClient):
 
         """
         check_source(requests, is_sync=True)
+        if journal is not None:
+            check_ids(requests)
         make = partial(
             self._async.batch,
             model=model,
@@ -543,6 +548,7 @@ class Client(BaseClient):
             ordered=ordered,
             stop_on=stop_on,
             journal=journal,
+            journal_lock=journal_lock,
             replay=replay,
             progress=progress,
             max_wait_seconds=max_wait_seconds,
@@ -554,7 +560,7 @@ class Client(BaseClient):
     @overload
     def chat_many(
         self,
-        requests: Iterable[BatchItem] | Path,
+        requests: Iterable[BatchItem] | os.PathLike[str],
         *,
         return_exceptions: Literal[False] = False,
         **options: Unpack[BatchSettings],
@@ -563,7 +569,7 @@ class Client(BaseClient):
     @overload
     def chat_many(
         self,
-        requests: Iterable[BatchItem] | Path,
+        requests: Iterable[BatchItem] | os.PathLike[str],
         *,
         return_exceptions: Literal[True],
         **options: Unpack[BatchSettings],
@@ -572,7 +578,7 @@ class Client(BaseClient):
     @overload
     def chat_many(
         self,
-        requests: Iterable[BatchItem] | Path,
+        requests: Iterable[BatchItem] | os.PathLike[str],
         *,
         return_exceptions: bool,
         **options: Unpack[BatchSettings],
@@ -580,7 +586,7 @@ class Client(BaseClient):
 
     def chat_many(
         self,
-        requests: Iterable[BatchItem] | Path,
+        requests: Iterable[BatchItem] | os.PathLike[str],
         *,
         return_exceptions: bool = False,
         **options: Unpack[BatchSettings],
@@ -589,8 +595,10 @@ class Client(BaseClient):
 
         Args:
             requests: as in `batch`.
-            return_exceptions: return an item's error in place of its response. If False, the first error
-                cancels the other calls and is raised.
+            return_exceptions: return an item's error in place of its response. An error that ends a batch
+                (`stop_on` has its default, a wait is too long, the journal cannot be written) stands in the
+                place of each item that was not called. If False, the first error cancels the other calls and
+                is raised.
             options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`, `user_id`,
                 `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for details.
 
@@ -601,9 +609,19 @@ class Client(BaseClient):
         """
         check_known(options, BatchSettings, "Client.chat_many")
         answers = Answers(return_exceptions)
-        with self.batch(requests, stop_on=(), **options) as batch:
-            for outcome in batch:
-                answers.add(outcome)
+        batch = self.batch(requests, stop_on=answers.stop_on, **options)
+        try:
+            with batch:
+                try:
+                    for outcome in batch:
+                        answers.add(outcome)
+                except GatewayError as error:
+                    if not answers.return_exceptions or batch._is_of_source(error):
+                        raise
+                    answers.fill(error, batch._count_items())
+                answers.is_complete = True
+        except JournalError as error:
+            answers.warn_of(error)
         return answers.in_order()
 
     def race(

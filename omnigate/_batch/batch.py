@@ -24,7 +24,6 @@ been cancelled. If no scope around the worker is cancelled, it is treated as an 
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -37,7 +36,7 @@ import anyio.lowlevel
 from omnigate._batch.caller import Caller, Ready
 from omnigate._batch.items import Item, read_item
 from omnigate._batch.journal.file import NotCompactedError
-from omnigate._batch.journal.journal import JournalWarning
+from omnigate._batch.journal.journal import JournalWarning, RepeatedIdError, Replay
 from omnigate._batch.lifecycle import Lifecycle, State
 from omnigate._batch.options import BatchOptions
 from omnigate._batch.outbox import Outbox
@@ -47,7 +46,7 @@ from omnigate._batch.progress import Progress
 from omnigate._batch.record import Record
 from omnigate._batch.source import END, Source
 from omnigate._calls.attempts import Call
-from omnigate._runtime.frames import level_of_caller
+from omnigate._runtime.frames import warn
 from omnigate._runtime.isolation import is_cancellation
 from omnigate._wire import endpoints
 from omnigate._wire.pickling import UnpicklableReader
@@ -75,7 +74,8 @@ class Batch(UnpicklableReader):
     unwrapped; `JournalError`. If the block is left before that, a failure to write an outcome is still raised
     at the end of the block, or added as a note to the block's own exception: that response was billed and is
     missing from the journal. Other failures at the end (`progress`, the disk) are reported the same way.
-    A journal that could not be compacted is only a `JournalWarning`: nothing is lost.
+    A journal that could not be compacted is only a `JournalWarning`: nothing is lost. A batch that is left
+    before an outcome was read is a `RuntimeWarning`; `run` runs one whose outcomes nobody reads.
     """
 
     def __init__(self, session: Session, gates: Gates, options: BatchOptions) -> None:
@@ -88,8 +88,9 @@ class Batch(UnpicklableReader):
         self._lifecycle = Lifecycle()
         self._source = Source(options.requests)
         self._outbox = Outbox(self._lifecycle, ordered=options.ordered)
-        self._record = Record(options.journal, want_response=options.replay)
+        self._record = Record(options.journal, lock=options.journal_lock, want_response=options.replay)
         self._in_flight = 0
+        self._called = 0
         self._is_turn_taken = False
         self._last_stats: BatchStats | None = BatchStats()  # while it is not open
         self._progress: Progress | None = None
@@ -140,8 +141,8 @@ class Batch(UnpicklableReader):
             self._running = anyio.CancelScope()
             self._group = anyio.create_task_group()
             await self._group.__aenter__()
-        except BaseException:
-            self._record.close()
+        except BaseException as error:
+            await self._record.close_after(error)
             raise
         lifecycle.advance(State.OPEN)
         self._last_stats = None
@@ -168,10 +169,11 @@ class Batch(UnpicklableReader):
                 await self._close_source(failures)
             await self._end_record(is_finished, error, failures)
         except BaseException as cancelled:
+            await self._record.close_after(cancelled)
             _note(cancelled, failures)
             raise
         finally:
-            self._record.close()  # in case this was cancelled before the thread started
+            self._record.close()  # in case this was interrupted before the thread started
             if isinstance(lifecycle.error, anyio.get_cancelled_exc_class()):
                 lifecycle.forget_error()
         if error is not None:
@@ -184,6 +186,14 @@ class Batch(UnpicklableReader):
             finally:
                 del first, others  # breaks the cycle of the error, its traceback and this frame
                 failures.clear()
+        elif not self._outbox.is_read:
+            warn(self._unread(), RuntimeWarning)
+
+    def _unread(self) -> str:
+        """Return words for a batch that was left before an outcome was read."""
+        called = self._called
+        what = f"{called:,} items were called, and their outcomes dropped" if called else "nothing was sent"
+        return f"the batch was left before an outcome was read: {what}. Iterate over it, or call its run()"
 
     async def _leave_group(self, error: BaseException | None) -> None:
         """Cancel the workers and wait until they have ended."""
@@ -221,15 +231,12 @@ class Batch(UnpicklableReader):
         self, is_finished: bool, error: BaseException | None, failures: list[BaseException]
     ) -> None:
         try:
-            if is_finished:
-                await self._record.finish()
-            else:
-                self._record.close()
+            await self._record.end(is_finished=is_finished)
         except NotCompactedError as failure:
             if error is not None or failures:
                 failures.append(failure)
             else:
-                warnings.warn(str(failure), JournalWarning, stacklevel=level_of_caller())
+                warn(str(failure), JournalWarning)
         except JournalError as failure:
             failures.append(failure)
 
@@ -238,6 +245,32 @@ class Batch(UnpicklableReader):
 
     async def __anext__(self) -> AnyOutcome:
         return await self._outbox.next(self._in_flight)
+
+    async def run(self) -> BatchStats:
+        """Run the batch to its end and return its stats: `stats = await client.batch(…, journal=…).run()`.
+
+        The outcomes are not kept, so pass a `journal`. Enters and leaves the batch itself, unless called
+        inside its block.
+
+        Raises:
+            GatewayError: an error that ended the batch, as iterating raises it.
+            NotStartedError: it was left before.
+
+        """
+        if self._lifecycle.state is State.NEW:
+            async with self:
+                return await self.run()
+        async for _ in self:
+            pass
+        return self.stats
+
+    def _is_of_source(self, error: BaseException) -> bool:
+        """Return whether the source raised the error."""
+        return error is self._source.error
+
+    async def _count_items(self) -> int:
+        """Return how many items there are, once the batch has ended; reads those that were not sent."""
+        return await self._source.count_all()
 
     # Limits
 
@@ -265,6 +298,8 @@ class Batch(UnpicklableReader):
                 async with anyio.create_task_group() as self._workers:
                     if self._progress is not None:
                         self._workers.start_soon(self._guarded, self._progress.run)
+                    if self._options.journal is not None:
+                        self._workers.start_soon(self._guarded, self._record.run)
                     self._workers.start_soon(self._work)
         except BaseException as error:  # cancellations too: the reader may be shielded from them
             self._stop(error)
@@ -304,6 +339,7 @@ class Batch(UnpicklableReader):
             if ready is None:
                 return
             self._in_flight += 1
+            self._called += 1
             self._gate.in_flight += self._is_auto
             try:
                 if not self._is_full():
@@ -343,42 +379,48 @@ class Batch(UnpicklableReader):
 
     def _prepare(self, item: Item) -> tuple[Call, str] | None:
         """Return the item's call and digest; None if it ended without a call."""
-        request, error = item.request, item.error
-        if request is not None:
-            options = self._options
+        options, call = self._options, None
+        if item.request is not None:
             try:
                 call = self._session.prepare(
-                    endpoints.CHAT, body=request, user_id=options.user_id, options=options.call_options
+                    endpoints.CHAT, body=item.request, user_id=options.user_id, options=options.call_options
                 )
             except InvalidArgumentError as refused:
-                error = refused
-            else:
-                digest, found = self._record.claim(item)
-                if found is None:
-                    return call, digest
-                self._tally.replayed += 1
-                if not options.replay:
-                    self._outbox.leave_out(item.index)
-                    return None
-                self._outbox.put(
-                    Outcome(
-                        index=item.index,
-                        id=item.id,
-                        request=request,
-                        response=found.response,
-                        attempts=found.attempts,
-                        elapsed=found.elapsed,
-                        replayed=True,
-                    )
-                )
-                return None
+                item = Item(item.index, item.id, None, refused)
+        digest: str | None
+        try:
+            digest, found = self._record.claim(item)
+        except RepeatedIdError as repeated:  # the journal's line is that of the first item with this id
+            call = digest = found = None
+            item = Item(item.index, item.id, item.request, InvalidArgumentError(str(repeated)))
+        if found is not None:
+            self._replay(item, found)
+        elif call is not None and digest is not None:
+            return call, digest
         else:
-            self._record.claim(item)
-        self._end(Outcome(index=item.index, id=item.id, request=None, error=error), "")
+            self._end(Outcome(index=item.index, id=item.id, request=item.request, error=item.error), digest)
         return None
 
-    def _end(self, outcome: Outcome, digest: str) -> None:
-        """Record the outcome of an item of this run, and hand it out."""
+    def _replay(self, item: Item, found: Replay) -> None:
+        """Hand out a success of an earlier run, if wanted."""
+        self._tally.replayed += 1
+        if not self._options.replay:
+            self._outbox.leave_out(item.index)
+            return
+        self._outbox.put(
+            Outcome(
+                index=item.index,
+                id=item.id,
+                request=item.request,
+                response=found.response,
+                attempts=found.attempts,
+                elapsed=found.elapsed,
+                replayed=True,
+            )
+        )
+
+    def _end(self, outcome: Outcome, digest: str | None) -> None:
+        """Record the outcome of an item of this run unless the digest is None, and hand it out."""
         self._tally.add(outcome)
         error = outcome.error
         try:
@@ -388,7 +430,7 @@ class Batch(UnpicklableReader):
             stops = False
         if stops:
             self._stop(error)
-        else:
+        elif digest is not None:
             try:
                 self._record.write(outcome, digest)
             except JournalError as failure:

@@ -6,16 +6,18 @@ failed outcome, while the batch continues. Problems with the source as a whole a
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+import numbers
+import os
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator, ItemsView, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
+from omnigate._batch.files import InvalidLine, path_of, read_lines
 from omnigate._wire.checks import BE_ENCODABLE, one_of, refusal
 from omnigate._wire.redaction import shown
-from omnigate._wire.structs import WireStruct, construct, decoder_for
+from omnigate._wire.structs import WireStruct, construct
 from omnigate._wire.values import is_sequence
 from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
 from omnigate.models import ChatRequest, CompletionRequest, Message, MessagesInput
@@ -23,7 +25,7 @@ from omnigate.models import ChatRequest, CompletionRequest, Message, MessagesInp
 BatchItem: TypeAlias = ChatRequest | Message | str | Mapping[str, Any] | Sequence[Any]
 """A `ChatRequest`, a dict of its fields (and `id`), or, where `model=` is given, messages."""
 
-BatchSource: TypeAlias = Iterable[BatchItem] | AsyncIterable[BatchItem] | Path
+BatchSource: TypeAlias = Iterable[BatchItem] | AsyncIterable[BatchItem] | os.PathLike[str]
 
 _BE_ITEM: Final = (
     "be a ChatRequest, a dict of its fields (and id), or, where model= is given, messages: "
@@ -36,14 +38,11 @@ _URLS: Final = ("/v1/chat", "/v1/chat/completions")
 
 _ID_BITS: Final = 8192  # Python refuses to format integers of more than a few thousand digits
 
+_TABLE_MARKS: Final = ("__dataframe__", "itertuples", "iter_rows", "to_pylist", "read_pandas")
+"""What only the classes of tables have: pandas and its kin, polars, Arrow's tables and readers."""
+
 _IGNORABLE: Final[Mapping[str, Any]] = {"n": 1, "stream": False}
 """Fields of OpenAI's requests that are dropped if they have this value: the only supported one."""
-
-
-class InvalidLine(NamedTuple):
-    """A line of a file that is not JSON."""
-
-    error: InvalidArgumentError
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):
@@ -66,62 +65,90 @@ def check_source(requests: Any, *, is_sync: bool) -> None:
     """Check that `requests` is a source of items.
 
     Raises:
-        InvalidArgumentTypeError: it is not, or looks like a single item.
+        InvalidArgumentTypeError: it is not, looks like a single item, or iterates over something else than
+            items: a table over the names of its columns, an open file over its lines.
     """
-    if isinstance(requests, str | bytes | bytearray | Mapping | WireStruct):
-        must = "be an iterable of items, or a pathlib.Path of a file"
-        raise refusal(
-            "requests", cast("object", requests), must, is_type=True, hint="for one item, write [item]"
+    given: object = requests
+    must = "be an iterable of items, or a pathlib.Path of a file"
+    if isinstance(given, str | bytes | bytearray):
+        hint = "for a file, write Path(…); for one item, write [item]"
+        raise refusal("requests", given, must, is_type=True, hint=hint)
+    if isinstance(given, Mapping | WireStruct):
+        hint = "for one item, write [item]"
+        raise refusal("requests", cast("object", given), must, is_type=True, hint=hint)
+    if is_file(requests):
+        return
+    if instead := _not_of_items(given):
+        what, hint = instead
+        raise refusal("requests", given, must, is_type=True, got=what, hint=hint)
+    if isinstance(requests, Iterable):
+        return
+    if not isinstance(requests, AsyncIterable):
+        must = (
+            f"be an iterable{'' if is_sync else ' or async iterable'} of items, or a pathlib.Path of a file"
         )
-    if isinstance(requests, (Path, Iterable)):
+        raise refusal("requests", given, must, is_type=True)
+    if is_sync:
+        must = "be an iterable or a pathlib.Path for the sync client"
+        raise refusal("requests", given, must, is_type=True, hint="AsyncClient reads async iterables")
+
+
+def check_ids(requests: object) -> None:
+    """Check that no two items of a list have the same id; other sources are checked while they are read.
+
+    Raises:
+        InvalidArgumentError: two have.
+    """
+    if not isinstance(requests, list | tuple):
         return
-    if isinstance(requests, AsyncIterable):
-        if is_sync:
-            must = "be an iterable or a pathlib.Path for the sync client"
-            raise refusal(
-                "requests",
-                cast("object", requests),
-                must,
-                is_type=True,
-                hint="AsyncClient reads async iterables",
-            )
-        return
-    must = f"be an iterable{'' if is_sync else ' or async iterable'} of items, or a pathlib.Path of a file"
-    raise refusal("requests", requests, must, is_type=True)
+    items = cast("list[object]", requests)
+    seen: set[str] = set()
+    for index, raw in enumerate(items):
+        id = _id_or_index(raw, index)
+        if id in seen:
+            first = next(other for other, raw in enumerate(items) if _id_or_index(raw, other) == id)
+            must = "give each item an id of its own, since there is a journal"
+            got = f"{shown(id)} for items {first} and {index}"
+            raise refusal("requests", None, must, got=got, hint="items without an id get their index")
+        seen.add(id)
+
+
+def _not_of_items(requests: object) -> tuple[str, str] | None:
+    """Return what a source is that does not iterate over items, and what to pass; None if it does."""
+    kind = type(requests)
+    name = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+    if hasattr(kind, "readline") or hasattr(kind, "readlines"):
+        hint = "pass its path, or [json.loads(line) for line in file]"
+        return f"an open file ({name}), which iterates over raw lines", hint
+    is_table = any(hasattr(kind, mark) for mark in _TABLE_MARKS)
+    columns = getattr(kind, "columns", None)  # of the class: an instance might compute it
+    if is_table or (columns is not None and not callable(columns)):
+        hint = "pass its rows: df.to_dict('records') of pandas, .to_dicts() of polars, .to_pylist() of Arrow"
+        return f"a table ({name}), which does not iterate over rows", hint
+    if getattr(kind, "ndim", None) is not None and getattr(requests, "ndim", 1) != 1:
+        return f"an array of {getattr(requests, 'ndim', 0)} dimensions", "pass a list of items"
+    if isinstance(requests, ItemsView):
+        return "the items of a dict", "pass [{'id': id, 'prompt': prompt} for id, prompt in prompts.items()]"
+    return None
+
+
+def is_file(requests: object) -> bool:
+    """Return whether a source is the path of a file."""
+    return isinstance(requests, os.PathLike)
 
 
 def is_async_source(requests: BatchSource) -> bool:
     """Return whether `open_source` returns an async iterator, which itself need not have `__aiter__`."""
-    return not isinstance(requests, (Path, Iterable))
+    return not isinstance(requests, (os.PathLike, Iterable))
 
 
 def open_source(requests: BatchSource) -> Iterator[Any] | AsyncIterator[Any]:
     """Return an iterator over the raw items of a source."""
-    if isinstance(requests, Path):
-        return _lines(requests)
+    if isinstance(requests, os.PathLike):
+        return read_lines(path_of(requests))
     if isinstance(requests, Iterable):
         return iter(requests)
     return aiter(requests)
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    """Yield the items of a batch file: JSON objects, one per line.
-
-    Skips empty lines, and a byte order mark at the start, which editors on Windows add to UTF-8.
-    """
-    decode = decoder_for(dict[str, Any]).decode
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if not line.strip():
-                continue
-            try:
-                yield decode(line)
-            except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-                yield InvalidLine(
-                    InvalidArgumentError(f"{path.name}, line {number}, is not a JSON object: {error}")
-                )
 
 
 def read_item(raw: object, index: int, model: str | None) -> Item:
@@ -189,14 +216,17 @@ def _id(mapping: Mapping[str, Any], index: int) -> str:
     if value is None:
         return str(index)
     argument = f"item {index}: id"
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value.bit_length() > _ID_BITS:
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):  # numpy's, too
+        number = int(value)
+        if number.bit_length() > _ID_BITS:
             raise refusal(argument, value, f"be text, or an integer of at most {_ID_BITS} bits")
+        return str(number)
+    if isinstance(value, uuid.UUID):
         return str(value)
     if not isinstance(value, str):
-        raise refusal(argument, value, "be text or an integer", is_type=True)
+        raise refusal(argument, value, "be text, an integer or a UUID", is_type=True)
     if not value:
-        raise refusal(argument, value, "be text that is not empty, or an integer")
+        raise refusal(argument, value, "be text that is not empty, an integer or a UUID")
     if not _is_text(value):
         raise refusal(argument, value, BE_ENCODABLE)
     return "".join(value)  # plain text, also of a subclass

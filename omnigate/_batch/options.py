@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast
 
-from omnigate._batch.items import BatchSource, check_source
+from omnigate._batch.items import BatchSource, check_ids, check_source
 from omnigate._batch.outcomes import BatchStats
 from omnigate._batch.pace.gate import seconds_at_limit
 from omnigate._batch.progress import check_progress
@@ -46,6 +46,7 @@ class BatchSettings(CallOptions, total=False):
         max_concurrency: calls in flight at the same time, at least 1; "auto" adapts it to what the provider
             can serve.
         journal: path of a file that records outcomes; a later run resumes from it.
+        journal_lock: False to use the journal without a lock, on a file system that has none.
         progress: True for a live display (needs the extra `cli`), or a callable called with `BatchStats`
             several times a second.
         max_wait_seconds: the longest the gateway's rate limit may make the batch wait, in seconds above 0.
@@ -56,6 +57,7 @@ class BatchSettings(CallOptions, total=False):
     model: str | None
     max_concurrency: Integer | Literal["auto"]
     journal: str | os.PathLike[str] | None
+    journal_lock: bool
     progress: ProgressArgument
     max_wait_seconds: Number
     user_id: Id | None
@@ -80,6 +82,7 @@ class BatchOptions:
     ordered: bool = False
     stop_on: StopOn = STOP_ON
     journal: str | os.PathLike[str] | None = None
+    journal_lock: bool = True
     replay: bool = True
     progress: ProgressArgument = False
     max_wait_seconds: float = MAX_WAIT_SECONDS
@@ -101,6 +104,7 @@ class BatchOptions:
             checked[name] = check_bool(getattr(self, name), name)
         self._check_stop_on()
         self._check_journal()
+        check_bool(self.journal_lock, "journal_lock")
         check_progress(self.progress)
         checked["max_wait_seconds"] = check_number(self.max_wait_seconds, "max_wait_seconds", above=0)
         checked["user_id"] = check_user_id(self.user_id)
@@ -145,3 +149,4 @@ class BatchOptions:
             raise refusal("journal", given, "be a path, or None", is_type=True)
         if not os.fspath(given):
             raise refusal("journal", given, "be a path that is not empty, or None")
+        check_ids(self.requests)

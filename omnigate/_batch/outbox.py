@@ -27,11 +27,13 @@ class Outbox:
     Attributes:
         read: how many items have been read.
         pending: how many of them have been neither handed out nor skipped.
+        is_read: whether reading has begun.
     """
 
     def __init__(self, lifecycle: Lifecycle, *, ordered: bool) -> None:
         self.read = 0
         self.pending = 0
+        self.is_read = False
         self._lifecycle = lifecycle
         self._is_ordered = ordered
         self._ready: deque[Outcome] = deque()
@@ -81,6 +83,7 @@ class Outbox:
             StopAsyncIteration: there are no more.
             BaseException: the error that ended the batch, after its last outcome.
         """
+        self.is_read = True
         if self._ready:
             self._taken_without_pause += 1
             if self._taken_without_pause < max(in_flight, _CHECKPOINT_EVERY):

@@ -2,11 +2,19 @@
 
 The bar is rich's, from the extra `cli`. Where the output is neither a terminal nor a notebook, a line is
 printed now and then, which keeps log files readable. Everything goes to stderr: stdout is the program's own.
+
+The display never harms the batch. When stderr cannot be written any more (its pipe or terminal is gone, or it
+is closed), it falls silent, with one line in the log. An exception of the user's callable does end the batch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import logging
+import os
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
@@ -20,6 +28,8 @@ from omnigate.exceptions import GatewayError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
+
+logger: Final = logging.getLogger("omnigate")
 
 Show: TypeAlias = Callable[[BatchStats], object]
 
@@ -80,36 +90,56 @@ class Progress:
 
 
 class Bar:
-    """rich's live display; plain lines where the output is no terminal or notebook."""
+    """rich's live display; plain lines where the output is no terminal or notebook; silent once it fails."""
 
     def __init__(self, console: Console | None = None) -> None:
         """Set up; `console` is a rich console, by default on stderr."""
-        from rich.console import Console
-
-        self._console = console or Console(stderr=True)
-        self._is_live = self._console.is_terminal or self._console.is_jupyter
+        self._console = console
         self._live: RichProgress | None = None
         self._printed_at: float | None = None
+        self._is_silent = False
+        self._streams = sys.stdout, sys.stderr
 
     def show(self, stats: BatchStats) -> None:
         """Show the stats."""
-        if self._is_live:
-            self._show_live(stats)
-            return
-        now = self._console.get_time()
-        if self._printed_at is None or now - self._printed_at >= _LOG_SECONDS:
-            self._printed_at = now
-            self._print(stats)
+        self._try(self._show, stats)
 
     def close(self, stats: BatchStats) -> None:
         """Show the final stats, and leave them on screen."""
-        if self._is_live:
-            self._show_live(stats)
+        self._try(self._close, stats)
+
+    def _try(self, func: Callable[[Console, BatchStats], None], stats: BatchStats) -> None:
+        if self._is_silent:
+            return
+        try:
+            if self._console is None:
+                self._console = _stderr()
+            func(self._console, stats)
+        except Exception as error:  # noqa: BLE001 - a display must not end work that is paid for
+            self._is_silent = True
+            self._give_streams_back()
+            with contextlib.suppress(ValueError):  # from logging's own report of a stderr that is closed
+                logger.warning(
+                    "the progress of a batch is not shown any more: %s: %s", type(error).__name__, error
+                )
+
+    def _show(self, console: Console, stats: BatchStats) -> None:
+        if console.is_terminal or console.is_jupyter:
+            self._show_live(console, stats)
+            return
+        now = console.get_time()
+        if self._printed_at is None or now - self._printed_at >= _LOG_SECONDS:
+            self._printed_at = now
+            _print(console, stats)
+
+    def _close(self, console: Console, stats: BatchStats) -> None:
+        if console.is_terminal or console.is_jupyter:
+            self._show_live(console, stats)
             cast("RichProgress", self._live).stop()
         else:
-            self._print(stats)
+            _print(console, stats)
 
-    def _show_live(self, stats: BatchStats) -> None:
+    def _show_live(self, console: Console, stats: BatchStats) -> None:
         if self._live is None:
             from rich.progress import Progress as RichProgress
             from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -118,15 +148,44 @@ class Bar:
                 SpinnerColumn(),
                 TextColumn("{task.description}", markup=False),
                 TimeElapsedColumn(),
-                console=self._console,
+                console=console,
                 auto_refresh=False,  # refreshing automatically takes a thread
+                redirect_stdout=_is_terminal(sys.stdout),  # what goes to a file must not go to our stderr
+                redirect_stderr=_is_terminal(sys.stderr),
             )
             self._live.add_task("")
+            self._streams = sys.stdout, sys.stderr
             self._live.start()
         self._live.update(self._live.task_ids[0], description=words(stats), refresh=True)
 
-    def _print(self, stats: BatchStats) -> None:
-        self._console.print(words(stats), highlight=False, soft_wrap=True, markup=False)
+    def _give_streams_back(self) -> None:
+        """Restore the streams that rich has replaced to print above its display."""
+        for name, stream in zip(("stdout", "stderr"), self._streams, strict=True):
+            if type(getattr(sys, name)).__module__.startswith("rich."):
+                setattr(sys, name, stream)
+
+
+def _stderr() -> Console:
+    """Return a console on stderr whose errors are only raised."""
+    from rich.console import Console
+
+    class Raising(Console):
+        def on_broken_pipe(self) -> None:
+            # rich would send the program's stdout to the null device, and exit
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    return Raising(stderr=True)
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError, OSError):  # there is none, or it is closed
+        return False
+
+
+def _print(console: Console, stats: BatchStats) -> None:
+    console.print(words(stats), highlight=False, soft_wrap=True, markup=False)
 
 
 def words(stats: BatchStats, *, timezone: Any = None) -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
+import anyio
 import anyio.to_thread
 
 from omnigate._batch.items import Item
 from omnigate._batch.journal.journal import Journal, Replay
 from omnigate._batch.journal.lines import digest_of
 from omnigate._batch.outcomes import Outcome
-from omnigate._runtime.isolation import isolated
+from omnigate._runtime.isolation import bounded, isolated
 from omnigate._runtime.threads import in_thread
 from omnigate.exceptions import JournalError
+
+SYNC_SECONDS: Final = 5.0
+"""How often outcomes are flushed to the disk, in a thread: what a power cut may cost."""
 
 
 class Record:
@@ -20,15 +25,17 @@ class Record:
 
     Args:
         path: of the journal, or None.
+        lock: whether to lock its file.
         want_response: whether to load the responses of items that succeeded in an earlier run.
 
     Attributes:
-        unwritten: why an outcome could not be written to the journal, or None.
+        unwritten: why an outcome may not be in the journal or on the disk, or None.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, *, want_response: bool) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, *, lock: bool, want_response: bool) -> None:
         self.unwritten: JournalError | None = None
         self._path = path
+        self._lock = lock
         self._want_response = want_response
         self._journal: Journal | None = None
 
@@ -43,50 +50,86 @@ class Record:
         """
         if self._path is None:
             return
-        journal = Journal(self._path)
+        journal = Journal(self._path, lock=self._lock)
         await in_thread(journal.open, dispose=lambda _: journal.close(finished=False), lingers=True)
         self._journal = journal
+
+    async def run(self) -> None:
+        """Every few seconds, flush what was written to the disk, until cancelled.
+
+        Raises:
+            JournalError: the flush failed, or the file was removed, replaced or changed meanwhile.
+        """
+        while True:
+            await anyio.sleep(SYNC_SECONDS)
+            if self._journal is None:
+                return
+            try:
+                await in_thread(self._journal.sync)
+            except JournalError as failure:
+                self.unwritten = self.unwritten or failure
+                raise
 
     def claim(self, item: Item) -> tuple[str, Replay | None]:
         """Return the digest of an item's request, and its success in an earlier run, if any.
 
         Raises:
-            JournalError: the id is taken by another item or request.
+            RepeatedIdError: an earlier item of this run has the id.
+            JournalError: the id is that of a success with another request.
         """
         if self._journal is None:
             return "", None
         digest = "" if item.request is None else digest_of(item.request)
         wants = self._want_response and item.request is not None
-        return digest, self._journal.claim(item.id, digest, item.index, want_response=wants)
+        return digest, self._journal.claim(
+            item.id, digest, item.index, request=item.request, want_response=wants
+        )
 
     def write(self, outcome: Outcome, digest: str) -> None:
         """Write an item's outcome.
 
         Raises:
-            JournalError: it cannot be written. The journal is closed, and takes no more outcomes.
+            JournalError: it cannot be written. Those of other calls in flight may still find room.
         """
         if self._journal is None:
             return
         try:
             self._journal.write(outcome, digest)
         except JournalError as failure:
-            self.unwritten = failure
-            self.close()
+            self.unwritten = self.unwritten or failure
             raise
 
-    async def finish(self) -> None:
-        """Close the journal of a finished run, once it is flushed to disk.
+    async def end(self, *, is_finished: bool) -> None:
+        """Close the journal once it is flushed to the disk, and compacted if the run has finished.
 
         Raises:
             NotCompactedError: it is on disk, but could not be compacted.
             JournalError: it may not be on disk.
         """
         if self._journal is not None:
-            await isolated(anyio.to_thread.run_sync, self._close, True)
+            try:
+                await isolated(anyio.to_thread.run_sync, self._close, is_finished)
+            except JournalError:
+                if self.unwritten is None:  # otherwise it has failed before, and that is reported
+                    raise
+
+    async def close_after(self, error: BaseException) -> None:
+        """Flush and close the journal after an error or cancellation; wait for at most a second.
+
+        A failure is added to the error as a note.
+        """
+        if self._journal is not None:
+            try:
+                await bounded(self._close_in_thread)
+            except JournalError as failure:
+                error.add_note(f"also failed at the end of the batch: {type(failure).__name__}: {failure}")
 
     def close(self) -> None:
         """Close the journal, if it is open."""
         self._close(False)
+
+    async def _close_in_thread(self) -> None:
+        await anyio.to_thread.run_sync(self._close, False, abandon_on_cancel=True)
 
     def _close(self, finished: bool) -> None:
         journal, self._journal = self._journal, None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
-from pathlib import Path
 from typing import Any, Final, cast
 
 import anyio
+import anyio.lowlevel
 
-from omnigate._batch.items import BatchSource, is_async_source, open_source
+from omnigate._batch.items import BatchSource, is_async_source, is_file, open_source
 from omnigate._runtime.isolation import bounded, is_cancellation
+
+_CHECKPOINT_EVERY: Final = 1024
 
 END: Final = object()
 """Returned instead of an item: there is none."""
@@ -20,11 +22,13 @@ class Source:
 
     Attributes:
         is_exhausted: whether all items were read.
+        count: how many items were read.
         error: what the source raised, or None.
     """
 
     def __init__(self, requests: BatchSource) -> None:
         self.is_exhausted = False
+        self.count = 0
         self.error: BaseException | None = None
         self._requests: BatchSource = requests
         self._is_async = False
@@ -39,7 +43,7 @@ class Source:
     def open(self) -> None:
         """Start iterating; an exception of the user's `__iter__` propagates."""
         self._is_async = is_async_source(self._requests)
-        self._is_own = isinstance(self._requests, Path)
+        self._is_own = is_file(self._requests)
         self._items = open_source(self._requests)
         self._requests = ()  # do not keep alive what the iterator has consumed
 
@@ -64,7 +68,27 @@ class Source:
             return END
         if raw is END:
             self.is_exhausted = True
+        else:
+            self.count += 1
         return raw
+
+    async def count_all(self) -> int:
+        """Read the items that are left, without keeping them; return how many there are in all.
+
+        An exception of the source ends it, too, and is kept in `error`.
+        """
+        try:
+            if self._is_async and not self.has_ended:
+                async for _ in cast("AsyncIterator[Any]", self._items):
+                    self.count += 1
+            elif not self.has_ended:
+                for _ in cast("Iterator[Any]", self._items):
+                    self.count += 1
+                    if self.count % _CHECKPOINT_EVERY == 0:
+                        await anyio.lowlevel.checkpoint()
+        except Exception as error:  # noqa: BLE001 - the batch has ended for another reason
+            self.error = error
+        return self.count
 
     async def close(self) -> None:
         """Close a generator that may be unfinished, unless closing it is up to its owner."""

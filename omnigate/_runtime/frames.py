@@ -1,8 +1,10 @@
-"""Finds the user's frame that a warning should point to."""
+"""Warnings that point to the user's frame, and harm nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import warnings
 from types import FrameType
 
 
@@ -14,6 +16,16 @@ def level_of_caller() -> int:
         frame = frame.f_back
         level += 1
     return level
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Issue a warning that points to the first frame outside the package.
+
+    Raises:
+        Warning: the user's filter turns it into an error.
+    """
+    with contextlib.suppress(ValueError):  # from a stderr that is closed
+        warnings.warn(message, category, stacklevel=level_of_caller())
 
 
 def _is_ours(frame: FrameType) -> bool:

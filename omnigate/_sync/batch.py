@@ -12,13 +12,13 @@ side, so a batch whose `__exit__` was prevented by an interrupt still ends when 
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
@@ -27,6 +27,7 @@ import anyio
 from omnigate._batch.batch import Batch
 from omnigate._batch.items import BatchItem, open_source
 from omnigate._batch.outcomes import AnyOutcome, BatchStats
+from omnigate._runtime.frames import warn
 from omnigate._sync.portal import Portal
 from omnigate._wire.pickling import UnpicklableReader
 from omnigate.exceptions import ClientClosedError, NotStartedError
@@ -61,6 +62,10 @@ class _Feed:
         self._end = end
         if self._event is not None and not self.is_wanted:
             self._event.set()
+
+    def count(self) -> int:
+        """Return how many items the batch has not taken yet."""
+        return len(self.read) + len(self._items)
 
     def __aiter__(self) -> Self:
         return self
@@ -137,6 +142,10 @@ class _Inside:
                 self.has_ended = True
                 return
 
+    async def count_items(self) -> int:
+        """Return how many items the batch has been given, read or not."""
+        return self.batch._source.count + self.feed.count()
+
     async def stats(self) -> BatchStats:
         """Return the batch's progress."""
         return self.batch.stats
@@ -148,6 +157,7 @@ class _Inside:
                 self.feed.on_empty = batch._outbox.notify
                 self._entered.set()
                 await self._leaving.wait()
+                batch._outbox.is_read = True  # the caller's thread warns if it has not begun to read
         except anyio.get_cancelled_exc_class():
             raise
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
@@ -168,11 +178,12 @@ class SyncBatch(UnpicklableReader):
     Iterating raises, after the last outcome: the error that matched `stop_on`; the source's exception; or
     `JournalError`. If the block is left before that, a failure to write an outcome is raised at the end of
     the block, or added as a note to the block's own exception. A journal that could not be compacted is only
-    a `JournalWarning`: nothing is lost.
+    a `JournalWarning`: nothing is lost. A batch that is left before an outcome was read is a
+    `RuntimeWarning`; `run` runs one whose outcomes nobody reads.
     """
 
     def __init__(
-        self, portal: Portal, requests: Iterable[BatchItem] | Path, make: Callable[[Any], Batch]
+        self, portal: Portal, requests: Iterable[BatchItem] | os.PathLike[str], make: Callable[[Any], Batch]
     ) -> None:
         """Prepare; `make` returns an async batch for a source."""
         self._portal = portal
@@ -180,6 +191,7 @@ class SyncBatch(UnpicklableReader):
         self._inside = _Inside(make)
         self._source: Iterator[Any] | None = None
         self._is_open = False
+        self._is_read = False
         # for an interrupt outside our code, e.g. just as `__exit__` is called
         weakref.finalize(self, self._inside.leave_soon).atexit = False
 
@@ -226,6 +238,42 @@ class SyncBatch(UnpicklableReader):
         except BaseException as interrupt:  # possibly before that call
             self._leave_at(interrupt)
             raise
+        else:
+            if error is None and not self._is_read:
+                unread = self._inside.batch._unread()
+                warn(unread, RuntimeWarning)
+
+    def run(self) -> BatchStats:
+        """Run the batch to its end and return its stats: `stats = client.batch(…, journal=…).run()`.
+
+        The outcomes are not kept, so pass a `journal`. Enters and leaves the batch itself, unless called
+        inside its block.
+
+        Raises:
+            GatewayError: an error that ended the batch, as iterating raises it.
+            NotStartedError: it was left before.
+
+        """
+        if not self._is_open:
+            with self:
+                return self.run()
+        for _ in self:
+            pass
+        return self.stats
+
+    def _is_of_source(self, error: BaseException) -> bool:
+        """Return whether the source raised the error."""
+        return self._inside.batch._is_of_source(error)
+
+    def _count_items(self) -> int:
+        """Return how many items there are, once the batch has ended; reads those that were not sent."""
+        count = self._portal.call(self._inside.count_items)
+        if self._source is not None and self._inside.feed.end is None:
+            try:
+                count += sum(1 for _ in self._source)
+            except Exception as error:  # noqa: BLE001 - the batch has ended for another reason
+                self._inside.feed.end = error
+        return count
 
     def __iter__(self) -> Self:
         return self
@@ -233,6 +281,7 @@ class SyncBatch(UnpicklableReader):
     def __next__(self) -> AnyOutcome:
         if not self._is_open:
             raise NotStartedError("a batch can only be iterated inside its `with` block")
+        self._is_read = True
         inside = self._inside
         outcomes = inside.outcomes
         while not outcomes:

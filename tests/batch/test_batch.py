@@ -457,11 +457,11 @@ class AsyncCallable:
     [
         (
             {"requests": "one prompt"},
-            r"requests must be an iterable of items, or a pathlib\.Path of a file, got 'one prompt' \(for one item, write \[item\]\)",
+            r"requests must be an iterable of items, or a pathlib\.Path of a file, got 'one prompt' \(for a file, write Path\(…\); for one item, write \[item\]\)",
         ),
         (
             {"requests": b"x"},
-            r"requests must be an iterable of items, or a pathlib\.Path of a file, got b'x' \(for one item, write \[item\]\)",
+            r"requests must be an iterable of items, or a pathlib\.Path of a file, got b'x' \(for a file, write Path\(…\); for one item, write \[item\]\)",
         ),
         (
             {"requests": {"messages": "x"}},
@@ -512,6 +512,7 @@ class AsyncCallable:
         ),
         ({"journal": 7}, "journal must be a path, or None, got 7"),
         ({"journal": ""}, "journal must be a path that is not empty, or None, got ''"),
+        ({"journal_lock": None}, "journal_lock must be True or False, got None"),
         ({"progress": "bar"}, "progress must be True, False, or a callable that takes BatchStats, got 'bar'"),
         (
             {"progress": async_callable},

@@ -1,14 +1,23 @@
 """What a batch item may look like, in Python and as a line of a file, and the request it becomes."""
 
+import bz2
+import codecs
+import csv
+import gzip
+import io
 import json
-from collections.abc import AsyncIterator
+import lzma
+import numbers
+import uuid
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from omnigate import ChatRequest, InvalidArgumentError, InvalidArgumentTypeError, Message
-from omnigate._batch.items import check_source, open_source, read_item
+from omnigate._batch.items import check_ids, check_source, is_async_source, open_source, read_item
 
 MODEL = "gpt-4o-mini"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -17,6 +26,23 @@ OPENAI = {"custom_id": "q1", "method": "POST", "url": "/v1/chat/completions"}
 
 def request(**fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": HELLO, **fields}
+
+
+class Int64:
+    """An integer of another library, which is no `int`, as numpy's."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __int__(self) -> int:
+        return self._value
+
+
+numbers.Integral.register(Int64)
+
+
+class Name(str):
+    """Text of another library."""
 
 
 @pytest.mark.parametrize(
@@ -37,6 +63,9 @@ def request(**fields: Any) -> dict[str, Any]:
         ({"id": "a", "messages": HELLO, "max_tokens": 5}, "a", request(max_tokens=5)),
         ({"id": 42, "messages": HELLO}, "42", request()),
         ({"custom_id": "c", "messages": HELLO}, "c", request()),
+        ({"id": Int64(42), "messages": HELLO}, "42", request()),
+        ({"id": uuid.UUID(int=1), "messages": HELLO}, "00000000-0000-0000-0000-000000000001", request()),
+        ({"id": Name("q"), "messages": HELLO}, "q", request()),
         ({"prompt": "hello", "temperature": 0}, "7", request(temperature=0)),
         ({**OPENAI, "body": {"model": "gpt-4o", "messages": HELLO}}, "q1", request(model="gpt-4o")),
         ({**OPENAI, "url": "/v1/chat", "body": {"messages": HELLO}}, "q1", request()),
@@ -87,10 +116,14 @@ def test_a_valid_batch_item_becomes_a_request(raw: object, id: str, fields: dict
         (
             {"id": "", "messages": HELLO},
             "7",
-            "item 7: id must be text that is not empty, or an integer, got ''",
+            "item 7: id must be text that is not empty, an integer or a UUID, got ''",
         ),
-        ({"id": True, "messages": HELLO}, "7", "item 7: id must be text or an integer, got True"),
-        ({"id": "", **HELLO[0]}, "7", "item 7: id must be text that is not empty, or an integer, got ''"),
+        ({"id": True, "messages": HELLO}, "7", "item 7: id must be text, an integer or a UUID, got True"),
+        (
+            {"id": "", **HELLO[0]},
+            "7",
+            "item 7: id must be text that is not empty, an integer or a UUID, got ''",
+        ),
         (
             {"id": "q", "role": "robot", "content": "x"},
             "q",
@@ -208,6 +241,137 @@ def test_a_byte_order_mark_is_skipped_only_at_the_start_of_a_batch_file(tmp_path
     items = [read_item(raw, index, MODEL) for index, raw in enumerate(source)]
     assert [item.error is None for item in items] == [True, False, False]
     assert str(items[1].error).startswith(f"batch.jsonl, line {lines + 1}, is not a JSON object")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (gzip.compress(b'{"prompt": "a"}\n'), r"compressed \(gzip\) \(decompress it first\)"),
+        (bz2.compress(b'{"prompt": "a"}\n'), r"compressed \(bzip2\) \(decompress it first\)"),
+        (lzma.compress(b'{"prompt": "a"}\n'), r"compressed \(xz\) \(decompress it first\)"),
+        (b"\x28\xb5\x2f\xfd rest", r"compressed \(zstd\)"),
+        (b"PK\x03\x04 rest", "a zip archive or a spreadsheet"),
+        (b"PAR1 rest", "a Parquet file"),
+        ('{"prompt": "a"}\n'.encode("utf-16"), r"UTF-16 text \(convert it to UTF-8 first"),
+        ('{"prompt": "a"}\n'.encode("utf-16-le"), "not text, or UTF-16 without its mark"),
+        ('{"prompt": "a"}\n'.encode("utf-32"), "UTF-32 text"),
+        (b' [{"prompt": "a"}]\n', r"one JSON array \(pass json\.load\(file\)"),
+        (b"id,prompt\n1,a\n", r"not JSON lines \(for a CSV file pass list\(csv\.DictReader\(file\)\)"),
+    ],
+)
+def test_another_kind_of_file_is_refused_before_its_first_item(
+    tmp_path: Path, content: bytes, what: str
+) -> None:
+    path = tmp_path / "batch.jsonl"
+    path.write_bytes(content)
+    must = "requests must be a file of JSON objects, one per line, in UTF-8"
+    with pytest.raises(InvalidArgumentError, match=rf"{must}; '.*batch\.jsonl' is {what}"):
+        next(open_source(path))  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"])
+def test_an_empty_batch_file_has_no_items(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "batch.jsonl"
+    path.write_bytes(content)
+    source = open_source(path)
+    assert not isinstance(source, AsyncIterator)
+    assert list(source) == []
+
+
+class Located:
+    """A path of another library."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __fspath__(self) -> str:
+        return str(self._path)
+
+
+@pytest.mark.parametrize("kind", [Path, Located, anyio.Path])
+def test_any_path_object_is_the_file_of_a_batch(tmp_path: Path, kind: Any) -> None:
+    path = tmp_path / "batch.jsonl"
+    path.write_bytes(b'{"prompt": "a"}\n')
+    check_source(kind(path), is_sync=True)
+    assert not is_async_source(kind(path))
+    source = open_source(kind(path))
+    assert not isinstance(source, AsyncIterator)
+    assert list(source) == [{"prompt": "a"}]
+
+
+class Frame:
+    """Iterates over the names of its columns, as the frames of pandas do."""
+
+    columns = ("id", "prompt")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
+class Arrow:
+    """Not iterable, and known by the protocol of data frames, as tables of Arrow."""
+
+    def __dataframe__(self) -> None: ...
+
+
+class Grid:
+    """Iterates over rows that are no items, as arrays of numpy."""
+
+    ndim = 2
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return iter([["a"], ["b"]])
+
+
+OPEN_FILE = (
+    r"got an open file \(.*\), which iterates over raw lines \(pass its path, or \[json\.loads\(line\)"
+)
+
+TABLE = (
+    r"got a table \(tests\.\w+\), which does not iterate over rows \(pass its rows: df\.to_dict\('records'\)"
+)
+
+
+@pytest.mark.parametrize("is_sync", [True, False])
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (io.StringIO('{"prompt": "a"}\n'), OPEN_FILE),
+        (io.BytesIO(b'{"prompt": "a"}\n'), OPEN_FILE),
+        (gzip.open(io.BytesIO(gzip.compress(b"a")), "rt"), OPEN_FILE),  # noqa: SIM115
+        (codecs.getreader("utf-8")(io.BytesIO(b"a")), OPEN_FILE),
+        (anyio.wrap_file(io.StringIO("a")), OPEN_FILE),
+        (Frame(), TABLE),
+        (Arrow(), TABLE),
+        (Grid(), r"got an array of 2 dimensions \(pass a list of items\)"),
+        ({"a": "b"}.items(), r"got the items of a dict \(pass \[\{'id': id, 'prompt': prompt\} for"),
+        (
+            "questions.jsonl",
+            r"got 'questions\.jsonl' \(for a file, write Path\(…\); for one item, write \[item\]\)",
+        ),
+    ],
+)
+def test_a_source_that_iterates_over_something_else_than_items_is_refused(
+    source: object, message: str, is_sync: bool
+) -> None:
+    with pytest.raises(InvalidArgumentTypeError, match=message):
+        check_source(source, is_sync=is_sync)
+
+
+@pytest.mark.parametrize(
+    "source", [["a"], ("a",), {"a": "b"}.values(), (text for text in ["a"]), csv.DictReader(["prompt", "a"])]
+)
+def test_iterables_of_items_are_accepted(source: object) -> None:
+    check_source(source, is_sync=True)
+
+
+def test_a_list_with_an_id_twice_is_refused_and_says_which_items_have_it() -> None:
+    check_ids(["a", "a", {"id": 7, "prompt": "x"}])
+    check_ids(iter([{"id": "a"}, {"id": "a"}]))  # is checked while it is read
+    with pytest.raises(InvalidArgumentError, match="got 'a' for items 1 and 3"):
+        check_ids(["x", {"id": "a", "prompt": "x"}, "x", {"custom_id": "a", "prompt": "x"}])
+    with pytest.raises(InvalidArgumentError, match="got '1' for items 0 and 1"):
+        check_ids([{"id": 1, "prompt": "x"}, "its id is its index"])
 
 
 def test_a_missing_batch_file_is_a_file_not_found_error(tmp_path: Path) -> None:

@@ -1,18 +1,35 @@
 """Batches with a journal: resumed, killed, contradicted, on a full disk."""
 
+import asyncio
+import contextlib
 import errno
 import json
 import os
 import random
+import stat
 import subprocess
 import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from omnigate import AsyncClient, AuthError, Client, JournalError, JournalWarning, Outcome, RateLimitError
+from omnigate import (
+    AsyncClient,
+    AuthError,
+    Client,
+    GatewayError,
+    InvalidArgumentError,
+    JournalError,
+    JournalWarning,
+    Outcome,
+    RateLimitError,
+)
+from omnigate._batch import record
+from omnigate._batch.journal import file as file_module
 from omnigate._batch.journal.file import JournalFile
 from omnigate.testing import LocalGateway
 
@@ -31,7 +48,7 @@ def client_of(provider: Provider, **arguments: Any) -> AsyncClient:
 
 
 async def run(
-    provider: Provider, items: list[Any], journal: Path, **arguments: Any
+    provider: Provider, items: Iterable[Any], journal: Path, **arguments: Any
 ) -> tuple[list[Outcome], dict[str, Any]]:
     """Run a batch to its end; return its outcomes by id, and the lines of its journal."""
     async with client_of(provider).batch(items, model=MODEL, journal=journal, **arguments) as batch:
@@ -91,17 +108,53 @@ class TestResuming:
         assert all(outcome.replayed for outcome in outcomes)
         assert len(provider.prompts) == 3_000
 
-    async def test_a_duplicate_id_in_the_source_is_raised_when_it_is_read(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("first", ["1", "status=400"], ids=["success", "failure"])
+    async def test_an_item_whose_id_comes_twice_is_a_failed_outcome_and_ends_nothing(
+        self, tmp_path: Path, first: str
+    ) -> None:
         provider = Provider()
-        items = [{"id": "a", "messages": "1"}, {"id": "b", "messages": "2"}, {"id": "a", "messages": "1"}]
-        with pytest.raises(JournalError, match="'a'"):
+        items = [{"id": "a", "prompt": first}, {"id": "b", "prompt": "2"}, {"id": "a", "prompt": "3"}, "4"]
+        for _ in range(2):
+            outcomes, lines = await run(provider, iter(items), tmp_path / "journal.jsonl", ordered=True)
+            assert [outcome.id for outcome in outcomes] == ["a", "b", "a", "3"]
+            assert [outcome.error is None for outcome in outcomes] == [first == "1", True, False, True]
+            assert isinstance(outcomes[2].error, InvalidArgumentError)
+            assert "item 2 (id 'a'): an earlier item has the same id" in str(outcomes[2].error)
+            assert outcomes[2].attempts == 0
+            assert outcomes[2].request is not None
+            assert (lines["a"]["error"] is None) == (first == "1")
+        assert provider.prompts == [first, "2", "4", *([first] if first != "1" else [])]
+
+    async def test_a_list_with_an_id_twice_is_refused_before_anything_is_sent(self, tmp_path: Path) -> None:
+        provider = Provider()
+        items = [{"id": "a", "prompt": "1"}, {"id": "a", "prompt": "2"}]
+        with pytest.raises(InvalidArgumentError, match="got 'a' for items 0 and 1"):
             await run(provider, items, tmp_path / "journal.jsonl")
-        assert (
-            "1"
-            in lines_of(tmp_path / "journal.jsonl")["a"]["response"]["body"]["choices"][0]["message"][
-                "content"
-            ]
-        )
+        assert provider.prompts == []
+
+    async def test_a_failed_item_can_be_run_again_with_another_request(self, tmp_path: Path) -> None:
+        provider = Provider()
+        journal = tmp_path / "journal.jsonl"
+        await run(provider, ["a", "status=400", "c"], journal, stop_on=())
+        again = ["a", {"model": "another", "prompt": "b", "temperature": 0.5}, "c"]
+        outcomes, lines = await run(provider, again, journal)
+        assert [outcome.error for outcome in outcomes] == [None] * 3
+        assert lines["1"]["omnigate"]["request"] == {"model": "another", "temperature": 0.5}
+        assert sorted(provider.prompts) == ["a", "b", "c", "status=400"]
+
+    @pytest.mark.parametrize("how", ["batch", "chat_many"])
+    async def test_a_success_that_is_contradicted_says_which_field_differs(
+        self, tmp_path: Path, how: str
+    ) -> None:
+        journal = tmp_path / "journal.jsonl"
+        await run(Provider(), ["a"], journal)
+        with pytest.raises(
+            JournalError, match=r"'0' belongs to another request, .*: model was 'gpt-4o-mini', is"
+        ):
+            if how == "batch":
+                await client_of(Provider()).batch(["a"], model="other", journal=journal).run()
+            else:
+                await client_of(Provider()).chat_many(["a"], model="other", journal=journal)
 
     async def test_a_journalled_id_with_a_different_request_is_raised_when_it_is_read(
         self, tmp_path: Path
@@ -159,6 +212,211 @@ class TestResuming:
         outcomes, lines = await run(provider, items, journal)
         assert {outcome.id for outcome in outcomes if outcome.replayed} == done
         assert len(lines) == 50
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with anyio.fail_after(20):
+        while not condition():
+            await anyio.sleep(0.01)
+
+
+async def many() -> AsyncIterator[str]:
+    """Yield items for some seconds, during which the batch is to end for another reason."""
+    for number in range(5_000):
+        await anyio.sleep(0.001)
+        yield f"{number}"
+
+
+class TestSyncing:
+    """What was paid for is on the disk at every end of a batch, and a few seconds later while it runs.
+
+    In real time: a virtual clock does not wait for threads.
+    """
+
+    pytestmark = pytest.mark.anyio
+
+    @pytest.fixture(autouse=True)
+    def _soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(record, "SYNC_SECONDS", 0.01)
+
+    @pytest.fixture
+    def synced(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """The sizes of the journal whenever it is flushed, and 0 for its directory."""
+        sizes: list[int] = []
+
+        def fsync(fd: int) -> None:
+            assert threading.current_thread() is not threading.main_thread()
+            found = os.fstat(fd)
+            sizes.append(found.st_size if stat.S_ISREG(found.st_mode) else 0)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        return sizes
+
+    @pytest.mark.parametrize("ending", ["finished", "break", "stop_on", "raises", "cancelled"])
+    async def test_a_batch_flushes_its_journal_however_it_ends(
+        self, tmp_path: Path, ending: str, synced: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(record, "SYNC_SECONDS", 1_000.0)
+        journal = tmp_path / "journal.jsonl"
+        items = [f"{n}" for n in range(20)]
+        if ending == "stop_on":
+            items[15] = "status=402"
+        with contextlib.suppress(GatewayError, KeyError), anyio.CancelScope() as scope:
+            async with client_of(Provider()).batch(items, model=MODEL, journal=journal) as batch:
+                async for outcome in batch:
+                    if outcome.index < 15:
+                        continue
+                    if ending == "break":
+                        break
+                    if ending == "raises":
+                        raise KeyError
+                    if ending == "cancelled":
+                        scope.cancel()
+        assert max(synced) == journal.stat().st_size > 0
+        assert len(synced) == 2
+        outcomes, _ = await run(Provider(), items, journal, stop_on=())  # the lock is free
+        assert len(outcomes) == 20
+
+    async def test_cancelling_a_batch_natively_flushes_its_journal(
+        self, tmp_path: Path, synced: list[int], anyio_backend_name: str
+    ) -> None:
+        if anyio_backend_name == "trio":
+            pytest.skip("has only its scopes")
+        journal = tmp_path / "journal.jsonl"
+
+        is_read = anyio.Event()
+
+        async def hold() -> None:
+            async with client_of(Provider()).batch(["a", "sleep=9 b"], model=MODEL, journal=journal) as batch:
+                await anext(batch)
+                is_read.set()
+                await anyio.sleep_forever()
+
+        task = asyncio.get_running_loop().create_task(hold())
+        await is_read.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert max(synced) == journal.stat().st_size > 0
+
+    async def test_a_running_batch_flushes_its_journal_every_few_seconds(
+        self, tmp_path: Path, synced: list[int]
+    ) -> None:
+        journal = tmp_path / "journal.jsonl"
+
+        async def source() -> AsyncIterator[str]:
+            for number in range(4):
+                yield f"{number}"
+                await until(lambda number=number: len([size for size in synced if size]) > number)
+
+        async with client_of(Provider()).batch(source(), model=MODEL, journal=journal) as batch:
+            assert len([outcome async for outcome in batch]) == 4
+        assert synced[1] == 0  # of the new file's directory, once
+        assert [synced[0], *synced[2:]] == sorted(set(synced) - {0})
+        assert len(synced) == 5
+        assert synced[-1] == journal.stat().st_size
+
+    @pytest.mark.parametrize("is_read", [True, False])
+    async def test_a_flush_that_fails_ends_a_running_batch_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_read: bool
+    ) -> None:
+        def fsync(fd: int) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        seen: list[int] = []
+        batch = client_of(Provider()).batch(many(), model=MODEL, journal=tmp_path / "journal.jsonl")
+        if is_read:
+            async with batch:
+                with pytest.raises(JournalError, match="Cannot write to the journal .*: Input/output error"):
+                    async for outcome in batch:
+                        seen.append(outcome.index)
+            assert 0 < len(seen) < 5_000
+        else:
+            with pytest.raises(JournalError, match="Cannot write to the journal .*: Input/output error"):
+                async with batch:
+                    await until(lambda: batch.stats.succeeded and "failed" in repr(batch))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "deleted": Path.unlink,
+    "moved": lambda path: path.rename(path.with_suffix(".1")),
+    "rotated": lambda path: path.rename(path.with_suffix(".1")) and path.touch(),
+    "truncated": lambda path: os.truncate(path, 0),
+}
+
+
+class TestOthersWhoChangeTheJournal:
+    pytestmark = [  # noqa: RUF012 - pytest takes a list
+        pytest.mark.anyio,
+        pytest.mark.skipif(sys.platform == "win32", reason="cannot be done there"),
+    ]
+
+    @pytest.mark.parametrize("change", CHANGES)
+    async def test_a_journal_that_is_changed_ends_a_running_batch(
+        self, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(record, "SYNC_SECONDS", 0.01)
+        journal = tmp_path / "journal.jsonl"
+        seen: list[int] = []
+        with pytest.raises(JournalError, match="while it was in use"):
+            async with client_of(Provider()).batch(many(), model=MODEL, journal=journal) as batch:
+                async for outcome in batch:
+                    assert outcome.error is None
+                    seen.append(outcome.index)
+                    if outcome.index == 3:
+                        CHANGES[change](journal)
+        assert 4 <= len(seen) < 5_000
+
+    @pytest.mark.parametrize("change", CHANGES)
+    async def test_a_journal_that_is_changed_is_noticed_at_the_end_of_a_batch(
+        self, tmp_path: Path, change: str
+    ) -> None:
+        journal = tmp_path / "journal.jsonl"
+        count = 0
+        with pytest.raises(JournalError, match="while it was in use"):
+            async with client_of(Provider()).batch(["a", "b"], model=MODEL, journal=journal) as batch:
+                async for _ in batch:
+                    count += 1
+                    if count == 2:
+                        CHANGES[change](journal)
+        assert count == 2
+
+    @pytest.mark.blocks  # the source removes the journal
+    @pytest.mark.parametrize("return_exceptions", [True, False])
+    async def test_chat_many_returns_its_answers_and_warns_of_a_journal_that_is_gone(
+        self, tmp_path: Path, return_exceptions: bool
+    ) -> None:
+        journal = tmp_path / "journal.jsonl"
+
+        def source() -> Iterator[str]:
+            yield "a"
+            yield "b"
+            journal.unlink()
+
+        with pytest.warns(JournalWarning, match="was deleted or moved while it was in use") as caught:
+            answers = await client_of(Provider()).chat_many(
+                source(), model=MODEL, journal=journal, return_exceptions=return_exceptions
+            )
+        assert [answer.content for answer in answers] == ["a", "b"]  # type: ignore[union-attr]
+        assert [warning.filename for warning in caught] == [__file__]
+
+    async def test_a_journal_without_locks_can_be_used_knowingly(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def lock(fd: int) -> None:
+            raise OSError(errno.ENOSYS, "Function not implemented")
+
+        monkeypatch.setattr(file_module, "_lock", lock)
+        journal = tmp_path / "journal.jsonl"
+        with pytest.raises(JournalError, match="pass journal_lock=False"):
+            await run(Provider(), ["a"], journal)
+        outcomes, _ = await run(Provider(), ["a"], journal, journal_lock=False)
+        assert len(outcomes) == 1
+        answers = await client_of(Provider()).chat_many(
+            ["a", "b"], model=MODEL, journal=journal, journal_lock=False
+        )
+        assert len(answers) == 2
 
 
 class TestWhatCannotBeWritten:

@@ -100,6 +100,7 @@ async def test_the_repr_of_a_batch_shows_its_state_and_counts() -> None:
 @pytest.mark.virtual_time
 async def test_the_repr_of_a_batch_left_early_says_so() -> None:
     async with client_of(Provider()).batch(["a", "sleep=5 b"], model=MODEL) as batch:
+        await anext(batch)
         await anyio.sleep(1)
         assert repr(batch) == "<Batch open: 1 in flight, 1 done>"
     assert repr(batch) == "<Batch left: 1 done>"
@@ -181,7 +182,7 @@ def test_a_batch_has_no_public_names_but_its_api(backend: str) -> None:
     with sync_client_of(Provider(), backend) as client:
         for batch in (client_of(Provider()).batch(["a"], model=MODEL), client.batch(["a"], model=MODEL)):
             for offered in (dir(batch), dir(type(batch))):
-                assert [name for name in offered if not name.startswith("_")] == ["stats"]
+                assert [name for name in offered if not name.startswith("_")] == ["run", "stats"]
 
 
 def test_success_and_failure_outcomes_are_one_class_at_run_time() -> None:
@@ -189,3 +190,82 @@ def test_success_and_failure_outcomes_are_one_class_at_run_time() -> None:
     assert type(outcome) is omnigate.Outcome
     assert isinstance(outcome, omnigate.Outcome)
     assert (omnigate.Outcome.__name__, omnigate.Outcome.__module__) == ("Outcome", "omnigate")
+
+
+# Batches that are run without being read, and those that nobody reads
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("in_block", [True, False])
+async def test_run_runs_a_batch_to_its_end_and_returns_its_stats(in_block: bool) -> None:
+    provider = Provider()
+    batch = client_of(provider, retries=0).batch((f"{n}" for n in range(300)), model=MODEL)
+    if in_block:
+        async with batch:
+            stats = await batch.run()
+    else:
+        stats = await batch.run()
+    assert (stats.succeeded, stats.failed, stats.in_flight) == (300, 0, 0)
+    assert len(provider.answered) == 300
+    with pytest.raises(omnigate.NotStartedError):
+        await batch.run()
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+async def test_run_raises_the_error_that_ended_the_batch() -> None:
+    with pytest.raises(AuthError):
+        await client_of(Provider()).batch(["a", "status=401"], model=MODEL).run()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("in_block", [True, False])
+def test_run_runs_a_sync_batch_to_its_end_and_returns_its_stats(backend: str, in_block: bool) -> None:
+    with sync_client_of(Provider(), backend) as client:
+        batch = client.batch((f"{n}" for n in range(300)), model=MODEL)
+        if in_block:
+            with batch:
+                stats = batch.run()
+        else:
+            stats = batch.run()
+        assert (stats.succeeded, stats.failed, stats.in_flight) == (300, 0, 0)
+        with pytest.raises(omnigate.NotStartedError):
+            batch.run()
+        with pytest.raises(AuthError):
+            client.batch(["a", "status=401"], model=MODEL).run()
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+async def test_a_batch_left_unread_sends_nothing_and_warns() -> None:
+    provider = Provider()
+    with pytest.warns(RuntimeWarning, match="nothing was sent. Iterate over it, or call its run") as caught:
+        async with client_of(provider).batch(["a", "b"], model=MODEL):
+            pass
+    assert [warning.filename for warning in caught] == [__file__]
+    assert provider.prompts == []
+    with pytest.warns(RuntimeWarning, match="1 items were called, and their outcomes dropped"):
+        async with client_of(provider).batch(["a"], model=MODEL):
+            await anyio.sleep(1)
+    with pytest.warns(RuntimeWarning, match="1 items were called, and their outcomes dropped"):
+        async with client_of(provider).batch(["sleep=9 a"], model=MODEL):
+            await anyio.sleep(1)
+    with pytest.raises(KeyError):  # which is reason enough
+        async with client_of(provider).batch(["a"], model=MODEL):
+            raise KeyError
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_sync_batch_left_unread_sends_nothing_and_warns(backend: str) -> None:
+    provider = Provider()
+    with sync_client_of(provider, backend) as client:
+        with pytest.warns(
+            RuntimeWarning, match="nothing was sent. Iterate over it, or call its run"
+        ) as caught:
+            with client.batch(["a", "b"], model=MODEL):
+                pass
+        assert [warning.filename for warning in caught] == [__file__]
+        assert provider.prompts == []
+        with pytest.raises(KeyError), client.batch(["a"], model=MODEL):
+            raise KeyError

@@ -2,10 +2,15 @@
 
 import asyncio
 import contextlib
+import errno
 import io
+import os
+import subprocess
 import sys
+import threading
 import types
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -201,3 +206,130 @@ def test_progress_bar_updates_in_place_in_a_terminal_or_notebook(
         assert "\x1b[?25h" in output.getvalue()  # shows the cursor again
     else:
         assert shown
+
+
+class Breaking(io.StringIO):
+    """A stream that cannot be written once it is `broken`."""
+
+    broken: Exception | None = None
+
+    def write(self, text: str) -> int:
+        if self.broken is not None:
+            raise self.broken
+        return super().write(text)
+
+
+BREAKS = [
+    BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    OSError(errno.EIO, "Input/output error"),
+    ValueError("I/O operation on closed file"),
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("error", BREAKS, ids=["pipe", "terminal", "closed"])
+@pytest.mark.parametrize("is_terminal", [True, False])
+async def test_a_batch_goes_on_when_its_progress_cannot_be_shown_any_more(
+    error: Exception, is_terminal: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stderr = Breaking()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(stderr, "isatty", lambda: is_terminal, raising=False)
+    stdout = sys.stdout
+    items = [f"sleep=40 {n}" for n in range(5)]
+    async with client().batch(items, model="gpt-4o", max_concurrency=1, progress=True) as batch:
+        async for outcome in batch:
+            assert outcome.error is None
+            if outcome.index == 1:
+                stderr.broken = error
+    assert batch.stats.succeeded == 5
+    assert "0 done" in stderr.getvalue()
+    assert "5 done" not in stderr.getvalue()
+    assert (sys.stdout, sys.stderr) == (stdout, stderr)
+    shown = [record.getMessage() for record in caplog.records if "progress" in record.getMessage()]
+    assert shown == [f"the progress of a batch is not shown any more: {type(error).__name__}: {error}"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("stderr", ["none", "closed"])
+async def test_a_batch_with_progress_runs_without_a_stderr(
+    stderr: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", None if stderr == "none" else closed)
+    async with client().batch(["a", "b"], model="gpt-4o", progress=True) as batch:
+        assert len([outcome async for outcome in batch]) == 2
+
+
+PROGRAM = """
+import sys
+from omnigate import Client
+from omnigate._batch import progress
+from omnigate.testing import LocalGateway
+
+progress._LOG_SECONDS = 0.0
+with LocalGateway(latency_seconds=0.05) as gateway, Client(gateway.api_key, base_url=gateway.url) as client:
+    with client.batch(map(str, range(20)), model="gpt-4o", max_concurrency=2, progress=True) as batch:
+        for count, outcome in enumerate(batch):
+            print("outcome", outcome.unwrap().id != "", flush=True)
+            if count == 5:
+                print("break", flush=True)
+                sys.stdin.readline()
+print("finished", batch.stats.succeeded)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such terminals")
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+@pytest.mark.parametrize("breaks", [True, False])
+def test_stdout_gets_all_of_the_programs_output_whatever_becomes_of_stderr(kind: str, breaks: bool) -> None:
+    ours, theirs = os.pipe() if kind == "pipe" else os.openpty()
+    reader = threading.Thread(target=drain, args=(ours,))
+    if not breaks:
+        reader.start()
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TERM": "xterm"},
+    ) as process:
+        os.close(theirs)
+        try:
+            lines = talk(process, ours if breaks else None)
+        except BaseException:
+            process.kill()
+            raise
+    if not breaks:
+        reader.join(60)
+        os.close(ours)
+    assert lines.count("outcome True\n") == 20
+    assert lines[-1] == "finished 20\n"
+
+
+def talk(process: "subprocess.Popen[str]", fd: int | None) -> list[str]:
+    """Return the lines of stdout; close `fd` in the middle."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    lines: list[str] = []
+    while "break\n" not in lines:
+        lines.append(process.stdout.readline())
+        assert lines[-1], "ended too early"
+    if fd is not None:
+        os.close(fd)
+    process.stdin.write("\n")
+    process.stdin.close()
+    lines += process.stdout.readlines()
+    assert process.wait(60) == 0
+    return lines
+
+
+def drain(fd: int) -> None:
+    """Read until the other side is closed."""
+    with contextlib.suppress(OSError):  # EIO, from a terminal
+        while os.read(fd, 4096):
+            pass

@@ -680,6 +680,22 @@ SHORT = {
 }
 
 
+@given(st.binary(max_size=100) | st.text(max_size=100).map(lambda text: text.encode("utf-16")))
+def test_any_file_is_read_line_by_line_or_refused_as_a_whole(content: bytes) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        source = open_source(Path(file.name))
+        assert isinstance(source, Iterator)
+        try:
+            items = list(source)
+        except InvalidArgumentError as error:
+            assert str(error).startswith("requests must be a file of JSON objects")
+        else:
+            assert len(items) <= content.count(b"\n") + 1
+            assert not items or content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+
+
 @given(
     st.lists(anything(ITEM) | anything(SHORT) | anything({"prompt": "x"}), max_size=4),
     st.none() | st.just("m"),
@@ -688,7 +704,7 @@ def test_any_line_of_a_batch_file_is_a_request_or_carries_its_error(
     texts: list[bytes], model: str | None
 ) -> None:
     with tempfile.NamedTemporaryFile() as file:
-        file.write(b"\n".join(texts))
+        file.write(b"\n".join([b'{"prompt": "x"}'.ljust(8192), *texts]))  # no other kind of file
         file.flush()
         source = open_source(Path(file.name))
         assert isinstance(source, Iterator)

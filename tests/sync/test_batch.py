@@ -308,9 +308,10 @@ def test_a_sync_batch_that_failed_to_start_can_be_entered_again(backend: Any, tm
     journal = tmp_path / "journal.jsonl"
     with client_of(Provider(), backend) as client:
         batch = client.batch(["a"], model=MODEL, journal=journal)
-        with client.batch(["a"], model=MODEL, journal=journal):
+        with client.batch(["a"], model=MODEL, journal=journal) as first:
             with pytest.raises(omnigate.JournalError), batch:
                 pytest.fail("entered")
+            assert len(list(first)) == 1
         with batch:
             assert len(list(batch)) == 1
 
@@ -336,3 +337,59 @@ def test_a_sync_batch_callback_that_calls_the_client_ends_the_batch_with_an_erro
             ) as batch:
                 list(batch)
         assert client.chat(model=MODEL, messages="still works").content == "still works"
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+@pytest.mark.parametrize("bad", ["status=401", "status=429"])
+def test_sync_chat_many_returns_what_was_paid_for_when_the_batch_is_stopped(
+    backend: Any, kind: Any, bad: str
+) -> None:
+    provider = Provider()
+    prompts = [f"question {number}" for number in range(500)]
+    prompts[40] = bad
+    with client_of(provider, backend) as client:
+        answers = client.chat_many(
+            kind(prompts), model=MODEL, return_exceptions=True, max_concurrency=5, max_wait_seconds=10
+        )
+    assert len(answers) == 500
+    paid = [answer.content for answer in answers if isinstance(answer, omnigate.ChatResponse)]
+    assert sorted(paid) == sorted(provider.answered)
+    assert 40 <= len(paid) < 60
+    assert {type(answer) for answer in answers[200:]} == {type(answers[40])}
+
+
+def test_sync_chat_many_raises_an_exception_of_the_source(backend: Any) -> None:
+    def source() -> Iterator[str]:
+        yield "a"
+        raise omnigate.InvalidArgumentError("mine")
+
+    with client_of(Provider(), backend) as client, pytest.raises(omnigate.InvalidArgumentError, match="mine"):
+        client.chat_many(source(), model=MODEL, return_exceptions=True)
+
+
+def test_a_sync_batch_with_a_repeated_id_goes_on(backend: Any, tmp_path: Path) -> None:
+    items = [{"id": "a", "messages": "x"}, {"id": "b", "messages": "y"}, {"id": "a", "messages": "z"}]
+    journal = tmp_path / "journal.jsonl"
+    with client_of(Provider(), backend) as client:
+        with client.batch(iter(items), model=MODEL, journal=journal, ordered=True) as batch:
+            assert [outcome.error is None for outcome in batch] == [True, True, False]
+        with pytest.raises(omnigate.InvalidArgumentError, match="got 'a' for items 0 and 2"):
+            client.batch(items, model=MODEL, journal=journal)
+
+
+def test_a_journal_deleted_during_a_sync_batch_is_noticed_at_its_end(backend: Any, tmp_path: Path) -> None:
+    journal = tmp_path / "journal.jsonl"
+    with client_of(Provider(), backend) as client:
+        with pytest.raises(omnigate.JournalError, match="was deleted or moved while it was in use"):
+            with client.batch(["a"], model=MODEL, journal=journal) as batch:
+                assert len(list(batch)) == 1
+                journal.unlink()
+        with pytest.warns(omnigate.JournalWarning, match="was deleted or moved") as caught:
+            answers = client.chat_many(remove_at_end(journal), model=MODEL, journal=journal)
+        assert len(answers) == 1
+        assert [warning.filename for warning in caught] == [__file__]
+
+
+def remove_at_end(journal: Path) -> Iterator[str]:
+    yield "a"
+    journal.unlink()

@@ -292,7 +292,7 @@ def test_errors_of_sync_streams_and_batches_do_not_mention_async_with() -> None:
         with pytest.raises(AttributeError, match="enter it with `with`") as unopened:
             _ = stream.meta
         with batch:
-            pass
+            batch.run()
         with pytest.raises(omnigate.NotStartedError, match="once") as second:
             batch.__enter__()
         stream.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack, assert_type
 from uuid import UUID
 
+import anyio
 import httpx
 import httpx2
 import numpy
@@ -32,6 +33,7 @@ from omnigate import (
     CompletionStream,
     DictResult,
     GatewayError,
+    JournalRecovery,
     ListResult,
     MeResponse,
     Message,
@@ -54,6 +56,7 @@ from omnigate import (
     SyncCompletionStream,
     Usage,
     classify,
+    recover_journal,
 )
 
 
@@ -85,7 +88,9 @@ async def asynchronous(client: AsyncClient) -> None:
             assert_type(outcome, Outcome)
             assert_type(outcome.unwrap(), ChatResponse)
         assert_type(batch.stats, BatchStats)
+    assert_type(await client.batch(["a"], model="m", journal="j", journal_lock=False).run(), BatchStats)
     assert_type(await client.chat_many(["a"], model="m"), list[ChatResponse])
+    await client.chat_many(anyio.Path("batch.jsonl"), model="m", journal="j", journal_lock=False)
     assert_type(
         await client.chat_many(["a"], model="m", return_exceptions=True), list[ChatResponse | GatewayError]
     )
@@ -130,6 +135,10 @@ def synchronous(sync: Client, admin: AdminClient) -> None:
         for outcome in batch:
             assert_type(outcome, Outcome)
         assert_type(batch.stats, BatchStats)
+    assert_type(sync.batch(anyio.Path("batch.jsonl"), model="m").run(), BatchStats)
+    recovery = recover_journal(Path("journal.jsonl"), journal_lock=False)
+    assert_type(recovery, JournalRecovery)
+    assert_type((recovery.kept, recovery.dropped, recovery.backup), tuple[int, int, str | None])
     assert_type(sync.chat_many(["a"], model="m"), list[ChatResponse])
     assert_type(sync.chat_many(["a"], return_exceptions=False), list[ChatResponse])
     assert_type(sync.chat_many(["a"], return_exceptions=True), list[ChatResponse | GatewayError])

@@ -3,24 +3,32 @@
 The rules:
 
 1. One process. An OS lock on the file, which the system releases however the process dies. Once it is taken,
-   the path must still lead to the locked file: a compaction may have replaced it in between.
+   the path must still lead to the locked file: a compaction may have replaced it in between. A forked child
+   closes its copy of the descriptor, with which it would hold the lock after the parent's end.
 2. Whole lines. A line is one `write` to a descriptor in append mode, with no user-space buffer: when it
-   returns, the kernel has the line, and it survives a crash of the process. (It survives a crash of the
-   machine once the kernel has written it out, within half a minute or so; `sync` waits for that.)
+   returns, the kernel has the line, and it survives a crash of the process. It survives a crash of the
+   machine once `sync` has returned.
 3. A line that was written only in part is cut off again. If that fails too, nothing more is written, so
    that a partial line is always the last one, where it is recognised.
 4. Nothing is overwritten in place. `replace` writes a second file, locked like the first, syncs it to
    disk, and then renames it over the first, which is atomic: at any instant the path leads to a whole
    journal. A second file left by a killed process is removed at the next open.
+5. Nobody else changes it. After each write the file must end where we think it does; `find_change` looks
+   whether the path still leads to the file. A lock does not keep anybody from removing or rotating it.
+
+`sync`, `find_change` and `close` may be called in another thread than the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterable
 
 from omnigate.exceptions import JournalError
@@ -38,6 +46,12 @@ if sys.platform == "win32":
         finally:
             os.lseek(fd, 0, os.SEEK_SET)
 
+    def _unlock(fd: int) -> None:
+        """Do nothing: the lock ends with the descriptor, which no other process has."""
+
+    def _flush(fd: int) -> None:
+        os.fsync(fd)
+
 else:
     import fcntl
 
@@ -48,12 +62,28 @@ else:
         # file releases them.
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
+    def _unlock(fd: int) -> None:
+        # Closing would not be enough: processes forked meanwhile share the lock.
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
+    def _flush(fd: int) -> None:
+        if sys.platform == "darwin":  # whose fsync leaves the data in the drive's cache
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+                return
+        os.fsync(fd)
+
 
 _MODE = 0o600  # prompts and responses are private
 
 _NAME_BYTES = 100  # the limit for a name is 255, on some file systems 143
 
 _COPY_BYTES = 256 * 1024
+
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
+
+_in_use: weakref.WeakSet[JournalFile] = weakref.WeakSet()
 
 
 class NotCompactedError(JournalError):
@@ -69,20 +99,39 @@ class JournalFile:
 
     """
 
-    __slots__ = ("_broken", "_fd", "path", "size")
+    __slots__ = (
+        "__weakref__",
+        "_broken",
+        "_fd",
+        "_guard",
+        "_is_entry_synced",
+        "_is_locked",
+        "_synced",
+        "path",
+        "size",
+    )
 
     def __init__(self, path: str, fd: int) -> None:
         self.path: str = path
-        self.size: int = os.fstat(fd).st_size
         self._fd = fd
+        self._guard = threading.RLock()  # of `sync` and `find_change` against `close`
+        self._is_locked = False
         self._broken: str | None = None
+        _in_use.add(self)
+        self.size: int = os.fstat(fd).st_size
+        self._synced = 0  # what a killed run has written may not be on the disk yet
+        self._is_entry_synced = self.size > 0
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> JournalFile:
+    def open(cls, path: str | os.PathLike[str], *, lock: bool = True) -> JournalFile:
         """Open and lock a file; create it, readable by its owner only, if it does not exist.
 
+        Args:
+            path: its path.
+            lock: False to take no lock, where the file system has none.
+
         Raises:
-            JournalError: it is not a regular file, cannot be opened, or is in use.
+            JournalError: it is not a regular file, cannot be opened or locked, or is in use.
 
         """
         try:
@@ -90,19 +139,38 @@ class JournalFile:
         except ValueError as error:  # a NUL in it
             raise JournalError(f"{path!r} cannot be the path of a journal: {error}.") from error
         while True:
-            fd = _open(resolved)
+            file = cls(resolved, _open(resolved))
             try:
-                _take_lock(fd, resolved)
-                if _is_at(fd, resolved):
-                    file = cls(resolved, fd)
+                if lock:
+                    file._take_lock()
+                if _is_at(file._fd, resolved):
                     break
             except BaseException:
-                os.close(fd)
+                file.close()
                 raise
-            os.close(fd)  # a compaction has replaced the file: open the new one
-        with contextlib.suppress(OSError):
-            os.unlink(_second(resolved))
+            file.close()  # a compaction has replaced the file: open the new one
+        if lock:
+            with contextlib.suppress(OSError):
+                os.unlink(_second(resolved))
         return file
+
+    def _take_lock(self) -> None:
+        try:
+            _lock(self._fd)
+        except (BlockingIOError, PermissionError) as error:
+            raise JournalError(
+                f"The journal {self.path!r} is in use by another process, or by another batch of this one. "
+                "Wait until that one has ended, or pass another path."
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise _failed("lock", self.path, error) from error
+            raise JournalError(
+                f"The journal {self.path!r} cannot be locked, its file system has no locks "
+                f"({error.strerror}). Pass a path on another one; or, if no other run uses this journal at "
+                "the same time, pass journal_lock=False."
+            ) from error
+        self._is_locked = True
 
     @property
     def is_open(self) -> bool:
@@ -122,7 +190,7 @@ class JournalFile:
 
         Raises:
             JournalError: the write failed, for the reason in the message. The file ends with the previous
-                line.
+                line. Or another program has changed the file: it ends with this line, and takes no more.
 
         """
         if self._broken is not None:
@@ -132,6 +200,7 @@ class JournalFile:
             written = os.write(self._fd, line)
             while written < len(line):  # a full disk takes part of it first, and fails on the rest
                 written += os.write(self._fd, line[written:])
+            end = os.lseek(self._fd, 0, os.SEEK_CUR)
             self.size = offset + written
         except OSError as error:
             self._cut_off(offset)
@@ -139,6 +208,9 @@ class JournalFile:
         except BaseException:  # Ctrl-C after the system call: the state of the file's end is unknown
             self._broken = "writing was interrupted"
             raise
+        if end != self.size:
+            self._broken = "another program has changed it"
+            raise JournalError(self._words_of_size(end))
         return offset
 
     def truncate(self, size: int) -> None:
@@ -155,16 +227,51 @@ class JournalFile:
         self.size = size
 
     def sync(self) -> None:
-        """Flush everything written to disk.
+        """Flush everything written to disk, and with it the entry of a new file in its directory.
 
         Raises:
             JournalError: the flush failed.
 
         """
-        try:
-            os.fsync(self._fd)
-        except OSError as error:
-            raise _failed("write to", self.path, error) from error
+        with self._guard:
+            size = self.size
+            if self._fd == -1 or size == self._synced:
+                return
+            try:
+                _flush(self._fd)
+            except OSError as error:
+                raise _failed("write to", self.path, error) from error
+            self._synced = size
+            if not self._is_entry_synced:
+                _sync_directory(self.path)
+                self._is_entry_synced = True
+
+    def find_change(self) -> str | None:
+        """Return what another program did to the file, as a sentence; None if nothing."""
+        with self._guard:
+            if self._fd == -1:
+                return None
+            size = self.size  # before the file's own, which may be growing
+            try:
+                here = os.fstat(self._fd)
+                there = os.stat(self.path)
+            except FileNotFoundError:
+                return (
+                    f"The journal {self.path!r} was deleted or moved while it was in use: what was written "
+                    "since is not there."
+                )
+            except OSError as error:
+                return str(_failed("look for", self.path, error))
+        if not os.path.samestat(here, there):
+            return (
+                f"The journal {self.path!r} was replaced by another file while it was in use (rotated?): "
+                "what was written since is not there."
+            )
+        return self._words_of_size(here.st_size) if here.st_size < size else None
+
+    def _words_of_size(self, size: int) -> str:
+        how = "truncated" if size < self.size else "written to"
+        return f"The journal {self.path!r} was {how} by another program while it was in use."
 
     def replace(self, lines: Iterable[bytes], check: Callable[[], None]) -> None:
         """Replace the file with one of these lines, or leave it unchanged.
@@ -186,11 +293,12 @@ class JournalFile:
                 os.unlink(second)
             fd = os.open(second, os.O_RDWR | os.O_CREAT | os.O_EXCL | _flags, _MODE)
             try:
-                _lock(fd)
+                if self._is_locked:
+                    _lock(fd)
                 _write_all(fd, lines)
                 check()
-                self._adopt_mode(fd)
-                os.fsync(fd)
+                self._adopt_owner_and_mode(fd)
+                _flush(fd)
                 if not _is_at(self._fd, self.path):
                     raise NotCompactedError(
                         f"The journal {self.path!r} was moved or deleted while it was in use, so it was not "
@@ -205,6 +313,7 @@ class JournalFile:
                 _sync_directory(self.path)
             finally:
                 if fd != -1:
+                    _unlock(fd)
                     os.close(fd)
         except BaseException as error:
             with contextlib.suppress(OSError):
@@ -217,9 +326,20 @@ class JournalFile:
 
     def close(self) -> None:
         """Close the file and release its lock."""
+        with self._guard:
+            fd, self._fd = self._fd, -1
+            if fd != -1:
+                if self._is_locked:
+                    _unlock(fd)
+                os.close(fd)
+
+    def close_in_child(self) -> None:
+        """Close a forked child's copy of the descriptor; the parent keeps its lock."""
+        self._guard = threading.RLock()  # a thread that is not in the child may hold the old one
         fd, self._fd = self._fd, -1
         if fd != -1:
-            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
     def _cut_off(self, size: int) -> None:
         try:
@@ -227,10 +347,23 @@ class JournalFile:
         except OSError as error:
             self._broken = f"it ends with a partial line that cannot be cut off ({error.strerror})"
 
-    def _adopt_mode(self, fd: int) -> None:
-        # If the journal's mode was widened for others, that was intended.
+    def _adopt_owner_and_mode(self, fd: int) -> None:
+        # Run by root, a compaction must not take the journal away from its owner. If the journal's mode was
+        # widened for others, that was intended.
         if sys.platform != "win32":
-            os.fchmod(fd, stat.S_IMODE(os.fstat(self._fd).st_mode))
+            old, new = os.fstat(self._fd), os.fstat(fd)
+            if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+                os.fchown(fd, old.st_uid, old.st_gid)
+            os.fchmod(fd, stat.S_IMODE(old.st_mode))
+
+
+def _close_in_child() -> None:
+    for file in list(_in_use):
+        file.close_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _open(path: str) -> int:
@@ -243,18 +376,6 @@ def _open(path: str) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _flags, _MODE)
     except OSError as error:
         raise _failed("open", path, error) from error
-
-
-def _take_lock(fd: int, path: str) -> None:
-    try:
-        _lock(fd)
-    except (BlockingIOError, PermissionError) as error:
-        raise JournalError(
-            f"The journal {path!r} is in use by another process, or by another batch of this one. "
-            "Wait until that one has ended, or pass another path."
-        ) from error
-    except OSError as error:
-        raise _failed("lock", path, error) from error
 
 
 def _is_at(fd: int, path: str) -> bool:

@@ -6,17 +6,18 @@ instant resumes from it. The rules:
 1. An item is claimed when it is read, and written when it has ended. In between it is in `_claimed`, which
    is as large as the number of items in flight; besides that, only the index is in memory.
 2. An id's last line counts. A success is not called again; a failure is.
-3. An id is claimed once per run, and identifies one request: a different request under a recorded id, or a
-   repeated id, is an error in the input, raised when that item is read. A line without a digest comes from
-   an invalid item; any request may follow under its id.
-4. Only the last line may be damaged: a crash leaves that, and it is cut off. (A last line that lacks only
-   its newline is kept, and gets one.) A damaged line before others has another cause: it is an error that
-   names the line, and the file stays unchanged.
+3. An id is claimed once per run; a second item with it is refused. A success identifies its request: a
+   different one under its id is an error in the input, raised when that item is read. After a failure any
+   request may follow.
+4. Only the last line may be torn: a crash leaves that, and it is cut off. (A last line that lacks only its
+   newline is kept, and gets one.) A whole line that is not understood, or a damaged one before others, has
+   another cause: it is an error that names the line, and the file stays unchanged. `recover_journal` then
+   keeps the lines that are whole.
 5. A finished run leaves one line for each id, in the order they ended. If compacting fails, the older lines
    stay: nothing is lost, so the run still returns its results.
 
-Plain synchronous code, for one thread at a time. Opening, and closing a finished run, read the whole file;
-other calls take microseconds.
+Plain synchronous code, for one thread at a time (`sync` may run in another). Opening, and closing a finished
+run, read the whole file; `sync` waits for the disk; other calls take microseconds.
 """
 
 from __future__ import annotations
@@ -29,18 +30,31 @@ import msgspec
 
 from omnigate._batch.journal.file import JournalFile, NotCompactedError
 from omnigate._batch.journal.index import SEEN, SUCCEEDED, JournalIndex, make_entry, offset_of
-from omnigate._batch.journal.lines import Line, decode_id, decode_line, encode_line, is_torn, split_lines
+from omnigate._batch.journal.lines import (
+    Line,
+    decode_id,
+    decode_line,
+    encode_line,
+    is_torn,
+    settings_of,
+    split_lines,
+)
 from omnigate._batch.outcomes import Outcome
-from omnigate.exceptions import JournalError
-from omnigate.models import ChatResponse
+from omnigate._wire.redaction import shown
+from omnigate.exceptions import InvalidArgumentError, JournalError
+from omnigate.models import ChatRequest, ChatResponse
 
-__all__ = ["Journal", "JournalWarning", "NotCompactedError", "Replay"]
+__all__ = ["Journal", "JournalWarning", "NotCompactedError", "RepeatedIdError", "Replay"]
 
 _READ_BYTES = 4096
 
 
 class JournalWarning(UserWarning):
-    """A finished run's journal could not be compacted. It has every outcome, plus older lines of some ids."""
+    """A finished run has all results, but its journal could not be compacted, or failed at the end."""
+
+
+class RepeatedIdError(InvalidArgumentError):
+    """An id that an earlier item of this run has."""
 
 
 class Replay(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -62,17 +76,19 @@ class Journal:
     """The outcomes of a batch in a file, for this run and later ones.
 
     Lines survive a crash of the process. They survive a crash of the machine once the system has flushed them
-    to disk, which `close(finished=True)` waits for.
+    to disk, which `sync` and `close` wait for.
 
     Args:
         path: path of the file, created readable by its owner only if it does not exist.
+        lock: False to take no lock, on a file system that has none.
 
     """
 
-    __slots__ = ("_claimed", "_file", "_index", "_last_read", "_path", "_superseded")
+    __slots__ = ("_claimed", "_file", "_index", "_last_read", "_lock", "_path", "_superseded")
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, lock: bool = True) -> None:
         self._path = os.fsdecode(path)
+        self._lock = lock
         self._file: JournalFile | None = None
         self._index = JournalIndex(self._id_at)
         self._claimed: dict[str, int | None] = {}  # ids in flight, with the entry of an earlier failure
@@ -91,52 +107,62 @@ class Journal:
         """Open and lock the file, creating it if needed, and read it.
 
         Raises:
-            JournalError: it cannot be opened, is in use, is not a journal, or a line before the last one is
-                damaged. The file is unchanged.
+            JournalError: it cannot be opened, is in use, is not a journal, or has a line that is damaged or
+                not understood, and is not just the torn last one. The file is unchanged.
 
         """
         assert self._file is None, "opened twice"
-        self._file = JournalFile.open(self._path)
+        self._file = JournalFile.open(self._path, lock=self._lock)
         try:
             self._read()
         except BaseException:
             self.close(finished=False)
             raise
 
-    def claim(self, id: str, digest: str, index: int, *, want_response: bool = True) -> Replay | None:
+    def claim(
+        self,
+        id: str,
+        digest: str,
+        index: int,
+        *,
+        request: ChatRequest | None = None,
+        want_response: bool = True,
+    ) -> Replay | None:
         """Claim an item that was read; return its earlier success, or None if it has to be called.
 
         Args:
             id: the item's id.
             digest: `digest_of` its request; "" if it is not a valid one.
             index: its position in the input, for messages.
+            request: its request, for messages.
             want_response: whether to rebuild the response of an earlier success.
 
         Raises:
-            JournalError: the id was claimed before in this run, is recorded with another request, or is not
-                valid Unicode.
+            RepeatedIdError: the id was claimed before in this run.
+            JournalError: the id is that of a success with another request, or is not valid Unicode.
 
         """
         entry = self._index.find(id)
         if id in self._claimed or (entry is not None and entry & SEEN):
-            raise JournalError(
-                f"Item {index}: the id {id!r} is used twice. Give each item its own id; items without "
-                "one get their index."
+            raise RepeatedIdError(
+                f"item {index} (id {shown(id)}): an earlier item has the same id. Give each item its own id; "
+                "items without one get their index"
             )
         if entry is None:
             _check_writable(id, index)
             self._claimed[id] = None
             return None
-        line = self._line_at(offset_of(entry))
-        if line.digest and line.digest != digest:
-            raise JournalError(
-                f"Item {index}: the id {id!r} belongs to another request in the journal {self._path!r}. "
-                "Give it another id, or pass another journal. (Items without an id get their index; "
-                "if items were added, removed or reordered, give all of them ids.)"
-            )
         if not entry & SUCCEEDED:
             self._claimed[id] = entry
             return None
+        line = self._line_at(offset_of(entry))
+        if line.digest and line.digest != digest:
+            raise JournalError(
+                f"Item {index}: the id {id!r} belongs to another request, which succeeded, in the journal "
+                f"{self._path!r}{_difference(line, request)}. Give the item another id, or pass another "
+                "journal. (Items without an id get their index; if items were added, removed or reordered, "
+                "give all of them ids.)"
+            )
         self._index.replace(id, entry, entry | SEEN)
         response = line.chat_response() if want_response else None
         return Replay(response, line.omnigate.attempts, line.omnigate.elapsed)
@@ -165,31 +191,42 @@ class Journal:
             self._index.replace(id, old, new)
             self._superseded += 1
 
+    def sync(self) -> None:
+        """Flush all lines to the disk; callable in another thread.
+
+        Raises:
+            JournalError: the flush failed, or the file was deleted, moved, replaced or truncated.
+
+        """
+        file = self._file
+        if file is not None:
+            _sync(file)
+
     def close(self, *, finished: bool) -> None:
-        """Close and unlock the file; idempotent.
+        """Flush all lines to the disk, close and unlock the file; idempotent.
 
         Args:
             finished: whether all items have ended. If so, the file is compacted to the last line of each
-                id, by an atomic replacement, and flushed to disk before this returns.
+                id, by an atomic replacement.
 
         Raises:
             NotCompactedError: everything is on disk, only compacting failed.
-            JournalError: the flush failed. In either case the journal has all its lines, and is closed.
+            JournalError: the flush failed, or the file was deleted, moved, replaced or truncated. In any case
+                the journal is closed.
 
         """
         file, self._file = self._file, None
         if file is None:
             return
         try:
-            if finished and self._superseded:
+            if finished and self._superseded and file.find_change() is None:
                 try:
                     self._compact(file)
                 except NotCompactedError:
-                    if file.is_open:
-                        file.sync()
+                    file.sync()
                     raise
-            elif finished:
-                file.sync()
+            else:
+                _sync(file)
         finally:
             file.close()
             self._index = JournalIndex(self._id_at)
@@ -229,14 +266,16 @@ class Journal:
                 file.append(b"\n")
         if damaged is not None:
             number, offset, raw = damaged
-            if number == 1 and not is_torn(raw):
-                raise self._not_a_journal(1)
+            if not is_torn(raw, has_newline=offset + len(raw) < end):
+                raise self._not_a_journal(number)
             file.truncate(offset)
 
     def _not_a_journal(self, number: int) -> JournalError:
         return JournalError(
-            f"{self._path!r}, line {number}, is not a line of a journal: this is another kind of file, or it "
-            "was damaged. Nothing in it was changed. Pass another path, or remove that line."
+            f"{self._path!r}, line {number}, is not a line of a journal that this version understands: it "
+            "was damaged, or another program wrote it, or a later version. Nothing in the file was changed. "
+            "Pass another path; or remove that line; or, after a crash of the machine, call "
+            f"omnigate.recover_journal({self._path!r}), which keeps all lines that are whole."
         )
 
     def _compact(self, file: JournalFile) -> None:
@@ -278,6 +317,26 @@ class Journal:
             )
         self._last_read = offset, line
         return line
+
+
+def _sync(file: JournalFile) -> None:
+    """Flush a file to the disk, and check that nobody has changed it."""
+    file.sync()
+    if (change := file.find_change()) is not None:
+        raise JournalError(change)
+
+
+def _difference(line: Line, request: ChatRequest | None) -> str:
+    """Return words for the fields in which a request differs from that of a line."""
+    then = line.omnigate.request
+    if request is None or isinstance(then, msgspec.UnsetType):  # a line of an earlier version
+        return ""
+    now = settings_of(request)
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if not names:
+        return ": messages differs"
+    found = [f"{name} was {shown(then.get(name))}, is {shown(now.get(name))}" for name in names]
+    return f": {', '.join(found)}"
 
 
 def _check_writable(id: str, index: int) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
-from typing import cast
+from typing import Any, cast
 
 import httpx
 import msgspec
@@ -78,6 +78,7 @@ class _Extra(msgspec.Struct, gc=False, kw_only=True):
     elapsed: float
     provider: str | msgspec.UnsetType | None = msgspec.UNSET
     # Successes only.
+    request: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     cost_usd: float | msgspec.UnsetType = msgspec.UNSET
     cached: bool | msgspec.UnsetType = msgspec.UNSET
     fallback_used: bool | msgspec.UnsetType = msgspec.UNSET
@@ -139,6 +140,14 @@ class _LineId(msgspec.Struct, gc=False):
     custom_id: str
 
 
+_DEFAULTS = {
+    field.name: None if field.default is msgspec.NODEFAULT else field.default
+    for field in msgspec.structs.fields(ChatRequest)
+    if field.name != "messages"
+}
+
+_SETTINGS = tuple(_DEFAULTS)
+
 _encode = msgspec.json.Encoder(enc_hook=encode_foreign).encode
 
 _encode_sorted = msgspec.json.Encoder(order="sorted", enc_hook=encode_foreign).encode
@@ -163,6 +172,12 @@ def digest_of(request: ChatRequest) -> str:
     return blake2b(text, digest_size=16).hexdigest()
 
 
+def settings_of(request: ChatRequest) -> dict[str, Any]:
+    """Return the fields of a request that are not its default, without the messages."""
+    defaults = _DEFAULTS
+    return {name: value for name in _SETTINGS if (value := getattr(request, name)) != defaults[name]}
+
+
 def encode_line(outcome: Outcome, digest: str, *, created: int) -> bytes:
     """Encode an outcome as a line, newline included.
 
@@ -183,6 +198,8 @@ def encode_line(outcome: Outcome, digest: str, *, created: int) -> bytes:
         extra.cached = response.cached
         extra.fallback_used = response.fallback_used
         extra.latency_ms = response.latency_ms
+        if outcome.request is not None:
+            extra.request = settings_of(outcome.request)
         choice = _Choice(0, _Message("assistant", response.content), response.finish_reason)
         body = _Body(response.id, "chat.completion", created, response.model, [choice], response.usage)
         meta: Meta | None = getattr(response, "_meta", None)
@@ -229,13 +246,36 @@ def decode_id(line: bytes) -> str | None:
         return None
 
 
-def is_torn(line: bytes) -> bool:
-    """Return whether invalid bytes may be a line torn by a crash.
+def is_torn(line: bytes, *, has_newline: bool) -> bool:
+    """Return whether a last line that cannot be decoded was torn by a crash, rather than written by others.
 
-    That is the beginning of a line, padded with the zeros some file systems leave where data never arrived.
+    A torn line is empty; or the beginning of one of ours, either without its newline or with zeros in it,
+    which some file systems leave where data never arrived and which JSON cannot contain.
+
+    Args:
+        line: the line, without its newline.
+        has_newline: whether it ends with one.
     """
-    arrived = line.rstrip(b"\0\n")
-    return arrived[: len(_BEGINNING)] == _BEGINNING[: len(arrived)]
+    arrived = line.rstrip(b"\0")
+    if arrived[: len(_BEGINNING)] != _BEGINNING[: len(arrived)]:
+        return False
+    return not arrived or b"\0" in line or not (has_newline or is_json(line))
+
+
+def whole_lines(raw: bytes) -> Iterator[bytes]:
+    """Yield the lines in a damaged stretch of a journal, those between the zeros where data never arrived."""
+    for piece in raw.split(b"\0"):
+        if piece and decode_line(piece) is not None:
+            yield piece
+
+
+def is_json(line: bytes) -> bool:
+    """Return whether a line is a JSON value."""
+    try:
+        msgspec.json.decode(line)
+    except _DECODE_ERRORS:
+        return False
+    return True
 
 
 def split_lines(read_at: Callable[[int, int], bytes]) -> Iterator[tuple[int, bytes]]:

@@ -50,14 +50,34 @@ def test_a_journal_with_one_line_per_id_is_not_rewritten(path: Path) -> None:
     assert path.stat().st_ino == inode
 
 
-@pytest.mark.parametrize(("finished", "synced"), [(True, 1), (False, 0)])
-def test_only_a_finished_run_calls_fsync(
-    path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool, synced: int
+@pytest.mark.parametrize("finished", [True, False])
+def test_closing_a_journal_flushes_its_lines_and_a_new_files_directory_entry(
+    path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
 ) -> None:
-    synchronised: list[int] = []
-    monkeypatch.setattr(os, "fsync", synchronised.append)
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(os.fstat(fd).st_ino))
+    opened(path).close(finished=finished)
+    assert flushed == []  # nothing was written
     fill(path, success("a"), finished=finished)
-    assert len(synchronised) == synced
+    assert flushed == [path.stat().st_ino, path.parent.stat().st_ino]
+    fill(path, success("b"), finished=finished)
+    assert flushed[2:] == [path.stat().st_ino]
+
+
+def test_a_journal_is_flushed_again_only_after_another_line(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(os.fstat(fd).st_ino))
+    journal = opened(path)
+    for index in range(3):
+        journal.claim(str(index), DIGEST, index)
+        journal.write(success(str(index), index), DIGEST)
+        journal.sync()
+        journal.sync()
+    journal.close(finished=False)
+    journal.sync()
+    assert flushed.count(path.stat().st_ino) == 3
 
 
 def test_a_failing_fsync_is_a_journal_error_and_releases_the_lock(
@@ -66,6 +86,7 @@ def test_a_failing_fsync_is_a_journal_error_and_releases_the_lock(
     def fsync(fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
+    fill(path, success("a"))
     journal = opened(path)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
@@ -253,7 +274,7 @@ def test_compaction_of_a_moved_journal_does_not_overwrite_what_took_its_place(
     moved = path.rename(path.with_suffix(".moved"))
     if replaced:
         path.write_bytes(b"somebody else's")
-    with pytest.raises(JournalError, match="moved or deleted"):
+    with pytest.raises(JournalError, match="replaced by another file" if replaced else "deleted or moved"):
         journal.close(finished=True)
     assert ids_in(moved) == ["a", "a"]
     assert path.read_bytes() == b"somebody else's" if replaced else not path.exists()
@@ -278,4 +299,5 @@ def test_claiming_an_id_whose_line_was_truncated_is_an_error(path: Path) -> None
     os.truncate(path, 10)
     with pytest.raises(JournalError, match="was changed by another program"):
         journal.claim("a", DIGEST, 0)
-    journal.close(finished=False)
+    with pytest.raises(JournalError, match="was truncated by another program"):
+        journal.close(finished=False)

@@ -1,19 +1,24 @@
 """The file under a journal: permissions, paths that are not journals, and disks that fail."""
 
+import contextlib
 import errno
 import os
 import stat
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from omnigate import JournalError
+from omnigate._batch.journal import file as file_module
+from omnigate._batch.journal.file import NotCompactedError
 from omnigate._batch.journal.journal import Journal
 from omnigate._batch.journal.lines import encode_line
 
-from . import DIGEST, failure, fill, ids_in, opened, replayable, start, success
+from . import DIGEST, failure, fill, ids_in, opened, replayable, start, success, text
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such modes")
@@ -314,3 +319,172 @@ def test_processes_killed_while_writing_leave_only_whole_journal_lines(path: Pat
         assert known == replayable(journal) >= 100
         assert ids_in(path) == [str(number) for number in range(known)]
         journal.close(finished=False)
+
+
+# A file that others change meanwhile. A lock does not prevent that.
+
+
+def rotate(path: Path) -> None:
+    path.rename(path.with_suffix(".1"))
+    path.touch()
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "deleted": (Path.unlink, "was deleted or moved while it was in use"),
+    "moved": (lambda path: path.rename(path.with_suffix(".1")), "was deleted or moved while it was in use"),
+    "rotated": (rotate, "was replaced by another file while it was in use"),
+    "truncated": (lambda path: os.truncate(path, 0), "was truncated by another program while it was in use"),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="keeps others from changing an open file")
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("how", ["sync", "close", "finish"])
+def test_a_journal_that_others_change_is_noticed_when_it_is_synced_and_closed(
+    path: Path, change: str, how: str
+) -> None:
+    act, words = CHANGES[change]
+    fill(path, failure("a"))
+    journal = opened(path)
+    journal.claim("a", DIGEST, 0)
+    journal.write(success("a"), DIGEST)
+    act(path)
+    with pytest.raises(JournalError, match=words):
+        journal.sync() if how == "sync" else journal.close(finished=how == "finish")
+    if how == "sync":
+        with pytest.raises(JournalError, match=words):
+            journal.close(finished=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "how"), [(b"", "truncated"), (b"x" * 10_000, "written to"), (None, "written to")]
+)
+def test_a_journal_that_others_write_to_is_noticed_at_the_next_line(
+    path: Path, change: bytes | None, how: str
+) -> None:
+    journal = opened(path)
+    journal.claim("a", DIGEST, 0)
+    journal.write(success("a"), DIGEST)
+    if change is None:
+        with path.open("ab") as file:
+            file.write(b"more\n")
+    else:
+        os.truncate(path, 0)
+        path.write_bytes(change)
+    journal.claim("b", DIGEST, 1)
+    with pytest.raises(JournalError, match=f"was {how} by another program while it was in use"):
+        journal.write(success("b", 1), DIGEST)
+    assert path.read_bytes().endswith(text(success("b", 1))[-20:])  # it was paid for
+    with pytest.raises(JournalError, match="takes no more lines"):
+        journal.write(success("b", 1), DIGEST)
+    with contextlib.suppress(JournalError):
+        journal.close(finished=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such owners")
+def test_compaction_by_root_keeps_the_owner_of_the_journal(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(path, failure("a"))
+    if os.geteuid() == 0:
+        os.chown(path, 12345, 23456)
+        fill(path, success("a"), finished=True)
+        assert ids_in(path) == ["a"]
+        assert (path.stat().st_uid, path.stat().st_gid) == (12345, 23456)
+    owner = path.stat()
+
+    def fchown(fd: int, uid: int, gid: int) -> None:
+        assert (uid, gid) == (owner.st_uid, owner.st_gid)
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    fill(path, success("a"))
+    before = path.read_bytes()
+    if os.geteuid() == 0:
+        monkeypatch.setattr(os, "fchown", fchown)
+        with pytest.raises(NotCompactedError, match="Cannot compact"):  # rather than to take it away
+            opened(path).close(finished=True)
+        assert path.read_bytes() == before
+
+
+# File systems without locks.
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_an_error_that_names_the_way_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def lock(fd: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(file_module, "_lock", lock)
+    with pytest.raises(JournalError, match=r"its file system has no locks \(.*\).* pass journal_lock=False"):
+        opened(path)
+    journal = Journal(path, lock=False)
+    journal.open()
+    journal.claim("a", DIGEST, 0)
+    journal.write(failure("a"), DIGEST)
+    journal.close(finished=False)
+    journal.open()
+    journal.claim("a", DIGEST, 0)
+    journal.write(success("a"), DIGEST)
+    journal.close(finished=True)
+    assert ids_in(path) == ["a"]
+    assert os.listdir(path.parent) == [path.name]
+
+
+# Forked processes.
+
+FORK = """
+import os, sys, time
+from tests.batch.journal import DIGEST, failure, opened, success
+
+path, is_killed = sys.argv[1], sys.argv[2] == "killed"
+journal = opened(path)
+journal.claim("a", DIGEST, 0)
+journal.write(success("a"), DIGEST)
+if os.fork() == 0:
+    try:
+        journal.claim("b", DIGEST, 1)
+        journal.write(success("b", 1), DIGEST)
+    except Exception as error:
+        os.write(1, f"child: {type(error).__name__}\\n".encode())  # in one piece
+    journal.close(finished=True)
+    sys.stdin.read()
+    os._exit(0)
+if not is_killed:
+    journal.close(finished=False)
+    opened(path).close(finished=False)
+os.write(1, b"parent\\n")
+sys.stdin.read() if not is_killed else os._exit(1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="does not fork")
+@pytest.mark.parametrize("ending", ["closed", "killed"])
+def test_a_forked_child_keeps_no_lock_of_a_journal_and_writes_nothing(path: Path, ending: str) -> None:
+    with start(FORK, path, ending) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        printed = {process.stdout.readline(), process.stdout.readline()}
+        assert printed == {"parent\n", "child: JournalError\n"}
+        if ending == "killed":
+            process.wait(60)
+        journal = opened(path)  # while the child lives
+        assert ids_in(path) == ["a"]
+        journal.close(finished=False)
+        process.stdin.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="does not fork")
+def test_a_forked_child_leaves_its_parent_the_lock(path: Path) -> None:
+    journal = opened(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process that has threads
+        child = os.fork()
+    if child == 0:
+        journal.close(finished=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(JournalError, match="is in use"):
+        opened(path)
+    journal.close(finished=False)

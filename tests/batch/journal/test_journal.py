@@ -1,5 +1,6 @@
 """The journal as a batch uses it: what it recovers from earlier runs, whatever they left."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from omnigate import ChatResponse, InvalidArgumentError, JournalError
+from omnigate import ChatRequest, ChatResponse, InvalidArgumentError, JournalError
+from omnigate._batch.journal.journal import RepeatedIdError
 from omnigate._batch.journal.lines import digest_of
 from omnigate._batch.outcomes import Outcome
 
@@ -109,40 +111,82 @@ def test_a_journal_accepts_any_text_as_an_id(path: Path, id: str) -> None:
 
 
 @pytest.mark.parametrize("written", [False, True])
-def test_an_id_claimed_twice_in_one_run_is_an_error(path: Path, written: bool) -> None:
+def test_an_id_claimed_twice_in_one_run_is_refused(path: Path, written: bool) -> None:
     journal = opened(path)
     journal.claim("twin", DIGEST, 3)
     if written:
         journal.write(success("twin", 3), DIGEST)
-    with pytest.raises(JournalError, match=r"Item 8: the id 'twin' is used twice"):
+    with pytest.raises(RepeatedIdError, match=r"item 8 \(id 'twin'\): an earlier item has the same id"):
         journal.claim("twin", DIGEST, 8)
     journal.close(finished=False)
 
 
 @pytest.mark.parametrize("earlier", [success("twin"), failure("twin")], ids=["success", "failure"])
-def test_a_journalled_id_claimed_twice_in_one_run_is_an_error(path: Path, earlier: Outcome) -> None:
+def test_a_journalled_id_claimed_twice_in_one_run_is_refused(path: Path, earlier: Outcome) -> None:
     fill(path, earlier)
     journal = opened(path)
     journal.claim("twin", DIGEST, 3)
-    with pytest.raises(JournalError, match=r"Item 8: the id 'twin' is used twice"):
+    with pytest.raises(RepeatedIdError, match=r"item 8 \(id 'twin'\): an earlier item has the same id"):
         journal.claim("twin", DIGEST, 8)
     journal.close(finished=False)
 
 
-@pytest.mark.parametrize("earlier", [success("a"), failure("a")], ids=["success", "failure"])
 @pytest.mark.parametrize("digest", [OTHER, ""], ids=["another request", "no valid request"])
 @pytest.mark.parametrize("want_response", [True, False])
-def test_a_journalled_id_with_a_different_request_is_an_error(
-    path: Path, earlier: Outcome, digest: str, want_response: bool
+def test_the_id_of_a_journalled_success_with_a_different_request_is_an_error(
+    path: Path, digest: str, want_response: bool
 ) -> None:
-    fill(path, earlier)
+    fill(path, success("a"))
     journal = opened(path)
     with pytest.raises(
-        JournalError, match=r"Item 5: the id 'a' belongs to another request .*another journal"
+        JournalError, match=r"Item 5: the id 'a' belongs to another request, which succeeded.*another journal"
     ):
         journal.claim("a", digest, 5, want_response=want_response)
     journal.close(finished=False)
     assert ids_in(path) == ["a"]
+
+
+@pytest.mark.parametrize("digest", [OTHER, ""], ids=["another request", "no valid request"])
+def test_a_journalled_failure_can_be_followed_by_any_request_under_its_id(path: Path, digest: str) -> None:
+    fill(path, failure("a"))
+    journal = opened(path)
+    assert journal.claim("a", digest, 5) is None
+    journal.write(success("a") if digest else failure("a"), digest)
+    journal.close(finished=True)
+    assert ids_in(path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "difference"),
+    [
+        ({"model": "other"}, "model was 'm', is 'other'"),
+        ({"temperature": 0.5}, "temperature was None, is 0.5"),
+        ({"model": "other", "max_tokens": 9}, "model was 'm', is 'other', max_tokens was None, is 9"),
+        ({"messages": "something else"}, "messages differs"),
+    ],
+)
+def test_the_error_of_a_contradicted_success_says_which_fields_differ(
+    path: Path, fields: dict[str, Any], difference: str
+) -> None:
+    fill(path, success("a"))
+    journal = opened(path)
+    request = ChatRequest(**{"model": "m", "messages": "hello", **fields})
+    with pytest.raises(JournalError) as caught:
+        journal.claim("a", digest_of(request), 0, request=request)
+    assert f"in the journal {str(path)!r}: {difference}. Give the item another id" in str(caught.value)
+    journal.close(finished=False)
+
+
+def test_a_success_of_an_earlier_version_is_replayed_and_contradicted_without_its_fields(path: Path) -> None:
+    line = json.loads(text(success("a")))
+    del line["omnigate"]["request"]
+    path.write_bytes(json.dumps(line).encode() + b"\n")
+    journal = opened(path)
+    request = ChatRequest(model="other", messages="hello")
+    with pytest.raises(JournalError, match=r"journal\.jsonl'\. Give the item another id"):
+        journal.claim("a", digest_of(request), 0, request=request)
+    assert journal.claim("a", DIGEST, 0) is not None
+    journal.close(finished=False)
 
 
 def test_an_id_that_is_not_valid_unicode_is_a_journal_error(path: Path) -> None:
@@ -230,21 +274,46 @@ def test_resumed_journals_never_lose_a_line_before_the_cut(path: Path, runs: lis
     [
         b"\0" * 5000,
         b"\0" * 5000 + b"\n",
-        b"rubbish",
-        b"rubbish\n",
         text(failure("c"))[:-40],
+        text(failure("c"))[:-40] + b"\0" * 5000,
+        text(failure("c"))[:-40] + b"\0" * 5000 + b"\n",
+        b"{",
         b"\n",
-        b"\xff\n",
-        b"{}\n",
     ],
 )
-def test_garbage_at_the_end_of_a_journal_is_cut_off(path: Path, tail: bytes) -> None:
+def test_a_torn_line_at_the_end_of_a_journal_is_cut_off(path: Path, tail: bytes) -> None:
     good = text(success("a")) + text(success("b", 1))
     path.write_bytes(good + tail)
     journal = opened(path)
     assert path.read_bytes() == good
     assert len(journal) == 2
     journal.close(finished=False)
+
+
+@pytest.mark.parametrize("newline", [b"\n", b""])
+@pytest.mark.parametrize(
+    "last",
+    [
+        b"# checked by hand, 2 answers ok",
+        b"\xff",
+        b"{}",
+        json.dumps(
+            {"id": "batch_req_1", "custom_id": "b0", "response": {"body": {}}, "error": None}
+        ).encode(),
+        text(success("c")).replace(b'"content":"hi"', b'"content":null').strip(),
+        text(success("c")).replace(b'"completion_tokens":2', b'"completion_tokens":null').strip(),
+    ],
+)
+def test_a_whole_last_line_that_is_not_understood_is_an_error_that_changes_nothing(
+    path: Path, last: bytes, newline: bytes
+) -> None:
+    content = text(success("a")) + text(success("b", 1)) + last + newline
+    path.write_bytes(content)
+    with pytest.raises(
+        JournalError, match=r"line 3, is not a line of a journal that this version understands"
+    ):
+        opened(path)
+    assert path.read_bytes() == content
 
 
 def test_a_last_line_without_its_newline_is_complete_even_if_zero_bytes_follow(path: Path) -> None:
