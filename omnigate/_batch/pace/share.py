@@ -1,0 +1,349 @@
+"""share"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from omnigate._batch.pace.sends import SendRecord
+from omnigate._batch.pace.windows import Windows
+
+__all__ = ["Share"]
+
+_PAST_WINDOWS: Final = 3  # kept for answers that come late
+
+_OVERTAKING_SECONDS: Final = 0.5  # one request may arrive that much later than another sent with it ...
+
+_OVERTAKING_MAX_SECONDS: Final = 10.0  # ... or that much, if such was seen
+
+_CLAIM: Final = 1 / 3  # of the limit, never left to others
+
+_SPREAD: Final = 0.9  # the part of a window over which our share of it is released
+
+_SPREAD_MIN: Final = 0.05
+
+_TARGET: Final = 0.97  # of the limit, for all peers together
+
+_ROLL_CALL_PERIOD_MIN: Final = 30  # seconds; in shorter windows there is none
+
+_ROLL_BEGIN: Final = 1.2 / 60
+_ROLL_PHASE: Final = 0.8 / 60
+_ROLL_SHORT: Final = 1 / 60
+_ROLL_LONG: Final = 3 / 60
+_ROLL_END: Final = _ROLL_BEGIN + _ROLL_PHASE + _ROLL_SHORT + _ROLL_LONG
+_ROLL_TOLERANCE_SECONDS: Final = 0.1
+_ROLL_CALLS: Final = 5
+
+_CROWDED: Final = 6
+
+
+class _Window:
+    """What is known of the use of one window."""
+
+    __slots__ = (
+        "calls", "confirmed", "counted", "counted_at", "full_at", "lost", "others", "own", "own_late", "seen", "taken_back",
+        "participation",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.others = 0  # counted by the gateway but not sent by us; negative: sent but lost
+        self.own = 0  # what we had sent when it was over
+        self.confirmed = 0  # our sends that answers say counted in it
+        self.counted = 0  # the highest count that an answer told
+        self.counted_at = -math.inf  # when the request was sent that got it
+        self.seen = 0.0  # the part of the window that was over then
+        self.full_at = 2.0  # the part of the window that was over at the first rejection
+        self.lost: list[float] = []  # sends that may never have arrived
+        self.own_late: list[float] = []  # confirmed sends from near or before its beginning
+        self.taken_back: list[float] = []  # sends from near its beginning that counted in the one before
+        self.calls: list[list[float]] = []  # of the roll call: [sent at, counted]
+        self.participation = 1.0
+
+
+class Share:
+    def __init__(self, windows: Windows, sends: SendRecord, uniform: Callable[[float, float], float]) -> None:
+        self._windows = windows
+        self._sends = sends
+        self._uniform = uniform
+        self.limit = 0
+        self.peers = 0.0  # 0: not known
+        self._rolls: deque[float] = deque(maxlen=_ROLL_CALLS)
+        self._plan = 0.0
+        self._credit = 0.5
+        self._demand = self._demand_before = 0.0
+        self._overtaking = _OVERTAKING_SECONDS
+        self.spread = _SPREAD
+        self._was_rejected = False
+        self.reset()
+
+    def reset(self) -> None:
+        self.window, self._next = _Window(), _Window()
+        self._past: deque[_Window] = deque()
+        self._first = 0
+        self.share = 0.0
+        self._release: tuple[float, ...] = ()
+        self._main_begin = 0.0
+        self._main_length = 1.0
+        self.bounds_changed()
+
+    # Reading
+
+    def own(self) -> int:
+        window = self.window
+        return self._sends.total - self._first
+
+    def is_shared(self) -> bool:
+        return max(self._demand, self.window.others) >= max(2.0, 0.01 * self.limit)
+
+    def claim(self) -> float:
+        """The part of the limit that we never leave to others."""
+        return min(_CLAIM, 1 / (self.peers + 1.5))
+
+    def release_time(self, number: int) -> float:
+        """Return when that many of our share of the present window may have been sent, where others send too."""
+        pulses = self._release
+        if number <= len(pulses):
+            return pulses[number - 1]
+        done = len(pulses) or 1
+        if not pulses and number <= 1:
+            return self._main_begin
+        rest = self.share - done
+        return self._main_begin + (number - done) / rest * self._main_length if rest > 0 else math.inf
+
+    def released(self, now: float) -> int:
+        pulses = self._release
+        now += 1e-9
+        if now < self._main_begin:
+            return sum(time <= now for time in pulses)
+        done = len(pulses) or 1
+        rest = max(0.0, self.share - done)
+        return done + math.floor(min(1.0, (now - self._main_begin) / self._main_length) * rest)
+
+    def room_in_next(self) -> int:
+        if self.is_shared() and self._release:
+            return 0
+        return math.floor(self._share_of(_Window())) - (
+            self._sends.total - self._sends.before(self._windows.end_low)
+        )
+
+    # Events
+
+    def bounds_changed(self) -> None:
+        """The window's bounds are known better: which sends fall into it?"""
+        windows, window = self._windows, self.window
+        begin = windows.begin()
+        first = self._sends.before(begin)
+        if window.own_late:
+            first -= sum(at < begin for at in window.own_late)
+        if window.taken_back:
+            first += sum(at >= begin for at in window.taken_back)
+        self._first = first
+
+    def sent(self, now: float) -> None:
+        window = self.window
+        if self._release and len(window.calls) < 3 and self.own() == len(window.calls) + 1:
+            late = now - self._release[len(window.calls)]
+            if len(self._release) == 3 and 0 <= late < _ROLL_TOLERANCE_SECONDS:
+                window.calls.append([now, 0])
+
+    def ended(self, at: float) -> None:
+        for age, window in enumerate((self.window, *self._past)):
+            if at >= self._windows.begin(age):
+                window.lost.append(at)
+                break
+
+    def counted(self, at: float, now: float, limit: int, counted: int, age: int) -> None:
+        """Learn what had been counted in the window when a request arrived; above the limit: at least that."""
+        sends, windows = self._sends, self._windows
+        sends.confirm(at)
+        if not 0 <= age <= len(self._past):
+            return
+        window = self._past[age - 1] if age else self.window
+        window.confirmed += 1
+        changed_first = False
+        if at < windows.certain_begin(age):
+            window.own_late.append(at)
+            changed_first = age == 0
+        if at >= windows.begin(age - 1):
+            after = self._past[age - 2] if age > 1 else self.window if age else self._next
+            after.taken_back.append(at)
+            changed_first = changed_first or age == 1
+        if changed_first:
+            self.bounds_changed()
+        is_exact = counted <= limit
+        begin = windows.begin(age)
+        if is_exact:
+            for call in window.calls:
+                if call[0] == at:
+                    call[1] = counted
+                    if len(window.calls) == 3 and all(call[1] for call in window.calls):
+                        self._called(window)
+            out_of_order = at - window.counted_at if counted < window.counted else window.counted_at - at
+            if self._overtaking < out_of_order < _OVERTAKING_MAX_SECONDS:
+                self._overtaking = out_of_order * 1.25
+        else:
+            window.full_at = min(window.full_at, max(0.0, (at - begin) / windows.period))
+        if counted >= window.counted:
+            window.counted, window.counted_at = counted, at
+            window.seen = min(1.0, max(0.0, (at - begin) / windows.period))
+        at = window.counted_at
+        others = window.counted - window.confirmed
+        lowest = others - sends.unconfirmed_within(begin - self._overtaking, min(now, at + self._overtaking))
+        least = 0
+        if window.counted <= limit:
+            highest = others - sends.surely_unconfirmed_within(
+                windows.certain_begin(age), at - _OVERTAKING_SECONDS
+            )
+            if window.lost:
+                least = -sum(lost <= at - _OVERTAKING_SECONDS for lost in window.lost)
+        else:
+            highest = max(lowest, window.others)
+        others = max(least, min(max(window.others, lowest), max(lowest, highest)))
+        changed = others != window.others
+        window.others = others
+        if age:
+            if changed:
+                self._estimate_demand()
+        elif changed or self._demand:
+            self.share = self._share_of(window)
+
+    def rejected(self, now: float) -> None:
+        if not self._was_rejected and self.limit:
+            self._was_rejected = True
+            part = (now - self._windows.end_low) / self._windows.period + 1
+            if not self._release and self.own() < self.limit * self.claim():
+                self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
+            elif self.own() < self.limit * self.claim() and self.peers:
+                self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
+            if len(self._release) == 3 and self.own() < 3 and not self.peers:
+                self.peers = max(self.peers, self.limit / 3)
+
+    def set_limit(self, limit: int) -> None:
+        if limit != self.limit:
+            self.limit = limit
+            self.share = self._share_of(self.window)
+
+    def roll(self) -> None:
+        """The present window is over; `windows` has not gone on yet."""
+        self.window.own = self.own()
+        self._past.appendleft(self.window)
+        if len(self._past) > _PAST_WINDOWS:
+            self._demand_before = self._demand_after(self._demand_before, self._past.pop())
+        self.window, self._next = self._next, _Window()
+        if not self._was_rejected:
+            self.spread = min(_SPREAD, self.spread * 1.5)
+        self._was_rejected = False
+        self._overtaking = max(_OVERTAKING_SECONDS, self._overtaking * 0.9)
+
+    def rolled(self) -> None:
+        """The windows have gone on."""
+        self.bounds_changed()
+        self._sends.forget(self._windows.begin(_PAST_WINDOWS + 1))
+        self._estimate_demand()
+        self._crowd()
+        self._make_plan()
+        self.share = self._share_of(self.window)
+
+    # Policy
+
+    def _called(self, window: _Window) -> None:
+        first, second, third = (call[1] for call in window.calls)
+        raw = (_ROLL_LONG * (second - first) - _ROLL_SHORT * (third - second)) / (_ROLL_LONG - _ROLL_SHORT)
+        peers = max(1.0, 1 + (raw - 1) / window.participation)
+        self._rolls.append(peers)
+        mean = sum(self._rolls) / len(self._rolls)
+        if len(self._rolls) > 1:
+            variance = sum((peers - mean) ** 2 for peers in self._rolls) / (len(self._rolls) - 1)
+            mean -= math.sqrt(variance / len(self._rolls))
+        self.peers = max(1.0, mean)
+
+    def _crowd(self) -> None:
+        """Where a share is too small for a roll call in each window, the number of peers follows the use."""
+        if not (self.peers > 1 and self._plan < _CROWDED) or len(self._past) < 2:
+            return
+        for window in list(self._past)[:1]:
+            if window.full_at <= 1:
+                use = 1 / max(0.1, window.full_at)
+            elif window.counted and window.seen > 0.3:
+                use = window.counted / self.limit / window.seen
+            else:
+                continue
+            self.peers = min(10.0 * self.limit, max(1.0, self.peers * (use / _TARGET) ** 0.5))
+
+    def _make_plan(self) -> None:
+        windows, window = self._windows, self.window
+        period, begin = windows.period, windows.end - windows.period
+        self._release = ()
+        self._main_begin = windows.end_high - period
+        self._main_length = self.spread * period
+        if not self.is_shared():
+            return
+        limit = self.limit
+        if self.peers > 1:
+            own = self._past[1].own if len(self._past) > 1 else self._plan
+            heedless = max(0.0, self._demand - (self.peers - 1) * own)
+            fair = (_TARGET * limit - heedless) / self.peers
+            self._plan = max(fair, limit * self.claim())
+        else:
+            self._plan = self._share_of(window)
+        if period < _ROLL_CALL_PERIOD_MIN:
+            return
+        plan = self._plan
+        if plan < _CROWDED:
+            self._credit += plan
+            window.participation = min(1.0, plan / _CROWDED)
+            if self._credit < 3 or self._uniform(0, 1) > window.participation:
+                number = int(self._credit)
+                self._credit -= number
+                window.participation = 0
+                phase = self._uniform(0, 1)
+                self._plan_now = number
+                self._release = tuple(
+                    self._main_begin + (place + phase) / number * self.spread * period
+                    for place in range(number)
+                ) or (math.inf,)
+                return
+            number = int(self._credit)
+            self._credit -= number
+            self._plan_now = number
+        else:
+            self._credit += plan
+            self._plan_now = int(self._credit)
+            self._credit -= self._plan_now
+        start = begin + (_ROLL_BEGIN + self._uniform(0, _ROLL_PHASE)) * period
+        self._release = (
+            start,
+            start + _ROLL_SHORT * period,
+            start + (_ROLL_SHORT + _ROLL_LONG) * period,
+        )
+        self._main_begin = begin + _ROLL_END * period
+        self._main_length = max(0.01, self.spread - _ROLL_END) * period
+
+    def _share_of(self, window: _Window) -> float:
+        """Return how many calls of a window we may use: what others leave, but at least our claim."""
+        limit = self.limit
+        left = limit - window.others
+        if not self.is_shared():
+            return left
+        expected = self._demand * (1 - window.seen)
+        if self.peers <= 1 or not self._release:
+            return max(1.0, min(left, max(left - expected, limit * self.claim())))
+        plan = self._plan_now
+        if self._plan < _CROWDED:
+            return plan
+        excess = _TARGET * limit - window.others - expected - plan
+        return max(1.0, min(left, max(plan + excess / self.peers, limit * self.claim())))
+
+    def _estimate_demand(self) -> None:
+        self._demand = self._demand_before
+        for window in reversed(self._past):
+            self._demand = self._demand_after(self._demand, window)
+        self.share = self._share_of(self.window)
+
+    def _demand_after(self, demand: float, window: _Window) -> float:
+        """Return what others want in one window, where before that window it seemed to be `demand`."""
+        seen = min(self.limit, max(0, window.others) + demand * (1 - window.seen))
+        return seen if seen > demand else (seen + demand) / 2
