@@ -201,6 +201,7 @@ class Pacer:
         is_told = limit is not None and remaining is not None and reset_seconds is not None
         if is_told and self._learn(send.at, now, limit, limit - remaining, reset_seconds):
             return
+        self._sends.lose(send.at)
         if is_success:
             self._is_probing = False
 
@@ -242,8 +243,8 @@ class Pacer:
             now: the present time in seconds.
 
         """
-        if self._close(send) and self._limit:
-            self._share.ended(send.at)
+        if self._close(send):
+            self._sends.lose(send.at)
 
     def __repr__(self) -> str:
         limit, share = self._limit or None, self._share

@@ -24,7 +24,7 @@ class SendRecord:
         total: all sends, ever.
     """
 
-    __slots__ = ("_base", "_ticks", "_totals", "_unconfirmed", "total")
+    __slots__ = ("_base", "_lost", "_ticks", "_totals", "_unconfirmed", "total")
 
     def __init__(self) -> None:
         self.total = 0
@@ -32,6 +32,7 @@ class SendRecord:
         self._totals = [0]  # ... and how many had been sent by the end of that tick
         self._base = 0  # the first bucket's number
         self._unconfirmed: list[int] = []
+        self._lost: dict[int, int] = {}  # of those: what may never have arrived
 
     def add(self, now: float) -> None:
         self.total += 1
@@ -68,6 +69,13 @@ class SendRecord:
         if place >= 0 and self._unconfirmed[place] > 0:
             self._unconfirmed[place] -= 1
 
+    def lose(self, at: float) -> None:
+        """Register that what was sent then may never have arrived."""
+        bucket = int(at / _BUCKET_SECONDS)
+        self._lost[bucket] = self._lost.get(bucket, 0) + 1
+        if len(self._lost) > _BUCKETS:
+            del self._lost[next(iter(self._lost))]
+
     def forget(self, before: float) -> None:
         """Forget the totals of what was sent before a time."""
         old = bisect_right(self._ticks, before) - 1
@@ -95,3 +103,10 @@ class SendRecord:
         """Return the same, up to a bucket's less."""
         first = max(0, int(since / _BUCKET_SECONDS) - self._base + 1)
         return sum(self._unconfirmed[first : max(0, int(until / _BUCKET_SECONDS) - self._base)])
+
+    def lost_within(self, since: float, until: float) -> int:
+        """Return how many of those sent between two times may never have arrived, up to a bucket's less."""
+        if not self._lost:
+            return 0
+        first, last = int(since / _BUCKET_SECONDS) + 1, int(until / _BUCKET_SECONDS)
+        return sum(self._lost.get(bucket, 0) for bucket in range(first, last))

@@ -29,6 +29,8 @@ _TARGET: Final = 0.97  # of the limit, for all peers together
 
 _ROLL_CALL_PERIOD_MIN: Final = 30  # seconds; in shorter windows there is none
 
+_ROLL_CALL_LIMIT_MIN: Final = 12  # calls in a window; with fewer there is none
+
 _ROLL_BEGIN: Final = 1.2 / 60
 _ROLL_PHASE: Final = 0.8 / 60
 _ROLL_SHORT: Final = 1 / 60
@@ -37,14 +39,20 @@ _ROLL_END: Final = _ROLL_BEGIN + _ROLL_PHASE + _ROLL_SHORT + _ROLL_LONG
 _ROLL_TOLERANCE_SECONDS: Final = 0.1
 _ROLL_CALLS: Final = 5
 
-_CROWDED: Final = 6
+_CROWDED: Final = 3
+
+_TARGET_CROWDED: Final = 0.85
+
+_PEERS: Final = 1.5  # from so many on there are peers
+
+_RACING: Final = 0.5
 
 
 class _Window:
     """What is known of the use of one window."""
 
     __slots__ = (
-        "calls", "confirmed", "counted", "counted_at", "full_at", "lost", "others", "own", "own_late", "seen", "taken_back",
+        "calls", "confirmed", "counted", "counted_at", "full_at", "others", "own", "own_late", "seen", "taken_back",
         "participation",
     )  # fmt: skip
 
@@ -56,11 +64,10 @@ class _Window:
         self.counted_at = -math.inf  # when the request was sent that got it
         self.seen = 0.0  # the part of the window that was over then
         self.full_at = 2.0  # the part of the window that was over at the first rejection
-        self.lost: list[float] = []  # sends that may never have arrived
         self.own_late: list[float] = []  # confirmed sends from near or before its beginning
         self.taken_back: list[float] = []  # sends from near its beginning that counted in the one before
         self.calls: list[list[float]] = []  # of the roll call: [sent at, counted]
-        self.participation = 1.0
+        self.participation = 0.0  # how likely we took part in its roll call; 0: we did not
 
 
 class Share:
@@ -71,8 +78,13 @@ class Share:
         self.limit = 0
         self.peers = 0.0  # 0: not known
         self._rolls: deque[float] = deque(maxlen=_ROLL_CALLS)
+        self._rare: deque[float] = deque(maxlen=3)
+        self._missed = 0
         self._plan = 0.0
-        self._credit = 0.5
+        self._plan_now = 0
+        self._plan_made = False
+        self._heedless = 0.0
+        self._credit = uniform(0, 1)
         self._demand = self._demand_before = 0.0
         self._overtaking = _OVERTAKING_SECONDS
         self.spread = _SPREAD
@@ -96,7 +108,7 @@ class Share:
         return self._sends.total - self._first
 
     def is_shared(self) -> bool:
-        return max(self._demand, self.window.others) >= max(2.0, 0.01 * self.limit)
+        return max(self._demand, self.window.others) >= 1
 
     def claim(self) -> float:
         """The part of the limit that we never leave to others."""
@@ -107,6 +119,8 @@ class Share:
         pulses = self._release
         if number <= len(pulses):
             return pulses[number - 1]
+        if self._is_single():
+            return math.inf
         done = len(pulses) or 1
         if not pulses and number <= 1:
             return self._main_begin
@@ -116,11 +130,14 @@ class Share:
     def released(self, now: float) -> int:
         pulses = self._release
         now += 1e-9
-        if now < self._main_begin:
+        if now < self._main_begin or self._is_single():
             return sum(time <= now for time in pulses)
         done = len(pulses) or 1
         rest = max(0.0, self.share - done)
         return done + math.floor(min(1.0, (now - self._main_begin) / self._main_length) * rest)
+
+    def _is_single(self) -> bool:
+        return self.peers >= _PEERS and self._is_crowded()
 
     def room_in_next(self) -> int:
         if self.is_shared() and self._release:
@@ -144,16 +161,10 @@ class Share:
 
     def sent(self, now: float) -> None:
         window = self.window
-        if self._release and len(window.calls) < 3 and self.own() == len(window.calls) + 1:
-            late = now - self._release[len(window.calls)]
-            if len(self._release) == 3 and 0 <= late < _ROLL_TOLERANCE_SECONDS:
-                window.calls.append([now, 0])
-
-    def ended(self, at: float) -> None:
-        for age, window in enumerate((self.window, *self._past)):
-            if at >= self._windows.begin(age):
-                window.lost.append(at)
-                break
+        calls = window.calls
+        if window.participation and len(calls) < 3 and self.own() == len(calls) + 1:
+            if 0 <= now - self._release[len(calls)] < _ROLL_TOLERANCE_SECONDS:
+                calls.append([now, 0])
 
     def counted(self, at: float, now: float, limit: int, counted: int, age: int) -> None:
         """Learn what had been counted in the window when a request arrived; above the limit: at least that."""
@@ -197,8 +208,7 @@ class Share:
             highest = others - sends.surely_unconfirmed_within(
                 windows.certain_begin(age), at - _OVERTAKING_SECONDS
             )
-            if window.lost:
-                least = -sum(lost <= at - _OVERTAKING_SECONDS for lost in window.lost)
+            least = -sends.lost_within(windows.begin(age), at - _OVERTAKING_SECONDS)
         else:
             highest = max(lowest, window.others)
         others = max(least, min(max(window.others, lowest), max(lowest, highest)))
@@ -214,12 +224,12 @@ class Share:
         if not self._was_rejected and self.limit:
             self._was_rejected = True
             part = (now - self._windows.end_low) / self._windows.period + 1
-            if not self._release and self.own() < self.limit * self.claim():
+            own = self.own()
+            window = self.window
+            if window.participation == 1 and window.calls and own <= 3 and not all(call[1] for call in window.calls):
+                self._missed_call(window)
+            elif own < self.limit * self.claim() and (self.peers < _PEERS or own >= 3):
                 self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
-            elif self.own() < self.limit * self.claim() and self.peers:
-                self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
-            if len(self._release) == 3 and self.own() < 3 and not self.peers:
-                self.peers = max(self.peers, self.limit / 3)
 
     def set_limit(self, limit: int) -> None:
         if limit != self.limit:
@@ -253,66 +263,108 @@ class Share:
         first, second, third = (call[1] for call in window.calls)
         raw = (_ROLL_LONG * (second - first) - _ROLL_SHORT * (third - second)) / (_ROLL_LONG - _ROLL_SHORT)
         peers = max(1.0, 1 + (raw - 1) / window.participation)
-        self._rolls.append(peers)
-        mean = sum(self._rolls) / len(self._rolls)
-        if len(self._rolls) > 1:
-            variance = sum((peers - mean) ** 2 for peers in self._rolls) / (len(self._rolls) - 1)
-            mean -= math.sqrt(variance / len(self._rolls))
+        if window.participation < 1:
+            self._rare.append(peers)
+            mean = sum(self._rare) / len(self._rare)
+            if len(self._rare) >= 3 and mean < self.peers / 3:
+                self.peers = mean
+                self._rare.clear()
+            return
+        self._missed = 0
+        rolls = self._rolls
+        rolls.append(peers)
+        if len(rolls) > 1 and abs(rolls[-1] - rolls[-2]) <= max(1.0, 0.1 * peers):
+            self.peers = (rolls[-1] + rolls[-2]) / 2
+            return
+        mean = sum(rolls) / len(rolls)
+        if len(rolls) > 1:
+            variance = sum((peers - mean) ** 2 for peers in rolls) / (len(rolls) - 1)
+            mean -= math.sqrt(variance / len(rolls))
         self.peers = max(1.0, mean)
+
+    def _missed_call(self, window: _Window) -> None:
+        """The limit was used up before the roll call's end: are we that many?"""
+        self._missed += 1
+        if self._missed < 2:
+            return
+        counts = [call[1] for call in window.calls if call[1]]
+        if len(counts) == 2:
+            peers = counts[1] - counts[0]
+        else:
+            into = window.calls[0][0] - (self._windows.end - self._windows.period)
+            part = into / self._windows.period - _ROLL_BEGIN
+            peers = (counts[0] if counts else self.limit) / max(0.2, min(1.0, part / _ROLL_PHASE))
+        self.peers = max(self.peers, float(peers))
+
+    def _is_crowded(self) -> bool:
+        return self.peers * _CROWDED >= self.limit
 
     def _crowd(self) -> None:
         """Where a share is too small for a roll call in each window, the number of peers follows the use."""
-        if not (self.peers > 1 and self._plan < _CROWDED) or len(self._past) < 2:
+        if not self._is_crowded() or not self._past:
             return
-        for window in list(self._past)[:1]:
-            if window.full_at <= 1:
-                use = 1 / max(0.1, window.full_at)
-            elif window.counted and window.seen > 0.3:
-                use = window.counted / self.limit / window.seen
-            else:
-                continue
-            self.peers = min(10.0 * self.limit, max(1.0, self.peers * (use / _TARGET) ** 0.5))
+        window = self._past[0]
+        if window.full_at <= 1:
+            use = 1 / max(0.1, window.full_at)
+        elif window.counted and window.seen > 0.3:
+            use = window.counted / self.limit / window.seen
+        else:
+            return
+        self.peers = min(10.0 * self.limit, max(1.0, self.peers * (use / _TARGET_CROWDED) ** 0.5))
+
+    def _done(self, part: float) -> float:
+        """Return which part of their share the peers have used when that part of a window is over."""
+        begun = 3 / max(3.0, self._plan)
+        if part < _ROLL_END:
+            return begun * part / _ROLL_END
+        return min(1.0, begun + (1 - begun) * (part - _ROLL_END) / (_SPREAD - _ROLL_END))
+
+    def _estimate_heedless(self) -> None:
+        for window in list(self._past)[:2]:
+            if window.seen >= 0.8 or window.full_at <= 1 or (len(self._past) > 1 and window is self._past[1]):
+                peers = (self.peers - 1) * window.own
+                others = window.others + self._heedless * (1 - window.seen) + peers * (1 - self._done(window.seen))
+                self._heedless = (self._heedless + min(self.limit, max(0.0, others - peers))) / 2
+                return
 
     def _make_plan(self) -> None:
         windows, window = self._windows, self.window
         period, begin = windows.period, windows.end - windows.period
+        limit = self.limit
         self._release = ()
         self._main_begin = windows.end_high - period
         self._main_length = self.spread * period
-        if not self.is_shared():
+        if not self.is_shared() or period < _ROLL_CALL_PERIOD_MIN or limit < _ROLL_CALL_LIMIT_MIN:
+            self._plan_now, self._plan_made = 0, False
             return
-        limit = self.limit
-        if self.peers > 1:
-            own = self._past[1].own if len(self._past) > 1 else self._plan
-            heedless = max(0.0, self._demand - (self.peers - 1) * own)
-            fair = (_TARGET * limit - heedless) / self.peers
-            self._plan = max(fair, limit * self.claim())
+        self._plan_made = True
+        crowded = self._is_crowded()
+        if self.peers >= _PEERS:
+            self._estimate_heedless()
+            target = _TARGET_CROWDED if crowded else _TARGET
+            self._plan = max((target * limit - self._heedless) / self.peers, limit * (target / self.peers if crowded else self.claim()))
+            self._credit += self._plan
+            self._plan_now = max(0, int(self._credit))
         else:
-            self._plan = self._share_of(window)
-        if period < _ROLL_CALL_PERIOD_MIN:
-            return
-        plan = self._plan
-        if plan < _CROWDED:
-            self._credit += plan
-            window.participation = min(1.0, plan / _CROWDED)
-            if self._credit < 3 or self._uniform(0, 1) > window.participation:
-                number = int(self._credit)
+            self._plan_now = 0
+        if crowded:
+            window.participation = self._plan / 12
+            if self._uniform(0, 1) < window.participation:
+                self._plan_now = 3
+            else:
+                window.participation = 0.0
+                phase, number = self._uniform(0, 1), self._plan_now
                 self._credit -= number
-                window.participation = 0
-                phase = self._uniform(0, 1)
-                self._plan_now = number
                 self._release = tuple(
-                    self._main_begin + (place + phase) / number * self.spread * period
-                    for place in range(number)
-                ) or (math.inf,)
+                    self._main_begin + (place + phase) / number * _SPREAD * period for place in range(number)
+                )
                 return
-            number = int(self._credit)
-            self._credit -= number
-            self._plan_now = number
-        else:
-            self._credit += plan
-            self._plan_now = int(self._credit)
+        elif self.spread < _RACING and self._uniform(0, 1) < 0.5:
             self._credit -= self._plan_now
+            return
+        else:
+            window.participation = 1.0
+        self._credit -= self._plan_now
         start = begin + (_ROLL_BEGIN + self._uniform(0, _ROLL_PHASE)) * period
         self._release = (
             start,
@@ -328,14 +380,15 @@ class Share:
         left = limit - window.others
         if not self.is_shared():
             return left
-        expected = self._demand * (1 - window.seen)
-        if self.peers <= 1 or not self._release:
+        if self.peers < _PEERS or not self._plan_made:
+            expected = self._demand * (1 - window.seen)
             return max(1.0, min(left, max(left - expected, limit * self.claim())))
         plan = self._plan_now
-        if self._plan < _CROWDED:
+        if self._is_crowded():
             return plan
+        expected = self._heedless * (1 - window.seen) + (self.peers - 1) * self._plan * (1 - self._done(window.seen))
         excess = _TARGET * limit - window.others - expected - plan
-        return max(1.0, min(left, max(plan + excess / self.peers, limit * self.claim())))
+        return max(1.0, min(left, max(plan + excess / self.peers, math.floor(limit * self.claim()))))
 
     def _estimate_demand(self) -> None:
         self._demand = self._demand_before
