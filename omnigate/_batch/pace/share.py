@@ -88,7 +88,8 @@ class Share:
         self._demand = self._demand_before = 0.0
         self._overtaking = _OVERTAKING_SECONDS
         self.spread = _SPREAD
-        self._was_rejected = False
+        self._was_rejected = self._was_beaten = self._is_beaten = self._is_unheard = False
+        self._heralds = 0
         self.reset()
 
     def reset(self) -> None:
@@ -162,8 +163,9 @@ class Share:
     def sent(self, now: float) -> None:
         window = self.window
         calls = window.calls
-        if window.participation and len(calls) < 3 and self.own() == len(calls) + 1:
-            if 0 <= now - self._release[len(calls)] < _ROLL_TOLERANCE_SECONDS:
+        place = len(calls) + self._heralds
+        if window.participation and len(calls) < 3 and self.own() == place + 1:
+            if 0 <= now - self._release[place] < _ROLL_TOLERANCE_SECONDS:
                 calls.append([now, 0])
 
     def counted(self, at: float, now: float, limit: int, counted: int, age: int) -> None:
@@ -224,12 +226,15 @@ class Share:
         if not self._was_rejected and self.limit:
             self._was_rejected = True
             part = (now - self._windows.end_low) / self._windows.period + 1
-            own = self.own()
-            window = self.window
-            if window.participation == 1 and window.calls and own <= 3 and not all(call[1] for call in window.calls):
+            own, window = self.own(), self.window
+            if own <= 4:
+                self._is_unheard = True
+            if window.participation == 1 and own <= 3 + self._heralds and not all(call[1] for call in window.calls):
                 self._missed_call(window)
-            elif own < self.limit * self.claim() and (self.peers < _PEERS or own >= 3):
-                self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
+            elif own < self.limit * self.claim():
+                self._is_beaten = True
+                if self._was_beaten and len(self._rolls) > 1:
+                    self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
 
     def set_limit(self, limit: int) -> None:
         if limit != self.limit:
@@ -246,6 +251,7 @@ class Share:
         if not self._was_rejected:
             self.spread = min(_SPREAD, self.spread * 1.5)
         self._was_rejected = False
+        self._was_beaten, self._is_beaten = self._is_beaten, False
         self._overtaking = max(_OVERTAKING_SECONDS, self._overtaking * 0.9)
 
     def rolled(self) -> None:
@@ -291,7 +297,8 @@ class Share:
         if len(counts) == 2:
             peers = counts[1] - counts[0]
         else:
-            into = window.calls[0][0] - (self._windows.end - self._windows.period)
+            called_at = window.calls[0][0] if window.calls else math.inf
+            into = called_at - (self._windows.end - self._windows.period)
             part = into / self._windows.period - _ROLL_BEGIN
             peers = (counts[0] if counts else self.limit) / max(0.2, min(1.0, part / _ROLL_PHASE))
         self.peers = max(self.peers, float(peers))
@@ -332,6 +339,7 @@ class Share:
         period, begin = windows.period, windows.end - windows.period
         limit = self.limit
         self._release = ()
+        self._heralds = 0
         self._main_begin = windows.end_high - period
         self._main_length = self.spread * period
         if not self.is_shared() or period < _ROLL_CALL_PERIOD_MIN or limit < _ROLL_CALL_LIMIT_MIN:
@@ -371,6 +379,10 @@ class Share:
             start + _ROLL_SHORT * period,
             start + (_ROLL_SHORT + _ROLL_LONG) * period,
         )
+        if self._is_unheard and window.participation == 1:
+            self._release = (self._main_begin, *self._release)
+            self._heralds = 1
+        self._is_unheard = False
         self._main_begin = begin + _ROLL_END * period
         self._main_length = max(0.01, self.spread - _ROLL_END) * period
 
