@@ -78,8 +78,7 @@ class Share:
         self.limit = 0
         self.peers = 0.0  # 0: not known
         self._rolls: deque[float] = deque(maxlen=_ROLL_CALLS)
-        self._rare: deque[float] = deque(maxlen=3)
-        self._missed = 0
+        self._missed = self._hopeless = self._denied = 0
         self._plan = 0.0
         self._plan_now = 0
         self._plan_made = False
@@ -268,14 +267,14 @@ class Share:
     def _called(self, window: _Window) -> None:
         first, second, third = (call[1] for call in window.calls)
         raw = (_ROLL_LONG * (second - first) - _ROLL_SHORT * (third - second)) / (_ROLL_LONG - _ROLL_SHORT)
-        peers = max(1.0, 1 + (raw - 1) / window.participation)
         if window.participation < 1:
-            self._rare.append(peers)
-            mean = sum(self._rare) / len(self._rare)
-            if len(self._rare) >= 3 and mean < self.peers / 3:
-                self.peers = mean
-                self._rare.clear()
+            if raw > self.limit / 6:  # most others take part in each roll call
+                self.peers = min(raw, 0.99 * self.limit / _CROWDED)
+                self._rolls.clear()
+                self._rolls.append(self.peers)
+                self._hopeless = 0
             return
+        peers = min(max(1.0, raw), 0.99 * self.limit / _CROWDED)
         self._missed = 0
         rolls = self._rolls
         rolls.append(peers)
@@ -291,7 +290,7 @@ class Share:
     def _missed_call(self, window: _Window) -> None:
         """The limit was used up before the roll call's end: are we that many?"""
         self._missed += 1
-        if self._missed < 2:
+        if self._missed < (6 if self._rolls else 2) or self._denied > 0:
             return
         counts = [call[1] for call in window.calls if call[1]]
         if len(counts) == 2:
@@ -308,6 +307,7 @@ class Share:
 
     def _crowd(self) -> None:
         """Where a share is too small for a roll call in each window, the number of peers follows the use."""
+        self._denied -= 1
         if not self._is_crowded() or not self._past:
             return
         window = self._past[0]
@@ -318,6 +318,9 @@ class Share:
         else:
             return
         self.peers = min(10.0 * self.limit, max(1.0, self.peers * (use / _TARGET_CROWDED) ** 0.5))
+        self._hopeless = self._hopeless + 1 if use > 1.2 else 0
+        if self._hopeless >= 6:
+            self.peers, self._hopeless, self._denied = 1.0, 0, 30
 
     def _done(self, part: float) -> float:
         """Return which part of their share the peers have used when that part of a window is over."""
@@ -367,7 +370,7 @@ class Share:
                     self._main_begin + (place + phase) / number * _SPREAD * period for place in range(number)
                 )
                 return
-        elif self.spread < _RACING and self._uniform(0, 1) < 0.5:
+        elif self.spread < _RACING and self._uniform(0, 1) < 0.75:
             self._credit -= self._plan_now
             return
         else:
