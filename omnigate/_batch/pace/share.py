@@ -43,6 +43,12 @@ _CROWDED: Final = 3
 
 _TARGET_CROWDED: Final = 0.85
 
+_CROWD_BEGIN: Final = 0.5
+
+_CROWD_STEP: Final = 0.05
+
+_CROWD_CALL: Final = 1 / 30
+
 _PEERS: Final = 1.5  # from so many on there are peers
 
 _RACING: Final = 0.5
@@ -53,7 +59,7 @@ class _Window:
 
     __slots__ = (
         "calls", "confirmed", "counted", "counted_at", "full_at", "others", "own", "own_late", "seen", "taken_back",
-        "participation",
+        "participation", "is_used", "is_missed",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -67,6 +73,8 @@ class _Window:
         self.own_late: list[float] = []  # confirmed sends from near or before its beginning
         self.taken_back: list[float] = []  # sends from near its beginning that counted in the one before
         self.calls: list[list[float]] = []  # of the roll call: [sent at, counted]
+        self.is_used = False
+        self.is_missed = False
         self.participation = 0.0  # how likely we took part in its roll call; 0: we did not
 
 
@@ -79,6 +87,8 @@ class Share:
         self.peers = 0.0  # 0: not known
         self._rolls: deque[float] = deque(maxlen=_ROLL_CALLS)
         self._missed = self._hopeless = self._denied = 0
+        self._crowd = 0.0
+        self._uses: deque[float] = deque(maxlen=3)
         self._plan = 0.0
         self._plan_now = 0
         self._plan_made = False
@@ -137,7 +147,7 @@ class Share:
         return done + math.floor(min(1.0, (now - self._main_begin) / self._main_length) * rest)
 
     def _is_single(self) -> bool:
-        return self.peers >= _PEERS and self._is_crowded()
+        return self._crowd > 0
 
     def room_in_next(self) -> int:
         if self.is_shared() and self._release:
@@ -226,10 +236,10 @@ class Share:
             self._was_rejected = True
             part = (now - self._windows.end_low) / self._windows.period + 1
             own, window = self.own(), self.window
-            if own <= 4:
+            if own <= 1:
                 self._is_unheard = True
-            if window.participation == 1 and own <= 3 + self._heralds and not all(call[1] for call in window.calls):
-                self._missed_call(window)
+            if own <= 3 + self._heralds and window.participation == 1:
+                window.is_missed = True
             elif own < self.limit * self.claim():
                 self._is_beaten = True
                 if self._was_beaten and len(self._rolls) > 1:
@@ -242,7 +252,12 @@ class Share:
 
     def roll(self) -> None:
         """The present window is over; `windows` has not gone on yet."""
-        self.window.own = self.own()
+        window = self.window
+        window.own = self.own()
+        if window.participation == 1 and (
+            window.is_missed or (len(window.calls) < 3 and window.counted >= self.limit)
+        ):
+            self._missed_call()
         self._past.appendleft(self.window)
         if len(self._past) > _PAST_WINDOWS:
             self._demand_before = self._demand_after(self._demand_before, self._past.pop())
@@ -258,7 +273,7 @@ class Share:
         self.bounds_changed()
         self._sends.forget(self._windows.begin(_PAST_WINDOWS + 1))
         self._estimate_demand()
-        self._crowd()
+        self._crowd_share()
         self._make_plan()
         self.share = self._share_of(self.window)
 
@@ -268,11 +283,8 @@ class Share:
         first, second, third = (call[1] for call in window.calls)
         raw = (_ROLL_LONG * (second - first) - _ROLL_SHORT * (third - second)) / (_ROLL_LONG - _ROLL_SHORT)
         if window.participation < 1:
-            if raw > self.limit / 6:  # most others take part in each roll call
-                self.peers = min(raw, 0.99 * self.limit / _CROWDED)
-                self._rolls.clear()
-                self._rolls.append(self.peers)
-                self._hopeless = 0
+            if raw > self.limit / 4:  # most others take part in each roll call
+                self._leave_crowd(min(raw, 0.99 * self.limit / _CROWDED))
             return
         peers = min(max(1.0, raw), 0.99 * self.limit / _CROWDED)
         self._missed = 0
@@ -287,40 +299,60 @@ class Share:
             mean -= math.sqrt(variance / len(rolls))
         self.peers = max(1.0, mean)
 
-    def _missed_call(self, window: _Window) -> None:
+    def _missed_call(self) -> None:
         """The limit was used up before the roll call's end: are we that many?"""
         self._missed += 1
-        if self._missed < (6 if self._rolls else 2) or self._denied > 0:
-            return
-        counts = [call[1] for call in window.calls if call[1]]
-        if len(counts) == 2:
-            peers = counts[1] - counts[0]
-        else:
-            called_at = window.calls[0][0] if window.calls else math.inf
-            into = called_at - (self._windows.end - self._windows.period)
-            part = into / self._windows.period - _ROLL_BEGIN
-            peers = (counts[0] if counts else self.limit) / max(0.2, min(1.0, part / _ROLL_PHASE))
-        self.peers = max(self.peers, float(peers))
+        if self._missed >= (6 if self._rolls else 2) and self._denied <= 0 and not self._crowd:
+            self._crowd, self._hopeless = _CROWD_BEGIN, 0
+            for window in (self.window, *self._past):
+                window.is_used = True
+            self._rolls.clear()
 
-    def _is_crowded(self) -> bool:
-        return self.peers * _CROWDED >= self.limit
+    def _leave_crowd(self, peers: float) -> None:
+        self._crowd = 0.0
+        self.peers = peers
+        self._missed = 0
+        self._rolls.clear()
+        if peers > 1:
+            self._rolls.append(peers)
 
-    def _crowd(self) -> None:
-        """Where a share is too small for a roll call in each window, the number of peers follows the use."""
+    def _crowd_share(self) -> None:
+        """Where there are too many peers for a roll call, each follows what all of them use."""
         self._denied -= 1
-        if not self._is_crowded() or not self._past:
+        if not self._crowd:
             return
-        window = self._past[0]
-        if window.full_at <= 1:
-            use = 1 / max(0.1, window.full_at)
-        elif window.counted and window.seen > 0.3:
-            use = window.counted / self.limit / window.seen
-        else:
-            return
-        self.peers = min(10.0 * self.limit, max(1.0, self.peers * (use / _TARGET_CROWDED) ** 0.5))
-        self._hopeless = self._hopeless + 1 if use > 1.2 else 0
+        for window in list(self._past)[:2]:
+            if window.is_used:
+                break
+            if window.full_at <= 1:
+                use = min(2.0, 1 / max(0.1, window.full_at))
+            elif window.counted and window.seen > 0.3:
+                use = window.counted / self.limit / window.seen
+            else:
+                continue
+            window.is_used = True
+            uses = self._uses
+            uses.append(use)
+            if use > 1.4:
+                self._crowd *= 0.5
+                uses.clear()
+            elif len(uses) > 1:
+                mean = sum(uses) / len(uses)
+                if mean < 0.5 and len(uses) == 2:
+                    self._crowd *= 2
+                    uses.clear()
+                elif len(uses) == 2:
+                    pass
+                elif mean > 0.98 or mean < 0.6:
+                    self._crowd *= math.sqrt(0.5 if mean > 0.98 else 2)
+                    uses.clear()
+            self._hopeless = self._hopeless + 1 if use > 1.2 else 0
+            break
         if self._hopeless >= 6:
-            self.peers, self._hopeless, self._denied = 1.0, 0, 30
+            self._denied = 30
+            self._leave_crowd(1.0)
+        elif self._crowd > _CROWDED + 0.5:
+            self._leave_crowd(self.limit / self._crowd)
 
     def _done(self, part: float) -> float:
         """Return which part of their share the peers have used when that part of a window is over."""
@@ -349,17 +381,19 @@ class Share:
             self._plan_now, self._plan_made = 0, False
             return
         self._plan_made = True
-        crowded = self._is_crowded()
-        if self.peers >= _PEERS:
-            self._estimate_heedless()
-            target = _TARGET_CROWDED if crowded else _TARGET
-            self._plan = max((target * limit - self._heedless) / self.peers, limit * (target / self.peers if crowded else self.claim()))
+        crowded = self._is_single()
+        if crowded or self.peers >= _PEERS:
+            if crowded:
+                self._plan = self._crowd
+            else:
+                self._estimate_heedless()
+                self._plan = max((_TARGET * limit - self._heedless) / self.peers, limit * self.claim())
             self._credit += self._plan
             self._plan_now = max(0, int(self._credit))
         else:
             self._plan_now = 0
         if crowded:
-            window.participation = self._plan / 12
+            window.participation = _CROWD_CALL
             if self._uniform(0, 1) < window.participation:
                 self._plan_now = 3
             else:
@@ -395,12 +429,12 @@ class Share:
         left = limit - window.others
         if not self.is_shared():
             return left
+        if self._crowd and self._plan_made:
+            return self._plan_now
         if self.peers < _PEERS or not self._plan_made:
             expected = self._demand * (1 - window.seen)
             return max(1.0, min(left, max(left - expected, limit * self.claim())))
         plan = self._plan_now
-        if self._is_crowded():
-            return plan
         expected = self._heedless * (1 - window.seen) + (self.peers - 1) * self._plan * (1 - self._done(window.seen))
         excess = _TARGET * limit - window.others - expected - plan
         return max(1.0, min(left, max(plan + excess / self.peers, math.floor(limit * self.claim()))))
