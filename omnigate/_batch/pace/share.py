@@ -47,7 +47,7 @@ _CROWD_BEGIN: Final = 0.5
 
 _CROWD_STEP: Final = 0.05
 
-_CROWD_CALL: Final = 1 / 30
+_CROWD_CALL: Final = 1 / 60
 
 _PEERS: Final = 1.5  # from so many on there are peers
 
@@ -242,7 +242,7 @@ class Share:
                 window.is_missed = True
             elif own < self.limit * self.claim():
                 self._is_beaten = True
-                if self._was_beaten and len(self._rolls) > 1:
+                if len(self._rolls) > 1 and (self._was_beaten or self.peers < _PEERS):
                     self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
 
     def set_limit(self, limit: int) -> None:
@@ -297,7 +297,7 @@ class Share:
         if len(rolls) > 1:
             variance = sum((peers - mean) ** 2 for peers in rolls) / (len(rolls) - 1)
             mean -= math.sqrt(variance / len(rolls))
-        self.peers = max(1.0, mean)
+        self.peers = max(1.0, min(mean, sorted(rolls)[(len(rolls) - 1) // 2]))
 
     def _missed_call(self) -> None:
         """The limit was used up before the roll call's end: are we that many?"""
@@ -404,7 +404,7 @@ class Share:
                     self._main_begin + (place + phase) / number * _SPREAD * period for place in range(number)
                 )
                 return
-        elif self.spread < _RACING and self._uniform(0, 1) < 0.75:
+        elif self.spread < _RACING and self._uniform(0, 1) < 0.8:
             self._credit -= self._plan_now
             return
         else:
