@@ -114,7 +114,7 @@ class Pacer:
             return windows.end_high
         time = now
         if now < windows.end_low and share.is_shared():
-            time = share.release_time(own + 1)
+            time = share.release_time(share.sent_now + 1)
             if time >= windows.end_low:
                 return windows.end_high
         earlier = self._sends.time_of(self._sends.total - self._burst() + 1)
@@ -144,7 +144,7 @@ class Pacer:
         if now >= windows.end_low:
             room = min(room, share.room_in_next())
         elif share.is_shared():
-            room = min(room, share.released(now) - own)
+            room = min(room, share.released(now) - share.sent_now)
         if room > 0:
             recent = self._sends.total - self._sends.by(now - _BURST_SECONDS + 1e-9)
             room = min(room, self._burst() - recent)

@@ -106,6 +106,7 @@ class Share:
         self._past: deque[_Window] = deque()
         self._first = 0
         self.share = 0.0
+        self.sent_now = 0  # since the present window was rolled to
         self._release: tuple[float, ...] = ()
         self._main_begin = 0.0
         self._main_length = 1.0
@@ -173,7 +174,8 @@ class Share:
         window = self.window
         calls = window.calls
         place = len(calls) + self._heralds
-        if window.participation and len(calls) < 3 and self.own() == place + 1:
+        self.sent_now += 1
+        if window.participation and len(calls) < 3 and self.sent_now == place + 1:
             if 0 <= now - self._release[place] < _ROLL_TOLERANCE_SECONDS:
                 calls.append([now, 0])
 
@@ -238,7 +240,7 @@ class Share:
             own, window = self.own(), self.window
             if own <= 1:
                 self._is_unheard = True
-            if own <= 3 + self._heralds and window.participation == 1:
+            if self.sent_now <= 3 + self._heralds and window.participation == 1:
                 window.is_missed = True
             elif own < self.limit * self.claim():
                 self._is_beaten = True
@@ -255,7 +257,8 @@ class Share:
         window = self.window
         window.own = self.own()
         if window.participation == 1 and (
-            window.is_missed or (len(window.calls) < 3 and window.counted >= self.limit)
+            window.is_missed
+            or (len(window.calls) < 3 and self.sent_now <= 3 + self._heralds and window.counted >= self.limit)
         ):
             self._missed_call()
         self._past.appendleft(self.window)
@@ -270,6 +273,7 @@ class Share:
 
     def rolled(self) -> None:
         """The windows have gone on."""
+        self.sent_now = 0
         self.bounds_changed()
         self._sends.forget(self._windows.begin(_PAST_WINDOWS + 1))
         self._estimate_demand()
