@@ -47,7 +47,7 @@ _CROWD_BEGIN: Final = 0.5
 
 _CROWD_STEP: Final = 0.05
 
-_CROWD_CALL: Final = 1 / 60
+_CROWD_CALL: Final = 1 / 40
 
 _PEERS: Final = 1.5  # from so many on there are peers
 
@@ -244,7 +244,7 @@ class Share:
                 window.is_missed = True
             elif own < self.limit * self.claim():
                 self._is_beaten = True
-                if len(self._rolls) > 1 and (self._was_beaten or self.peers < _PEERS):
+                if len(self._rolls) > 2 and (self._was_beaten or self.peers < _PEERS):
                     self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
 
     def set_limit(self, limit: int) -> None:
@@ -260,7 +260,8 @@ class Share:
             window.is_missed
             or (len(window.calls) < 3 and self.sent_now <= 3 + self._heralds and window.counted >= self.limit)
         ):
-            self._missed_call()
+            first = window.calls[0][1] if window.calls else 0
+            self._missed_call(2 if 0 < first < self.limit / 3 else 3)
         self._past.appendleft(self.window)
         if len(self._past) > _PAST_WINDOWS:
             self._demand_before = self._demand_after(self._demand_before, self._past.pop())
@@ -287,14 +288,14 @@ class Share:
         first, second, third = (call[1] for call in window.calls)
         raw = (_ROLL_LONG * (second - first) - _ROLL_SHORT * (third - second)) / (_ROLL_LONG - _ROLL_SHORT)
         if window.participation < 1:
-            if raw > self.limit / 4:  # most others take part in each roll call
+            if raw > self.limit / 8:  # most others take part in each roll call
                 self._leave_crowd(min(raw, 0.99 * self.limit / _CROWDED))
             return
         peers = min(max(1.0, raw), 0.99 * self.limit / _CROWDED)
         self._missed = 0
         rolls = self._rolls
         rolls.append(peers)
-        if len(rolls) > 1 and abs(rolls[-1] - rolls[-2]) <= max(1.0, 0.1 * peers):
+        if len(rolls) > 1 and abs(rolls[-1] - rolls[-2]) <= max(1.0, 0.15 * peers):
             self.peers = (rolls[-1] + rolls[-2]) / 2
             return
         mean = sum(rolls) / len(rolls)
@@ -303,10 +304,10 @@ class Share:
             mean -= math.sqrt(variance / len(rolls))
         self.peers = max(1.0, min(mean, sorted(rolls)[(len(rolls) - 1) // 2]))
 
-    def _missed_call(self) -> None:
+    def _missed_call(self, weight: int) -> None:
         """The limit was used up before the roll call's end: are we that many?"""
-        self._missed += 1
-        if self._missed >= (6 if self._rolls else 2) and self._denied <= 0 and not self._crowd:
+        self._missed += weight
+        if self._missed >= (18 if self._rolls else 6) and self._denied <= 0 and not self._crowd:
             self._crowd, self._hopeless = _CROWD_BEGIN, 0
             for window in (self.window, *self._past):
                 window.is_used = True
@@ -408,7 +409,7 @@ class Share:
                     self._main_begin + (place + phase) / number * _SPREAD * period for place in range(number)
                 )
                 return
-        elif self.spread < _RACING and self._uniform(0, 1) < 0.8:
+        elif self.peers < _PEERS and self.spread < _RACING and self._uniform(0, 1) < 0.8:
             self._credit -= self._plan_now
             return
         else:
