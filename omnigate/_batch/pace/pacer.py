@@ -168,7 +168,7 @@ class Pacer:
 
         """
         self._sends.add(now)
-        if self._limit:
+        if self._share.window.participation:
             self._share.sent(now)
         if self._is_probing and not self._in_probe:
             self._in_probe = True

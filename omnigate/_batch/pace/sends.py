@@ -76,6 +76,10 @@ class SendRecord:
         if len(self._lost) > _BUCKETS:
             del self._lost[next(iter(self._lost))]
 
+    @property
+    def has_lost(self) -> bool:
+        return bool(self._lost)
+
     def forget(self, before: float) -> None:
         """Forget the totals of what was sent before a time."""
         old = bisect_right(self._ticks, before) - 1

@@ -43,7 +43,7 @@ _CROWDED: Final = 3
 
 _TARGET_CROWDED: Final = 0.85
 
-_CROWD_BEGIN: Final = 0.5
+_CROWD_BEGIN: Final = 0.4
 
 _CROWD_STEP: Final = 0.05
 
@@ -52,6 +52,8 @@ _CROWD_CALL: Final = 1 / 40
 _PEERS: Final = 1.5  # from so many on there are peers
 
 _RACING: Final = 0.5
+
+_RACE_UNCALLED: Final = 0.9
 
 
 class _Window:
@@ -106,7 +108,7 @@ class Share:
         self._past: deque[_Window] = deque()
         self._first = 0
         self.share = 0.0
-        self.sent_now = 0  # since the present window was rolled to
+        self._total_before = self._sends.total
         self._release: tuple[float, ...] = ()
         self._main_begin = 0.0
         self._main_length = 1.0
@@ -170,12 +172,17 @@ class Share:
             first += sum(at >= begin for at in window.taken_back)
         self._first = first
 
+    @property
+    def sent_now(self) -> int:
+        """How many were sent since the present window began for certain."""
+        return self._sends.total - self._total_before
+
     def sent(self, now: float) -> None:
+        """Note whether what was just sent is one of the roll call's."""
         window = self.window
         calls = window.calls
         place = len(calls) + self._heralds
-        self.sent_now += 1
-        if window.participation and len(calls) < 3 and self.sent_now == place + 1:
+        if len(calls) < 3 and self.sent_now == place + 1:
             if 0 <= now - self._release[place] < _ROLL_TOLERANCE_SECONDS:
                 calls.append([now, 0])
 
@@ -215,16 +222,12 @@ class Share:
             window.seen = min(1.0, max(0.0, (at - begin) / windows.period))
         at = window.counted_at
         others = window.counted - window.confirmed
-        lowest = others - sends.unconfirmed_within(begin - self._overtaking, min(now, at + self._overtaking))
-        least = 0
-        if window.counted <= limit:
-            highest = others - sends.surely_unconfirmed_within(
-                windows.certain_begin(age), at - _OVERTAKING_SECONDS
-            )
-            least = -sends.lost_within(windows.begin(age), at - _OVERTAKING_SECONDS)
+        if window.others == 0 and not sends.has_lost:  # the usual case, with less arithmetic
+            if others > 0:
+                others -= sends.unconfirmed_within(begin - self._overtaking, min(now, at + self._overtaking))
+            others = max(0, others)
         else:
-            highest = max(lowest, window.others)
-        others = max(least, min(max(window.others, lowest), max(lowest, highest)))
+            others = self._others_of(window, age, now)
         changed = others != window.others
         window.others = others
         if age:
@@ -232,6 +235,19 @@ class Share:
                 self._estimate_demand()
         elif changed or self._demand:
             self.share = self._share_of(window)
+
+    def _others_of(self, window: _Window, age: int, now: float) -> int:
+        """Return how many calls of others must be believed in, by the highest count of a window."""
+        sends, windows, at = self._sends, self._windows, window.counted_at
+        begin = windows.begin(age)
+        others = window.counted - window.confirmed
+        lowest = others - sends.unconfirmed_within(begin - self._overtaking, min(now, at + self._overtaking))
+        if window.counted > self.limit:
+            return max(lowest, window.others)
+        arrived = at - _OVERTAKING_SECONDS
+        highest = others - sends.surely_unconfirmed_within(windows.certain_begin(age), arrived)
+        least = -sends.lost_within(begin, arrived)
+        return max(least, min(max(window.others, lowest), max(lowest, highest)))
 
     def rejected(self, now: float) -> None:
         if not self._was_rejected and self.limit:
@@ -260,8 +276,7 @@ class Share:
             window.is_missed
             or (len(window.calls) < 3 and self.sent_now <= 3 + self._heralds and window.counted >= self.limit)
         ):
-            first = window.calls[0][1] if window.calls else 0
-            self._missed_call(2 if 0 < first < self.limit / 3 else 3)
+            self._missed_call()
         self._past.appendleft(self.window)
         if len(self._past) > _PAST_WINDOWS:
             self._demand_before = self._demand_after(self._demand_before, self._past.pop())
@@ -274,7 +289,7 @@ class Share:
 
     def rolled(self) -> None:
         """The windows have gone on."""
-        self.sent_now = 0
+        self._total_before = self._sends.total
         self.bounds_changed()
         self._sends.forget(self._windows.begin(_PAST_WINDOWS + 1))
         self._estimate_demand()
@@ -288,7 +303,8 @@ class Share:
         first, second, third = (call[1] for call in window.calls)
         raw = (_ROLL_LONG * (second - first) - _ROLL_SHORT * (third - second)) / (_ROLL_LONG - _ROLL_SHORT)
         if window.participation < 1:
-            if raw > self.limit / 8:  # most others take part in each roll call
+            expected = self.limit / self._crowd * window.participation if self._crowd else math.inf
+            if raw > 2 * expected + 10 or raw < expected / 3 - 5:  # most others take part in each roll call
                 self._leave_crowd(min(raw, 0.99 * self.limit / _CROWDED))
             return
         peers = min(max(1.0, raw), 0.99 * self.limit / _CROWDED)
@@ -304,10 +320,10 @@ class Share:
             mean -= math.sqrt(variance / len(rolls))
         self.peers = max(1.0, min(mean, sorted(rolls)[(len(rolls) - 1) // 2]))
 
-    def _missed_call(self, weight: int) -> None:
+    def _missed_call(self) -> None:
         """The limit was used up before the roll call's end: are we that many?"""
-        self._missed += weight
-        if self._missed >= (18 if self._rolls else 6) and self._denied <= 0 and not self._crowd:
+        self._missed += 1
+        if self._missed >= (6 if self._rolls else 2) and self._denied <= 0 and not self._crowd:
             self._crowd, self._hopeless = _CROWD_BEGIN, 0
             for window in (self.window, *self._past):
                 window.is_used = True
@@ -398,8 +414,8 @@ class Share:
         else:
             self._plan_now = 0
         if crowded:
-            window.participation = _CROWD_CALL
-            if self._uniform(0, 1) < window.participation:
+            window.participation = min(1 / 6, limit / 2400)
+            if self._plan_now and self._uniform(0, self._plan) < window.participation:
                 self._plan_now = 3
             else:
                 window.participation = 0.0
@@ -409,7 +425,7 @@ class Share:
                     self._main_begin + (place + phase) / number * _SPREAD * period for place in range(number)
                 )
                 return
-        elif self.peers < _PEERS and self.spread < _RACING and self._uniform(0, 1) < 0.8:
+        elif self.peers < _PEERS and self.spread < _RACING and self._uniform(0, 1) < _RACE_UNCALLED:
             self._credit -= self._plan_now
             return
         else:
