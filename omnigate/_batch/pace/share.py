@@ -386,7 +386,9 @@ class Share:
         for window in list(self._past)[:2]:
             if window.seen >= 0.8 or window.full_at <= 1 or (len(self._past) > 1 and window is self._past[1]):
                 peers = (self.peers - 1) * window.own
-                others = window.others + self._heedless * (1 - window.seen) + peers * (1 - self._done(window.seen))
+                others = (
+                    window.others + self._heedless * (1 - window.seen) + peers * (1 - self._done(window.seen))
+                )
                 self._heedless = (self._heedless + min(self.limit, max(0.0, others - peers))) / 2
                 return
 
@@ -456,7 +458,9 @@ class Share:
             expected = self._demand * (1 - window.seen)
             return max(1.0, min(left, max(left - expected, limit * self.claim())))
         plan = self._plan_now
-        expected = self._heedless * (1 - window.seen) + (self.peers - 1) * self._plan * (1 - self._done(window.seen))
+        expected = self._heedless * (1 - window.seen) + (self.peers - 1) * self._plan * (
+            1 - self._done(window.seen)
+        )
         excess = _TARGET * limit - window.others - expected - plan
         return max(1.0, min(left, max(plan + excess / self.peers, math.floor(limit * self.claim()))))
 
