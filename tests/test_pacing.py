@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from omnigate._batch.pace.pacer import UNLIMITED, Pacer, Send
+from omnigate._batch.pace.pacer import UNLIMITED, Pacer
 
 from .support.gateway_model import Events, Gateway, HeedlessClient, PacedClient
 
@@ -65,27 +65,20 @@ def test_without_an_answer_that_tells_of_a_limit_there_is_none(
     assert (pacer.ask(100.3), pacer.room(100.3)) == (100.3, UNLIMITED)
 
 
-def fail(pacer: Pacer, send: Send, now: float) -> None:
-    pacer.answered(send, now, None, None, None, is_success=False)
-
-
-@pytest.mark.parametrize("end", [Pacer.ended, fail])
-def test_first_calls_that_fail_say_nothing_of_a_limit_and_go_one_at_a_time(
-    end: Callable[[Pacer, Send, float], None],
-) -> None:
+def test_first_calls_that_fail_say_nothing_of_a_limit_and_go_one_at_a_time() -> None:
     pacer = new_pacer()
     for now in (100.0, 105.0, 110.0):
         assert (pacer.ask(now), pacer.room(now)) == (now, 1)
         send = pacer.sent(now)
         assert (pacer.ask(now), pacer.room(now)) == (math.inf, 0)
-        end(pacer, send, now + 5.0)
+        pacer.ended(send, now + 4.0)
     pacer.answered(pacer.sent(115.0), 115.3, 8, 7, 40)
     assert left(pacer, 116.0) == 7
 
 
 def test_a_success_without_headers_says_that_there_is_no_limit() -> None:
     pacer = new_pacer()
-    fail(pacer, pacer.sent(100.0), 100.3)
+    pacer.ended(pacer.sent(100.0), 100.3)
     pacer.answered(pacer.sent(101.0), 101.3, None, None, None)
     assert pacer.room(101.3) == UNLIMITED
 

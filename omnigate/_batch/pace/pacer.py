@@ -1,29 +1,20 @@
 """How fast a batch may send: the gateway's rate limit, kept by arithmetic instead of by collisions.
 
 Sans-I/O: no clock, no waiting. Events go in with their times, "go" or "not before t" comes out. Every
-answer may change what was said, so whoever waits asks again after each event. The rules:
+answer may change the verdict, so callers ask again after each event. Three questions, a module each:
 
-1. The gateway counts calls in fixed windows, when they *arrive*; rejected ones count, too. The answer
-   to a slow call brings `remaining` and `reset` as old as the call. So an answer dates its window from
-   its send: the window ends after `sent + reset - 1` and not after `received + reset`. The bounds of
-   all answers are intersected. Where delays differ, the send that arrived quickest gives the latest
-   lower bound, and the end lies within a second of it, however late the answers come.
-2. Windows follow each other without a gap and are of one length, so an answer whose window is over
-   still tells where the present one ends. It says nothing about what is left in it. The length is taken
-   for a minute, and shortened to the longest one that fits when answers show ends in between. A wrong
-   guess only ever waits too long, and the next answer mends it.
-3. What is used up in a window is what this client sent since it began, and `others`: the difference to
-   what the gateway counted. Requests overtake each other on the way, so an answer bounds `others` from
-   both sides, and the estimate moves no farther than these bounds force it to.
-4. While it is uncertain in which of two windows a send will count, it needs room in both.
-5. Sends in quick succession are bounded: were a window's beginning misjudged, the first
-   rejection would come in time to stop the rest.
-6. Where others are seen to use the limit, what they used before is left for them, but for a third of the
-   limit, and the release is spread over the window, so that each answer's news comes in time. When a
-   rejection comes before that third is reached, later windows are released faster.
-7. A rejection closes the gate for all until the moment it names, and a little jitter.
-8. Nothing is known at first: one call goes alone. If its answer knows of no limit, or none comes, there
-   is none until an answer tells of one.
+* `windows`: when does the window end? Only answers tell, each as old as its call.
+* `sends`: which of our sends have been counted? Those that an answer confirmed, for certain.
+* `share`: how much of the window is ours? All of it when alone; with others, see there.
+
+The rest is here:
+
+1. Nothing is known at first: calls go one at a time until one answer tells of a limit, or a success tells
+   by having no headers that there is none. A failure without headers says nothing.
+2. While it is uncertain in which of two windows a send will count, it needs room in both.
+3. Sends in quick succession are bounded: were a window's beginning misjudged, the first rejection would
+   come in time to stop the rest.
+4. A rejection closes the gate for all until the moment it names, and a little jitter.
 """
 
 from __future__ import annotations
@@ -176,16 +167,11 @@ class Pacer:
         return Send(now, False)
 
     def answered(
-        self,
-        send: Send,
-        now: float,
-        limit: int | None,
-        remaining: int | None,
-        reset_seconds: int | None,
-        *,
-        is_success: bool = True,
+        self, send: Send, now: float, limit: int | None, remaining: int | None, reset_seconds: int | None
     ) -> None:
-        """Register the head of an answer, whatever its status, but for the gateway's own 429.
+        """Register a success, or another answer with the limit's headers but for the gateway's own 429.
+
+        A failure without these headers says nothing: it is `ended`.
 
         Args:
             send: what `sent` returned for the request.
@@ -193,16 +179,17 @@ class Pacer:
             limit: calls allowed in a window; None, as for the next two, if the header was not there.
             remaining: calls left in the window when the request arrived.
             reset_seconds: seconds from then to the window's end.
-            is_success: whether the call succeeded; only a success without headers says that there is no limit.
 
         """
         if not self._close(send):
             return
-        is_told = limit is not None and remaining is not None and reset_seconds is not None
-        if is_told and self._learn(send.at, now, limit, limit - remaining, reset_seconds):
-            return
-        self._sends.lose(send.at)
-        if is_success:
+        if (
+            limit is None
+            or remaining is None
+            or reset_seconds is None
+            or not self._learn(send.at, now, limit, limit - remaining, reset_seconds)
+        ):
+            self._sends.lose(send.at)
             self._is_probing = False
 
     def rejected(
@@ -236,7 +223,7 @@ class Pacer:
             self._share.rejected(now)
 
     def ended(self, send: Send, now: float) -> None:
-        """Register that a request got no usable answer or was cancelled; it may have been counted or not.
+        """Register a request that failed without headers or was cancelled; it may have been counted or not.
 
         Args:
             send: what `sent` returned for the request.

@@ -81,10 +81,13 @@ class SendRecord:
         return bool(self._lost)
 
     def forget(self, before: float) -> None:
-        """Forget the totals of what was sent before a time."""
+        """Forget what was sent before a time, but for what is unconfirmed."""
         old = bisect_right(self._ticks, before) - 1
         if old > 0:
             del self._ticks[:old], self._totals[:old]
+        if self._lost:
+            first = int(before / _BUCKET_SECONDS)
+            self._lost = {bucket: lost for bucket, lost in self._lost.items() if bucket >= first}
 
     def by(self, time: float) -> int:
         """Return how many were sent up to a time, up to a tick more."""

@@ -1,9 +1,49 @@
-"""share"""
+"""How much of the present window is ours, alone or among others. Sans-I/O.
+
+**What is counted.** The highest count that answers told of a window, less our sends that answers confirm to
+have counted in it, less our sends that may have arrived but are not confirmed yet: only what remains must
+be others'. Requests overtake each other, by as much as was seen lately, so a send from near the window's
+beginning may explain a count, too. What is lost on its way is given back once a later count shows that it
+is missing.
+
+**Alone**, a client takes the whole window as fast as `Pacer` lets it. From the first call that can only be
+another's on, it spreads its share over the window, so that each answer's news comes in time.
+
+**Who are the others?** Processes with this pacer yield to each other; clients that know no limit do not,
+and yielding to them would only starve us. Their numbers of calls look alike, so paced processes make
+themselves countable, by a *roll call*: near the beginning of a window each sends three calls and nothing
+else, the first at random within 0.8 s, the second 1 s after it, the third 3 s after that. Between two of
+its own calls each process sees every other process exactly once, however long the interval, while the calls
+of other clients grow with it. Two intervals of different length give both numbers: peers = (3 * short -
+long) / 2. Needed are no rejections and no common clock but the window itself, and it has no memory, so
+wrong beliefs do not last. Peers count exactly and clients at random: where counts of several windows
+disagree, the lower end of what they allow is believed.
+
+**Among peers** each plans an equal part of 97 % of the limit, less what other clients use, and corrects it
+within the window by the difference between plan and count, divided by the number of peers: as all see the
+same difference and all correct it, undivided corrections would swing (16 processes at 600 a minute: 125
+rejections a window; divided: none).
+
+**Against clients that know no limit**, what they used before is left to them, but never more than what
+keeps us a third of the limit (among n peers: 1 / (n + 1.5) each). If a rejection comes before that much is
+ours, later windows are released faster: a race, which is only run once roll calls have shown how many peers
+there are, and among peers only behind the roll call. Else newcomers would race each other, and no roll call
+could end it.
+
+**A newcomer** beside a client that takes the whole window in its first second is not heard by it. Once
+rejected before any call of its own was admitted, it sends one call at the window's very beginning: enough
+for the other to hold the roll call.
+
+**In a crowd**, more than a third of the limit's number, the roll call itself exceeds the limit. After two
+windows without a result each process sends less than one call in a window on average, at random times, and
+all keep to the same few levels of it, which everybody's readings of the count move up and down in step:
+levels, because individual estimates would drift apart. Now and then one does the roll call, to notice when
+the others do it in each window. If sending less does not help, they are no peers.
+"""
 
 from __future__ import annotations
 
 import math
-import random
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -31,38 +71,62 @@ _ROLL_CALL_PERIOD_MIN: Final = 30  # seconds; in shorter windows there is none
 
 _ROLL_CALL_LIMIT_MIN: Final = 12  # calls in a window; with fewer there is none
 
+# The roll call, in parts of a window: from when on, the first call's random delay, and the two intervals.
 _ROLL_BEGIN: Final = 1.2 / 60
+
 _ROLL_PHASE: Final = 0.8 / 60
+
 _ROLL_SHORT: Final = 1 / 60
+
 _ROLL_LONG: Final = 3 / 60
+
 _ROLL_END: Final = _ROLL_BEGIN + _ROLL_PHASE + _ROLL_SHORT + _ROLL_LONG
-_ROLL_TOLERANCE_SECONDS: Final = 0.1
-_ROLL_CALLS: Final = 5
 
-_CROWDED: Final = 3
+_ROLL_TOLERANCE_SECONDS: Final = 0.1  # a call later than that does not count as part of it
 
-_TARGET_CROWDED: Final = 0.85
-
-_CROWD_BEGIN: Final = 0.4
-
-_CROWD_STEP: Final = 0.05
-
-_CROWD_CALL: Final = 1 / 40
+_ROLL_CALLS: Final = 5  # results that are kept
 
 _PEERS: Final = 1.5  # from so many on there are peers
 
-_RACING: Final = 0.5
+_RACING: Final = 0.5  # a release over less than this part of the window is a race ...
 
-_RACE_UNCALLED: Final = 0.9
+_RACE_UNCALLED: Final = 0.9  # ... and so many of its windows have no roll call
+
+_CROWDED: Final = 3  # calls of a share; with fewer there is no roll call in each window
+
+_CROWD_BEGIN: Final = 0.4  # calls in a window, at first
+
+_CROWD_USE_MIN: Final = 0.6  # of the limit, by all; below it everyone sends more ...
+
+_CROWD_USE_MAX: Final = 0.98  # ... and above it less
+
+_CROWD_ROLL_CALL_MAX: Final = 1 / 6  # how likely one does the roll call, at most
+
+_CROWD_ROLL_CALL_LIMIT: Final = 2_400  # where the limit is smaller, by this part of it
+
+_HOPELESS_READINGS: Final = 6  # over the limit in a crowd: no peers
+
+_NO_CROWD_WINDOWS: Final = 30  # for how long that is believed
 
 
 class _Window:
     """What is known of the use of one window."""
 
     __slots__ = (
-        "calls", "confirmed", "counted", "counted_at", "full_at", "others", "own", "own_late", "seen", "taken_back",
-        "participation", "is_used", "is_missed",
-    )  # fmt: skip
+        "calls",
+        "confirmed",
+        "counted",
+        "counted_at",
+        "full_at",
+        "is_missed",
+        "is_used",
+        "others",
+        "own",
+        "own_late",
+        "participation",
+        "seen",
+        "taken_back",
+    )
 
     def __init__(self) -> None:
         self.others = 0  # counted by the gateway but not sent by us; negative: sent but lost
@@ -75,12 +139,21 @@ class _Window:
         self.own_late: list[float] = []  # confirmed sends from near or before its beginning
         self.taken_back: list[float] = []  # sends from near its beginning that counted in the one before
         self.calls: list[list[float]] = []  # of the roll call: [sent at, counted]
-        self.is_used = False
-        self.is_missed = False
+        self.is_used = False  # by a crowd's level
+        self.is_missed = False  # its roll call: the limit was used up before
         self.participation = 0.0  # how likely we took part in its roll call; 0: we did not
 
 
 class Share:
+    """Plans how many calls of each window are ours, and when they are released.
+
+    Attributes:
+        limit: calls allowed in a window; 0 if unknown.
+        share: how many of the present window we may use.
+        peers: how many paced processes there are, this one included; 0 if unknown.
+        spread: the part of a window over which our share is released among others.
+    """
+
     def __init__(self, windows: Windows, sends: SendRecord, uniform: Callable[[float, float], float]) -> None:
         self._windows = windows
         self._sends = sends
@@ -104,6 +177,7 @@ class Share:
         self.reset()
 
     def reset(self) -> None:
+        """Forget all windows: none of what was known of them is true."""
         self.window, self._next = _Window(), _Window()
         self._past: deque[_Window] = deque()
         self._first = 0
@@ -117,22 +191,23 @@ class Share:
     # Reading
 
     def own(self) -> int:
-        window = self.window
+        """Return how many of our sends count in the present window, or may."""
         return self._sends.total - self._first
 
     def is_shared(self) -> bool:
+        """Tell whether others use the limit, too."""
         return max(self._demand, self.window.others) >= 1
 
     def claim(self) -> float:
-        """The part of the limit that we never leave to others."""
+        """Return the part of the limit that we never leave to others."""
         return min(_CLAIM, 1 / (self.peers + 1.5))
 
     def release_time(self, number: int) -> float:
-        """Return when that many of our share of the present window may have been sent, where others send too."""
+        """Return when that many may have been sent in the present window, where others send too."""
         pulses = self._release
         if number <= len(pulses):
             return pulses[number - 1]
-        if self._is_single():
+        if self._is_crowded():
             return math.inf
         done = len(pulses) or 1
         if not pulses and number <= 1:
@@ -141,18 +216,20 @@ class Share:
         return self._main_begin + (number - done) / rest * self._main_length if rest > 0 else math.inf
 
     def released(self, now: float) -> int:
+        """Return how many may have been sent by now in the present window, where others send too."""
         pulses = self._release
         now += 1e-9
-        if now < self._main_begin or self._is_single():
+        if now < self._main_begin or self._is_crowded():
             return sum(time <= now for time in pulses)
         done = len(pulses) or 1
         rest = max(0.0, self.share - done)
         return done + math.floor(min(1.0, (now - self._main_begin) / self._main_length) * rest)
 
-    def _is_single(self) -> bool:
+    def _is_crowded(self) -> bool:
         return self._crowd > 0
 
     def room_in_next(self) -> int:
+        """Return how many more may be sent that might count in the next window."""
         if self.is_shared() and self._release:
             return 0
         return math.floor(self._share_of(_Window())) - (
@@ -162,7 +239,7 @@ class Share:
     # Events
 
     def bounds_changed(self) -> None:
-        """The window's bounds are known better: which sends fall into it?"""
+        """Recount the sends of the present window, whose bounds have changed."""
         windows, window = self._windows, self.window
         begin = windows.begin()
         first = self._sends.before(begin)
@@ -182,12 +259,12 @@ class Share:
         window = self.window
         calls = window.calls
         place = len(calls) + self._heralds
-        if len(calls) < 3 and self.sent_now == place + 1:
-            if 0 <= now - self._release[place] < _ROLL_TOLERANCE_SECONDS:
-                calls.append([now, 0])
+        is_due = len(calls) < 3 and self.sent_now == place + 1
+        if is_due and 0 <= now - self._release[place] < _ROLL_TOLERANCE_SECONDS:
+            calls.append([now, 0])
 
     def counted(self, at: float, now: float, limit: int, counted: int, age: int) -> None:
-        """Learn what had been counted in the window when a request arrived; above the limit: at least that."""
+        """Register what had been counted when a request arrived; above the limit: at least that."""
         sends, windows = self._sends, self._windows
         sends.confirm(at)
         if not 0 <= age <= len(self._past):
@@ -250,6 +327,7 @@ class Share:
         return max(least, min(max(window.others, lowest), max(lowest, highest)))
 
     def rejected(self, now: float) -> None:
+        """Register a rejection, after `counted`."""
         if not self._was_rejected and self.limit:
             self._was_rejected = True
             part = (now - self._windows.end_low) / self._windows.period + 1
@@ -269,7 +347,7 @@ class Share:
             self.share = self._share_of(self.window)
 
     def roll(self) -> None:
-        """The present window is over; `windows` has not gone on yet."""
+        """Close the present window; `windows` goes on next."""
         window = self.window
         window.own = self.own()
         if window.participation == 1 and (
@@ -288,7 +366,7 @@ class Share:
         self._overtaking = max(_OVERTAKING_SECONDS, self._overtaking * 0.9)
 
     def rolled(self) -> None:
-        """The windows have gone on."""
+        """Plan the window that `windows` has gone on to."""
         self._total_before = self._sends.total
         self.bounds_changed()
         self._sends.forget(self._windows.begin(_PAST_WINDOWS + 1))
@@ -321,7 +399,7 @@ class Share:
         self.peers = max(1.0, min(mean, sorted(rolls)[(len(rolls) - 1) // 2]))
 
     def _missed_call(self) -> None:
-        """The limit was used up before the roll call's end: are we that many?"""
+        """Register that the limit was used up before the roll call's end."""
         self._missed += 1
         if self._missed >= (6 if self._rolls else 2) and self._denied <= 0 and not self._crowd:
             self._crowd, self._hopeless = _CROWD_BEGIN, 0
@@ -364,13 +442,13 @@ class Share:
                     uses.clear()
                 elif len(uses) == 2:
                     pass
-                elif mean > 0.98 or mean < 0.6:
-                    self._crowd *= math.sqrt(0.5 if mean > 0.98 else 2)
+                elif mean > _CROWD_USE_MAX or mean < _CROWD_USE_MIN:
+                    self._crowd *= math.sqrt(0.5 if mean > _CROWD_USE_MAX else 2)
                     uses.clear()
             self._hopeless = self._hopeless + 1 if use > 1.2 else 0
             break
-        if self._hopeless >= 6:
-            self._denied = 30
+        if self._hopeless >= _HOPELESS_READINGS:
+            self._denied = _NO_CROWD_WINDOWS
             self._leave_crowd(1.0)
         elif self._crowd > _CROWDED + 0.5:
             self._leave_crowd(self.limit / self._crowd)
@@ -404,7 +482,7 @@ class Share:
             self._plan_now, self._plan_made = 0, False
             return
         self._plan_made = True
-        crowded = self._is_single()
+        crowded = self._is_crowded()
         if crowded or self.peers >= _PEERS:
             if crowded:
                 self._plan = self._crowd
@@ -416,7 +494,7 @@ class Share:
         else:
             self._plan_now = 0
         if crowded:
-            window.participation = min(1 / 6, limit / 2400)
+            window.participation = min(_CROWD_ROLL_CALL_MAX, limit / _CROWD_ROLL_CALL_LIMIT)
             if self._plan_now and self._uniform(0, self._plan) < window.participation:
                 self._plan_now = 3
             else:

@@ -1,14 +1,17 @@
 """When the gateway's rate windows begin and end, told from the answers. Sans-I/O.
 
-The gateway says in each answer how many whole seconds were left of the window when the request *arrived*, and
-an answer may come a minute later. Its clock is not ours, and nobody says which window an answer is about.
+The gateway says in each answer how many whole seconds were left of the window when the request *arrived*,
+and an answer may come a minute later. Its clock is not ours, and nobody says which window an answer is
+about.
 
 1. An answer dates its window from its send: the window ends after `sent + reset - 1` and not after
-   `received + reset`. The bounds of all answers are intersected. Where delays differ, the request that arrived
-   quickest gives the latest lower bound, and the end lies within a second of it, however late the answers come.
-2. Windows follow each other without a gap and have one length, so an answer about a window that is over still
-   tells where the present one ends. The length is taken for a minute, and shortened to the longest one that
-   fits when answers show ends in between. A wrong guess only ever waits too long; the next answer mends it.
+   `received + reset`. The bounds of all answers are intersected. Where delays differ, the request that
+   arrived quickest gives the latest lower bound, and the end lies within a second of it, however late the
+   answers come.
+2. Windows follow each other without a gap and have one length, so an answer about a window that is over
+   still tells where the present one ends. The length is taken for a minute, and shortened to the longest
+   one that fits when answers show ends in between. A wrong guess only ever waits too long; the next answer
+   mends it.
 3. A window is at most a minute long: an answer that says otherwise is not believed.
 4. The clocks drift against each other, so the bounds widen a little with every window that passes.
 """
