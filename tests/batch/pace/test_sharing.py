@@ -47,12 +47,12 @@ def share(processes: int, limit: int, latency: Latency, *, seed: int) -> tuple[l
 @pytest.mark.parametrize(
     ("processes", "limit", "seeds"),
     [
-        (2, 60, 5),
-        (4, 60, 5),
-        (16, 60, 5),
-        (2, 600, 3),
-        (4, 600, 3),
-        (16, 600, 2),
+        (2, 60, 4),
+        (4, 60, 4),
+        (16, 60, 4),
+        (2, 600, 1),
+        (4, 600, 1),
+        (16, 600, 1),
         (100, 600, 1),
         (4, 6_000, 1),
     ],
