@@ -39,6 +39,7 @@ from omnigate.exceptions import (
     InvalidArgumentTypeError,
     InvalidResponseError,
     JournalError,
+    MaxWaitError,
     NotStartedError,
     ProviderError,
     ProviderRateLimitError,
@@ -46,6 +47,7 @@ from omnigate.exceptions import (
     RateLimitError,
     StreamClosedError,
     TimeoutError,
+    TooManyFailuresError,
     classify,
 )
 from omnigate.models import (
@@ -102,6 +104,7 @@ __all__ = [
     "JournalError",
     "JournalWarning",
     "ListResult",
+    "MaxWaitError",
     "MeResponse",
     "Message",
     "Meta",
@@ -131,6 +134,7 @@ __all__ = [
     "SyncChatStream",
     "SyncCompletionStream",
     "TimeoutError",
+    "TooManyFailuresError",
     "Usage",
     "__version__",
     "classify",

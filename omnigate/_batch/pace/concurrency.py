@@ -20,6 +20,8 @@ Sans-I/O: no clock, no waiting; results of calls go in, a limit comes out. The r
    of calls sent before the cut belong to that episode. When failures stop, raise the limit again, twice as
    far in each round, and resume what was interrupted. If more than a twentieth of all calls fail, the level
    counts as not worth it, and the limit returns to seven tenths of it.
+7. Trouble that lasts must not freeze the limit where it drove it: after ten seconds without a failure, the
+   limit returns to where the first such cut put it, twice as far in each round.
 """
 
 from __future__ import annotations
@@ -72,6 +74,8 @@ _SEVERE: Final = 0.05  # share of failing calls that shows the level is too high
 _FAILURE_WEIGHT: Final = 0.01  # weight of one call in the moving average of failures
 
 _SEVERE_CUT: Final = 0.7
+
+_QUIET_SECONDS: Final = 10.0
 
 
 class _Samples:
@@ -160,6 +164,8 @@ class AdaptiveConcurrency:
         self._cut_at = -math.inf  # ... which began then ...
         self._cut_from = 0  # ... at that limit
         self._successes = 0  # sent since then, at the current limit
+        self._failed_at = -math.inf
+        self._before = 0  # the limit to return to when trouble ends; 0: no trouble
 
     def succeeded(self, now: float, latency: float, in_flight: int) -> None:
         """Record a call that got a response.
@@ -175,6 +181,8 @@ class AdaptiveConcurrency:
             self._successes += 1
             if self._try == "recover":
                 self._recover()
+            elif self._before and now - self._failed_at >= _QUIET_SECONDS:
+                self._return(self._before)
         if self._try == "recover" or in_flight < math.floor(self.limit * _USED):
             return
         if self._skip > 0:
@@ -196,6 +204,7 @@ class AdaptiveConcurrency:
 
         """
         self._failure_rate += _FAILURE_WEIGHT * (1 - self._failure_rate)
+        self._failed_at = now
         if sent_at > self._cut_at and now - self._cut_at >= self._typical_latency():
             if self._successes or not self._failures:  # else the outage goes on
                 self._is_severe = False
@@ -210,11 +219,30 @@ class AdaptiveConcurrency:
             self._growth, self._hold, self._skip = _REGROWTH, 1, 0
             self._good = max(self._minimum, min(self._good, math.floor(self._level * _SEVERE_CUT)))
             self._bad = max(self._level, self._good + 1)
+            self._before = self._before or self._good
             self._level, self._resume = self._good, "hold"
             self._base, self._recent = _Samples(), _Samples()
         self._try = "recover"
         cut = max(1, min(2 * self._failures, self._cut_from // 2))
         self.limit = max(self._minimum, min(self.limit, self._cut_from - cut))
+
+    def forgive(self) -> None:
+        """Undo the cuts: the failures had another cause."""
+        level = max(self._level, self._before) if self._try == "recover" or self._before else self.limit
+        self._failure_rate, self._failures, self._is_severe = 0.0, 0, False
+        self._before, self._bad, self._growth, self._hold = 0, None, _GROWTH, 1
+        if level > self.limit:
+            self._start_hold(level)
+
+    def _return(self, level: int) -> None:
+        """Raise the limit to where trouble began, round by round."""
+        self._before = 0
+        if level <= self.limit:
+            return
+        self._good, self._bad, self._hold = level, None, 1
+        self._base, self._recent = _Samples(), _Samples()
+        self._level, self._resume, self._try = level, "hold", "recover"
+        self._failures, self._successes = 0, 0
 
     def _typical_latency(self) -> float:
         samples = self._base if self._base.count else self._recent

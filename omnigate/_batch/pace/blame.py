@@ -1,0 +1,90 @@
+"""Which failures are load: those that become fewer when fewer calls are in flight.
+
+Sans-I/O. A few per cent of the prompts of a file may fail whatever the load. Cutting the limit for them costs
+hours and helps nobody. So a cut is judged: the share of failures among calls sent after it is compared with
+the share before. If it has not fallen by half, that share is excused from then on, and only failures well
+above it count.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+_WEIGHT: Final = 0.03  # of one call in the moving average
+
+_JUDGED_AFTER: Final = 30  # calls, at least
+
+_FAILURES_JUDGED: Final = 4  # so many failures are expected in a judged sample, if nothing has changed
+
+_JUDGED_MAX: Final = 400
+
+_OUTAGE: Final = 0.6  # a larger share of failures is never excused
+
+_TOLERANCE: Final = 2.0  # times the excused share
+
+_MARGIN: Final = 0.05
+
+
+class Blame:
+    """Tells failures that come from load from those that do not.
+
+    Times are seconds of any monotonic clock. Only the first failure of an item is to be recorded.
+
+    Attributes:
+        excused: the share of calls that fails whatever the load.
+    """
+
+    def __init__(self) -> None:
+        self.excused = 0.0
+        self._share = 0.0  # moving average
+        self._calls = self._failures = 0  # since the last verdict; the oldest half is forgotten now and then
+        self._cut_at = math.inf  # when the cut that is being judged was made
+        self._share_before = 0.0
+        self._calls_after = self._failures_after = 0
+
+    def succeeded(self, sent_at: float) -> bool:
+        """Record a success; return whether it has shown that cutting does not help."""
+        self._share -= _WEIGHT * self._share
+        self._count(0)
+        if sent_at <= self._cut_at:
+            return False
+        self._calls_after += 1
+        return self._judge()
+
+    def failed(self, now: float, sent_at: float) -> bool:
+        """Record a failure; return whether it is a sign of load."""
+        self._share += _WEIGHT * (1 - self._share)
+        self._count(1)
+        if sent_at > self._cut_at:
+            self._calls_after += 1
+            self._failures_after += 1
+        if self.excused and self._share <= _TOLERANCE * self.excused + _MARGIN:
+            return False
+        if self._cut_at == math.inf:
+            self._cut_at = now
+            self._share_before = max(self._failures / self._calls, 1 / _JUDGED_MAX)
+            self._calls_after = self._failures_after = 0
+        return True
+
+    def _count(self, failures: int) -> None:
+        self._calls += 1
+        self._failures += failures
+        if self._calls > 2 * _JUDGED_MAX:
+            self._calls //= 2
+            self._failures //= 2
+
+    def _judge(self) -> bool:
+        needed = min(_JUDGED_MAX, max(_JUDGED_AFTER, _FAILURES_JUDGED / self._share_before))
+        if self._calls_after < needed:
+            return False
+        share = self._failures_after / self._calls_after
+        is_excused = self._share_before / 2 <= share <= _OUTAGE and share > 0
+        if is_excused or share < self.excused / 2:
+            self.excused = share
+        self._cut_at = math.inf
+        self._calls, self._failures = self._calls_after, self._failures_after
+        return is_excused
+
+    def __repr__(self) -> str:
+        return f"<Blame: {self.excused:.1%} excused, {self._share:.1%} failing>"
