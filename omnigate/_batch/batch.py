@@ -109,7 +109,7 @@ class Batch:
         self._is_turn_taken = False
         self._gate: Gate | None = None  # of the last item
         self._upstreams: dict[Upstream, None] = {}  # those in use, the one used last at the end
-        self._flow = Flow(self._most, is_auto=self._is_auto, wake=self._wake)
+        self._flow = Flow(self._most, is_auto=self._is_auto, wake=self._wake, goes_on=self._goes_on)
         self._enough = Enough(options.stop_after_failures)
         self._last_stats: BatchStats | None = BatchStats()  # while it is not open
         self._progress: Progress | None = None
@@ -213,8 +213,6 @@ class Batch:
                 await self._leave_group(error)
             finally:
                 self._last_stats = self._stats(0)
-                for upstream in self._upstreams:
-                    upstream.withdraw(self._flow)
                 logger.info("batch: ended: %s", ", ".join(words_of(self._tally)))
                 self._outbox.notify()
                 self._collect_untold(failures)
@@ -342,10 +340,14 @@ class Batch:
 
     def _wake(self) -> bool:
         """Start a worker, since there is a slot; return whether there is use for one."""
-        if self._lifecycle.state is not State.OPEN or self._is_turn_taken:
+        if not self._goes_on():
             return False
         self._workers.start_soon(self._work)
         return True
+
+    def _goes_on(self) -> bool:
+        """Return whether a worker that has made a call can read the next item."""
+        return self._lifecycle.state is State.OPEN and not self._is_turn_taken
 
     async def _work(self) -> None:
         await self._guarded(self._take_turns)
@@ -363,13 +365,16 @@ class Batch:
 
     def _settle(self) -> None:
         """End the batch if no more outcomes can arrive."""
+        if self._lifecycle.state > State.OPEN:
+            for upstream in self._upstreams:
+                upstream.withdraw(self._flow)
         is_winding_down = State.OPEN < self._lifecycle.state < State.ENDED
         if is_winding_down and self._in_flight == 0 and not self._is_turn_taken:
             self._lifecycle.advance(State.ENDED)
         self._outbox.notify()
 
     async def _take_turns(self) -> None:
-        while self._lifecycle.state is State.OPEN and not self._is_turn_taken:
+        while self._goes_on():
             self._is_turn_taken = True
             try:
                 found = await self._dispatch()

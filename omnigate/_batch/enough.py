@@ -12,7 +12,7 @@ from omnigate._wire.checks import check_integer, check_number, refusal
 from omnigate.exceptions import APIError, GatewayError, TooManyFailuresError
 
 StopAfterFailures: TypeAlias = int | float | Literal["auto"] | None
-"""A number of failed items, a share of those that ended (a float, above 0 up to 1), "auto", or None for never."""
+"""A number of failed items, a share of those that ended (a float, at most 1), "auto", or None for never."""
 
 _FIRST: Final = 20
 

@@ -1,4 +1,4 @@
-"""One address of a gateway: the outages of the gateway itself, and the connections this machine can open to it."""
+"""One address of a gateway: its own outages, and the connections this machine can open to it."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Breaker:
         self._probe_at = -math.inf  # when the next one may go
 
     def ask(self, now: float) -> float:
-        """Return when the next call may be sent: up to `now` means go, `math.inf` not before the probe ends."""
+        """Return when the next call may be sent; up to `now` means go, `math.inf` when the probe ends."""
         if not self.is_open:
             return now
         return self._probe_at if self._probe is None else math.inf

@@ -20,15 +20,19 @@ class Flow:
         is_auto: whether the adaptive limits apply to it.
         in_flight: how many are.
         wake: called when a slot is free that the batch has wished for; returns whether it can use one.
+        goes_on: returns whether a call that ends is followed by another immediately.
         has_wish: whether it stopped reading items because `most` of its calls were in flight.
     """
 
-    __slots__ = ("has_wish", "in_flight", "is_auto", "most", "queues", "wake")
+    __slots__ = ("goes_on", "has_wish", "in_flight", "is_auto", "most", "queues", "wake")
 
-    def __init__(self, most: int, *, is_auto: bool, wake: Callable[[], bool]) -> None:
+    def __init__(
+        self, most: int, *, is_auto: bool, wake: Callable[[], bool], goes_on: Callable[[], bool]
+    ) -> None:
         self.most: int = most
         self.is_auto: bool = is_auto
         self.in_flight: int = 0
+        self.goes_on: Callable[[], bool] = goes_on
         self.has_wish: bool = False
         self.wake: Callable[[], bool] = wake
         self.queues: dict[FairQueue, int] = {}  # where it waits, and how many of its sends

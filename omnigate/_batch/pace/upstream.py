@@ -2,7 +2,8 @@
 
 A call takes a slot before it asks for the rate window, and frees it when its attempt ends: an item that waits
 for its next attempt holds none. A batch whose limit is full leaves a wish; whoever frees a slot, raises the
-limit or ends an outage wakes the first waiter, else the batch that wished first.
+limit or ends an outage wakes the first waiter, else a batch that wished for one. Of several batches, those
+with fewer calls in flight come first, so that they end up with equally many.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, cast
 
 import anyio
 
@@ -77,7 +78,8 @@ class Upstream:
         self._clock = address.clock
         self._blame = Blame()
         self._queue = FairQueue(is_bounded=True)
-        self._wishes: dict[Flow, None] = {}
+        self._wishes: dict[Flow, None] = {}  # batches that found no slot, in order
+        self._promised: dict[Flow, bool] = {}  # those of them that were woken and have not asked yet
         self._latency = 0.0
         self._logged_limit: float = self.concurrency.limit
 
@@ -101,12 +103,13 @@ class Upstream:
 
     def is_full(self, flow: Flow) -> bool:
         """Return whether a batch need not read an item now: a call that ends will wake it."""
-        if not flow.in_flight:
+        is_promised = self._promised.pop(flow, False)
+        if not flow.is_auto or not (flow.in_flight or is_promised):
             return False
-        if flow.is_auto and self._auto_in_flight + len(self._queue) >= self.concurrency.limit:
-            self._wishes[flow] = None
-            return True
-        return False
+        if self._auto_in_flight + len(self._queue) + len(self._promised) < self.concurrency.limit:
+            return False
+        self._wishes[flow] = None
+        return True
 
     def try_enter(self, flow: Flow) -> Slot | None:
         """Return a slot for a new item if there is one and no other waits, else None."""
@@ -185,6 +188,7 @@ class Upstream:
         for queue in list(flow.queues):
             if queue is not self._queue:
                 queue.wake()
+        is_followed = is_followed and flow.goes_on()
         if flow.has_wish and not is_followed:
             flow.has_wish = False
             flow.wake()
@@ -193,20 +197,38 @@ class Upstream:
             self._address.wake()
 
     def wake(self, follower: Flow | None = None) -> None:
-        """Wake the first in line, else the batch that wished first, except for one that goes on anyway."""
+        """Wake whoever can use the free slots: the first in line, else the batches that wished for one.
+
+        Args:
+            follower: a batch that goes on to take a slot anyway. The last one is its own, unless a batch that
+                wished has fewer calls in flight.
+        """
         if self._queue:
             self._queue.wake()
             return
-        if self._wishes and self._auto_in_flight < self.concurrency.limit:
-            for flow in list(self._wishes):
-                if flow is not follower and flow.in_flight < flow.most:
-                    del self._wishes[flow]
-                    if flow.wake():
-                        return
+        if not self._wishes:
+            return
+        free = self.concurrency.limit - self._auto_in_flight - len(self._promised)
+        for flow in list(self._wishes):
+            if free <= 0:
+                return
+            is_last = follower is not None and free == 1
+            if (
+                flow is follower
+                or flow.in_flight >= flow.most
+                or (is_last and flow.in_flight >= cast("Flow", follower).in_flight)
+            ):
+                continue
+            del self._wishes[flow]
+            if flow.wake():
+                self._promised[flow] = True
+                free -= 1
 
     def withdraw(self, flow: Flow) -> None:
-        """Forget a batch that has ended."""
+        """Forget a batch that reads no more items."""
         self._wishes.pop(flow, None)
+        if self._promised.pop(flow, False):
+            self.wake()
 
     def _take(self, flow: Flow, now: float) -> Slot:
         address = self._address
