@@ -450,7 +450,9 @@ class Batch:
                 next(iter(upstreams)).withdraw(self._flow)
                 del upstreams[next(iter(upstreams))]
             upstreams[upstream] = None
-        return Ready(item, call, digest, gate, upstream, Patience(self._options.max_wait_seconds), read_at)
+        # An item that was not read because nothing got through has waited with those that were.
+        patience = Patience(self._options.max_wait_seconds, upstream.stalled_seconds())
+        return Ready(item, call, digest, gate, upstream, patience, read_at)
 
     async def _park(self, ready: Ready) -> Entry | None:
         """Wait without the turn, so that items of other models can be sent meanwhile."""

@@ -246,7 +246,7 @@ class _ItemAttempts(Fetching):
         self._sign = Sign.OWN  # what the last failure says
         self._failed = 0  # attempts that failed, but for the gateway's own limit
         self._used = 0  # those that were the item's own doing
-        self._unproven: list[int] = []  # the numbers of those that may have been
+        self._unproven: list[int] = []  # the numbers of those that may have been, or met an outage
 
     def begin(self) -> None:
         """Begin an attempt, which has a slot and has passed the gate."""
@@ -279,6 +279,7 @@ class _ItemAttempts(Fetching):
         sign = self._sign = sign_of(failure)
         if sign is Sign.WINDOW:
             self._caller.rejections += 1
+            upstream.stalled()
             upstream.reached(slot)
             seconds = self._seconds_at_limit(failure)
             if seconds is not None:
@@ -311,8 +312,14 @@ class _ItemAttempts(Fetching):
         if sign is Sign.WINDOW:
             return None if self._seconds_at_limit(failure) is None else 0.0
         upstream = self._ready.upstream
+        used = self._used
         proven = upstream.breaker.succeeded_number
-        used = self._used + sum(number < proven for number in self._unproven)
+        if (
+            self._unproven
+            and not upstream.is_closed
+            and (self._unproven[0] < proven or upstream.has_bad_items)
+        ):
+            used += len(self._unproven)
         if sign is not Sign.REJECTED and not sign.is_outage:
             return self.backoff(failure, used, status)
         may_retry = should_retry(
@@ -323,6 +330,7 @@ class _ItemAttempts(Fetching):
             resend=self.call.endpoint.resend,
         )
         if not may_retry:
+            upstream.has_bad_items = True
             return None
         retry_after = failure.retry_after if isinstance(failure, APIError) else None
         if retry_after is not None and sign is not Sign.REJECTED:

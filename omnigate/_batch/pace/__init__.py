@@ -22,17 +22,19 @@ an outage, exhausted descriptors, a failure that may come from load, or the item
   most, once per round trip. At one call in flight they lengthen an interval between sends instead. They use
   up none of the item's attempts.
 * A call that could not connect, or that met a provider or gateway that is down (502 to 504, an open circuit),
-  says nothing about the item as long as nobody succeeds. It uses up an attempt only once another call, sent
-  after it, has succeeded. After a few in a row the breaker opens: everything waits, except for one probe at a
-  time, sent after a backoff of up to 30 s. The first success closes it.
+  says nothing about the item as long as nobody else succeeds. Such failures use up the item's attempts only
+  once another call, sent after the first of them, has succeeded, or if the model is known for items that fail
+  so. After a few in a row the breaker opens: everything waits, except for one probe at a time, sent after a
+  backoff of up to 30 s. The first success closes it.
 * Any failure that may come from load cuts the limit only while cutting helps (`blame`). If the rate of
   failures does not fall with the limit, the failures have another cause: that rate is excused from then on,
   and the limit is restored. An item that fails three times is one sign.
 * Latencies are load only if they follow the limit: `concurrency` compares levels, not times.
 
 What is waited for. An item waits for the window, a provider or the end of an outage for `max_wait_seconds` in
-all, by its own batch's setting. Then it fails with what it waited for (`patience`). Waiting for a free slot
-is not counted: slots are freed by calls, which have timeouts of their own.
+all, by its own batch's setting. Then it fails with what it waited for (`patience`). While nothing gets
+through, items that have not been read yet wait as well, or a batch would take that long for each of them.
+Waiting for a free slot is not counted: slots are freed by calls, which have timeouts of their own.
 
 Everything but `gate`, `upstream` and `patience` is sans-I/O: times come in, "go" or "not before t" comes out.
 There is no background task: the first waiter of each queue watches the clock.

@@ -21,6 +21,8 @@ _JUDGED_MAX: Final = 400
 
 _OUTAGE: Final = 0.6  # a larger share of failures is never excused
 
+_EXCUSED_MIN: Final = 0.03  # of any file's prompts may fail
+
 _TOLERANCE: Final = 2.0  # times the excused share
 
 _MARGIN: Final = 0.05
@@ -36,7 +38,7 @@ class Blame:
     """
 
     def __init__(self) -> None:
-        self.excused = 0.0
+        self.excused = _EXCUSED_MIN
         self._share = 0.0  # moving average
         self._calls = self._failures = 0  # since the last verdict; the oldest half is forgotten now and then
         self._cut_at = math.inf  # when the cut that is being judged was made
@@ -59,7 +61,7 @@ class Blame:
         if sent_at > self._cut_at:
             self._calls_after += 1
             self._failures_after += 1
-        if self.excused and self._share <= _TOLERANCE * self.excused + _MARGIN:
+        if self._share <= _TOLERANCE * self.excused + _MARGIN:
             return False
         if self._cut_at == math.inf:
             self._cut_at = now

@@ -3,7 +3,7 @@
 Sans-I/O. With one call in flight, only the time between sends is left to adapt. A rejection makes it half as
 long again (multiplicative decrease of the rate), once per interval, and a success a little shorter. Limits
 are usually per minute, so the successes of the last minute say what is possible: the interval never gets much
-longer than they allow, or a single full window would make it 30 s. Once it is shorter than a call, it is
+longer than they allow, or a single full window would make it 15 s. Once it is shorter than a call, it is
 dropped.
 """
 
@@ -17,7 +17,11 @@ _LONGER: Final = 1.5
 
 _SHORTER: Final = 0.93
 
-_MAX_SECONDS: Final = 30.0
+_QUIET_SECONDS: Final = 10.0
+
+_SHORTER_QUIET: Final = 0.5
+
+_MAX_SECONDS: Final = 15.0
 
 _MEMORY_SECONDS: Final = 60.0
 
@@ -39,6 +43,7 @@ class Interval:
         self.seconds = 0.0
         self._sent_at = -math.inf
         self._lengthened_at = -math.inf
+        self._rejected_at = -math.inf
         self._successes: deque[float] = deque(maxlen=_REMEMBERED)
 
     def ask(self, now: float) -> float:
@@ -57,6 +62,7 @@ class Interval:
             sent_at: when the call was sent.
             latency: of a typical call, in seconds.
         """
+        self._rejected_at = now
         if sent_at < self._lengthened_at:
             return  # sent before the interval was lengthened
         self._lengthened_at = now
@@ -74,7 +80,7 @@ class Interval:
         """
         self._successes.append(now)
         if self.seconds:
-            self.seconds *= _SHORTER
+            self.seconds *= _SHORTER if now - self._rejected_at < _QUIET_SECONDS else _SHORTER_QUIET
             if self.seconds < latency:
                 self.seconds = 0.0
 

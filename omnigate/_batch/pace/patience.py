@@ -28,9 +28,9 @@ class Patience:
 
     __slots__ = ("left", "limit", "reason")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, waited: float = 0.0) -> None:
         self.limit: float = seconds
-        self.left: float = seconds
+        self.left: float = seconds - waited
         self.reason: Reason = _SLOT
 
     async def wait(

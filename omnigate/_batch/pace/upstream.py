@@ -29,6 +29,9 @@ logger: Final = logging.getLogger("omnigate")
 _LOGGED_RATIO: Final = 1.25
 """A limit is logged once it has changed by so much since the last time."""
 
+_REJECTED_SECONDS: Final = 60.0
+"""For how long after a rejection the adaptive limit applies to batches with a `max_concurrency` of their own, too."""
+
 _LATENCY_WEIGHT: Final = 0.1
 
 
@@ -37,11 +40,11 @@ class Slot:
 
     __slots__ = ("flow", "in_flight", "is_free", "number", "sent_at", "upstream")
 
-    def __init__(self, upstream: Upstream, flow: Flow, number: int, in_flight: int, sent_at: float) -> None:
+    def __init__(self, upstream: Upstream, flow: Flow, number: int, sent_at: float) -> None:
         self.upstream: Upstream = upstream
         self.flow: Flow = flow
         self.number: int = number
-        self.in_flight: int = in_flight
+        self.in_flight: int = 0  # with it; 0 if that says nothing about the limit
         self.sent_at: float = sent_at
         self.is_free: bool = False
 
@@ -65,6 +68,7 @@ class Upstream:
         interval: the time between sends, below one call in flight.
         breaker: open while the provider is down.
         in_flight: calls in flight.
+        has_bad_items: whether items have failed for good while others succeeded, since the last outage.
     """
 
     def __init__(self, address: Address, model: str) -> None:
@@ -73,7 +77,9 @@ class Upstream:
         self.interval = Interval()
         self.breaker = Breaker()
         self.in_flight = 0
+        self.has_bad_items = False
         self._auto_in_flight = 0
+        self._stalled_at: float | None = None  # the first failure since the last success
         self._address = address
         self._clock = address.clock
         self._blame = Blame()
@@ -81,6 +87,7 @@ class Upstream:
         self._wishes: dict[Flow, None] = {}  # batches that found no slot, in order
         self._promised: dict[Flow, bool] = {}  # those of them that were woken and have not asked yet
         self._latency = 0.0
+        self._rejected_at = -math.inf
         self._logged_limit: float = self.concurrency.limit
 
     @property
@@ -98,6 +105,10 @@ class Upstream:
     def is_closed(self) -> bool:
         """Whether everything but a probe waits for the end of an outage."""
         return self.breaker.is_open or self._address.breaker.is_open
+
+    def stalled_seconds(self) -> float:
+        """Return for how long nothing has got through, although it was tried."""
+        return 0.0 if self._stalled_at is None else self._clock() - self._stalled_at
 
     # Slots
 
@@ -151,7 +162,10 @@ class Upstream:
     def ask(self, flow: Flow, now: float) -> float:
         """Return when the first in line may go: up to `now` means go, `math.inf` not before a call ends."""
         address = self._address
-        if flow.is_auto and self._auto_in_flight >= self.concurrency.limit:
+        if flow.is_auto:
+            if self._auto_in_flight >= self.concurrency.limit:
+                return math.inf
+        elif self.in_flight >= self.concurrency.limit and now < self._rejected_at + _REJECTED_SECONDS:
             return math.inf
         if flow.in_flight >= flow.most or address.in_flight >= address.descriptors.limit:
             return math.inf
@@ -241,7 +255,7 @@ class Upstream:
             address.breaker.sent(number)
         if self.breaker.is_open:
             self.breaker.sent(number)
-        return Slot(self, flow, number, self._auto_in_flight if flow.is_auto else 0, now)
+        return Slot(self, flow, number, now)
 
     # What calls say
 
@@ -252,6 +266,8 @@ class Upstream:
             slot.number = self._address.number()
         if slot.flow.is_auto:
             slot.in_flight = self._auto_in_flight
+        elif now < self._rejected_at + _REJECTED_SECONDS:
+            slot.in_flight = self.in_flight
         self.interval.sent(now)
 
     def succeeded(self, slot: Slot) -> None:
@@ -260,6 +276,7 @@ class Upstream:
         address, concurrency = self._address, self.concurrency
         latency = now - slot.sent_at
         self._latency += (latency - self._latency) * (_LATENCY_WEIGHT if self._latency else 1.0)
+        self._stalled_at = None
         if self.breaker.succeeded(slot.number):
             self._opened(f"model {self.model!r}")
         self.reached(slot)
@@ -271,6 +288,11 @@ class Upstream:
         if not self.interval.seconds:
             concurrency.succeeded(now, latency, slot.in_flight)
         self._log_limit()
+
+    def stalled(self) -> None:
+        """Record that a call did not get through."""
+        if self._stalled_at is None:
+            self._stalled_at = self._clock()
 
     def reached(self, slot: Slot) -> None:
         """Record that there was an answer: the gateway can be reached."""
@@ -289,6 +311,8 @@ class Upstream:
             is_first: whether it is the item's first; the others are the same sign again.
         """
         now, address = self._clock(), self._address
+        if sign is Sign.REJECTED or sign.is_outage:
+            self.stalled()
         if sign is Sign.DESCRIPTORS:
             address.descriptors.exhausted(now, address.in_flight - 1)
             if address.in_flight <= 1 and address.breaker.failed(slot.number, now, reason, is_certain=True):
@@ -303,8 +327,10 @@ class Upstream:
         if (is_certain or (sign is Sign.DOWN and (is_first or self.breaker.is_open))) and self.breaker.failed(
             slot.number, now, reason, is_certain=is_certain
         ):
+            self.has_bad_items = False
             self._closed(f"model {self.model!r}", reason, self.breaker, now)
         if sign is Sign.REJECTED:
+            self._rejected_at = now
             if self.concurrency.limit <= 1 or self.interval.seconds:
                 self.interval.rejected(now, slot.sent_at, max(self._latency, 0.1))
             self.concurrency.overloaded(now, slot.sent_at)
