@@ -27,7 +27,7 @@ Sans-I/O: no clock, no waiting; results of calls go in, a limit comes out. The r
 from __future__ import annotations
 
 import math
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 __all__ = ["AdaptiveConcurrency"]
 
@@ -121,6 +121,24 @@ class _Samples:
         return self.variance() / max(1, self.count) + _NOISE_MIN**2
 
 
+class _Doubt(NamedTuple):
+    """A level that was not worth it, unless calls are still as slow at the level before.
+
+    Attributes:
+        tried: the level.
+        bad: the lowest level known not to be worth it, before.
+        growth: how far the next step would have gone.
+        before: the logarithm of the typical latency at the level before.
+        during: the same on trial.
+    """
+
+    tried: int
+    bad: int | None
+    growth: float
+    before: float
+    during: float
+
+
 class AdaptiveConcurrency:
     """Finds the number of calls in flight beyond which throughput stops growing.
 
@@ -152,6 +170,7 @@ class AdaptiveConcurrency:
         self._try: Literal["hold", "up", "down", "recover"] = "hold"
         self._next: Literal["up", "down"] = "up"
         self._has_climbed = False  # whether latencies rose at the level that is held
+        self._doubt: _Doubt | None = None
         self._steps_down = 1  # taken together
         self._growth = _GROWTH
         self._skip = self.limit  # samples to ignore, sent before the last change
@@ -291,6 +310,11 @@ class AdaptiveConcurrency:
             self._base, self._bad, self._hold = recent, None, 1
             self._start_try("down", max(self._minimum, math.floor(level / _CLIMB_STEP)))
             return
+        doubt, self._doubt = self._doubt, None
+        if doubt is not None and self._is_drift(doubt, recent):
+            self._bad, self._growth, self._hold = doubt.bad, doubt.growth, 1
+            self._start_hold(doubt.tried)
+            return
         if base.count and level > self._minimum:
             noise = math.sqrt(base.variance_of_mean() + recent.variance_of_mean())
             if recent.logarithm() - base.logarithm() > _CLIMB + 2 * noise:
@@ -302,13 +326,21 @@ class AdaptiveConcurrency:
         above = self._above(step, is_settled)
         below = max(self._minimum, min(level - 1, round(level / step**self._steps_down)))
         if not is_settled and above > level:
-            if base.count >= self._samples_for(above / level):
+            if self._bad is None or base.count >= self._samples_for(above / level):
                 self._start_try("up", above)
         elif base.count >= self._hold * max(self._block(), self._samples_for(step)):
             if above > level and (self._next == "up" or below == level):
                 self._start_try("up", above)
             elif below < level:
                 self._start_try("down", below)
+
+    def _is_drift(self, doubt: _Doubt, after: _Samples) -> bool:
+        """Return whether a level on trial was slower only because all calls become slower."""
+        drift = after.logarithm() - doubt.before
+        if drift < _CONFIDENCE * math.sqrt(2 * after.variance_of_mean()):
+            return False
+        excess = doubt.during - (doubt.before + drift / 2)
+        return excess < _WORTH * math.log(doubt.tried / self._good)
 
     def _step(self) -> float:
         """Return the ratio of two levels that can be told apart within `_SAMPLES_MAX` latencies."""
@@ -345,12 +377,14 @@ class AdaptiveConcurrency:
         is_first = self._bad is None and excess > 0  # a wrong verdict here would cost much time
         if abs(excess) < (_CONFIDENCE_FIRST if is_first else _CONFIDENCE) * noise:
             enough = max(self._block(), base.count // 2) if was_known else max(_SAMPLES_MAX, tried)
-            if recent.count < min(enough, max(_SAMPLES_MAX, tried)):
+            is_likely = self._bad is None and tried > good and excess < 0  # growing is cheap to undo
+            if not is_likely and recent.count < min(enough, max(_SAMPLES_MAX, tried)):
                 return
             is_higher_worth = is_higher_worth and not was_known
         if tried > good:
             self._next = "down"
             if not is_higher_worth:
+                self._doubt = _Doubt(tried, self._bad, self._growth, base.logarithm(), recent.logarithm())
                 self._bad, self._growth = tried, _REGROWTH
             elif was_known:
                 self._bad = None
