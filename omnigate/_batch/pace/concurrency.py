@@ -43,6 +43,8 @@ _CONFIDENCE: Final = 1.65  # standard errors: one wrong verdict in twenty
 
 _CONFIDENCE_FIRST: Final = 3.0  # for the verdict that ends the doubling
 
+_DRIFT: Final = 0.5  # standard errors of a change over time that explains a verdict
+
 _BLOCK: Final = 24  # the smallest number of latencies judged together
 
 _SAMPLES_MAX: Final = 1_500  # after this many the likelier verdict is taken
@@ -337,7 +339,7 @@ class AdaptiveConcurrency:
     def _is_drift(self, doubt: _Doubt, after: _Samples) -> bool:
         """Return whether a level on trial was slower only because all calls become slower."""
         drift = after.logarithm() - doubt.before
-        if drift < _CONFIDENCE * math.sqrt(2 * after.variance_of_mean()):
+        if drift < _DRIFT * math.sqrt(2 * after.variance_of_mean()):
             return False
         excess = doubt.during - (doubt.before + drift / 2)
         return excess < _WORTH * math.log(doubt.tried / self._good)
