@@ -40,9 +40,19 @@ async def run(client: AsyncClient, items: Any, **options: Any) -> tuple[list[Out
     return outcomes, batch.stats
 
 
+async def key_of(gateway: LocalGateway, limit: int) -> str:
+    """Return the key of a project that may make so many calls per window."""
+    async with AsyncAdminClient(gateway.admin_key, base_url=gateway.url) as admin:
+        org = await admin.create_org(name="o")
+        project = await admin.create_project(org_id=org.id, name="p", rate_limit_per_min=limit)
+    async with AsyncClient(project.api_key, base_url=gateway.url) as client:
+        await client.set_provider_key(provider="openai", api_key="sk-12345678")
+    return project.api_key
+
+
 async def restart(seconds: float, count: int) -> None:
     """Stop the gateway in the middle of a batch for some time; no item may be lost."""
-    gateway = LocalGateway(port=free_port(), rate_limit_per_min=100_000, latency_seconds=0.05)
+    gateway = LocalGateway(port=free_port(), latency_seconds=0.05)
     results: list[Outcome] = []
     async with AsyncClient(gateway.api_key, base_url=f"http://127.0.0.1:{gateway._port}") as client:
 
@@ -74,15 +84,11 @@ async def test_a_restart_of_ten_seconds_loses_no_item_of_1200() -> None:
 
 
 async def test_batches_of_two_keys_and_two_models_do_not_hold_each_other_back() -> None:
-    async with LocalGateway(rate_limit_per_min=40, rate_window_seconds=2) as gateway:
-        async with AsyncAdminClient(gateway.admin_key, base_url=gateway.url) as admin:
-            org = await admin.create_org(name="o")
-            project = await admin.create_project(org_id=org.id, name="p", rate_limit_per_min=100_000)
+    async with LocalGateway(rate_window_seconds=2) as gateway:
         async with (
-            AsyncClient(gateway.api_key, base_url=gateway.url) as slow,
-            AsyncClient(project.api_key, base_url=gateway.url) as fast,
+            AsyncClient(await key_of(gateway, 40), base_url=gateway.url) as slow,
+            AsyncClient(gateway.api_key, base_url=gateway.url) as fast,
         ):
-            await fast.set_provider_key(provider="openai", api_key="sk-12345678")
             ends: dict[str, float] = {}
             failed: list[Outcome] = []
 
@@ -110,7 +116,7 @@ async def test_a_provider_that_allows_few_calls_loses_no_item() -> None:
         counts[window] += 1
         return counts[window] > 20
 
-    async with LocalGateway(rate_limit_per_min=100_000) as gateway:
+    async with LocalGateway() as gateway:
         gateway.script(
             Status(429, {"detail": "OpenAI error 429: slow down"}), times=1_000_000, when=is_too_many
         )
@@ -159,13 +165,13 @@ async def workers(number: int, *arguments: object) -> list[Any]:
 @pytest.mark.proof
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_four_processes_with_one_key_lose_no_item() -> None:
-    async with LocalGateway(rate_limit_per_min=100, rate_window_seconds=2) as gateway:
-        results = await workers(4, gateway.url, gateway.api_key, 200, 32)
+    async with LocalGateway(rate_window_seconds=2) as gateway:
+        results = await workers(4, gateway.url, await key_of(gateway, 100), 200, 32)
     assert results == [[200, []]] * 4
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_batch_with_too_few_descriptors_loses_no_item() -> None:
-    async with LocalGateway(rate_limit_per_min=100_000, latency_seconds=0.05) as gateway:
-        results = await workers(1, gateway.url, gateway.api_key, 400, 200, 64)
-    assert results == [[400, []]]
+    async with LocalGateway(latency_seconds=3.0) as gateway:
+        results = await workers(1, gateway.url, gateway.api_key, 120, 120, 64)
+    assert results == [[120, []]]

@@ -30,7 +30,7 @@ _LOGGED_RATIO: Final = 1.25
 """A limit is logged once it has changed by so much since the last time."""
 
 _REJECTED_SECONDS: Final = 60.0
-"""For how long after a rejection the adaptive limit binds batches with a `max_concurrency` of their own, too."""
+"""For how long after a rejection the adaptive limit binds batches with their own `max_concurrency`, too."""
 
 _LATENCY_WEIGHT: Final = 0.1
 
