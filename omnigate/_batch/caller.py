@@ -257,13 +257,14 @@ class _ItemAttempts(Fetching):
             raise
         if self.count > 1:
             self._caller.retries += 1
-        self._ready.upstream.sent(self.slot)
+        self._ready.upstream.sent(self.slot, self._send.at)
 
     def received(self, result: Answer) -> Answer:
         """Learn from an answer, and return it."""
         answer = super().received(result)
-        self._ready.gate.answered(self._send, rate_limit_of(answer.head))
-        self._ready.upstream.succeeded(self.slot)
+        now = self._caller.clock()
+        self._ready.gate.answered(self._send, rate_limit_of(answer.head), now)
+        self._ready.upstream.succeeded(self.slot, now)
         self.slot.free(is_followed=True)
         return answer
 
@@ -285,13 +286,13 @@ class _ItemAttempts(Fetching):
             if seconds is not None:
                 gate.rejected(self._send, seconds, limit)
             elif limit is not None:
-                gate.answered(self._send, limit)
+                gate.answered(self._send, limit, self._caller.clock())
             else:
                 gate.ended(self._send)
             slot.free()
             return failure
         if limit is not None:
-            gate.answered(self._send, limit)
+            gate.answered(self._send, limit, self._caller.clock())
         else:
             gate.ended(self._send)
         self._failed += 1

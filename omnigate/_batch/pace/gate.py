@@ -115,10 +115,11 @@ class Gate:
             self._queue.remove(waiter, has_passed=send is not None)
             self._queue.wake()
 
-    def answered(self, send: Send, limit: RateLimit | None) -> None:
+    def answered(self, send: Send, limit: RateLimit | None, now: float) -> None:
         """Record a success, or a failure with the rate limit's headers."""
-        self._pacer.answered(send, self.clock(), limit)
-        self._queue.wake()
+        self._pacer.answered(send, now, limit)
+        if self._queue:
+            self._queue.wake()
 
     def rejected(self, send: Send, retry_after: float, limit: RateLimit | None) -> None:
         """Record that the gateway's own limit was exceeded."""

@@ -199,14 +199,16 @@ class Upstream:
             now = self._clock()
             self.breaker.ended(slot.number, now)
             self._address.breaker.ended(slot.number, now)
-        for queue in list(flow.queues):
-            if queue is not self._queue:
-                queue.wake()
+        if flow.queues:
+            for queue in list(flow.queues):
+                if queue is not self._queue:
+                    queue.wake()
         is_followed = is_followed and flow.goes_on()
         if flow.has_wish and not is_followed:
             flow.has_wish = False
             flow.wake()
-        self.wake(flow if is_followed else None)
+        if self._queue or self._wishes:
+            self.wake(flow if is_followed else None)
         if self._address.descriptors.limit < math.inf:
             self._address.wake()
 
@@ -259,9 +261,9 @@ class Upstream:
 
     # What calls say
 
-    def sent(self, slot: Slot) -> None:
+    def sent(self, slot: Slot, now: float) -> None:
         """Record that the call of a slot goes out now, after its wait for the rate window."""
-        slot.sent_at = now = self._clock()
+        slot.sent_at = now
         if not self.is_closed:  # else it may be the probe
             slot.number = self._address.number()
         if slot.flow.is_auto:
@@ -270,9 +272,8 @@ class Upstream:
             slot.in_flight = self.in_flight
         self.interval.sent(now)
 
-    def succeeded(self, slot: Slot) -> None:
-        """Record a success, and free its slot."""
-        now = self._clock()
+    def succeeded(self, slot: Slot, now: float) -> None:
+        """Record a success, before its slot is freed."""
         address, concurrency = self._address, self.concurrency
         latency = now - slot.sent_at
         self._latency += (latency - self._latency) * (_LATENCY_WEIGHT if self._latency else 1.0)
@@ -352,7 +353,9 @@ class Upstream:
         logger.info("batch: opened the gate for %s again", what)
 
     def _log_limit(self) -> None:
-        limit = self.limit
+        limit = self.limit if self.interval.seconds else self.concurrency.limit
+        if limit == self._logged_limit:
+            return
         if not self._logged_limit / _LOGGED_RATIO <= limit <= self._logged_limit * _LOGGED_RATIO:
             logger.info(
                 "batch: concurrency for model %r changed from %.3g to %.3g",
