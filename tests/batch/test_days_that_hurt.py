@@ -375,3 +375,71 @@ async def test_a_first_call_that_fails_releases_no_burst(first: Reply) -> None:
     outcomes, _, _ = await run(gateway, prompts(100), max_concurrency=256)
     assert gateway.rejected == 0
     assert len(outcomes) == 100
+
+
+# To be seen
+
+
+async def test_a_batch_logs_its_begin_its_end_its_closed_gate_and_its_concurrency(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", logger="omnigate"):
+        await run(ModelGateway(refused(5, 20)), prompts(400))
+    lines = "\n".join(record.getMessage() for record in caplog.records)
+    assert "batch: began, max_concurrency='auto'" in lines
+    assert "batch: concurrency for model 'gpt' changed from 8 to 16" in lines
+    assert "batch: closed the gate for the gateway: Could not reach the gateway" in lines
+    assert "next probe at " in lines
+    assert "batch: opened the gate for the gateway again" in lines
+    assert "batch: ended: 400 done" in lines
+    assert "llmg_x" not in lines
+
+
+async def test_the_stats_say_what_a_batch_waits_for_and_its_limits() -> None:
+    def handle(model: str, prompt: str, gateway: ModelGateway) -> Reply:
+        if 100 <= gateway.now < 150:
+            raise httpx.ConnectError("connection refused")
+        if 200 <= gateway.now < 260:
+            return Reply(0.1, 429, "OpenAI error 429: slow down")
+        return Reply(3.0)
+
+    seen: dict[int, omnigate.BatchStats] = {}
+    gateway = ModelGateway(handle, limit=300)
+    async with client_of(gateway).batch(prompts(3_000), model="gpt", max_concurrency=64) as batch:
+        async with anyio.create_task_group() as group:
+
+            async def watch() -> None:
+                for second in (1, 40, 130, 250):
+                    await anyio.sleep(second - anyio.current_time())
+                    seen[second] = batch.stats
+                group.cancel_scope.cancel()
+
+            group.start_soon(watch)
+            async for _ in batch:
+                pass
+    assert seen[40].waiting_for == "rate window"
+    assert seen[130].waiting_for == "outage"
+    assert seen[250].waiting_for == "provider"
+    assert all(seen[second].waiting_until is not None for second in (40, 250))
+    assert seen[250].rejections > 0
+    assert seen[250].retries > 0
+    assert 0 < seen[250].concurrency_limits["gpt"] <= 1
+    assert seen[40].concurrency_limits["gpt"] >= 8
+
+
+# Latencies that are not load
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("kind", ["sorted", "reversed", "two kinds"])
+async def test_latencies_that_differ_by_prompt_do_not_hold_the_concurrency_down(kind: str, seed: int) -> None:
+    dice, count = random.Random(seed), 3_000
+
+    def handle(model: str, prompt: str, gateway: ModelGateway) -> Reply:
+        place = number_of(prompt) / count
+        if kind == "two kinds":
+            return Reply(30.0 if dice.random() < 0.1 else 0.5)
+        return Reply((0.5 + 10 * (place if kind == "sorted" else 1 - place)) * dice.lognormvariate(0, 0.3))
+
+    _, seconds, _ = await run(ModelGateway(handle), prompts(count))
+    assert seconds < {"sorted": 200, "reversed": 350, "two kinds": 500}[kind]

@@ -19,7 +19,11 @@ _FAILURES_JUDGED: Final = 4  # so many failures are expected in a judged sample,
 
 _JUDGED_MAX: Final = 400
 
-_OUTAGE: Final = 0.6  # a larger share of failures is never excused
+_EXCUSED_MAX: Final = 0.3  # after one cut
+
+_FUTILE: Final = 0.8  # of the share before: next to no change
+
+_FUTILE_CUTS: Final = 4
 
 _EXCUSED_MIN: Final = 0.03  # of any file's prompts may fail
 
@@ -44,10 +48,13 @@ class Blame:
         self._cut_at = math.inf  # when the cut that is being judged was made
         self._share_before = 0.0
         self._calls_after = self._failures_after = 0
+        self._futile = 0  # cuts in a row that changed next to nothing
 
     def succeeded(self, sent_at: float) -> bool:
         """Record a success; return whether it has shown that cutting does not help."""
         self._share -= _WEIGHT * self._share
+        if self._share < self.excused / 2:  # what failed so often is over
+            self.excused = max(_EXCUSED_MIN, self.excused * (1 - _WEIGHT))
         self._count(0)
         if sent_at <= self._cut_at:
             return False
@@ -80,10 +87,11 @@ class Blame:
         needed = min(_JUDGED_MAX, max(_JUDGED_AFTER, _FAILURES_JUDGED / self._share_before))
         if self._calls_after < needed:
             return False
-        share = self._failures_after / self._calls_after
-        is_excused = self._share_before / 2 <= share <= _OUTAGE and share > 0
-        if is_excused or share < self.excused / 2:
-            self.excused = share
+        share, before = self._failures_after / self._calls_after, self._share_before
+        self._futile = self._futile + 1 if share >= _FUTILE * before else 0
+        is_excused = 0 < before / 2 <= share <= _EXCUSED_MAX or self._futile >= _FUTILE_CUTS
+        if is_excused:
+            self.excused, self._futile = max(_EXCUSED_MIN, share), 0
         self._cut_at = math.inf
         self._calls, self._failures = self._calls_after, self._failures_after
         return is_excused
