@@ -57,6 +57,7 @@ from omnigate._batch.source import END, Source
 from omnigate._calls.attempts import Call
 from omnigate._runtime.frames import level_of_caller
 from omnigate._runtime.isolation import is_cancellation
+from omnigate._transport.messages import Origin
 from omnigate._wire import endpoints
 from omnigate.exceptions import InvalidArgumentError, JournalError, NotStartedError
 
@@ -108,6 +109,8 @@ class Batch:
         self._parked = 0  # of those in flight: wait for their first slot
         self._is_turn_taken = False
         self._gate: Gate | None = None  # of the last item
+        self._headers: dict[bytes, bytes] | None = None  # of the last item; the same object for the same key
+        self._origin: Origin | None = None
         self._upstreams: dict[Upstream, None] = {}  # those in use, the one used last at the end
         self._flow = Flow(self._most, is_auto=self._is_auto, wake=self._wake, goes_on=self._goes_on)
         self._enough = Enough(options.stop_after_failures)
@@ -441,8 +444,11 @@ class Batch:
         """Return an item with where it goes: the gate of its key, and its model."""
         headers, request = call.headers, item.request
         assert request is not None
-        key = headers.get(b"x-api-key") or headers.get(b"authorization") or b""
-        gate = self._gate = self._gates.of(call.origin, key)
+        gate = self._gate
+        if gate is None or headers is not self._headers or call.origin is not self._origin:
+            self._headers, self._origin = headers, call.origin
+            key = headers.get(b"x-api-key") or headers.get(b"authorization") or b""
+            gate = self._gate = self._gates.of(call.origin, key)
         upstream = gate.upstream(request.model)
         upstreams = self._upstreams
         if upstream not in upstreams:

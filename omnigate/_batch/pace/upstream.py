@@ -286,9 +286,11 @@ class Upstream:
         if self._blame.succeeded(slot.sent_at):
             concurrency.forgive()
         self.interval.succeeded(now, self._latency)
-        if not self.interval.seconds:
+        if self.interval.seconds:
+            self._log_limit()
+        elif slot.flow.is_auto or now < self._rejected_at + _REJECTED_SECONDS:
             concurrency.succeeded(now, latency, slot.in_flight)
-        self._log_limit()
+            self._log_limit()
 
     def stalled(self) -> None:
         """Record that a call did not get through."""
