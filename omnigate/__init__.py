@@ -40,6 +40,7 @@ from omnigate.exceptions import (
     InvalidArgumentTypeError,
     InvalidResponseError,
     JournalError,
+    MaxWaitError,
     NotStartedError,
     ProviderError,
     ProviderRateLimitError,
@@ -47,6 +48,7 @@ from omnigate.exceptions import (
     RateLimitError,
     StreamClosedError,
     TimeoutError,
+    TooManyFailuresError,
     classify,
 )
 from omnigate.models import (
@@ -104,6 +106,7 @@ __all__ = [
     "JournalRecovery",
     "JournalWarning",
     "ListResult",
+    "MaxWaitError",
     "MeResponse",
     "Message",
     "Meta",
@@ -133,6 +136,7 @@ __all__ = [
     "SyncChatStream",
     "SyncCompletionStream",
     "TimeoutError",
+    "TooManyFailuresError",
     "Usage",
     "__version__",
     "classify",

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal, Unpack, overload
 
 from omnigate._batch.answers import Answers
+from omnigate._batch.enough import StopAfterFailures
 from omnigate._batch.items import BatchItem, check_ids, check_source
 from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchSettings, ProgressArgument, StopOn
 from omnigate._calls.retry import RetryConfig
@@ -484,6 +485,7 @@ class Client(BaseClient):
         replay: bool = True,
         progress: ProgressArgument = False,
         max_wait_seconds: Number = MAX_WAIT_SECONDS,
+        stop_after_failures: StopAfterFailures = "auto",
         user_id: Id | None = None,
         **options: Unpack[CallOptions],
     ) -> SyncBatch:
@@ -491,8 +493,9 @@ class Client(BaseClient):
 
         Use it as `with client.batch(…) as batch: for outcome in batch: …`. Every item ends in
         exactly one `Outcome`. Sends are paced by the gateway's rate limit headers. If the gateway returns a
-        429 anyway, the item waits and is sent again, which does not count as a retry. All batches of a client
-        share one limit.
+        429 anyway, the item waits and is sent again, which does not count as a retry. All batches with the
+        same key take turns. What cannot be sent now, during an outage or at a provider's limit, is waited
+        for.
 
         The caller's thread iterates `requests`, ahead of the outcomes, and yields no outcome while it waits
         for an item. So a source must not wait for an outcome of the same batch.
@@ -505,8 +508,8 @@ class Client(BaseClient):
                 item becomes a failed outcome.
             model: model of items that name none.
             max_concurrency: the most calls in flight, at least 1; "auto" adapts it to the provider's
-                capacity, for all such batches of the client together. Never exceeds the transport's
-                connections.
+                capacity, for all such batches with the same key and model together. Never exceeds the
+                transport's connections.
             ordered: yield outcomes in the order of the items. A slow item then holds up later outcomes and,
                 once a bounded number of them wait, the reading of more items.
             stop_on: types of errors that end the batch, or a callable that takes an error
@@ -527,9 +530,14 @@ class Client(BaseClient):
                 written just before its block was left, or it was killed, are then only in the journal.
             progress: True for a live display (needs the extra `cli`); or a callable that
                 is called with `BatchStats` several times a second, in the client's own thread.
-            max_wait_seconds: the longest `Retry-After` of the gateway to wait for, above 0. A longer one ends
-                the batch with that `RateLimitError`, without holding back other batches. A 429 without a
-                usable `Retry-After` counts as a minute, unless it says when the window ends.
+            max_wait_seconds: how long an item may wait in all, above 0: for the rate limit, for a provider
+                that rejects more calls, and for the end of an outage. Then it fails with the error that made
+                it wait, or with `MaxWaitError` if it was never sent. A 429 of the gateway with a longer
+                `Retry-After` ends the batch with that `RateLimitError`, without holding back other batches.
+                Without a usable `Retry-After` it counts as a minute, unless it says when the window ends.
+            stop_after_failures: after how many failed items to end the batch with `TooManyFailuresError`: an
+                integer; or a float, a share (above 0, at most 1) of the items that ended, once twenty have;
+                or None for never. "auto": when the first twenty items fail with the same 400, 404 or 422.
             user_id: the end user, overriding the client's; "" for none.
             options: `timeout`, `deadline_seconds` (from the first send), `extra_headers`, for each call; see
                 `CallOptions`.
@@ -552,6 +560,7 @@ class Client(BaseClient):
             replay=replay,
             progress=progress,
             max_wait_seconds=max_wait_seconds,
+            stop_after_failures=stop_after_failures,
             user_id=user_id,
             **options,
         )
@@ -599,7 +608,8 @@ class Client(BaseClient):
                 (`stop_on` has its default, a wait is too long, the journal cannot be written) stands in the
                 place of each item that was not called. If False, the first error cancels the other calls and
                 is raised.
-            options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`, `user_id`,
+            options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
+                `stop_after_failures`, `user_id`,
                 `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for details.
 
         Raises:

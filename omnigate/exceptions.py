@@ -30,6 +30,7 @@ __all__ = [
     "InvalidArgumentTypeError",
     "InvalidResponseError",
     "JournalError",
+    "MaxWaitError",
     "NotStartedError",
     "ProviderError",
     "ProviderRateLimitError",
@@ -37,6 +38,7 @@ __all__ = [
     "RateLimitError",
     "StreamClosedError",
     "TimeoutError",
+    "TooManyFailuresError",
     "classify",
     "normalise_detail",
 ]
@@ -184,6 +186,32 @@ class NotStartedError(GatewayError, RuntimeError):
 
 class JournalError(GatewayError):
     """The journal of a batch cannot be used or written, or contradicts the batch's items."""
+
+
+class MaxWaitError(GatewayError):
+    """An item of a batch could not be sent within `max_wait_seconds` of waiting.
+
+    Attributes:
+        waited_for: what it waited for last: "rate window", "provider" or "outage".
+
+    """
+
+    waited_for: str = ""
+
+
+class TooManyFailuresError(GatewayError):
+    """A batch ended because too many of its items failed (`stop_after_failures`).
+
+    The last failure is chained (`__cause__`).
+
+    Attributes:
+        failed: how many items had failed.
+        ended: how many had ended.
+
+    """
+
+    failed: int = 0
+    ended: int = 0
 
 
 class RaceError(ExceptionGroup[GatewayError], GatewayError):

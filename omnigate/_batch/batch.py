@@ -1,7 +1,8 @@
 """Fan-out: any number of requests through one client, exactly one outcome for each.
 
-Parts. `Source` reads the items, `Caller` makes their calls, `Outbox` hands out their outcomes, `Record` keeps
-the journal, `lifecycle` holds the state. This module drives them.
+Parts. `Source` reads the items, `pace` says when they may be sent, `Caller` makes their calls, `Outbox` hands
+out their outcomes, `Record` keeps the journal, `Enough` counts the failures, `lifecycle` holds the state.
+This module drives them.
 
 Structure. `async with` owns one task, and nothing runs outside its group of workers. A worker takes the turn,
 prepares an item, passes the turn on by starting another worker if there is room for one, makes the call, and
@@ -9,8 +10,10 @@ starts over. There is a single turn, so at most one item has been read without b
 finds the turn taken exits. While nothing has to wait, an item therefore costs no task, lock or hand-over.
 
 The holder of the turn waits for room (the number of items read and not yet handed out is bounded), for the
-source, and for the gate (the gateway's rate limit). A worker with a call waits for the response, between two
-attempts, and for the gate again.
+source, for a slot of the item's model, and for the gate (the gateway's rate limit). If the slots are used up
+by calls, no worker waits: the next call that ends wakes one. If the items name several models, an item that
+must wait for a slot gives up the turn, so that it does not hold up those of other models; a bounded number of
+them do. A worker with a call waits for the response, between two attempts, and for a slot and the gate again.
 
 Cancellation. The group belongs to the block, so a cancellation reaches every worker; an item cancelled during
 its call has no outcome. Outcomes are handed over and journalled without an await. Leaving the block cancels a
@@ -24,6 +27,7 @@ been cancelled. If no scope around the worker is cancelled, it is treated as an 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -33,7 +37,8 @@ from typing import TYPE_CHECKING, Final, Self
 import anyio
 import anyio.lowlevel
 
-from omnigate._batch.caller import Caller, Ready
+from omnigate._batch.caller import Caller, Entry, Ready
+from omnigate._batch.enough import Enough
 from omnigate._batch.items import Item, read_item
 from omnigate._batch.journal.file import NotCompactedError
 from omnigate._batch.journal.journal import JournalWarning, RepeatedIdError, Replay
@@ -42,12 +47,16 @@ from omnigate._batch.options import BatchOptions
 from omnigate._batch.outbox import Outbox
 from omnigate._batch.outcomes import AnyOutcome, BatchStats, Outcome, Tally, words_of
 from omnigate._batch.pace.gate import Gate, Gates
+from omnigate._batch.pace.patience import OutOfPatienceError, Patience, Reason
+from omnigate._batch.pace.queue import Flow
+from omnigate._batch.pace.upstream import Upstream
 from omnigate._batch.progress import Progress
 from omnigate._batch.record import Record
 from omnigate._batch.source import END, Source
 from omnigate._calls.attempts import Call
 from omnigate._runtime.frames import warn
 from omnigate._runtime.isolation import is_cancellation
+from omnigate._transport.messages import Origin
 from omnigate._wire import endpoints
 from omnigate._wire.pickling import UnpicklableReader
 from omnigate.exceptions import InvalidArgumentError, JournalError, NotStartedError
@@ -55,12 +64,20 @@ from omnigate.exceptions import InvalidArgumentError, JournalError, NotStartedEr
 if TYPE_CHECKING:
     from omnigate._calls.session import Session
 
+logger: Final = logging.getLogger("omnigate")
+
 _SPARE: Final = 64
 """How many more items than twice the concurrency limit may be read and not yet handed out."""
 
 _CHECKPOINT_EVERY: Final = 32
 
 _MOST: Final = 1 << 30
+
+_PARKED_MAX: Final = 64
+"""How many items of a batch with several models may wait for a slot of theirs."""
+
+_FIRST_LIMIT: Final = 8
+"""The concurrency limit to reckon with before the first item is read."""
 
 
 class Batch(UnpicklableReader):
@@ -71,11 +88,12 @@ class Batch(UnpicklableReader):
     flight and returns only when all of them have ended.
 
     Iterating raises, after the last outcome: the error that matched `stop_on`; the source's exception,
-    unwrapped; `JournalError`. If the block is left before that, a failure to write an outcome is still raised
-    at the end of the block, or added as a note to the block's own exception: that response was billed and is
-    missing from the journal. Other failures at the end (`progress`, the disk) are reported the same way.
-    A journal that could not be compacted is only a `JournalWarning`: nothing is lost. A batch that is left
-    before an outcome was read is a `RuntimeWarning`; `run` runs one whose outcomes nobody reads.
+    unwrapped; `JournalError`; `TooManyFailuresError`. If the block is left before that, a failure to
+    write an outcome is still raised at the end of the block, or added as a note to the block's own
+    exception: that response was billed and is missing from the journal. Other failures at the end
+    (`progress`, the disk) are reported the same way. A journal that could not be compacted is only a
+    `JournalWarning`: nothing is lost. A batch that is left before an outcome was read is a
+    `RuntimeWarning`; `run` runs one whose outcomes nobody reads.
     """
 
     def __init__(self, session: Session, gates: Gates, options: BatchOptions) -> None:
@@ -91,11 +109,18 @@ class Batch(UnpicklableReader):
         self._record = Record(options.journal, lock=options.journal_lock, want_response=options.replay)
         self._in_flight = 0
         self._called = 0
+        self._parked = 0  # of those in flight: wait for their first slot
         self._is_turn_taken = False
+        self._gate: Gate | None = None  # of the last item
+        self._headers: dict[bytes, bytes] | None = None  # of the last item; the same object for the same key
+        self._origin: Origin | None = None
+        self._upstreams: dict[Upstream, None] = {}  # those in use, the one used last at the end
+        self._flow = Flow(self._most, is_auto=self._is_auto, wake=self._wake, goes_on=self._goes_on)
+        self._enough = Enough(options.stop_after_failures)
         self._last_stats: BatchStats | None = BatchStats()  # while it is not open
         self._progress: Progress | None = None
-        self._gate: Gate
         self._caller: Caller
+        self._clock: Callable[[], float]
         self._tally: Tally
         self._group: anyio.abc.TaskGroup
         self._running: anyio.CancelScope
@@ -106,9 +131,39 @@ class Batch(UnpicklableReader):
         """The batch's progress so far; readable at any time, even before it starts and after it ends."""
         if self._last_stats is not None:
             return self._last_stats
-        seconds = self._gate.waiting_seconds()
-        until = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
-        return self._tally.stats(in_flight=self._in_flight, waiting_until=until)
+        return self._stats(self._in_flight)
+
+    def _stats(self, in_flight: int) -> BatchStats:
+        waiting_for, seconds = self._waiting() if in_flight or self._lifecycle.state is State.OPEN else _NOT
+        caller = self._caller
+        return self._tally.stats(
+            in_flight=in_flight,
+            waiting_until=None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds),
+            waiting_for=waiting_for,
+            rejections=caller.rejections,
+            retries=caller.retries,
+            concurrency_limits={upstream.model: upstream.limit for upstream in self._upstreams},
+        )
+
+    def _waiting(self) -> tuple[Reason | None, float | None]:
+        """Return what the next item waits for, and for how many seconds, if that is known."""
+        gate, flow = self._gate, self._flow
+        if gate is None:
+            return _NOT
+        seconds = gate.waiting_seconds()
+        if seconds is not None:
+            return "rate window", seconds
+        now = self._clock()
+        waiting: Reason | None = None
+        for upstream in self._upstreams:
+            reason = upstream.waits_for(flow)
+            if reason is not None and reason != "concurrency":
+                until = upstream.held_until(now)
+                return reason, None if until is None else until - now
+            waiting = waiting or reason
+        if waiting is None and flow.in_flight >= flow.most:
+            waiting = "concurrency"
+        return waiting, None
 
     def __repr__(self) -> str:
         return f"<Batch {self._description()}>"
@@ -120,15 +175,15 @@ class Batch(UnpicklableReader):
             return str(lifecycle)
         parts = [f"{self._in_flight:,} in flight"] if self._in_flight or lifecycle.state < State.ENDED else []
         parts += words_of(self._tally)
-        opens_at = self._gate.opens_at
+        opens_at = None if self._gate is None else self._gate.opens_at
         if opens_at is not None and lifecycle.state < State.ENDED and opens_at > datetime.now(UTC):
             parts.append(f"waiting until {opens_at.astimezone():%H:%M:%S}")
         return f"{lifecycle}: {', '.join(parts)}"
 
     def _prepare_caller(self) -> None:
-        self._gate = self._gates.current()
-        self._caller = Caller(self._session, self._gate, self._options)
-        self._tally = Tally(self._gate.clock)
+        self._clock = self._gates.clock()
+        self._caller = Caller(self._session, self._flow, self._options, self._clock)
+        self._tally = Tally(self._clock)
 
     async def __aenter__(self) -> Self:
         lifecycle = self._lifecycle
@@ -148,6 +203,7 @@ class Batch(UnpicklableReader):
         self._last_stats = None
         if self._options.progress is not False:
             self._progress = Progress(self._options.progress, lambda: self.stats)
+        logger.info("batch: began, max_concurrency=%r", self._options.max_concurrency)
         self._group.start_soon(self._run)
         return self
 
@@ -162,7 +218,8 @@ class Batch(UnpicklableReader):
             try:
                 await self._leave_group(error)
             finally:
-                self._last_stats = self._tally.stats(in_flight=0, waiting_until=None)
+                self._last_stats = self._stats(0)
+                logger.info("batch: ended: %s", ", ".join(words_of(self._tally)))
                 self._outbox.notify()
                 self._collect_untold(failures)
                 self._close_progress(failures)
@@ -276,16 +333,29 @@ class Batch(UnpicklableReader):
 
     def _room(self) -> int:
         """Return how many more items could start now."""
-        free = self._limit() - (self._gate.in_flight if self._is_auto else self._in_flight)
-        return min(free, self._bound() - self._outbox.pending, self._gate.room())
+        gate = self._gate
+        room = min(self._limit() - self._flow.in_flight, self._bound() - self._outbox.pending)
+        return room if gate is None else min(room, gate.room())
 
     def _limit(self) -> int:
-        """Return the limit of calls in flight: of this batch, or of all "auto" batches together."""
-        return min(self._gate.concurrency.limit, self._most) if self._is_auto else self._most
+        """Return how many of its calls may be in flight."""
+        if not self._is_auto:
+            return self._most
+        return min(
+            sum(upstream.concurrency.limit for upstream in self._upstreams) or _FIRST_LIMIT, self._most
+        )
 
     def _is_full(self) -> bool:
-        in_flight = self._gate.in_flight if self._is_auto else self._in_flight
-        return self._in_flight > 0 and in_flight >= self._limit()
+        """Return whether no item need be read now, because a call that ends will wake the batch."""
+        flow, upstreams = self._flow, self._upstreams
+        if flow.in_flight >= flow.most:
+            flow.has_wish = True
+            return True
+        if len(upstreams) > 1:
+            return self._parked >= _PARKED_MAX
+        for upstream in upstreams:
+            return upstream.is_full(flow)
+        return False
 
     def _bound(self) -> int:
         return 2 * self._limit() + _SPARE
@@ -308,6 +378,17 @@ class Batch(UnpicklableReader):
             self._lifecycle.advance(State.ENDED)  # however it ended, there are no more outcomes
             self._outbox.notify()
 
+    def _wake(self) -> bool:
+        """Start a worker, since there is a slot; return whether there is use for one."""
+        if not self._goes_on():
+            return False
+        self._workers.start_soon(self._work)
+        return True
+
+    def _goes_on(self) -> bool:
+        """Return whether a worker that has made a call can read the next item."""
+        return self._lifecycle.state is State.OPEN and not self._is_turn_taken
+
     async def _work(self) -> None:
         await self._guarded(self._take_turns)
 
@@ -324,35 +405,46 @@ class Batch(UnpicklableReader):
 
     def _settle(self) -> None:
         """End the batch if no more outcomes can arrive."""
+        if self._lifecycle.state > State.OPEN:
+            for upstream in self._upstreams:
+                upstream.withdraw(self._flow)
         is_winding_down = State.OPEN < self._lifecycle.state < State.ENDED
         if is_winding_down and self._in_flight == 0 and not self._is_turn_taken:
             self._lifecycle.advance(State.ENDED)
         self._outbox.notify()
 
     async def _take_turns(self) -> None:
-        while self._lifecycle.state is State.OPEN and not self._is_turn_taken:
+        while self._goes_on():
             self._is_turn_taken = True
             try:
-                ready = await self._dispatch()
+                found = await self._dispatch()
             finally:
                 self._is_turn_taken = False
-            if ready is None:
+            if found is None:
                 return
+            ready, entry = found
             self._in_flight += 1
             self._called += 1
-            self._gate.in_flight += self._is_auto
             try:
+                if entry is None:
+                    entry = await self._park(ready)
+                    if entry is None:
+                        continue
                 if not self._is_full():
                     self._workers.start_soon(self._work)
-                outcome = await self._caller.call(ready)
+                outcome = await self._caller.call(ready, entry)
             finally:
                 self._in_flight -= 1
-                self._gate.in_flight -= self._is_auto
+                if entry is not None:
+                    entry.slot.free()
             if outcome is not None:
                 self._end(outcome, ready.digest)
 
-    async def _dispatch(self) -> Ready | None:
-        """Return the next item once it may be sent; None if there is none, or no room for one."""
+    async def _dispatch(self) -> tuple[Ready, Entry | None] | None:
+        """Return the next item once it may be sent; None if there is none, or no room for one.
+
+        There is no entry if the item must wait without the turn.
+        """
         lifecycle, source, outbox = self._lifecycle, self._source, self._outbox
         for round in itertools.count(1):
             while outbox.pending >= self._bound():
@@ -369,13 +461,61 @@ class Batch(UnpicklableReader):
                 return None
             item = read_item(raw, outbox.read, self._options.model)
             outbox.expect()
-            read_at = self._gate.clock()
+            read_at = self._clock()
             prepared = self._prepare(item)
             if prepared is None:
                 continue
-            send = self._gate.try_pass() or await self._caller.wait(is_again=False)
-            return None if send is None else Ready(item, *prepared, send, read_at)
+            ready = self._ready(item, *prepared, read_at)
+            entry = self._caller.try_enter(ready)
+            if entry is not None:
+                return ready, entry
+            if len(self._upstreams) > 1:
+                return ready, None
+            entry = await self._enter(ready)
+            if entry is not None:
+                return ready, entry
+            if self._caller.is_abandoned:
+                return None
         raise AssertionError("unreachable")
+
+    def _ready(self, item: Item, call: Call, digest: str, read_at: float) -> Ready:
+        """Return an item with where it goes: the gate of its key, and its model."""
+        headers, request = call.headers, item.request
+        assert request is not None
+        gate = self._gate
+        if gate is None or headers is not self._headers or call.origin is not self._origin:
+            self._headers, self._origin = headers, call.origin
+            key = headers.get(b"x-api-key") or headers.get(b"authorization") or b""
+            gate = self._gate = self._gates.of(call.origin, key)
+        upstream = gate.upstream(request.model)
+        upstreams = self._upstreams
+        if upstream not in upstreams:
+            if len(upstreams) >= _PARKED_MAX:  # so many models: forget the oldest
+                next(iter(upstreams)).withdraw(self._flow)
+                del upstreams[next(iter(upstreams))]
+            upstreams[upstream] = None
+        # An item that was not read because nothing got through has waited with those that were.
+        patience = Patience(self._options.max_wait_seconds, upstream.stalled_seconds())
+        return Ready(item, call, digest, gate, upstream, patience, read_at)
+
+    async def _park(self, ready: Ready) -> Entry | None:
+        """Wait without the turn, so that items of other models can be sent meanwhile."""
+        self._parked += 1
+        try:
+            if not self._is_full():
+                self._workers.start_soon(self._work)
+            return await self._enter(ready)
+        finally:
+            self._parked -= 1
+
+    async def _enter(self, ready: Ready) -> Entry | None:
+        """Wait until an item may be sent; None if it was given up, by the batch or for waiting too long."""
+        try:
+            return await self._caller.enter(ready, is_again=False)
+        except OutOfPatienceError:
+            error = self._caller.out_of_patience(ready)
+        self._end(self._caller.outcome(ready.item, ready.read_at, 0, None, error), ready.digest)
+        return None
 
     def _prepare(self, item: Item) -> tuple[Call, str] | None:
         """Return the item's call and digest; None if it ended without a call."""
@@ -435,12 +575,18 @@ class Batch(UnpicklableReader):
                 self._record.write(outcome, digest)
             except JournalError as failure:
                 self._stop(failure)
+            enough = self._enough.count(error)
+            if enough is not None:
+                self._stop(enough)
         self._outbox.put(outcome)
 
     def _stop(self, error: BaseException | None) -> None:
         """Start no more calls, abandon waiting sends, and raise `error` after the last outcome."""
         self._lifecycle.advance(State.STOPPING, error)
         self._caller.abandon()
+
+
+_NOT: Final = (None, None)
 
 
 def _note(error: BaseException, failures: Sequence[BaseException]) -> None:

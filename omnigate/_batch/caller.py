@@ -1,15 +1,19 @@
 """The call of an item of a batch: the attempts of any call, and what a batch does besides.
 
-Each attempt passes the gate, what comes back teaches the pacer and the adaptive limit, and the gateway's own
-429 uses up no retry. One that ends the batch teaches the pacer nothing: other batches of the client must not
-wait for what this one did not.
+Each attempt takes a slot of its model and passes the gate of its key. What comes back teaches both. Only what
+is the item's own doing uses up its attempts (`pace` has the policy): the gateway's 429 and those of others do
+not, and what met an outage does only once another call, sent after it, has succeeded. Whatever an item waits
+for counts towards `max_wait_seconds`. A 429 that ends the batch teaches the pacer nothing: other batches must
+not wait for what this one did not.
 
 After a stop nothing is sent, even by a worker whose wait has just finished.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, TypeVarTuple
 
 import anyio
@@ -17,18 +21,21 @@ import anyio
 from omnigate._batch.items import Item
 from omnigate._batch.options import BatchOptions
 from omnigate._batch.outcomes import Outcome
-from omnigate._batch.pace.gate import Gate, seconds_at_limit
+from omnigate._batch.pace.gate import Gate
 from omnigate._batch.pace.pacer import Send
+from omnigate._batch.pace.patience import OutOfPatienceError, Patience, Reason
+from omnigate._batch.pace.queue import Flow
+from omnigate._batch.pace.signs import Sign, seconds_at_limit, sign_of
+from omnigate._batch.pace.upstream import Slot, Upstream
 from omnigate._calls.attempts import Call, Fetching
-from omnigate._calls.retry import compute_delay
+from omnigate._calls.retry import compute_delay, should_retry
 from omnigate._transport.carrier import Answer
 from omnigate._wire.head import rate_limit_of
 from omnigate.exceptions import (
     APIError,
     ClientClosedError,
     GatewayError,
-    ProviderRateLimitError,
-    TimeoutError,
+    MaxWaitError,
 )
 from omnigate.models import ChatResponse
 
@@ -39,7 +46,8 @@ T = TypeVar("T")
 
 Args = TypeVarTuple("Args")
 
-_OVERLOADED: Final = frozenset({500, 502, 503, 504})
+_OUTAGE_BACKOFF_MAX: Final = 30.0
+"""Seconds between the attempts of an item that meets an outage which no other item meets."""
 
 
 class _Stopped(Exception):
@@ -47,45 +55,62 @@ class _Stopped(Exception):
 
 
 class Ready(NamedTuple):
-    """An item that may be sent now.
+    """An item that may be sent once it has a slot.
 
     Attributes:
         item: the item.
         call: its request.
         digest: of the request, for the journal.
-        send: what the gate let pass.
-        read_at: when the item was read, by the gate's clock.
+        gate: of its key.
+        upstream: its model behind that key.
+        patience: how long it may still wait.
+        read_at: when the item was read, by the event loop's clock.
     """
 
     item: Item
     call: Call
     digest: str
-    send: Send
+    gate: Gate
+    upstream: Upstream
+    patience: Patience
     read_at: float
+
+
+class Entry(NamedTuple):
+    """What one attempt needs: a slot, and a send that the gate let pass."""
+
+    slot: Slot
+    send: Send
 
 
 class Caller:
     """Makes the calls of a batch.
 
     Attributes:
-        gate: what each attempt passes.
+        flow: the batch's sends, as the queues see them.
         options: the batch's.
-        is_auto: whether the calls teach the adaptive limit.
+        clock: the event loop's.
         is_abandoned: whether the batch has been stopped.
+        rejections: how many 429s came back.
+        retries: how many times an item was sent again.
     """
 
-    def __init__(self, session: Session, gate: Gate, options: BatchOptions) -> None:
-        self.gate: Gate = gate
+    def __init__(
+        self, session: Session, flow: Flow, options: BatchOptions, clock: Callable[[], float]
+    ) -> None:
+        self.flow: Flow = flow
         self.options: BatchOptions = options
-        self.is_auto: bool = options.max_concurrency == "auto"
+        self.clock: Callable[[], float] = clock
+        self.is_abandoned = False
+        self.rejections = 0
+        self.retries = 0
         self._session = session
         self._pauses: set[anyio.CancelScope] = set()
-        self.is_abandoned = False
 
-    async def call(self, ready: Ready) -> Outcome | None:
+    async def call(self, ready: Ready, entry: Entry) -> Outcome | None:
         """Make the call of an item, with its deadline; None if it was given up before it was sent again."""
         session = self._session
-        attempts = _ItemAttempts(self, session, ready)
+        attempts = _ItemAttempts(self, session, ready, entry)
         response: ChatResponse | None = None
         failure: GatewayError | None = None
         try:
@@ -97,32 +122,87 @@ class Caller:
             return None
         except GatewayError as error:
             failure = error
-        item = ready.item
+        finally:
+            attempts.slot.free()
         try:
-            return Outcome(
-                index=item.index,
-                id=item.id,
-                request=item.request,
-                response=response,
-                error=failure,
-                attempts=attempts.count,
-                elapsed=self.gate.clock() - ready.read_at,
-            )
+            return self.outcome(ready.item, ready.read_at, attempts.count, response, failure)
         finally:
             del failure  # breaks the cycle of the error, its traceback and this frame
 
-    async def wait(self, *, is_again: bool) -> Send | None:
-        """Wait at the gate; None if the batch was stopped meanwhile."""
-        passed = await self.pause(self._pass, is_again)
+    def outcome(
+        self,
+        item: Item,
+        read_at: float,
+        attempts: int,
+        response: ChatResponse | None,
+        error: GatewayError | None,
+    ) -> Outcome:
+        """Return the outcome of an item that ends now."""
+        return Outcome(
+            index=item.index,
+            id=item.id,
+            request=item.request,
+            response=response,
+            error=error,
+            attempts=attempts,
+            elapsed=self.clock() - read_at,
+        )
+
+    def try_enter(self, ready: Ready) -> Entry | None:
+        """Return an entry for a new item if it need not wait, else None."""
+        slot = ready.upstream.try_enter(self.flow)
+        if slot is None:
+            return None
+        send = ready.gate.try_pass()
+        if send is None:
+            slot.free(is_followed=True)  # by `enter`
+            return None
+        return Entry(slot, send)
+
+    async def enter(self, ready: Ready, *, is_again: bool) -> Entry | None:
+        """Wait for a slot, and at the gate; None if the batch was stopped meanwhile.
+
+        Raises:
+            OutOfPatienceError: the item has waited for too long.
+        """
+        passed = await self.pause(self._enter, ready, is_again)
         if passed is None:
             return None
+        entry = passed[0]
         if self.is_abandoned:  # just as it passed
-            self.gate.ended(passed[0])
+            entry.slot.free()
+            ready.gate.ended(entry.send)
             return None
-        return passed[0]
+        return entry
 
-    async def _pass(self, is_again: bool) -> Send:
-        return await self.gate.wait(is_again=is_again)
+    async def _enter(self, ready: Ready, is_again: bool) -> Entry:
+        slot = await ready.upstream.enter(self.flow, ready.patience, is_again=is_again)
+        try:
+            send = ready.gate.try_pass() or await ready.gate.wait(
+                self.flow, ready.patience, is_again=is_again
+            )
+        except BaseException:
+            slot.free()
+            raise
+        return Entry(slot, send)
+
+    def gave_up(self, patience: Patience) -> str:
+        """Describe why an item is not waited for any longer."""
+        return (
+            f"gave up after waiting for {_WORDS[patience.reason]}, {patience.limit:g} s in all"
+            " (max_wait_seconds)"
+        )
+
+    def out_of_patience(self, ready: Ready) -> MaxWaitError:
+        """Return the error of an item that could not be sent within `max_wait_seconds`."""
+        upstream, address = ready.upstream, ready.gate.address
+        error = MaxWaitError(self.gave_up(ready.patience))
+        error.waited_for = ready.patience.reason
+        error.attempts = 0
+        cause = address.breaker.reason or upstream.breaker.reason
+        if cause and error.waited_for == "outage":
+            error.add_note(f"the last failure there: {cause}")
+        return error
 
     async def pause(self, func: Callable[[*Args], Awaitable[T]], *args: *Args) -> tuple[T] | None:
         """Await what is given up when the batch stops, and return its result; None if it was given up.
@@ -148,67 +228,129 @@ class Caller:
 
 
 class _ItemAttempts(Fetching):
-    """The attempts of an item's call."""
+    """The attempts of an item's call.
 
-    __slots__ = ("_caller", "_gate", "_in_flight", "_rejections", "_send", "_sent_at")
+    Attributes:
+        slot: the one of the current attempt, or of the last.
+    """
 
-    _sent_at: float
-    _in_flight: int
+    __slots__ = ("_caller", "_failed", "_ready", "_rejected", "_send", "_sign", "_unproven", "_used", "slot")
 
-    def __init__(self, caller: Caller, session: Session, ready: Ready) -> None:
+    def __init__(self, caller: Caller, session: Session, ready: Ready, entry: Entry) -> None:
         super().__init__(ready.call, *session.means)
         self._caller = caller
-        self._gate = caller.gate
-        self._send = ready.send
-        self._rejections = 0
+        self._ready = ready
+        self.slot: Slot
+        self._send: Send
+        self.slot, self._send = entry
+        self._sign = Sign.OWN  # what the last failure says
+        self._rejected = 0  # attempts that met the gateway's own limit
+        self._failed = 0  # attempts that failed, but for the gateway's own limit
+        self._used = 0  # those that were the item's own doing
+        self._unproven: list[int] = []  # the numbers of those that may have been, or met an outage
 
     def begin(self) -> None:
-        """Begin an attempt, which has passed the gate."""
-        gate = self._gate
+        """Begin an attempt, which has a slot and has passed the gate."""
         try:
             super().begin()
         except ClientClosedError:
-            gate.ended(self._send)
+            self._ready.gate.ended(self._send)
             raise
-        self._sent_at = gate.clock()
-        self._in_flight = gate.in_flight
+        if self.count > 1:
+            self._caller.retries += 1
+        self._ready.upstream.sent(self.slot, self._send.at)
 
     def received(self, result: Answer) -> Answer:
         """Learn from an answer, and return it."""
         answer = super().received(result)
-        gate = self._gate
-        gate.answered(self._send, rate_limit_of(answer.head))
-        if self._caller.is_auto:
-            now = gate.clock()
-            gate.concurrency.succeeded(now, now - self._sent_at, self._in_flight)
+        now = self._caller.clock()
+        self._ready.gate.answered(self._send, rate_limit_of(answer.head), now)
+        self._ready.upstream.succeeded(self.slot, now)
+        self.slot.free(is_followed=True)
         return answer
 
     def judge(self, error: BaseException) -> GatewayError | None:
         """Learn from a failure, and return it."""
-        gate, failure = self._gate, super().judge(error)
-        if failure is None or failure is not error:  # there was no answer
+        failure = super().judge(error)
+        gate, upstream, slot = self._ready.gate, self._ready.upstream, self.slot
+        if failure is None:  # a bug or a cancellation
             gate.ended(self._send)
-        elif (seconds := self._seconds_at_limit(failure)) is None:
-            gate.answered(self._send, None)
+            slot.free()
+            return None
+        limit = failure.rate_limit if isinstance(failure, APIError) else None
+        sign = self._sign = sign_of(failure)
+        if sign is Sign.WINDOW:
+            self._caller.rejections += 1
+            upstream.stalled()
+            upstream.reached(slot)
+            seconds = self._seconds_at_limit(failure)
+            if seconds is not None:
+                self._rejected += 1
+                if seconds < self._config.backoff_base:  # "Retry-After: 0", or a date in the past
+                    seconds = compute_delay(self._rejected, self._config, seconds)
+                gate.rejected(self._send, seconds, limit)
+            elif limit is not None:
+                gate.answered(self._send, limit, self._caller.clock())
+            else:
+                gate.ended(self._send)
+            slot.free()
+            return failure
+        if limit is not None:
+            gate.answered(self._send, limit, self._caller.clock())
         else:
-            self._rejections += 1
-            if seconds < self._config.backoff_base:  # "Retry-After: 0", or a date in the past
-                seconds = compute_delay(self._rejections, self._config, seconds)
-            gate.rejected(self._send, seconds, failure.rate_limit if isinstance(failure, APIError) else None)
-        if failure is not None and self._caller.is_auto and _is_overload(failure):
-            gate.concurrency.overloaded(gate.clock(), self._sent_at)
+            gate.ended(self._send)
+        self._failed += 1
+        if sign is Sign.REJECTED:
+            self._caller.rejections += 1
+        elif sign in (Sign.DOWN, Sign.CIRCUIT):
+            self._unproven.append(slot.number)
+        elif not sign.is_outage:
+            self._used += 1
+        if not isinstance(failure, ClientClosedError):
+            upstream.failed(slot, sign, str(failure), is_first=self._failed == 1)
+        slot.free()
         return failure
 
     def delay(self, failure: GatewayError, status: int | None = None) -> float | None:
-        """Return the seconds to wait before the gate; None if there is no further attempt."""
-        if seconds_at_limit(failure) is None:
-            return self.backoff(failure, self.count - self._rejections, status)
-        return None if self._seconds_at_limit(failure) is None else 0.0
+        """Return the seconds to wait before taking a slot; None if there is no further attempt."""
+        sign, config = self._sign, self._config
+        if sign is Sign.WINDOW:
+            return None if self._seconds_at_limit(failure) is None else 0.0
+        upstream = self._ready.upstream
+        used = self._used
+        proven = upstream.breaker.succeeded_number
+        if (
+            self._unproven
+            and not upstream.is_closed
+            and (self._unproven[0] < proven or upstream.has_bad_items)
+        ):
+            used += len(self._unproven)
+        if sign is not Sign.REJECTED and not sign.is_outage:
+            return self.backoff(failure, used, status)
+        may_retry = should_retry(
+            config,
+            attempts=used,
+            status=failure.status_code if isinstance(failure, APIError) else None,
+            was_sent=sign in (Sign.REJECTED, Sign.DOWN),
+            resend=self.call.endpoint.resend,
+        )
+        if not may_retry:
+            upstream.has_bad_items = True
+            return None
+        retry_after = failure.retry_after if isinstance(failure, APIError) else None
+        if retry_after is not None and sign is not Sign.REJECTED:
+            retry_after = min(retry_after, _OUTAGE_BACKOFF_MAX)  # an outage may end earlier than it says
+        if sign.is_outage:
+            if sign is Sign.DESCRIPTORS or upstream.is_closed:
+                return 0.0
+            config = replace(config, backoff_max=max(config.backoff_max, _OUTAGE_BACKOFF_MAX))
+        return compute_delay(self._failed, config, retry_after, uniform=random.uniform)
 
     async def pause(self, seconds: float) -> bool:
-        """Wait, and then at the gate."""
-        caller = self._caller
+        """Wait, and then for a slot and at the gate."""
+        caller, ready = self._caller, self._ready
         if seconds:
+            ready.patience.spend(seconds, _REASONS.get(self._sign, "provider"))
             waited = await caller.pause(super().pause, seconds)
             if waited is None:
                 raise _Stopped
@@ -216,11 +358,22 @@ class _ItemAttempts(Fetching):
                 return False
         if caller.is_abandoned:  # just as the wait ended, too
             raise _Stopped
-        send = self._gate.try_pass() or await caller.wait(is_again=True)
-        if send is None:
+        entry = await caller.enter(ready, is_again=True)
+        if entry is None:
             raise _Stopped
-        self._send = send
+        self.slot, self._send = entry
         return True
+
+    async def _recover(self, failure: GatewayError, status: int | None) -> None:
+        """Return when the next attempt may start, or raise `failure` because there is none."""
+        try:
+            try:
+                await super()._recover(failure, status)
+            except OutOfPatienceError:
+                failure.add_note(self._caller.gave_up(self._ready.patience))
+                raise failure from failure.__cause__
+        finally:
+            del failure  # breaks the cycle of the error, its traceback and this frame
 
     def _seconds_at_limit(self, failure: GatewayError) -> float | None:
         """Return for how many seconds the gateway's own limit holds the batch back; None if it does not."""
@@ -230,8 +383,16 @@ class _ItemAttempts(Fetching):
         return seconds
 
 
-def _is_overload(error: GatewayError) -> bool:
-    """Return whether an error says that there are too many calls at once."""
-    if isinstance(error, TimeoutError | ProviderRateLimitError):
-        return True
-    return isinstance(error, APIError) and error.status_code in _OVERLOADED
+_REASONS: Final[dict[Sign, Reason]] = {
+    Sign.DOWN: "outage",
+    Sign.CIRCUIT: "outage",
+    Sign.UNREACHABLE: "outage",
+    Sign.DESCRIPTORS: "outage",
+}
+
+_WORDS: Final[dict[Reason, str]] = {
+    "rate window": "the gateway's rate limit",
+    "provider": "the provider",
+    "outage": "the end of an outage",
+    "concurrency": "a free slot",
+}

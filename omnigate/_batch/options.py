@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast
 
+from omnigate._batch.enough import StopAfterFailures, check_stop_after_failures
 from omnigate._batch.items import BatchSource, check_ids, check_source
 from omnigate._batch.outcomes import BatchStats
-from omnigate._batch.pace.gate import seconds_at_limit
+from omnigate._batch.pace.signs import seconds_at_limit
 from omnigate._batch.progress import check_progress
 from omnigate._wire.arguments import check_user_id
 from omnigate._wire.checks import (
@@ -49,7 +50,10 @@ class BatchSettings(CallOptions, total=False):
         journal_lock: False to use the journal without a lock, on a file system that has none.
         progress: True for a live display (needs the extra `cli`), or a callable called with `BatchStats`
             several times a second.
-        max_wait_seconds: the longest the gateway's rate limit may make the batch wait, in seconds above 0.
+        max_wait_seconds: how long an item may wait in all, in seconds above 0: for the rate limit, the
+            provider and the end of outages.
+        stop_after_failures: end the batch after so many failed items (an integer), at such a share of them
+            (a float, at most 1), never (None), or when the first twenty fail alike ("auto").
         user_id: the end user, overriding the client's; "" for none. At most 255 Latin-1 characters.
 
     """
@@ -60,6 +64,7 @@ class BatchSettings(CallOptions, total=False):
     journal_lock: bool
     progress: ProgressArgument
     max_wait_seconds: Number
+    stop_after_failures: StopAfterFailures
     user_id: Id | None
 
 
@@ -86,6 +91,7 @@ class BatchOptions:
     replay: bool = True
     progress: ProgressArgument = False
     max_wait_seconds: float = MAX_WAIT_SECONDS
+    stop_after_failures: StopAfterFailures = "auto"
     user_id: str | None = None
     call_options: CallOptions
     method: str = "AsyncClient.batch"
@@ -107,6 +113,7 @@ class BatchOptions:
         check_bool(self.journal_lock, "journal_lock")
         check_progress(self.progress)
         checked["max_wait_seconds"] = check_number(self.max_wait_seconds, "max_wait_seconds", above=0)
+        check_stop_after_failures(self.stop_after_failures)
         checked["user_id"] = check_user_id(self.user_id)
         check_options(self.call_options, self.method)
         for name, value in checked.items():

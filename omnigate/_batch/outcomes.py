@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -84,8 +84,14 @@ class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
         completion_tokens: completion tokens of the same responses.
         total_tokens: all tokens of the same responses.
         cost_usd: cost of the same responses, in USD.
-        waiting_until: when (UTC) the gateway's rate limit lets the next request go; None if it holds none
-            back.
+        waiting_until: when (UTC) the next request may go, as far as is known; None if none is held back, or
+            until a call ends.
+        waiting_for: what the next request waits for: "rate window" (the gateway's limit), "provider" (which
+            rejects more), "outage", or "concurrency" (a free slot); None if it need not wait.
+        rejections: responses with status 429, of the gateway or of others.
+        retries: how many times items were sent again.
+        concurrency_limits: by model, how many of its calls may be in flight; below 1 the share of the time
+            that one is.
 
     """
 
@@ -99,6 +105,10 @@ class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens: int = 0
     cost_usd: float = 0.0
     waiting_until: datetime | None = None
+    waiting_for: Literal["rate window", "provider", "outage", "concurrency"] | None = None
+    rejections: int = 0
+    retries: int = 0
+    concurrency_limits: dict[str, float] = msgspec.field(default_factory=dict[str, float])
 
 
 def words_of(counts: "BatchStats | Tally") -> list[str]:
@@ -145,8 +155,17 @@ class Tally:
         else:
             self._recent.append([second, 1])
 
-    def stats(self, *, in_flight: int, waiting_until: datetime | None) -> BatchStats:
-        """Return the current numbers."""
+    def stats(
+        self,
+        *,
+        in_flight: int,
+        waiting_until: datetime | None,
+        waiting_for: Literal["rate window", "provider", "outage", "concurrency"] | None = None,
+        rejections: int = 0,
+        retries: int = 0,
+        concurrency_limits: dict[str, float] | None = None,
+    ) -> BatchStats:
+        """Return the current numbers, with those that others count."""
         now = self._clock()
         since = max(self._started, now - _RATE_SECONDS)
         ended = sum(count for second, count in self._recent if second >= since - 1)
@@ -161,4 +180,8 @@ class Tally:
             total_tokens=self._total_tokens,
             cost_usd=self._cost_usd,
             waiting_until=waiting_until,
+            waiting_for=waiting_for,
+            rejections=rejections,
+            retries=retries,
+            concurrency_limits=concurrency_limits or {},
         )

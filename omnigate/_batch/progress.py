@@ -199,5 +199,6 @@ def words(stats: BatchStats, *, timezone: Any = None) -> str:
     ]
     if stats.waiting_until is not None:
         moment: datetime = stats.waiting_until.astimezone(timezone)
-        parts.append(f"rate limit: waiting until {moment:%H:%M:%S}")
+        reason = "rate limit" if stats.waiting_for in (None, "rate window") else stats.waiting_for
+        parts.append(f"{reason}: waiting until {moment:%H:%M:%S}")
     return ", ".join(parts)

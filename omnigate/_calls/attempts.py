@@ -188,9 +188,8 @@ class Attempts(Generic[T]):
         elif isinstance(error, httpx.TransportError):
             failure = connection_error(error, self.call.address, self.count)
             if not self._carrier.is_foreign and is_unsent(error):
-                failure.__suppress_context__ = (
-                    True  # our own transport's error says nothing that this does not
-                )
+                # Our own transport's error says nothing that this does not: it is there, but not shown.
+                failure.__context__, failure.__suppress_context__ = error, True
                 return failure
         else:
             return None

@@ -59,21 +59,21 @@ def is_permanent(error: BaseException) -> bool:
     """Return whether another attempt would fail in the same way: a certificate that is not trusted."""
     if isinstance(error, ConnectFailure) and error.is_permanent:
         return True
-    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error))
+    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes_of(error))
 
 
 def reason_of(error: BaseException) -> str:
     """Return why it failed: what to do, where that is known, else the first words in the chain of causes."""
-    for cause in _causes(error):
+    for cause in causes_of(error):
         if isinstance(cause, ssl.SSLCertVerificationError) and not isinstance(error, ConnectFailure):
             return f"the certificate is not trusted: {cause.verify_message}"
-    words = (str(cause) for cause in _causes(error))
+    words = (str(cause) for cause in causes_of(error))
     return lack_of_files(error) or next(filter(None, words), "") or type(error).__name__
 
 
 def lack_of_files(error: BaseException) -> str | None:
     """Return what to do, if the reason is that no more files (or sockets) can be opened; otherwise None."""
-    for cause in _causes(error):
+    for cause in causes_of(error):
         if isinstance(cause, OSError) and cause.errno in FULL:
             if cause.errno == errno.ENFILE:
                 return "too many open files in the whole system"
@@ -83,7 +83,7 @@ def lack_of_files(error: BaseException) -> str | None:
     return None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes_of(error: BaseException) -> Iterator[BaseException]:
     """Yield an error, what it was raised from, and the members of groups on the way."""
     left: list[BaseException] = [error]
     seen: set[int] = set()

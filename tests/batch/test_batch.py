@@ -360,14 +360,15 @@ async def test_a_429_of_the_gateway_that_asks_for_no_wait_still_backs_off(header
     assert all(wait >= least for wait, least in zip(waits, [0.5, 1.0, 2.0, 4.0, 8.0], strict=True)), waits
 
 
-async def test_a_429_of_the_provider_is_retried_like_any_failure() -> None:
+async def test_a_429_of_the_provider_uses_up_no_retries() -> None:
     provider = Provider()
     async with client_of(provider, retries=0, retry_config=None).batch(
         ["a", "once=499 b"], model=MODEL
     ) as batch:
         outcomes = await outcomes_of(batch)
-    assert isinstance(outcomes[1].error, omnigate.ProviderRateLimitError)
-    assert outcomes[1].attempts == 1
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert outcomes[1].attempts == 2
+    assert (batch.stats.rejections, batch.stats.retries) == (1, 1)
 
 
 async def test_a_retry_after_beyond_max_wait_stops_the_batch() -> None:

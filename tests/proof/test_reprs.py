@@ -8,10 +8,12 @@ import pytest
 
 from omnigate import AnyIOTransport, AsyncClient, Client
 from omnigate._batch.pace.concurrency import AdaptiveConcurrency
-from omnigate._batch.pace.gate import Gate
+from omnigate._batch.pace.gate import Gates
 from omnigate._batch.pace.pacer import Pacer
+from omnigate._batch.pace.patience import Patience
+from omnigate._batch.pace.queue import Flow
 from omnigate._limits import RateLimit
-from omnigate._runtime.loops import PerLoop, current_loop
+from omnigate._runtime.loops import PerLoop
 from omnigate._runtime.pauses import Pauses
 from omnigate._sync.portal import Portal
 from omnigate._transport.httpx_pool import HttpxTransport, PerLoopTransport
@@ -94,17 +96,17 @@ def test_repr_of_a_pacer_shows_the_rate_limit_window() -> None:
 
 
 async def test_repr_of_a_gate_shows_calls_in_flight_and_waiting() -> None:
-    gate = Gate(current_loop())
-    assert repr(gate) == (
-        "<Gate: 0 in flight, 0 resends and 0 new sends waiting, "
-        "<Pacer: no answer yet>, <AdaptiveConcurrency limit=8 good=8 bad=None hold>>"
-    )
+    gate = Gates().of(("http", "gateway.test", 80), b"llmg_secret")
+    assert repr(gate) == "<Gate: 0 in flight, 0 resends and 0 new sends waiting, <Pacer: no answer yet>>"
+    assert "<AdaptiveConcurrency limit=8 good=8 bad=None hold>" in repr(gate.upstream("gpt"))
+    assert "llmg_secret" not in repr(gate.address)
+    flow = Flow(8, is_auto=True, wake=lambda: True, goes_on=lambda: True)
     assert gate.try_pass() is not None
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
 
             async def wait(is_again: bool) -> None:
-                await gate.wait(is_again=is_again)
+                await gate.wait(flow, Patience(60.0), is_again=is_again)
 
             group.start_soon(wait, True)
             group.start_soon(wait, False)

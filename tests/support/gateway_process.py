@@ -31,10 +31,10 @@ class GatewayProcess(NamedTuple):
 
 
 def refuse_overloaded(gateway: LocalGateway) -> None:
-    """Make the gateway answer 503 whenever the prompt is `OVERLOADED`."""
+    """Make the gateway answer 500 whenever the prompt is `OVERLOADED`."""
     wanted = OVERLOADED.encode()
     gateway.script(
-        Status(503, {"detail": "openai circuit is open"}),
+        Status(500, {"detail": "OpenAI error 500: overloaded"}),
         times=1_000_000,
         when=lambda request: wanted in request.body,
     )

@@ -20,12 +20,14 @@ Sans-I/O: no clock, no waiting; results of calls go in, a limit comes out. The r
    of calls sent before the cut belong to that episode. When failures stop, raise the limit again, twice as
    far in each round, and resume what was interrupted. If more than a twentieth of all calls fail, the level
    counts as not worth it, and the limit returns to seven tenths of it.
+7. Trouble that lasts must not freeze the limit where it drove it: after ten seconds without a failure, the
+   limit returns to where the first such cut put it, twice as far in each round.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 __all__ = ["AdaptiveConcurrency"]
 
@@ -40,6 +42,8 @@ _LATENCY_MIN: Final = 0.1  # seconds; below this, latency is the client's own wo
 _CONFIDENCE: Final = 1.65  # standard errors: one wrong verdict in twenty
 
 _CONFIDENCE_FIRST: Final = 3.0  # for the verdict that ends the doubling
+
+_DRIFT: Final = 0.5  # standard errors of a change over time that explains a verdict
 
 _BLOCK: Final = 24  # the smallest number of latencies judged together
 
@@ -72,6 +76,8 @@ _SEVERE: Final = 0.05  # share of failing calls that shows the level is too high
 _FAILURE_WEIGHT: Final = 0.01  # weight of one call in the moving average of failures
 
 _SEVERE_CUT: Final = 0.7
+
+_QUIET_SECONDS: Final = 10.0
 
 
 class _Samples:
@@ -117,6 +123,24 @@ class _Samples:
         return self.variance() / max(1, self.count) + _NOISE_MIN**2
 
 
+class _Doubt(NamedTuple):
+    """A level that was not worth it, unless calls are still as slow at the level before.
+
+    Attributes:
+        tried: the level.
+        bad: the lowest level known not to be worth it, before.
+        growth: how far the next step would have gone.
+        before: the logarithm of the typical latency at the level before.
+        during: the same on trial.
+    """
+
+    tried: int
+    bad: int | None
+    growth: float
+    before: float
+    during: float
+
+
 class AdaptiveConcurrency:
     """Finds the number of calls in flight beyond which throughput stops growing.
 
@@ -148,6 +172,7 @@ class AdaptiveConcurrency:
         self._try: Literal["hold", "up", "down", "recover"] = "hold"
         self._next: Literal["up", "down"] = "up"
         self._has_climbed = False  # whether latencies rose at the level that is held
+        self._doubt: _Doubt | None = None
         self._steps_down = 1  # taken together
         self._growth = _GROWTH
         self._skip = self.limit  # samples to ignore, sent before the last change
@@ -160,6 +185,8 @@ class AdaptiveConcurrency:
         self._cut_at = -math.inf  # ... which began then ...
         self._cut_from = 0  # ... at that limit
         self._successes = 0  # sent since then, at the current limit
+        self._failed_at = -math.inf
+        self._before = 0  # the limit to return to when trouble ends; 0: no trouble
 
     def succeeded(self, now: float, latency: float, in_flight: int) -> None:
         """Record a call that got a response.
@@ -175,6 +202,8 @@ class AdaptiveConcurrency:
             self._successes += 1
             if self._try == "recover":
                 self._recover()
+            elif self._before and now - self._failed_at >= _QUIET_SECONDS:
+                self._return(self._before)
         if self._try == "recover" or in_flight < math.floor(self.limit * _USED):
             return
         if self._skip > 0:
@@ -196,6 +225,7 @@ class AdaptiveConcurrency:
 
         """
         self._failure_rate += _FAILURE_WEIGHT * (1 - self._failure_rate)
+        self._failed_at = now
         if sent_at > self._cut_at and now - self._cut_at >= self._typical_latency():
             if self._successes or not self._failures:  # else the outage goes on
                 self._is_severe = False
@@ -210,11 +240,30 @@ class AdaptiveConcurrency:
             self._growth, self._hold, self._skip = _REGROWTH, 1, 0
             self._good = max(self._minimum, min(self._good, math.floor(self._level * _SEVERE_CUT)))
             self._bad = max(self._level, self._good + 1)
+            self._before = self._before or self._good
             self._level, self._resume = self._good, "hold"
             self._base, self._recent = _Samples(), _Samples()
         self._try = "recover"
         cut = max(1, min(2 * self._failures, self._cut_from // 2))
         self.limit = max(self._minimum, min(self.limit, self._cut_from - cut))
+
+    def forgive(self) -> None:
+        """Undo the cuts: the failures had another cause."""
+        level = max(self._level, self._before) if self._try == "recover" or self._before else self.limit
+        self._failure_rate, self._failures, self._is_severe = 0.0, 0, False
+        self._before, self._bad, self._growth, self._hold = 0, None, _GROWTH, 1
+        if level > self.limit:
+            self._start_hold(level)
+
+    def _return(self, level: int) -> None:
+        """Raise the limit to where trouble began, round by round."""
+        self._before = 0
+        if level <= self.limit:
+            return
+        self._good, self._bad, self._hold = level, None, 1
+        self._base, self._recent = _Samples(), _Samples()
+        self._level, self._resume, self._try = level, "hold", "recover"
+        self._failures, self._successes = 0, 0
 
     def _typical_latency(self) -> float:
         samples = self._base if self._base.count else self._recent
@@ -263,6 +312,11 @@ class AdaptiveConcurrency:
             self._base, self._bad, self._hold = recent, None, 1
             self._start_try("down", max(self._minimum, math.floor(level / _CLIMB_STEP)))
             return
+        doubt, self._doubt = self._doubt, None
+        if doubt is not None and self._is_drift(doubt, recent):
+            self._bad, self._growth, self._hold = doubt.bad, doubt.growth, 1
+            self._start_hold(doubt.tried)
+            return
         if base.count and level > self._minimum:
             noise = math.sqrt(base.variance_of_mean() + recent.variance_of_mean())
             if recent.logarithm() - base.logarithm() > _CLIMB + 2 * noise:
@@ -274,13 +328,21 @@ class AdaptiveConcurrency:
         above = self._above(step, is_settled)
         below = max(self._minimum, min(level - 1, round(level / step**self._steps_down)))
         if not is_settled and above > level:
-            if base.count >= self._samples_for(above / level):
+            if self._bad is None or base.count >= self._samples_for(above / level):
                 self._start_try("up", above)
         elif base.count >= self._hold * max(self._block(), self._samples_for(step)):
             if above > level and (self._next == "up" or below == level):
                 self._start_try("up", above)
             elif below < level:
                 self._start_try("down", below)
+
+    def _is_drift(self, doubt: _Doubt, after: _Samples) -> bool:
+        """Return whether a level on trial was slower only because all calls become slower."""
+        drift = after.logarithm() - doubt.before
+        if drift < _DRIFT * math.sqrt(2 * after.variance_of_mean()):
+            return False
+        excess = doubt.during - (doubt.before + drift / 2)
+        return excess < _WORTH * math.log(doubt.tried / self._good)
 
     def _step(self) -> float:
         """Return the ratio of two levels that can be told apart within `_SAMPLES_MAX` latencies."""
@@ -317,12 +379,14 @@ class AdaptiveConcurrency:
         is_first = self._bad is None and excess > 0  # a wrong verdict here would cost much time
         if abs(excess) < (_CONFIDENCE_FIRST if is_first else _CONFIDENCE) * noise:
             enough = max(self._block(), base.count // 2) if was_known else max(_SAMPLES_MAX, tried)
-            if recent.count < min(enough, max(_SAMPLES_MAX, tried)):
+            is_likely = self._bad is None and tried > good and excess < 0  # growing is cheap to undo
+            if not is_likely and recent.count < min(enough, max(_SAMPLES_MAX, tried)):
                 return
             is_higher_worth = is_higher_worth and not was_known
         if tried > good:
             self._next = "down"
             if not is_higher_worth:
+                self._doubt = _Doubt(tried, self._bad, self._growth, base.logarithm(), recent.logarithm())
                 self._bad, self._growth = tried, _REGROWTH
             elif was_known:
                 self._bad = None

@@ -1,124 +1,146 @@
-"""The gate that every send of a batch goes through: the pacer's verdicts turned into waiting.
+"""The gate of one key: the pacer's verdicts turned into waiting, and the models behind it.
 
-One per client and event loop: all batches of a client share the gateway's limit. Waiters queue FIFO, resends
-before new sends. Only the first in line watches the clock; when it passes or is cancelled, it wakes the next.
-There is no background task.
+One per event loop, address and key: all batches with that key share the gateway's limit. They take turns.
+Only the first in line watches the clock; when it passes or is cancelled, it wakes the next. There is no
+background task.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import sys
-from collections import deque
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import anyio
 
-from omnigate._batch.pace.concurrency import AdaptiveConcurrency
-from omnigate._batch.pace.pacer import RATE_WINDOW_SECONDS, Pacer, Send
+from omnigate._batch.pace.address import Address
+from omnigate._batch.pace.pacer import Pacer, Send
+from omnigate._batch.pace.patience import Patience, Reason
+from omnigate._batch.pace.queue import FairQueue, Flow, Waiter
+from omnigate._batch.pace.upstream import Upstream
 from omnigate._limits import RateLimit
 from omnigate._runtime.loops import PerLoop
-from omnigate.exceptions import GatewayError, ProviderRateLimitError, RateLimitError
+from omnigate._transport.messages import Origin
 
+logger: Final = logging.getLogger("omnigate")
 
-def seconds_at_limit(error: GatewayError) -> float | None:
-    """Return the seconds to wait for the gateway's own rate limit; None if the error is not about it.
+_MODELS_MAX: Final = 256
 
-    Only the detail distinguishes it from a provider's limit (docs/protocol.md, "Errors"). If a proxy has
-    removed or garbled `Retry-After`, wait for the end of the window: `reset` says when, else assume a whole
-    window. Quick retries would all fall into the same window, and the item would fail.
-    """
-    if (
-        not isinstance(error, RateLimitError)
-        or isinstance(error, ProviderRateLimitError)
-        or error.detail != "Rate limit exceeded"
-    ):
-        return None
-    if error.retry_after is not None:
-        return error.retry_after
-    reset = None if error.rate_limit is None else error.rate_limit.reset_seconds
-    return reset if reset is not None and 1 <= reset <= RATE_WINDOW_SECONDS else RATE_WINDOW_SECONDS
+_LOGGED_SECONDS: Final = 1.0
+"""A shorter wait after a rejection is not logged."""
 
 
 class Gate:
     """Lets sends pass at the pacer's pace.
 
     Attributes:
+        address: where the key is used.
         clock: the event loop's clock, also the pacer's.
-        concurrency: the limit shared by all batches with `max_concurrency="auto"`.
-        in_flight: calls in flight of those batches.
         opens_at: the time (UTC) until which the first in line was last seen to wait, or None. For reprs,
             which can be called from any thread.
     """
 
-    def __init__(self, loop: Any) -> None:
-        is_asyncio = isinstance(loop, asyncio.AbstractEventLoop)
-        self.clock: Callable[[], float] = loop.time if is_asyncio else sys.modules["trio"].current_time
-        self.concurrency: AdaptiveConcurrency = AdaptiveConcurrency()
-        self.in_flight = 0
+    def __init__(self, address: Address) -> None:
+        self.address: Address = address
+        self.clock: Callable[[], float] = address.clock
         self.opens_at: datetime | None = None
         self._pacer = Pacer()
-        self._again: deque[anyio.Event] = deque()
-        self._new: deque[anyio.Event] = deque()
+        self._queue = FairQueue(is_bounded=False)
+        self._upstreams: OrderedDict[str, Upstream] = OrderedDict()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody uses it."""
+        return not self._queue and all(upstream.is_idle for upstream in self._upstreams.values())
+
+    def upstream(self, model: str) -> Upstream:
+        """Return what the calls of a model share."""
+        upstreams = self._upstreams
+        found = upstreams.get(model)
+        if found is None:
+            if len(upstreams) >= _MODELS_MAX:
+                for name in [name for name, old in upstreams.items() if old.is_idle][: _MODELS_MAX // 4]:
+                    del upstreams[name]
+            found = upstreams[model] = Upstream(self.address, model)
+        return found
+
+    def wake_upstreams(self) -> None:
+        """Wake all that may go now, whatever its model."""
+        for upstream in list(self._upstreams.values()):
+            upstream.wake()
 
     def try_pass(self) -> Send | None:
         """Return a send if one may go now and no other waits, else None."""
-        if self._again or self._new:
+        if self._queue:
             return None
         now = self.clock()
         return self._pacer.sent(now) if self._pacer.ask(now) <= now else None
 
-    async def wait(self, *, is_again: bool) -> Send:
+    async def wait(self, flow: Flow, patience: Patience, *, is_again: bool) -> Send:
         """Wait in line and return a send that may go now.
 
         Args:
-            is_again: whether this is a resend, which precedes new sends.
+            flow: the batch's.
+            patience: the item's.
+            is_again: whether this is a resend, which precedes the batch's new sends.
+
+        Raises:
+            OutOfPatienceError: the item has waited for too long.
         """
-        line = self._again if is_again else self._new
-        event = anyio.Event()
-        line.append(event)
+        waiter = Waiter(flow, is_again=is_again)
+        self._queue.add(waiter)
+        send: Send | None = None
         try:
             while True:
                 moment = math.inf
-                if self._first() is event:
+                if self._queue.first() is waiter:
                     now = self.clock()
                     moment = self._pacer.ask(now)
                     if moment <= now:
-                        return self._pacer.sent(now)
+                        send = self._pacer.sent(now)
+                        return send
                     self.opens_at = (
                         None if moment == math.inf else datetime.now(UTC) + timedelta(seconds=moment - now)
                     )
-                with anyio.CancelScope(deadline=moment):
-                    await event.wait()
-                if event.is_set():
-                    fresh = anyio.Event()
-                    line[line.index(event)] = fresh
-                    event = fresh
+                await patience.wait(waiter.event, self.clock, moment, _window)
+                if waiter.event.is_set():
+                    waiter.event = anyio.Event()
         finally:
-            line.remove(event)
-            self._wake()
+            self._queue.remove(waiter, has_passed=send is not None)
+            self._queue.wake()
 
-    def answered(self, send: Send, limit: RateLimit | None) -> None:
-        """Record a response and the rate limit in its headers, None if they have none."""
-        self._pacer.answered(send, self.clock(), limit)
-        self._wake()
+    def answered(self, send: Send, limit: RateLimit | None, now: float) -> None:
+        """Record a success, or a failure with the rate limit's headers."""
+        self._pacer.answered(send, now, limit)
+        if self._queue:
+            self._queue.wake()
 
     def rejected(self, send: Send, retry_after: float, limit: RateLimit | None) -> None:
         """Record that the gateway's own limit was exceeded."""
-        self._pacer.rejected(send, self.clock(), retry_after, limit)
-        self._wake()
+        now = self.clock()
+        before = self._pacer.waiting_until(now)
+        self._pacer.rejected(send, now, retry_after, limit)
+        if before is None and retry_after >= _LOGGED_SECONDS:
+            until = datetime.now(UTC) + timedelta(seconds=retry_after)
+            logger.info(
+                "batch: closed the gate for the key: rate limit exceeded; until %s UTC", f"{until:%H:%M:%S}"
+            )
+        self._queue.wake()
 
     def ended(self, send: Send) -> None:
-        """Record that a send ended without a usable response."""
+        """Record a send that failed without the rate limit's headers, or was cancelled."""
         self._pacer.ended(send, self.clock())
-        self._wake()
+        self._queue.wake()
 
     def room(self) -> int:
         """Return how many sends could go immediately."""
-        return 0 if self._again or self._new else self._pacer.room(self.clock())
+        return 0 if self._queue else self._pacer.room(self.clock())
 
     def waiting_seconds(self) -> float | None:
         """Return for how many more seconds all sends are held back; None if they are not."""
@@ -127,22 +149,80 @@ class Gate:
         return None if until is None else until - now
 
     def __repr__(self) -> str:
-        waiting = f"{len(self._again)} resends and {len(self._new)} new sends waiting"
-        return f"<Gate: {self.in_flight} in flight, {waiting}, {self._pacer!r}, {self.concurrency!r}>"
-
-    def _first(self) -> anyio.Event | None:
-        return self._again[0] if self._again else self._new[0] if self._new else None
-
-    def _wake(self) -> None:
-        first = self._first()
-        if first is not None:
-            first.set()
+        upstreams = list(self._upstreams.values())
+        in_flight = sum(upstream.in_flight for upstream in upstreams)
+        models = "".join(f", {upstream!r}" for upstream in upstreams[:8])
+        return f"<Gate: {in_flight} in flight, {self._queue!r}, {self._pacer!r}{models}>"
 
 
-class Gates(PerLoop[Gate]):
-    """A client's gates, one per event loop, created when a batch begins."""
+class _Addresses:
+    """The addresses used in one event loop."""
 
-    __slots__ = ()
+    def __init__(self, loop: Any) -> None:
+        self.clock = _clock_of(loop)
+        self._addresses: dict[Origin, Address] = {}
 
-    def __init__(self) -> None:
-        super().__init__(Gate)
+    def gate(self, origin: Origin, key: bytes) -> Gate:
+        address = self._addresses.get(origin)
+        if address is None:
+            address = self._addresses[origin] = Address(self.clock)
+        gate = address.gates.get(key)
+        if gate is None:
+            gate = address.gates[key] = Gate(address)
+            address.forget_idle()
+        return gate
+
+    def __repr__(self) -> str:  # a key is not shown
+        return f"<_Addresses: {list(self._addresses.values())!r}>"
+
+
+_SHARED: Final = PerLoop(_Addresses)
+"""What clients with the default transport share: a key has one limit, however many clients use it."""
+
+
+class Gates:
+    """The gates that a client's batches go through, one per event loop, address and key.
+
+    Args:
+        is_shared: whether other clients go through the same ones. A transport of the user's own may lead
+            anywhere, so its client has its own.
+    """
+
+    __slots__ = ("_addresses",)
+
+    def __init__(self, *, is_shared: bool = False) -> None:
+        self._addresses: PerLoop[_Addresses] = _SHARED if is_shared else PerLoop(_Addresses)
+
+    def clock(self) -> Callable[[], float]:
+        """Return the running event loop's clock."""
+        return self._addresses.current().clock
+
+    def of(self, origin: Origin, key: bytes) -> Gate:
+        """Return the gate of a key at an address.
+
+        Args:
+            origin: the address.
+            key: the gateway key; empty for none.
+        """
+        return self._addresses.current().gate(origin, key)
+
+    def __repr__(self) -> str:
+        return f"<Gates: {self._addresses!r}>"
+
+
+def _clock_of(loop: Any) -> Callable[[], float]:
+    """Return an event loop's clock, which does not keep the loop alive."""
+    if not isinstance(loop, asyncio.AbstractEventLoop):
+        clock: Callable[[], float] = sys.modules["trio"].current_time
+        return clock
+    reference = weakref.ref(loop)
+
+    def time() -> float:
+        alive = reference()
+        return 0.0 if alive is None else alive.time()
+
+    return time
+
+
+def _window() -> Reason:
+    return "rate window"

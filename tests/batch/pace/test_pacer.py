@@ -66,10 +66,29 @@ def test_the_pacer_has_no_limit_until_a_response_states_a_valid_one(
     assert (pacer.ask(100.3), pacer.room(100.3)) == (100.3, UNLIMITED)
 
 
-def test_a_first_call_that_ends_without_a_response_releases_the_others() -> None:
+def test_first_calls_that_fail_say_nothing_of_a_limit_and_go_one_at_a_time() -> None:
     pacer = new_pacer()
-    pacer.ended(pacer.sent(100.0), 105.0)
-    assert (pacer.ask(105.0), pacer.room(105.0)) == (105.0, UNLIMITED)
+    for now in (100.0, 105.0, 110.0):
+        assert (pacer.ask(now), pacer.room(now)) == (now, 1)
+        send = pacer.sent(now)
+        assert (pacer.ask(now), pacer.room(now)) == (math.inf, 0)
+        pacer.ended(send, now + 4.0)
+    pacer.answered(pacer.sent(115.0), 115.3, RateLimit(8, 7, 40))
+    assert left(pacer, 116.0) == 7
+
+
+def test_a_success_without_headers_says_that_there_is_no_limit() -> None:
+    pacer = new_pacer()
+    pacer.ended(pacer.sent(100.0), 100.3)
+    pacer.answered(pacer.sent(101.0), 101.3, RateLimit(None, None, None))
+    assert pacer.room(101.3) == UNLIMITED
+
+
+def test_a_window_of_more_than_a_minute_is_not_believed() -> None:
+    pacer = informed(limit=8, remaining=7, reset=40)
+    pacer.answered(pacer.sent(110.0), 110.3, RateLimit(8, 0, 3_600))
+    assert left(pacer, 111.0) == 6
+    assert left(pacer, 141.0) == 8
 
 
 def test_the_pacer_uses_up_the_window_and_then_waits_for_its_end() -> None:

@@ -1,0 +1,554 @@
+"""How much of the present window is ours, alone or among others. Sans-I/O.
+
+**What is counted.** The highest count that answers told of a window, less our sends that answers confirm to
+have counted in it, less our sends that may have arrived but are not confirmed yet: only what remains must
+be others'. Requests overtake each other, by as much as was seen lately, so a send from near the window's
+beginning may explain a count, too. What is lost on its way is given back once a later count shows that it
+is missing.
+
+**Alone**, a client takes the whole window as fast as `Pacer` lets it. From the first call that can only be
+another's on, it spreads its share over the window, so that each answer's news comes in time.
+
+**Who are the others?** Processes with this pacer yield to each other; clients that know no limit do not,
+and yielding to them would only starve us. Their numbers of calls look alike, so paced processes make
+themselves countable, by a *roll call*: near the beginning of a window each sends three calls and nothing
+else, the first at random within 0.8 s, the second 1 s after it, the third 3 s after that. Between two of
+its own calls each process sees every other process exactly once, however long the interval, while the calls
+of other clients grow with it. Two intervals of different length give both numbers: peers = (3 * short -
+long) / 2. Needed are no rejections and no common clock but the window itself, and it has no memory, so
+wrong beliefs do not last. Peers count exactly and clients at random: where counts of several windows
+disagree, the lower end of what they allow is believed.
+
+**Among peers** each plans an equal part of 97 % of the limit, less what other clients use, and corrects it
+within the window by the difference between plan and count, divided by the number of peers: as all see the
+same difference and all correct it, undivided corrections would swing (16 processes at 600 a minute: 125
+rejections a window; divided: none).
+
+**Against clients that know no limit**, what they used before is left to them, but never more than what
+keeps us a third of the limit (among n peers: 1 / (n + 1.5) each). If a rejection comes before that much is
+ours, later windows are released faster: a race, which is only run once roll calls have shown how many peers
+there are, and among peers only behind the roll call. Else newcomers would race each other, and no roll call
+could end it.
+
+**A newcomer** beside a client that takes the whole window in its first second is not heard by it. Once
+rejected before any call of its own was admitted, it sends one call at the window's very beginning: enough
+for the other to hold the roll call.
+
+**In a crowd**, more than a third of the limit's number, the roll call itself exceeds the limit. After two
+windows without a result each process sends less than one call in a window on average, at random times, and
+all keep to the same few levels of it, which everybody's readings of the count move up and down in step:
+levels, because individual estimates would drift apart. Now and then one does the roll call, to notice when
+the others do it in each window. If sending less does not help, they are no peers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from omnigate._batch.pace.sends import SendRecord
+from omnigate._batch.pace.windows import Windows
+
+__all__ = ["Share"]
+
+_PAST_WINDOWS: Final = 3  # kept for answers that come late
+
+_OVERTAKING_SECONDS: Final = 0.5  # one request may arrive that much later than another sent with it ...
+
+_OVERTAKING_MAX_SECONDS: Final = 10.0  # ... or that much, if such was seen
+
+_CLAIM: Final = 1 / 3  # of the limit, never left to others
+
+_SPREAD: Final = 0.9  # the part of a window over which our share of it is released
+
+_SPREAD_MIN: Final = 0.05
+
+_TARGET: Final = 0.97  # of the limit, for all peers together
+
+_ROLL_CALL_PERIOD_MIN: Final = 30  # seconds; in shorter windows there is none
+
+_ROLL_CALL_LIMIT_MIN: Final = 12  # calls in a window; with fewer there is none
+
+# The roll call, in parts of a window: from when on, the first call's random delay, and the two intervals.
+_ROLL_BEGIN: Final = 1.2 / 60
+
+_ROLL_PHASE: Final = 0.8 / 60
+
+_ROLL_SHORT: Final = 1 / 60
+
+_ROLL_LONG: Final = 3 / 60
+
+_ROLL_END: Final = _ROLL_BEGIN + _ROLL_PHASE + _ROLL_SHORT + _ROLL_LONG
+
+_ROLL_TOLERANCE_SECONDS: Final = 0.1  # a call later than that does not count as part of it
+
+_ROLL_CALLS: Final = 5  # results that are kept
+
+_PEERS: Final = 1.5  # from so many on there are peers
+
+_RACING: Final = 0.5  # a release over less than this part of the window is a race ...
+
+_RACE_UNCALLED: Final = 0.9  # ... and so many of its windows have no roll call
+
+_CROWDED: Final = 3  # calls of a share; with fewer there is no roll call in each window
+
+_CROWD_BEGIN: Final = 0.4  # calls in a window, at first
+
+_CROWD_USE_MIN: Final = 0.6  # of the limit, by all; below it everyone sends more ...
+
+_CROWD_USE_MAX: Final = 0.98  # ... and above it less
+
+_CROWD_ROLL_CALL_MAX: Final = 1 / 6  # how likely one does the roll call, at most
+
+_CROWD_ROLL_CALL_LIMIT: Final = 2_400  # where the limit is smaller, by this part of it
+
+_HOPELESS_READINGS: Final = 6  # over the limit in a crowd: no peers
+
+_NO_CROWD_WINDOWS: Final = 30  # for how long that is believed
+
+
+class _Window:
+    """What is known of the use of one window."""
+
+    __slots__ = (
+        "calls",
+        "confirmed",
+        "counted",
+        "counted_at",
+        "full_at",
+        "is_missed",
+        "is_used",
+        "others",
+        "own",
+        "own_late",
+        "participation",
+        "seen",
+        "taken_back",
+    )
+
+    def __init__(self) -> None:
+        self.others = 0  # counted by the gateway but not sent by us; negative: sent but lost
+        self.own = 0  # what we had sent when it was over
+        self.confirmed = 0  # our sends that answers say counted in it
+        self.counted = 0  # the highest count that an answer told
+        self.counted_at = -math.inf  # when the request was sent that got it
+        self.seen = 0.0  # the part of the window that was over then
+        self.full_at = 2.0  # the part of the window that was over at the first rejection
+        self.own_late: list[float] = []  # confirmed sends from near or before its beginning
+        self.taken_back: list[float] = []  # sends from near its beginning that counted in the one before
+        self.calls: list[list[float]] = []  # of the roll call: [sent at, counted]
+        self.is_used = False  # by a crowd's level
+        self.is_missed = False  # its roll call: the limit was used up before
+        self.participation = 0.0  # how likely we took part in its roll call; 0: we did not
+
+
+class Share:
+    """Plans how many calls of each window are ours, and when they are released.
+
+    Attributes:
+        limit: calls allowed in a window; 0 if unknown.
+        share: how many of the present window we may use.
+        peers: how many paced processes there are, this one included; 0 if unknown.
+        spread: the part of a window over which our share is released among others.
+    """
+
+    def __init__(self, windows: Windows, sends: SendRecord, uniform: Callable[[float, float], float]) -> None:
+        self._windows = windows
+        self._sends = sends
+        self._uniform = uniform
+        self.limit = 0
+        self.peers = 0.0  # 0: not known
+        self._rolls: deque[float] = deque(maxlen=_ROLL_CALLS)
+        self._missed = self._hopeless = self._denied = 0
+        self._crowd = 0.0
+        self._uses: deque[float] = deque(maxlen=3)
+        self._plan = 0.0
+        self._plan_now = 0
+        self._plan_made = False
+        self._heedless = 0.0
+        self._credit = uniform(0, 1)
+        self._demand = self._demand_before = 0.0
+        self._overtaking = _OVERTAKING_SECONDS
+        self.spread = _SPREAD
+        self._was_rejected = self._was_beaten = self._is_beaten = self._is_unheard = False
+        self._heralds = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all windows: none of what was known of them is true."""
+        self.window, self._next = _Window(), _Window()
+        self._past: deque[_Window] = deque()
+        self._first = 0
+        self.share = 0.0
+        self._total_before = self._sends.total
+        self._release: tuple[float, ...] = ()
+        self._main_begin = 0.0
+        self._main_length = 1.0
+        self.bounds_changed()
+
+    # Reading
+
+    def own(self) -> int:
+        """Return how many of our sends count in the present window, or may."""
+        return self._sends.total - self._first
+
+    def is_shared(self) -> bool:
+        """Tell whether others use the limit, too."""
+        return max(self._demand, self.window.others) >= 1
+
+    def claim(self) -> float:
+        """Return the part of the limit that we never leave to others."""
+        return min(_CLAIM, 1 / (self.peers + 1.5))
+
+    def release_time(self, number: int) -> float:
+        """Return when that many may have been sent in the present window, where others send too."""
+        pulses = self._release
+        if number <= len(pulses):
+            return pulses[number - 1]
+        if self._is_crowded():
+            return math.inf
+        done = len(pulses) or 1
+        if not pulses and number <= 1:
+            return self._main_begin
+        rest = self.share - done
+        return self._main_begin + (number - done) / rest * self._main_length if rest > 0 else math.inf
+
+    def released(self, now: float) -> int:
+        """Return how many may have been sent by now in the present window, where others send too."""
+        pulses = self._release
+        now += 1e-9
+        if now < self._main_begin or self._is_crowded():
+            return sum(time <= now for time in pulses)
+        done = len(pulses) or 1
+        rest = max(0.0, self.share - done)
+        return done + math.floor(min(1.0, (now - self._main_begin) / self._main_length) * rest)
+
+    def _is_crowded(self) -> bool:
+        return self._crowd > 0
+
+    def room_in_next(self) -> int:
+        """Return how many more may be sent that might count in the next window."""
+        if self.is_shared() and self._release:
+            return 0
+        return math.floor(self._share_of(_Window())) - (
+            self._sends.total - self._sends.before(self._windows.end_low)
+        )
+
+    # Events
+
+    def bounds_changed(self) -> None:
+        """Recount the sends of the present window, whose bounds have changed."""
+        windows, window = self._windows, self.window
+        begin = windows.begin()
+        first = self._sends.before(begin)
+        if window.own_late:
+            first -= sum(at < begin for at in window.own_late)
+        if window.taken_back:
+            first += sum(at >= begin for at in window.taken_back)
+        self._first = first
+
+    @property
+    def sent_now(self) -> int:
+        """How many were sent since the present window began for certain."""
+        return self._sends.total - self._total_before
+
+    def sent(self, now: float) -> None:
+        """Note whether what was just sent is one of the roll call's."""
+        window = self.window
+        calls = window.calls
+        place = len(calls) + self._heralds
+        is_due = len(calls) < 3 and self.sent_now == place + 1
+        if is_due and 0 <= now - self._release[place] < _ROLL_TOLERANCE_SECONDS:
+            calls.append([now, 0])
+
+    def counted(self, at: float, now: float, limit: int, counted: int, age: int) -> None:
+        """Register what had been counted when a request arrived; above the limit: at least that."""
+        sends, windows = self._sends, self._windows
+        sends.confirm(at)
+        if not 0 <= age <= len(self._past):
+            return
+        window = self._past[age - 1] if age else self.window
+        window.confirmed += 1
+        changed_first = False
+        if at < windows.certain_begin(age):
+            window.own_late.append(at)
+            changed_first = age == 0
+        if at >= windows.begin(age - 1):
+            after = self._past[age - 2] if age > 1 else self.window if age else self._next
+            after.taken_back.append(at)
+            changed_first = changed_first or age == 1
+        if changed_first:
+            self.bounds_changed()
+        is_exact = counted <= limit
+        begin = windows.begin(age)
+        if is_exact:
+            for call in window.calls:
+                if call[0] == at:
+                    call[1] = counted
+                    if len(window.calls) == 3 and all(call[1] for call in window.calls):
+                        self._called(window)
+            out_of_order = at - window.counted_at if counted < window.counted else window.counted_at - at
+            if self._overtaking < out_of_order < _OVERTAKING_MAX_SECONDS:
+                self._overtaking = out_of_order * 1.25
+        else:
+            window.full_at = min(window.full_at, max(0.0, (at - begin) / windows.period))
+        if counted >= window.counted:
+            window.counted, window.counted_at = counted, at
+            window.seen = min(1.0, max(0.0, (at - begin) / windows.period))
+        at = window.counted_at
+        others = window.counted - window.confirmed
+        if window.others == 0 and not sends.has_lost:  # the usual case, with less arithmetic
+            if others > 0:
+                others -= sends.unconfirmed_within(begin - self._overtaking, min(now, at + self._overtaking))
+            others = max(0, others)
+        else:
+            others = self._others_of(window, age, now)
+        changed = others != window.others
+        window.others = others
+        if age:
+            if changed:
+                self._estimate_demand()
+        elif changed or self._demand:
+            self.share = self._share_of(window)
+
+    def _others_of(self, window: _Window, age: int, now: float) -> int:
+        """Return how many calls of others must be believed in, by the highest count of a window."""
+        sends, windows, at = self._sends, self._windows, window.counted_at
+        begin = windows.begin(age)
+        others = window.counted - window.confirmed
+        lowest = others - sends.unconfirmed_within(begin - self._overtaking, min(now, at + self._overtaking))
+        if window.counted > self.limit:
+            return max(lowest, window.others)
+        arrived = at - _OVERTAKING_SECONDS
+        highest = others - sends.surely_unconfirmed_within(windows.certain_begin(age), arrived)
+        least = -sends.lost_within(begin, arrived)
+        return max(least, min(max(window.others, lowest), max(lowest, highest)))
+
+    def rejected(self, now: float) -> None:
+        """Register a rejection, after `counted`."""
+        if not self._was_rejected and self.limit:
+            self._was_rejected = True
+            part = (now - self._windows.end_low) / self._windows.period + 1
+            own, window = self.own(), self.window
+            if own <= 1:
+                self._is_unheard = True
+            if self.sent_now <= 3 + self._heralds and window.participation == 1:
+                window.is_missed = True
+            elif own < self.limit * self.claim():
+                self._is_beaten = True
+                if len(self._rolls) > 2 and (self._was_beaten or self.peers < _PEERS):
+                    self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
+
+    def set_limit(self, limit: int) -> None:
+        if limit != self.limit:
+            self.limit = limit
+            self.share = self._share_of(self.window)
+
+    def roll(self) -> None:
+        """Close the present window; `windows` goes on next."""
+        window = self.window
+        window.own = self.own()
+        if window.participation == 1 and (
+            window.is_missed
+            or (len(window.calls) < 3 and self.sent_now <= 3 + self._heralds and window.counted >= self.limit)
+        ):
+            self._missed_call()
+        self._past.appendleft(self.window)
+        if len(self._past) > _PAST_WINDOWS:
+            self._demand_before = self._demand_after(self._demand_before, self._past.pop())
+        self.window, self._next = self._next, _Window()
+        if not self._was_rejected:
+            self.spread = min(_SPREAD, self.spread * 1.5)
+        self._was_rejected = False
+        self._was_beaten, self._is_beaten = self._is_beaten, False
+        self._overtaking = max(_OVERTAKING_SECONDS, self._overtaking * 0.9)
+
+    def rolled(self) -> None:
+        """Plan the window that `windows` has gone on to."""
+        self._total_before = self._sends.total
+        self.bounds_changed()
+        self._sends.forget(self._windows.begin(_PAST_WINDOWS + 1))
+        self._estimate_demand()
+        self._crowd_share()
+        self._make_plan()
+        self.share = self._share_of(self.window)
+
+    # Policy
+
+    def _called(self, window: _Window) -> None:
+        first, second, third = (call[1] for call in window.calls)
+        raw = (_ROLL_LONG * (second - first) - _ROLL_SHORT * (third - second)) / (_ROLL_LONG - _ROLL_SHORT)
+        if window.participation < 1:
+            expected = self.limit / self._crowd * window.participation if self._crowd else math.inf
+            if raw > 2 * expected + 10 or raw < expected / 3 - 5:  # most others take part in each roll call
+                self._leave_crowd(min(raw, 0.99 * self.limit / _CROWDED))
+            return
+        peers = min(max(1.0, raw), 0.99 * self.limit / _CROWDED)
+        self._missed = 0
+        rolls = self._rolls
+        rolls.append(peers)
+        if len(rolls) > 1 and abs(rolls[-1] - rolls[-2]) <= max(1.0, 0.15 * peers):
+            self.peers = (rolls[-1] + rolls[-2]) / 2
+            return
+        mean = sum(rolls) / len(rolls)
+        if len(rolls) > 1:
+            variance = sum((peers - mean) ** 2 for peers in rolls) / (len(rolls) - 1)
+            mean -= math.sqrt(variance / len(rolls))
+        self.peers = max(1.0, min(mean, sorted(rolls)[(len(rolls) - 1) // 2]))
+
+    def _missed_call(self) -> None:
+        """Register that the limit was used up before the roll call's end."""
+        self._missed += 1
+        if self._missed >= (6 if self._rolls else 2) and self._denied <= 0 and not self._crowd:
+            self._crowd, self._hopeless = _CROWD_BEGIN, 0
+            for window in (self.window, *self._past):
+                window.is_used = True
+            self._rolls.clear()
+
+    def _leave_crowd(self, peers: float) -> None:
+        self._crowd = 0.0
+        self.peers = peers
+        self._missed = 0
+        self._rolls.clear()
+        if peers > 1:
+            self._rolls.append(peers)
+
+    def _crowd_share(self) -> None:
+        """Where there are too many peers for a roll call, each follows what all of them use."""
+        self._denied -= 1
+        if not self._crowd:
+            return
+        for window in list(self._past)[:2]:
+            if window.is_used:
+                break
+            if window.full_at <= 1:
+                use = min(2.0, 1 / max(0.1, window.full_at))
+            elif window.counted and window.seen > 0.3:
+                use = window.counted / self.limit / window.seen
+            else:
+                continue
+            window.is_used = True
+            uses = self._uses
+            uses.append(use)
+            if use > 1.4:
+                self._crowd *= 0.5
+                uses.clear()
+            elif len(uses) > 1:
+                mean = sum(uses) / len(uses)
+                if mean < 0.5 and len(uses) == 2:
+                    self._crowd *= 2
+                    uses.clear()
+                elif len(uses) == 2:
+                    pass
+                elif mean > _CROWD_USE_MAX or mean < _CROWD_USE_MIN:
+                    self._crowd *= math.sqrt(0.5 if mean > _CROWD_USE_MAX else 2)
+                    uses.clear()
+            self._hopeless = self._hopeless + 1 if use > 1.2 else 0
+            break
+        if self._hopeless >= _HOPELESS_READINGS:
+            self._denied = _NO_CROWD_WINDOWS
+            self._leave_crowd(1.0)
+        elif self._crowd > _CROWDED + 0.5:
+            self._leave_crowd(self.limit / self._crowd)
+
+    def _done(self, part: float) -> float:
+        """Return which part of their share the peers have used when that part of a window is over."""
+        begun = 3 / max(3.0, self._plan)
+        if part < _ROLL_END:
+            return begun * part / _ROLL_END
+        return min(1.0, begun + (1 - begun) * (part - _ROLL_END) / (_SPREAD - _ROLL_END))
+
+    def _estimate_heedless(self) -> None:
+        for window in list(self._past)[:2]:
+            if window.seen >= 0.8 or window.full_at <= 1 or (len(self._past) > 1 and window is self._past[1]):
+                peers = (self.peers - 1) * window.own
+                others = (
+                    window.others + self._heedless * (1 - window.seen) + peers * (1 - self._done(window.seen))
+                )
+                self._heedless = (self._heedless + min(self.limit, max(0.0, others - peers))) / 2
+                return
+
+    def _make_plan(self) -> None:
+        windows, window = self._windows, self.window
+        period, begin = windows.period, windows.end - windows.period
+        limit = self.limit
+        self._release = ()
+        self._heralds = 0
+        self._main_begin = windows.end_high - period
+        self._main_length = self.spread * period
+        if not self.is_shared() or period < _ROLL_CALL_PERIOD_MIN or limit < _ROLL_CALL_LIMIT_MIN:
+            self._plan_now, self._plan_made = 0, False
+            return
+        self._plan_made = True
+        crowded = self._is_crowded()
+        if crowded or self.peers >= _PEERS:
+            if crowded:
+                self._plan = self._crowd
+            else:
+                self._estimate_heedless()
+                self._plan = max((_TARGET * limit - self._heedless) / self.peers, limit * self.claim())
+            self._credit += self._plan
+            self._plan_now = max(0, int(self._credit))
+        else:
+            self._plan_now = 0
+        if crowded:
+            window.participation = min(_CROWD_ROLL_CALL_MAX, limit / _CROWD_ROLL_CALL_LIMIT)
+            if self._plan_now and self._uniform(0, self._plan) < window.participation:
+                self._plan_now = 3
+            else:
+                window.participation = 0.0
+                phase, number = self._uniform(0, 1), self._plan_now
+                self._credit -= number
+                self._release = tuple(
+                    self._main_begin + (place + phase) / number * _SPREAD * period for place in range(number)
+                )
+                return
+        elif self.peers < _PEERS and self.spread < _RACING and self._uniform(0, 1) < _RACE_UNCALLED:
+            self._credit -= self._plan_now
+            return
+        else:
+            window.participation = 1.0
+        self._credit -= self._plan_now
+        start = begin + (_ROLL_BEGIN + self._uniform(0, _ROLL_PHASE)) * period
+        self._release = (
+            start,
+            start + _ROLL_SHORT * period,
+            start + (_ROLL_SHORT + _ROLL_LONG) * period,
+        )
+        if self._is_unheard and window.participation == 1:
+            self._release = (self._main_begin, *self._release)
+            self._heralds = 1
+        self._is_unheard = False
+        self._main_begin = begin + _ROLL_END * period
+        self._main_length = max(0.01, self.spread - _ROLL_END) * period
+
+    def _share_of(self, window: _Window) -> float:
+        """Return how many calls of a window we may use: what others leave, but at least our claim."""
+        limit = self.limit
+        left = limit - window.others
+        if not self.is_shared():
+            return left
+        if self._crowd and self._plan_made:
+            return self._plan_now
+        if self.peers < _PEERS or not self._plan_made:
+            expected = self._demand * (1 - window.seen)
+            return max(1.0, min(left, max(left - expected, limit * self.claim())))
+        plan = self._plan_now
+        expected = self._heedless * (1 - window.seen) + (self.peers - 1) * self._plan * (
+            1 - self._done(window.seen)
+        )
+        excess = _TARGET * limit - window.others - expected - plan
+        return max(1.0, min(left, max(plan + excess / self.peers, math.floor(limit * self.claim()))))
+
+    def _estimate_demand(self) -> None:
+        self._demand = self._demand_before
+        for window in reversed(self._past):
+            self._demand = self._demand_after(self._demand, window)
+        self.share = self._share_of(self.window)
+
+    def _demand_after(self, demand: float, window: _Window) -> float:
+        """Return what others want in one window, where before that window it seemed to be `demand`."""
+        seen = min(self.limit, max(0, window.others) + demand * (1 - window.seen))
+        return seen if seen > demand else (seen + demand) / 2

@@ -1,0 +1,374 @@
+"""One model behind one key: how many of its calls may be in flight, and whether it can be called now.
+
+A call takes a slot before it asks for the rate window, and frees it when its attempt ends: an item that waits
+for its next attempt holds none. A batch whose limit is full leaves a wish; whoever frees a slot, raises the
+limit or ends an outage wakes the first waiter, else a batch that wished for one. Of several batches, those
+with fewer calls in flight come first, so that they end up with equally many.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Final, cast
+
+import anyio
+
+from omnigate._batch.pace.address import Address
+from omnigate._batch.pace.blame import Blame
+from omnigate._batch.pace.breaker import Breaker
+from omnigate._batch.pace.concurrency import AdaptiveConcurrency
+from omnigate._batch.pace.interval import Interval
+from omnigate._batch.pace.patience import Patience, Reason
+from omnigate._batch.pace.queue import FairQueue, Flow, Waiter
+from omnigate._batch.pace.signs import Sign
+
+logger: Final = logging.getLogger("omnigate")
+
+_LOGGED_RATIO: Final = 1.25
+"""A limit is logged once it has changed by so much since the last time."""
+
+_REJECTED_SECONDS: Final = 60.0
+"""For how long after a rejection the adaptive limit binds batches with their own `max_concurrency`, too."""
+
+_LATENCY_WEIGHT: Final = 0.1
+
+
+class Slot:
+    """The right to have one call in flight, for one attempt."""
+
+    __slots__ = ("flow", "in_flight", "is_free", "number", "sent_at", "upstream")
+
+    def __init__(self, upstream: Upstream, flow: Flow, number: int, sent_at: float) -> None:
+        self.upstream: Upstream = upstream
+        self.flow: Flow = flow
+        self.number: int = number
+        self.in_flight: int = 0  # with it; 0 if that says nothing about the limit
+        self.sent_at: float = sent_at
+        self.is_free: bool = False
+
+    def free(self, *, is_followed: bool = False) -> None:
+        """Give the slot back; idempotent.
+
+        Args:
+            is_followed: whether the caller goes on to send for the same batch, which needs no waking then.
+        """
+        if not self.is_free:
+            self.is_free = True
+            self.upstream.freed(self, is_followed=is_followed)
+
+
+class Upstream:
+    """Hands out slots for the calls of one model.
+
+    Attributes:
+        model: its name, for logs.
+        concurrency: the adaptive limit, for batches with `max_concurrency="auto"`.
+        interval: the time between sends, below one call in flight.
+        breaker: open while the provider is down.
+        in_flight: calls in flight.
+        has_bad_items: whether items have failed for good while others succeeded, since the last outage.
+    """
+
+    def __init__(self, address: Address, model: str) -> None:
+        self.model = model
+        self.concurrency = AdaptiveConcurrency()
+        self.interval = Interval()
+        self.breaker = Breaker()
+        self.in_flight = 0
+        self.has_bad_items = False
+        self._auto_in_flight = 0
+        self._stalled_at: float | None = None  # the first failure since the last success
+        self._address = address
+        self._clock = address.clock
+        self._blame = Blame()
+        self._queue = FairQueue(is_bounded=True)
+        self._wishes: dict[Flow, None] = {}  # batches that found no slot, in order
+        self._promised: dict[Flow, bool] = {}  # those of them that were woken and have not asked yet
+        self._latency = 0.0
+        self._rejected_at = -math.inf
+        self._logged_limit: float = self.concurrency.limit
+
+    @property
+    def limit(self) -> float:
+        """How many calls may be in flight; below one, the share of the time that one is."""
+        seconds = self.interval.seconds
+        return min(1.0, self._latency / seconds) if seconds else self.concurrency.limit
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody uses it."""
+        return not self.in_flight and not self._queue and not self._wishes
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether everything but a probe waits for the end of an outage."""
+        return self.breaker.is_open or self._address.breaker.is_open
+
+    def stalled_seconds(self) -> float:
+        """Return for how long nothing has got through, although it was tried."""
+        return 0.0 if self._stalled_at is None else self._clock() - self._stalled_at
+
+    # Slots
+
+    def is_full(self, flow: Flow) -> bool:
+        """Return whether a batch need not read an item now: a call that ends will wake it."""
+        is_promised = self._promised.pop(flow, False)
+        if not flow.is_auto or not (flow.in_flight or is_promised):
+            return False
+        if self._auto_in_flight + len(self._queue) + len(self._promised) < self.concurrency.limit:
+            return False
+        self._wishes[flow] = None
+        return True
+
+    def try_enter(self, flow: Flow) -> Slot | None:
+        """Return a slot for a new item if there is one and no other waits, else None."""
+        if self._queue or self.interval.seconds:
+            return None
+        now = self._clock()
+        return self._take(flow, now) if self.ask(flow, now) <= now else None
+
+    async def enter(self, flow: Flow, patience: Patience, *, is_again: bool) -> Slot:
+        """Wait in line and return a slot.
+
+        Args:
+            flow: the batch's.
+            patience: the item's.
+            is_again: whether this is a resend, which precedes the batch's new sends.
+
+        Raises:
+            OutOfPatienceError: the item has waited for too long.
+        """
+        waiter = Waiter(flow, is_again=is_again)
+        self._queue.add(waiter)
+        slot: Slot | None = None
+        try:
+            while True:
+                moment = math.inf
+                if self._queue.first() is waiter:
+                    now = self._clock()
+                    moment = self.ask(flow, now)
+                    if moment <= now:
+                        slot = self._take(flow, now)
+                        return slot
+                await patience.wait(waiter.event, self._clock, moment, self.reason)
+                if waiter.event.is_set():
+                    waiter.event = anyio.Event()
+        finally:
+            self._queue.remove(waiter, has_passed=slot is not None)
+            self.wake()
+
+    def ask(self, flow: Flow, now: float) -> float:
+        """Return when the first in line may go: up to `now` means go, `math.inf` not before a call ends."""
+        address = self._address
+        if flow.is_auto:
+            if self._auto_in_flight >= self.concurrency.limit:
+                return math.inf
+        elif self.in_flight >= self.concurrency.limit and now < self._rejected_at + _REJECTED_SECONDS:
+            return math.inf
+        if flow.in_flight >= flow.most or address.in_flight >= address.descriptors.limit:
+            return math.inf
+        return max(address.breaker.ask(now), self.breaker.ask(now), self.interval.ask(now))
+
+    def reason(self) -> Reason:
+        """Return what the first in line waits for."""
+        if self.is_closed:
+            return "outage"
+        if self.interval.seconds:
+            return "provider"
+        return "concurrency"
+
+    def waits_for(self, flow: Flow) -> Reason | None:
+        """Return what a batch waits for here; None if it does not."""
+        return self.reason() if self._queue in flow.queues or flow in self._wishes else None
+
+    def held_until(self, now: float) -> float | None:
+        """Return until when sends are held back by more than a lack of slots; None if they are not."""
+        moment = max(self._address.breaker.ask(now), self.breaker.ask(now), self.interval.ask(now))
+        return moment if now < moment < math.inf and self._queue else None
+
+    def freed(self, slot: Slot, *, is_followed: bool) -> None:
+        """Take a slot back."""
+        flow = slot.flow
+        flow.in_flight -= 1
+        self.in_flight -= 1
+        self._auto_in_flight -= flow.is_auto
+        self._address.in_flight -= 1
+        if self.is_closed:
+            now = self._clock()
+            self.breaker.ended(slot.number, now)
+            self._address.breaker.ended(slot.number, now)
+        if flow.queues:
+            for queue in list(flow.queues):
+                if queue is not self._queue:
+                    queue.wake()
+        is_followed = is_followed and flow.goes_on()
+        if flow.has_wish and not is_followed:
+            flow.has_wish = False
+            flow.wake()
+        if self._queue or self._wishes:
+            self.wake(flow if is_followed else None)
+        if self._address.descriptors.limit < math.inf:
+            self._address.wake()
+
+    def wake(self, follower: Flow | None = None) -> None:
+        """Wake whoever can use the free slots: the first in line, else the batches that wished for one.
+
+        Args:
+            follower: a batch that goes on to take a slot anyway. The last one is its own, unless a batch that
+                wished has fewer calls in flight.
+        """
+        if self._queue:
+            self._queue.wake()
+            return
+        if not self._wishes:
+            return
+        free = self.concurrency.limit - self._auto_in_flight - len(self._promised)
+        for flow in list(self._wishes):
+            if free <= 0:
+                return
+            is_last = follower is not None and free == 1
+            if (
+                flow is follower
+                or flow.in_flight >= flow.most
+                or (is_last and flow.in_flight >= cast("Flow", follower).in_flight)
+            ):
+                continue
+            del self._wishes[flow]
+            if flow.wake():
+                self._promised[flow] = True
+                free -= 1
+
+    def withdraw(self, flow: Flow) -> None:
+        """Forget a batch that reads no more items."""
+        self._wishes.pop(flow, None)
+        if self._promised.pop(flow, False):
+            self.wake()
+
+    def _take(self, flow: Flow, now: float) -> Slot:
+        address = self._address
+        flow.in_flight += 1
+        self.in_flight += 1
+        self._auto_in_flight += flow.is_auto
+        address.in_flight += 1
+        number = address.number()
+        if address.breaker.is_open:
+            address.breaker.sent(number)
+        if self.breaker.is_open:
+            self.breaker.sent(number)
+        return Slot(self, flow, number, now)
+
+    # What calls say
+
+    def sent(self, slot: Slot, now: float) -> None:
+        """Record that the call of a slot goes out now, after its wait for the rate window."""
+        slot.sent_at = now
+        if not self.is_closed:  # else it may be the probe
+            slot.number = self._address.number()
+        if slot.flow.is_auto:
+            slot.in_flight = self._auto_in_flight
+        elif now < self._rejected_at + _REJECTED_SECONDS:
+            slot.in_flight = self.in_flight
+        self.interval.sent(now)
+
+    def succeeded(self, slot: Slot, now: float) -> None:
+        """Record a success, before its slot is freed."""
+        address, concurrency = self._address, self.concurrency
+        latency = now - slot.sent_at
+        self._latency += (latency - self._latency) * (_LATENCY_WEIGHT if self._latency else 1.0)
+        self._stalled_at = None
+        if self.breaker.succeeded(slot.number):
+            self._opened(f"model {self.model!r}")
+        self.reached(slot)
+        if address.descriptors.limit < math.inf:
+            address.descriptors.succeeded(now, address.in_flight)
+        if self._blame.succeeded(slot.sent_at):
+            concurrency.forgive()
+        self.interval.succeeded(now, self._latency)
+        if self.interval.seconds:
+            self._log_limit()
+        elif slot.flow.is_auto or now < self._rejected_at + _REJECTED_SECONDS:
+            concurrency.succeeded(now, latency, slot.in_flight)
+            self._log_limit()
+
+    def stalled(self) -> None:
+        """Record that a call did not get through."""
+        if self._stalled_at is None:
+            self._stalled_at = self._clock()
+
+    def reached(self, slot: Slot) -> None:
+        """Record that there was an answer: the gateway can be reached."""
+        address = self._address
+        if address.breaker.succeeded(slot.number):
+            self._opened("the gateway")
+            address.wake()
+
+    def failed(self, slot: Slot, sign: Sign, reason: str, *, is_first: bool) -> None:
+        """Record a failure, before its slot is freed.
+
+        Args:
+            slot: the call's.
+            sign: what the failure says.
+            reason: the failure in words, for logs.
+            is_first: whether it is the item's first; the others are the same sign again.
+        """
+        now, address = self._clock(), self._address
+        if sign is Sign.REJECTED or sign.is_outage:
+            self.stalled()
+        if sign is Sign.DESCRIPTORS:
+            address.descriptors.exhausted(now, address.in_flight - 1)
+            if address.in_flight <= 1 and address.breaker.failed(slot.number, now, reason, is_certain=True):
+                self._closed("the gateway", reason, address.breaker, now)
+            return
+        if sign is Sign.UNREACHABLE:
+            if address.breaker.failed(slot.number, now, reason):
+                self._closed("the gateway", reason, address.breaker, now)
+            return
+        self.reached(slot)
+        is_certain = sign is Sign.CIRCUIT
+        if (is_certain or (sign is Sign.DOWN and (is_first or self.breaker.is_open))) and self.breaker.failed(
+            slot.number, now, reason, is_certain=is_certain
+        ):
+            self.has_bad_items = False
+            self._closed(f"model {self.model!r}", reason, self.breaker, now)
+        if sign is Sign.REJECTED:
+            self._rejected_at = now
+            if self.concurrency.limit <= 1 or self.interval.seconds:
+                self.interval.rejected(now, slot.sent_at, max(self._latency, 0.1))
+            self.concurrency.overloaded(now, slot.sent_at)
+        elif (
+            sign in (Sign.LOAD, Sign.DOWN) and is_first and not self.breaker.is_open
+        ) and self._blame.failed(now, slot.sent_at):
+            self.concurrency.overloaded(now, slot.sent_at)
+        self._log_limit()
+
+    # Logs
+
+    def _closed(self, what: str, reason: str, breaker: Breaker, now: float) -> None:
+        until = datetime.now(UTC) + timedelta(seconds=max(0.0, breaker.ask(now) - now))
+        logger.info(
+            "batch: closed the gate for %s: %s; next probe at %s UTC", what, reason, f"{until:%H:%M:%S}"
+        )
+
+    def _opened(self, what: str) -> None:
+        logger.info("batch: opened the gate for %s again", what)
+
+    def _log_limit(self) -> None:
+        limit = self.limit if self.interval.seconds else self.concurrency.limit
+        if limit == self._logged_limit:
+            return
+        if not self._logged_limit / _LOGGED_RATIO <= limit <= self._logged_limit * _LOGGED_RATIO:
+            logger.info(
+                "batch: concurrency for model %r changed from %.3g to %.3g",
+                self.model,
+                self._logged_limit,
+                limit,
+            )
+            self._logged_limit = max(limit, 0.001)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Upstream {self.model!r}: {self.in_flight} in flight, {self._queue!r}, {self.concurrency!r},"
+            f" {self.interval!r}, {self.breaker!r}>"
+        )

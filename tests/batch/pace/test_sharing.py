@@ -1,0 +1,148 @@
+"""Paced processes that share a key by headers alone, and a client that is alone but whose requests arrive late."""
+
+import random
+import tracemalloc
+from collections.abc import Callable
+
+import pytest
+
+from omnigate._batch.pace.pacer import Pacer
+from omnigate._limits import RateLimit
+from tests.support.gateway_model import Events, Gateway, PacedClient
+
+Latency = Callable[[random.Random], float]
+
+LATENCIES: dict[str, Latency] = {"0.3 s": lambda dice: 0.3, "5 to 40 s": lambda dice: dice.uniform(5, 40)}
+
+
+def new_pacer() -> Pacer:
+    return Pacer(uniform=lambda low, high: low)
+
+
+def way_of(dice: random.Random) -> Callable[[], float]:
+    return lambda: dice.uniform(0.3, 1.0) if dice.random() < 0.002 else dice.uniform(0.005, 0.06)
+
+
+def late_way_of(dice: random.Random, part: float, most: float) -> Callable[[], float]:
+    return lambda: dice.uniform(0.5, most) if dice.random() < part else dice.uniform(0.005, 0.06)
+
+
+def share(processes: int, limit: int, latency: Latency, *, seed: int) -> tuple[list[float], list[int]]:
+    """Run processes that begin together; return rejections per window and each one's calls, from the fifth on."""
+    dice, events = random.Random(seed), Events()
+    gateway = Gateway(events, limit, phase=events.now - dice.uniform(0, 60))
+    names = [f"process {number}" for number in range(processes)]
+    for number, name in enumerate(names):
+        client = PacedClient(
+            gateway, dice, lambda: latency(dice), concurrency=2 * limit + 50, way=way_of(dice), name=name
+        )
+        events.at(events.now + 0.05 * number, client.pump)
+    first = gateway.window() + 5
+    windows = range(first, first + 10)
+    events.run_until(gateway.begin(windows.stop))
+    rejected = [sum(gateway.rejected[name, window] for name in names) / limit for window in windows]
+    return rejected, [sum(gateway.admitted[name, window] for window in windows) for name in names]
+
+
+@pytest.mark.parametrize("latency", LATENCIES)
+@pytest.mark.parametrize(
+    ("processes", "limit", "seeds"),
+    [
+        (2, 60, 4),
+        (4, 60, 4),
+        (16, 60, 4),
+        (2, 600, 1),
+        (4, 600, 1),
+        (16, 600, 1),
+        (100, 600, 1),
+        (4, 6_000, 1),
+    ],
+)
+def test_processes_that_share_a_key_unawares_have_few_rejections_and_fair_shares(
+    processes: int, limit: int, seeds: int, latency: str
+) -> None:
+    for seed in range(seeds):
+        rejected, admitted = share(processes, limit, LATENCIES[latency], seed=seed)
+        assert sum(rejected) / len(rejected) <= 0.02
+        assert min(admitted) >= 0.5 * sum(admitted) / processes
+        assert sum(admitted) >= 0.8 * limit * 10
+
+
+@pytest.mark.parametrize("latency", LATENCIES)
+def test_more_processes_than_the_limit_has_calls_are_seldom_rejected(latency: str) -> None:
+    for seed in range(5):
+        rejected, admitted = share(100, 60, LATENCIES[latency], seed=seed)
+        assert sum(rejected) / len(rejected) <= 0.02
+        assert sum(admitted) >= 0.5 * 60 * 10
+
+
+@pytest.mark.parametrize("latency", LATENCIES)
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("part", "most"), [(0.2, 3.0), (0.5, 5.0), (1.0, 4.0)])
+@pytest.mark.parametrize("limit", [60, 600])
+def test_a_client_alone_whose_requests_arrive_seconds_late_uses_its_limit_unrejected(
+    limit: int, part: float, most: float, latency: str, seed: int
+) -> None:
+    dice, events = random.Random(seed), Events()
+    gateway = Gateway(events, limit, phase=events.now - dice.uniform(0, 60))
+    way = late_way_of(dice, part, most)
+    client = PacedClient(gateway, dice, lambda: LATENCIES[latency](dice), concurrency=2 * limit + 50, way=way)
+    events.at(events.now, client.pump)
+    windows = range(gateway.window() + 3, gateway.window() + 13)
+    events.run_until(gateway.begin(windows.stop))
+    assert sum(gateway.admitted["paced", window] for window in windows) >= 0.97 * limit * 10
+    assert sum(gateway.rejected["paced", window] for window in windows) < 10
+
+
+def test_requests_that_are_slow_on_their_way_are_not_given_back() -> None:
+    pacer = new_pacer()
+    pacer.answered(pacer.sent(30.0), 30.1, RateLimit(60, 59, 30))  # the window ends at 60
+    confirmed = [pacer.sent(60.1) for _ in range(8)]
+    for place, send in enumerate(confirmed):
+        pacer.answered(send, 60.3, RateLimit(60, 59 - place, 60))
+    for _ in range(8):
+        pacer.sent(60.4)  # on their way until 63
+    pacer.answered(pacer.sent(61.0), 61.25, RateLimit(60, 51, 59))  # counted before them
+    sent, now = 17, 61.3
+    while now < 62.9:
+        while pacer.ask(now) <= now:
+            pacer.sent(now)
+            sent += 1
+        now += 0.1
+    assert sent == 60
+
+
+def test_requests_that_arrive_after_the_windows_end_are_not_taken_for_those_of_others() -> None:
+    pacer = new_pacer()
+    pacer.answered(pacer.sent(30.0), 30.1, RateLimit(60, 59, 30))  # the window ends at 60
+    late = [pacer.sent(58.5) for _ in range(3)]
+    assert pacer.ask(60.1) <= 60.1
+    new = [pacer.sent(60.1) for _ in range(8)]
+    for place, send in enumerate(late):
+        pacer.answered(send, 60.4, RateLimit(60, 59 - place, 60))
+    for place, send in enumerate(new):
+        pacer.answered(send, 60.5, RateLimit(60, 56 - place, 60))
+    sent, now = 0, 60.6
+    while now < 62.0:
+        while pacer.ask(now) <= now:
+            pacer.sent(now)
+            sent += 1
+        now += 0.05
+    assert sent == 49
+
+
+def test_a_gateway_without_headers_makes_no_record_grow() -> None:
+    pacer, now = new_pacer(), 0.0
+    pacer.answered(pacer.sent(now), 0.3, None)
+    sizes = []
+    tracemalloc.start()
+    try:
+        for seconds in (900, 1_800):
+            while now < seconds:
+                now += 0.025
+                pacer.answered(pacer.sent(now), now, None)
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert sizes[1] < 1.2 * sizes[0]
+    assert sizes[1] < 4_000_000
