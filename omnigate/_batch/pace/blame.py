@@ -52,8 +52,8 @@ class Blame:
 
     def succeeded(self, sent_at: float) -> bool:
         """Record a success; return whether it has shown that cutting does not help."""
-        self._share -= _WEIGHT * self._share
-        if self._share < self.excused / 2:  # what failed so often is over
+        self._share *= 1 - _WEIGHT
+        if self.excused > _EXCUSED_MIN and self._share < self.excused / 2:  # what failed so often is over
             self.excused = max(_EXCUSED_MIN, self.excused * (1 - _WEIGHT))
         self._count(0)
         if sent_at <= self._cut_at:

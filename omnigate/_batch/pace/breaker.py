@@ -60,7 +60,8 @@ class Breaker:
 
     def succeeded(self, number: int) -> bool:
         """Record a success; return whether it ended an outage."""
-        self.succeeded_number = max(self.succeeded_number, number)
+        if number > self.succeeded_number:
+            self.succeeded_number = number
         self._in_a_row = 0
         if not self.is_open:
             return False

@@ -57,7 +57,7 @@ class Gate:
     @property
     def is_idle(self) -> bool:
         """Whether nobody uses it."""
-        return not self._queue and all(upstream.is_idle for upstream in self._upstreams.values())
+        return not self._queue.count and all(upstream.is_idle for upstream in self._upstreams.values())
 
     def upstream(self, model: str) -> Upstream:
         """Return what the calls of a model share."""
@@ -77,7 +77,7 @@ class Gate:
 
     def try_pass(self) -> Send | None:
         """Return a send if one may go now and no other waits, else None."""
-        if self._queue:
+        if self._queue.count:
             return None
         now = self.clock()
         return self._pacer.sent(now) if self._pacer.ask(now) <= now else None
@@ -118,7 +118,7 @@ class Gate:
     def answered(self, send: Send, limit: RateLimit | None, now: float) -> None:
         """Record a success, or a failure with the rate limit's headers."""
         self._pacer.answered(send, now, limit)
-        if self._queue:
+        if self._queue.count:
             self._queue.wake()
 
     def rejected(self, send: Send, retry_after: float, limit: RateLimit | None) -> None:
@@ -140,7 +140,7 @@ class Gate:
 
     def room(self) -> int:
         """Return how many sends could go immediately."""
-        return 0 if self._queue else self._pacer.room(self.clock())
+        return 0 if self._queue.count else self._pacer.room(self.clock())
 
     def waiting_seconds(self) -> float | None:
         """Return for how many more seconds all sends are held back; None if they are not."""

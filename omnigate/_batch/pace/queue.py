@@ -55,6 +55,9 @@ class Waiter:
 class FairQueue:
     """Sends that wait, and whose turn it is.
 
+    Attributes:
+        count: how many wait.
+
     Args:
         is_bounded: whether a flow that has as many calls in flight as it may is passed over.
     """
@@ -62,13 +65,7 @@ class FairQueue:
     def __init__(self, *, is_bounded: bool) -> None:
         self._is_bounded = is_bounded
         self._lines: dict[Flow, tuple[deque[Waiter], deque[Waiter]]] = {}  # in turn: resends, new sends
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __bool__(self) -> bool:
-        return self._count > 0
+        self.count = 0
 
     def has_again(self, flow: Flow) -> bool:
         """Return whether a resend of the flow waits."""
@@ -82,7 +79,7 @@ class FairQueue:
         if lines is None:
             lines = self._lines[flow] = (deque(), deque())
         lines[not waiter.is_again].append(waiter)
-        self._count += 1
+        self.count += 1
         flow.queues[self] = flow.queues.get(self, 0) + 1
 
     def remove(self, waiter: Waiter, *, has_passed: bool) -> None:
@@ -90,7 +87,7 @@ class FairQueue:
         flow = waiter.flow
         lines = self._lines[flow]
         lines[not waiter.is_again].remove(waiter)
-        self._count -= 1
+        self.count -= 1
         flow.queues[self] -= 1
         if not flow.queues[self]:
             del flow.queues[self], self._lines[flow]
@@ -114,4 +111,4 @@ class FairQueue:
 
     def __repr__(self) -> str:
         again = sum(len(lines[0]) for lines in self._lines.values())
-        return f"{again} resends and {self._count - again} new sends waiting"
+        return f"{again} resends and {self.count - again} new sends waiting"

@@ -99,7 +99,7 @@ class Upstream:
     @property
     def is_idle(self) -> bool:
         """Whether nobody uses it."""
-        return not self.in_flight and not self._queue and not self._wishes
+        return not self.in_flight and not self._queue.count and not self._wishes
 
     @property
     def is_closed(self) -> bool:
@@ -117,14 +117,14 @@ class Upstream:
         is_promised = self._promised.pop(flow, False)
         if not flow.is_auto or not (flow.in_flight or is_promised):
             return False
-        if self._auto_in_flight + len(self._queue) + len(self._promised) < self.concurrency.limit:
+        if self._auto_in_flight + self._queue.count + len(self._promised) < self.concurrency.limit:
             return False
         self._wishes[flow] = None
         return True
 
     def try_enter(self, flow: Flow) -> Slot | None:
         """Return a slot for a new item if there is one and no other waits, else None."""
-        if self._queue or self.interval.seconds:
+        if self._queue.count or self.interval.seconds:
             return None
         now = self._clock()
         return self._take(flow, now) if self.ask(flow, now) <= now else None
@@ -169,6 +169,8 @@ class Upstream:
             return math.inf
         if flow.in_flight >= flow.most or address.in_flight >= address.descriptors.limit:
             return math.inf
+        if not (address.breaker.is_open or self.breaker.is_open or self.interval.seconds):  # as usual
+            return now
         return max(address.breaker.ask(now), self.breaker.ask(now), self.interval.ask(now))
 
     def reason(self) -> Reason:
@@ -186,7 +188,7 @@ class Upstream:
     def held_until(self, now: float) -> float | None:
         """Return until when sends are held back by more than a lack of slots; None if they are not."""
         moment = max(self._address.breaker.ask(now), self.breaker.ask(now), self.interval.ask(now))
-        return moment if now < moment < math.inf and self._queue else None
+        return moment if now < moment < math.inf and self._queue.count else None
 
     def freed(self, slot: Slot, *, is_followed: bool) -> None:
         """Take a slot back."""
@@ -195,7 +197,7 @@ class Upstream:
         self.in_flight -= 1
         self._auto_in_flight -= flow.is_auto
         self._address.in_flight -= 1
-        if self.is_closed:
+        if self.breaker.is_open or self._address.breaker.is_open:
             now = self._clock()
             self.breaker.ended(slot.number, now)
             self._address.breaker.ended(slot.number, now)
@@ -203,11 +205,11 @@ class Upstream:
             for queue in list(flow.queues):
                 if queue is not self._queue:
                     queue.wake()
-        is_followed = is_followed and flow.goes_on()
-        if flow.has_wish and not is_followed:
-            flow.has_wish = False
-            flow.wake()
-        if self._queue or self._wishes:
+        if flow.has_wish or self._wishes or self._queue.count:
+            is_followed = is_followed and flow.goes_on()
+            if flow.has_wish and not is_followed:
+                flow.has_wish = False
+                flow.wake()
             self.wake(flow if is_followed else None)
         if self._address.descriptors.limit < math.inf:
             self._address.wake()
@@ -219,7 +221,7 @@ class Upstream:
             follower: a batch that goes on to take a slot anyway. The last one is its own, unless a batch that
                 wished has fewer calls in flight.
         """
-        if self._queue:
+        if self._queue.count:
             self._queue.wake()
             return
         if not self._wishes:
@@ -264,7 +266,7 @@ class Upstream:
     def sent(self, slot: Slot, now: float) -> None:
         """Record that the call of a slot goes out now, after its wait for the rate window."""
         slot.sent_at = now
-        if not self.is_closed:  # else it may be the probe
+        if not (self.breaker.is_open or self._address.breaker.is_open):  # else it may be the probe
             slot.number = self._address.number()
         if slot.flow.is_auto:
             slot.in_flight = self._auto_in_flight

@@ -160,7 +160,7 @@ def test_flows_take_turns_and_send_again_before_they_send_anew() -> None:
     for waiter in waiters.values():
         queue.add(waiter)
     order = []
-    while queue:
+    while queue.count:
         first = queue.first()
         assert first is not None
         order.append(next(name for name, waiter in waiters.items() if waiter is first))
