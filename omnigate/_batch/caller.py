@@ -164,11 +164,15 @@ class Caller:
 
         Raises:
             OutOfPatienceError: the item has waited for too long.
+            ClientClosedError: the client was closed meanwhile.
         """
-        passed = await self.pause(self._enter, ready, is_again)
+        pauses = self._session.means[2]
+        passed = await self.pause(pauses.until_closed, self._enter, ready, is_again)
         if passed is None:
             return None
-        entry = passed[0]
+        if passed[0] is None:
+            raise ClientClosedError("the client is closed; create a new one")
+        entry = passed[0][0]
         if self.is_abandoned:  # just as it passed
             entry.slot.free()
             ready.gate.ended(entry.send)
@@ -358,7 +362,10 @@ class _ItemAttempts(Fetching):
                 return False
         if caller.is_abandoned:  # just as the wait ended, too
             raise _Stopped
-        entry = await caller.enter(ready, is_again=True)
+        try:
+            entry = await caller.enter(ready, is_again=True)
+        except ClientClosedError:
+            return False
         if entry is None:
             raise _Stopped
         self.slot, self._send = entry

@@ -16,7 +16,7 @@ from ..support.servers import until
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
-UNAVAILABLE = error_answer(503, "openai circuit is open", retry_after="50")
+UNAVAILABLE = error_answer(500, "oops", retry_after="50")
 UNAVAILABLE_SHORTLY = error_answer(503, "busy")
 
 Use = Callable[..., Awaitable[Any]]
@@ -135,3 +135,19 @@ async def test_a_hedged_copy_is_not_sent_once_the_client_is_closed() -> None:
         await until(lambda: bool(transport.requests))
         await client.aclose()
     assert len(transport.requests) == 1
+
+
+async def test_an_item_that_waits_for_the_end_of_an_outage_ends_when_the_client_is_closed() -> None:
+    client, transport = client_over(error_answer(503, "openai circuit is open", retry_after="50"))
+    before = anyio.current_time()
+    async with anyio.create_task_group() as group:
+
+        async def one() -> None:
+            with pytest.raises(ClientClosedError):
+                await item(client)
+            assert anyio.current_time() - before == pytest.approx(20)
+
+        group.start_soon(one)
+        await anyio.sleep(20)
+        assert transport.requests
+        await client.aclose()
