@@ -124,12 +124,12 @@ def test_the_command_names_the_extra_that_is_missing() -> None:
         main()
 
 
-def test_a_sync_call_is_answered(url: str) -> None:
+def test_a_sync_chat_over_the_local_gateway_returns_its_answer(url: str) -> None:
     with omnigate.Client("llmg_x", base_url=url) as client:
         assert client.chat(model="gpt-4o-mini", messages="Say hi in French").content == "Salut"
 
 
-def test_an_async_call_is_answered(url: str) -> None:
+def test_an_async_chat_over_the_local_gateway_returns_its_answer(url: str) -> None:
     async def call() -> str:
         async with omnigate.AsyncClient("llmg_x", base_url=url) as client:
             return (await client.chat(model="gpt-4o-mini", messages="Say hi in French")).content
