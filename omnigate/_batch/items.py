@@ -229,7 +229,7 @@ def _id(mapping: Mapping[str, Any], index: int) -> str:
         raise refusal(argument, value, "be text that is not empty, an integer or a UUID")
     if not _is_text(value):
         raise refusal(argument, value, BE_ENCODABLE)
-    return "".join(value)  # plain text, also of a subclass
+    return "".join(value)  # plain text, even from a subclass of str
 
 
 def _is_text(value: str) -> bool:

@@ -43,16 +43,16 @@ class Call(msgspec.Struct, frozen=True, gc=False):  # made faster than a named t
     """A request, ready to be sent any number of times.
 
     Attributes:
-        endpoint: what is called.
-        url: where.
-        origin: the same, as scheme, host and port.
+        endpoint: the endpoint.
+        url: its URL.
+        origin: the URL's scheme, host and port.
         headers: all headers but the length.
-        head: request line and headers as bytes, where they are the same for all calls of the endpoint.
+        head: request line and headers as bytes, if they are the same for all calls of the endpoint.
         content: the body.
         extensions: the transport's, with the timeouts.
         deadline_seconds: seconds for all attempts and waits.
-        secrets: the keys that no error may show.
-        address: the gateway's, as an error names it.
+        secrets: keys that errors must not show.
+        address: the gateway's address, for errors.
 
     """
 
@@ -81,7 +81,7 @@ class Attempts(Generic[T]):
     `begin`, `received`, `judge`, `delay` and `pause`.
 
     Attributes:
-        call: what is sent.
+        call: the call.
         count: the attempts so far.
         deadline: by the event loop's clock.
         started: when the call began, by the monotonic clock.

@@ -157,7 +157,7 @@ def check_integer(
 
 
 def check_bool(value: Any, argument: str) -> bool:
-    """Check that `value` is a truth value, also numpy's, and return it as a `bool`."""
+    """Check that `value` is a `bool`, or numpy's, and return it as a `bool`."""
     given = scalar(value)
     if not isinstance(given, bool):
         raise refusal(argument, value, BE_BOOL, is_type=True)

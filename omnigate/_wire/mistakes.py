@@ -1,4 +1,4 @@
-"""The words of errors about a struct's fields: msgspec's own, as what must hold and what was given."""
+"""Rewords msgspec's errors about a struct's fields: what must hold, and what was given."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omnigate._wire.values import is_sequence
 from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
 
 SECRET_FIELDS: Final = frozenset({"api_key"})
-"""Fields whose values no error shows, nor any repr in full."""
+"""Fields whose values are hidden in errors and masked in reprs."""
 
 _MISSING_FIELD = re.compile(r"Object missing required field `(.+)`")
 
@@ -29,7 +29,7 @@ _KINDS: Final = {
     "object": "a dict",
     "str": "text",
 }
-"""What msgspec's names for kinds of values are in Python."""
+"""Python's words for msgspec's names of types."""
 
 _KIND = re.compile(r"`(\w+)`")
 
@@ -44,9 +44,9 @@ def argument_error(
     Args:
         name: the struct's.
         arguments: its fields, as given.
-        problem: msgspec's words for it.
-        musts: the words after "must", by field name, where msgspec's own would not be clear; "name[]" is an
-            item of the list in that field.
+        problem: msgspec's message.
+        musts: the words after "must" by field name, where msgspec's would be unclear; "name[]" stands for the
+            items of the list in that field.
     """
     what, _, path = problem.partition(" - at `")
     is_key = path.startswith("key` in `")  # a mapping with keys that are not text
@@ -95,11 +95,11 @@ def argument_error(
 
 
 def encoding_error(value: object, whole: str) -> InvalidArgumentError:
-    """Return the error for a value with text that is not valid UTF-8; it names the first such string.
+    """Return an error that names the first string in a value that is not valid UTF-8.
 
     Args:
         value: the value.
-        whole: its name, where it is that text itself.
+        whole: the value's name, used if it is that string itself.
     """
     try:
         found = _unencodable(value)

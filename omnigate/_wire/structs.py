@@ -35,7 +35,7 @@ _encoder: Final = msgspec.json.Encoder(enc_hook=encode_foreign)
 _SURROGATES = re.compile(
     rb"(?:\\\\)+|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\u[dD][c-fC-F][0-9a-fA-F]{2})?|\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
-"""In JSON: backslashes that are escaped (so begin no other escape), a pair of surrogates, or half of one."""
+"""In JSON: escaped backslashes (which start no other escape), surrogate pairs, and lone surrogates."""
 
 
 def encode(body: object) -> bytes:
@@ -95,9 +95,9 @@ class WireStruct(_Slots, msgspec.Struct, kw_only=True, gc=False, metaclass=_Conv
     """Base class of all structs: keyword-only, unknown fields ignored."""
 
     _must: ClassVar[Mapping[str, str]] = {}
-    """What must hold, as the words after "must", where msgspec's own would not be clear.
+    """The words after "must" in errors, by field name, where msgspec's would be unclear.
 
-    By field name; "name[]" is an item of the list in that field.
+    "name[]" stands for the items of the list in that field.
     """
     _refuse_unknown: ClassVar[bool] = False
     """Whether the constructor rejects unknown arguments."""
@@ -111,10 +111,10 @@ class WireStruct(_Slots, msgspec.Struct, kw_only=True, gc=False, metaclass=_Conv
 
     @classmethod
     def _prepare(cls, arguments: dict[str, Any]) -> None:
-        """Convert in `arguments`, the constructor's, what msgspec does not convert itself."""
+        """Convert constructor arguments that msgspec does not convert itself, in place."""
 
     def _has_plain_text(self) -> bool:
-        """Return whether all text is of the type `str` itself, which msgspec does not see to."""
+        """Return whether all text is of the type `str` itself; msgspec lets subclasses through."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
             texts = cast("list[object]", value) if type(value) is list else (value,)
@@ -325,9 +325,9 @@ def decoder_for(kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 def decode(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
-    """Decode JSON from the gateway; what is not text in it (lone surrogates, invalid UTF-8) becomes U+FFFD.
+    """Decode JSON from the gateway; lone surrogates and invalid UTF-8 become U+FFFD.
 
-    A model's answer that was cut within a character has been paid for, and is more use than an error.
+    A response cut off inside a character has been billed, and is worth more than an error.
 
     Raises:
         msgspec.MsgspecError: it is not JSON, or not of the decoder's type.
@@ -346,7 +346,7 @@ def decode(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
 
 
 def _replaced(found: re.Match[bytes]) -> bytes:
-    """Return U+FFFD for half of a pair of surrogates, anything else unchanged."""
+    """Return U+FFFD for a lone surrogate, anything else unchanged."""
     text = found[0]
     return b"\\ufffd" if len(text) == 6 and text[1] == ord("u") else text
 
