@@ -1,4 +1,4 @@
-"""A call that is ready to be sent any number of times, and the one loop that sends it: try, judge, wait.
+"""A call that can be sent any number of times, and the one loop that sends it: try, judge, wait.
 
 Cancellation: during an attempt the carrier cleans up; between attempts nothing is held.
 """
@@ -40,7 +40,7 @@ logger: Final = logging.getLogger("omnigate")
 
 
 class Call(msgspec.Struct, frozen=True, gc=False):  # made faster than a named tuple
-    """A request, ready to be sent any number of times.
+    """A request that can be sent any number of times.
 
     Attributes:
         endpoint: the endpoint.
@@ -75,7 +75,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):  # made faster than a named t
 
 
 class Attempts(Generic[T]):
-    """The attempts of one call, one after another, with a judgement and a wait in between.
+    """The attempts of one call; after each failure, decides whether to retry, and waits.
 
     A subclass defines an attempt. What a batch adds (its gate, its count of rejections) goes into the hooks
     `begin`, `received`, `judge`, `delay` and `pause`.

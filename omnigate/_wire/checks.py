@@ -1,4 +1,4 @@
-"""Checks of arguments, and the words of what they refuse: "temperature must be between 0 and 2, got 3".
+"""Checks of arguments, and the wording of their errors: "temperature must be between 0 and 2, got 3".
 
 Every error of an argument is made by `refusal`. The bounds of a number are a `Range`, which both checks
 and words them, so that the text cannot disagree with the check.
@@ -54,13 +54,13 @@ def refusal(
 
 
 def a_type(value: object) -> str:
-    """Return words for a value that say no more than its type."""
+    """Return a description of a value that shows only its type."""
     return f"an object of type {type(value).__name__}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """The numbers that an argument may have: which they are, and the words for them.
+    """The range of numbers that an argument accepts, and its wording in errors.
 
     Attributes:
         minimum: the least, if there is one.
@@ -214,7 +214,7 @@ def one_of(choices: Sequence[str]) -> str:
 
 
 def check_not_async(given: object, argument: str, kind: str) -> None:
-    """Check that an argument, if it can be called, does its work when it is called.
+    """Check that an argument is not an async callable, which would do nothing when called.
 
     A coroutine nobody awaits does nothing, and is true: as an answer it would always say yes.
 
