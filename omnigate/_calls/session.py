@@ -75,7 +75,7 @@ class Session:
             retry_config = RetryConfig(max_retries=check_integer(retries, "retries", minimum=0))
         max_response_bytes = check_integer(max_response_bytes, "max_response_bytes", minimum=1)
         self._extensions = {"timeout": check_timeout(timeout)}
-        # Where a user's own transport sends the key is the user's responsibility.
+        # A user's own transport may send the key anywhere, without a warning.
         warns = transport is None
         self.configuration: Configuration = Configuration(
             base_url, key_header, key, user_id, headers, warns=warns, key_variable=key_variable

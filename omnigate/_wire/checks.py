@@ -216,7 +216,7 @@ def one_of(choices: Sequence[str]) -> str:
 def check_not_async(given: object, argument: str, kind: str) -> None:
     """Check that an argument is not an async callable, which would do nothing when called.
 
-    A coroutine nobody awaits does nothing, and is true: as an answer it would always say yes.
+    A coroutine that is never awaited does nothing, and is truthy: as a return value it would always mean yes.
 
     Args:
         given: the argument.

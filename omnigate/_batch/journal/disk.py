@@ -14,7 +14,7 @@ NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 if sys.platform == "win32":
     import msvcrt
 
-    OPEN_FLAGS = os.O_BINARY | os.O_NOINHERIT
+    open_flags = os.O_BINARY | os.O_NOINHERIT
 
     def lock(fd: int) -> None:
         """Lock an open file exclusively, without waiting; raise an OSError if it is locked already."""
@@ -35,7 +35,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    OPEN_FLAGS = os.O_CLOEXEC
+    open_flags = os.O_CLOEXEC
 
     def lock(fd: int) -> None:
         """Lock an open file exclusively, without waiting; raise an OSError if it is locked already."""

@@ -30,7 +30,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 
-from omnigate._batch.journal.disk import NO_LOCKS, OPEN_FLAGS, flush, sync_directory, unlock
+from omnigate._batch.journal.disk import NO_LOCKS, flush, open_flags, sync_directory, unlock
 from omnigate._batch.journal.disk import lock as lock_file
 from omnigate.exceptions import JournalError
 
@@ -248,7 +248,7 @@ class JournalFile:
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(second)
-            fd = os.open(second, os.O_RDWR | os.O_CREAT | os.O_EXCL | OPEN_FLAGS, _MODE)
+            fd = os.open(second, os.O_RDWR | os.O_CREAT | os.O_EXCL | open_flags, _MODE)
             try:
                 if self._is_locked:
                     lock_file(fd)
@@ -330,7 +330,7 @@ def _open(path: str) -> int:
             raise JournalError(
                 f"The journal {path!r} is {what}. Pass the path of a regular file, existing or new."
             )
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | OPEN_FLAGS, _MODE)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | open_flags, _MODE)
     except OSError as error:
         raise _failed("open", path, error) from error
 
