@@ -821,7 +821,7 @@ async def test_each_endpoint_is_called_as_the_protocol_says() -> None:
         (client.ready(), "GET", "/prefix/health/ready", None),
         (client.version(), "GET", "/prefix/version", None),
         (client.completions(model="m", messages=[{"role": "developer", "content": "x"}]), "POST",
-         "/prefix/v1/chat/completions", {"model": "m", "messages": [{"role": "system", "content": "x"}]}),
+         "/prefix/v1/chat/completions", {"model": "m", "messages": [{"role": "system", "content": "x"}], "stream": False}),
         (admin.create_org(name="Acme", daily_budget=Decimal("5.5")), "POST", "/v1/admin/orgs",
          {"name": "Acme", "daily_budget": "5.5", "monthly_budget": 0}),
         (admin.list_orgs(), "GET", "/v1/admin/orgs", None),
