@@ -48,6 +48,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from omnigate._batch.pace.crowd import Crowd
 from omnigate._batch.pace.sends import SendRecord
 from omnigate._batch.pace.windows import Windows
 
@@ -92,21 +93,21 @@ _RACING: Final = 0.5  # a release over less than this part of the window is a ra
 
 _RACE_UNCALLED: Final = 0.9  # ... and so many of its windows have no roll call
 
-_CROWDED: Final = 3  # calls of a share; with fewer there is no roll call in each window
+_CROWDED: Final = 0.285  # of the limit's number; with more peers than that there is no roll call
 
-_CROWD_BEGIN: Final = 0.4  # calls in a window, at first
+_MISSED: Final = 2  # roll calls that came to nothing show a crowd, too ...
 
-_CROWD_USE_MIN: Final = 0.6  # of the limit, by all; below it everyone sends more ...
+_MISSED_LATER: Final = 8  # ... or so many if one had come to something, or the limit is greater than ...
 
-_CROWD_USE_MAX: Final = 0.98  # ... and above it less
+_CROWD_LIMIT: Final = 330  # ... what a hundred processes use up by roll calls
 
-_CROWD_ROLL_CALL_MAX: Final = 1 / 6  # how likely one does the roll call, at most
+_SUSPICION_WINDOWS: Final = 8  # for so long after one that came to nothing, ...
 
-_CROWD_ROLL_CALL_LIMIT: Final = 2_400  # where the limit is smaller, by this part of it
+_SILENT: Final = 3  # ... if later roll calls heard none but peers ...
 
-_HOPELESS_READINGS: Final = 6  # over the limit in a crowd: no peers
+_SILENT_OTHERS: Final = 0.15  # ... though others use so much of the limit: those are a crowd
 
-_NO_CROWD_WINDOWS: Final = 30  # for how long that is believed
+_CROWD_END: Final = 0.95  # the part of a window within which a crowd sends
 
 
 class _Window:
@@ -118,12 +119,12 @@ class _Window:
         "counted",
         "counted_at",
         "full_at",
+        "is_called",
         "is_missed",
         "is_used",
         "others",
         "own",
         "own_late",
-        "participation",
         "seen",
         "taken_back",
     )
@@ -139,9 +140,9 @@ class _Window:
         self.own_late: list[float] = []  # confirmed sends from near or before its beginning
         self.taken_back: list[float] = []  # sends from near its beginning that counted in the one before
         self.calls: list[list[float]] = []  # of the roll call: [sent at, counted]
-        self.is_used = False  # by a crowd's level
+        self.is_used = False  # read by a crowd
         self.is_missed = False  # its roll call: the limit was used up before
-        self.participation = 0.0  # how likely we took part in its roll call; 0: we did not
+        self.is_called = False  # whether we took part in its roll call
 
 
 class Share:
@@ -161,9 +162,8 @@ class Share:
         self.limit = 0
         self.peers = 0.0  # 0: not known
         self._rolls: deque[float] = deque(maxlen=_ROLL_CALLS)
-        self._missed = self._hopeless = self._denied = 0
-        self._crowd = 0.0
-        self._uses: deque[float] = deque(maxlen=3)
+        self._missed = self._silent = self._suspicion = 0
+        self._crowd = Crowd()
         self._plan = 0.0
         self._plan_now = 0
         self._plan_made = False
@@ -226,7 +226,7 @@ class Share:
         return done + math.floor(min(1.0, (now - self._main_begin) / self._main_length) * rest)
 
     def _is_crowded(self) -> bool:
-        return self._crowd > 0
+        return self._crowd.rate > 0
 
     def room_in_next(self) -> int:
         """Return how many more may be sent that might count in the next window."""
@@ -334,7 +334,7 @@ class Share:
             own, window = self.own(), self.window
             if own <= 1:
                 self._is_unheard = True
-            if self.sent_now <= 3 + self._heralds and window.participation == 1:
+            if self.sent_now <= 3 + self._heralds and window.is_called:
                 window.is_missed = True
             elif own < self.limit * self.claim():
                 self._is_beaten = True
@@ -350,11 +350,11 @@ class Share:
         """Close the present window; `windows` goes on next."""
         window = self.window
         window.own = self.own()
-        if window.participation == 1 and (
+        if window.is_called and (
             window.is_missed
             or (len(window.calls) < 3 and self.sent_now <= 3 + self._heralds and window.counted >= self.limit)
         ):
-            self._missed_call()
+            self._missed_call(window)
         self._past.appendleft(self.window)
         if len(self._past) > _PAST_WINDOWS:
             self._demand_before = self._demand_after(self._demand_before, self._past.pop())
@@ -371,7 +371,7 @@ class Share:
         self.bounds_changed()
         self._sends.forget(self._windows.begin(_PAST_WINDOWS + 1))
         self._estimate_demand()
-        self._crowd_share()
+        self._read_crowd()
         self._make_plan()
         self.share = self._share_of(self.window)
 
@@ -380,78 +380,78 @@ class Share:
     def _called(self, window: _Window) -> None:
         first, second, third = (call[1] for call in window.calls)
         raw = (_ROLL_LONG * (second - first) - _ROLL_SHORT * (third - second)) / (_ROLL_LONG - _ROLL_SHORT)
-        if window.participation < 1:
-            expected = self.limit / self._crowd * window.participation if self._crowd else math.inf
-            if raw > 2 * expected + 10 or raw < expected / 3 - 5:  # most others take part in each roll call
-                self._leave_crowd(min(raw, 0.99 * self.limit / _CROWDED))
+        peers = min(max(1.0, raw), self.limit / 3)
+        self._silent = self._silent + 1 if max(first, third - second) <= 1.05 * peers else 0
+        is_contradiction = self._suspicion > 0 and self._silent >= _SILENT and peers < self.limit / 6
+        if is_contradiction and self._unexplained(peers) >= _SILENT_OTHERS * self.limit:
+            self._enter_crowd()
             return
-        peers = min(max(1.0, raw), 0.99 * self.limit / _CROWDED)
         self._missed = 0
         rolls = self._rolls
         rolls.append(peers)
         if len(rolls) > 1 and abs(rolls[-1] - rolls[-2]) <= max(1.0, 0.15 * peers):
             self.peers = (rolls[-1] + rolls[-2]) / 2
-            return
-        mean = sum(rolls) / len(rolls)
-        if len(rolls) > 1:
-            variance = sum((peers - mean) ** 2 for peers in rolls) / (len(rolls) - 1)
-            mean -= math.sqrt(variance / len(rolls))
-        self.peers = max(1.0, min(mean, sorted(rolls)[(len(rolls) - 1) // 2]))
+        else:
+            mean = sum(rolls) / len(rolls)
+            if len(rolls) > 1:
+                variance = sum((peers - mean) ** 2 for peers in rolls) / (len(rolls) - 1)
+                mean -= math.sqrt(variance / len(rolls))
+            self.peers = max(1.0, min(mean, sorted(rolls)[(len(rolls) - 1) // 2]))
+        is_clear = abs(third - 2 * second + first) <= 0.05 * peers
+        if is_clear and min(peers, self.peers) > self.limit * _CROWDED:
+            self._enter_crowd()
 
-    def _missed_call(self) -> None:
+    def _unexplained(self, peers: float) -> float:
+        """Return how many calls of the last window neither we nor so many peers made."""
+        window = self._past[1] if len(self._past) > 1 and self._past[0].seen < 0.8 else self._past[0]
+        return window.others - (peers - 1) * window.own
+
+    def _missed_call(self, window: _Window) -> None:
         """Register that the limit was used up before the roll call's end."""
         self._missed += 1
-        if self._missed >= (6 if self._rolls else 2) and self._denied <= 0 and not self._crowd:
-            self._crowd, self._hopeless = _CROWD_BEGIN, 0
+        is_likely = self.limit < _CROWD_LIMIT
+        needed = _MISSED if is_likely and not self._rolls else _MISSED_LATER
+        if is_likely:
+            self._suspicion = _SUSPICION_WINDOWS
+            calls = window.calls
+            if len(calls) > 1 and calls[1][1]:
+                # All others were heard once between our first two calls, and some of them before.
+                first, peers = calls[0][1], calls[1][1] - calls[0][1]
+                if peers > max(first, _CROWDED * self.limit):
+                    needed = 1
+        if self._missed >= needed:
+            self._enter_crowd()
+
+    def _enter_crowd(self) -> None:
+        if self._crowd.enter(self.limit):
             for window in (self.window, *self._past):
                 window.is_used = True
             self._rolls.clear()
+            self.peers = 0.0
+            self._credit = self._uniform(0, 1)
 
-    def _leave_crowd(self, peers: float) -> None:
-        self._crowd = 0.0
-        self.peers = peers
-        self._missed = 0
-        self._rolls.clear()
-        if peers > 1:
-            self._rolls.append(peers)
-
-    def _crowd_share(self) -> None:
-        """Where there are too many peers for a roll call, each follows what all of them use."""
-        self._denied -= 1
-        if not self._crowd:
+    def _read_crowd(self) -> None:
+        crowd = self._crowd
+        crowd.window_began()
+        self._suspicion -= 1
+        if not crowd.rate:
             return
-        for window in list(self._past)[:2]:
+        for window in list(self._past)[:_PAST_WINDOWS]:
             if window.is_used:
                 break
             if window.full_at <= 1:
-                use = min(2.0, 1 / max(0.1, window.full_at))
+                use, certainty = min(2.0, 1 / max(0.1, window.full_at)), 1.0
             elif window.counted and window.seen > 0.3:
-                use = window.counted / self.limit / window.seen
+                part = (window.seen - _ROLL_END) / (_CROWD_END - _ROLL_END)
+                use = window.counted / self.limit / min(1.0, part)
+                certainty = window.seen
             else:
                 continue
             window.is_used = True
-            uses = self._uses
-            uses.append(use)
-            if use > 1.4:
-                self._crowd *= 0.5
-                uses.clear()
-            elif len(uses) > 1:
-                mean = sum(uses) / len(uses)
-                if mean < 0.5 and len(uses) == 2:
-                    self._crowd *= 2
-                    uses.clear()
-                elif len(uses) == 2:
-                    pass
-                elif mean > _CROWD_USE_MAX or mean < _CROWD_USE_MIN:
-                    self._crowd *= math.sqrt(0.5 if mean > _CROWD_USE_MAX else 2)
-                    uses.clear()
-            self._hopeless = self._hopeless + 1 if use > 1.2 else 0
+            crowd.read(use, certainty)
+            if not crowd.rate:
+                self._missed = self._silent = 0
             break
-        if self._hopeless >= _HOPELESS_READINGS:
-            self._denied = _NO_CROWD_WINDOWS
-            self._leave_crowd(1.0)
-        elif self._crowd > _CROWDED + 0.5:
-            self._leave_crowd(self.limit / self._crowd)
 
     def _done(self, part: float) -> float:
         """Return which part of their share the peers have used when that part of a window is over."""
@@ -485,31 +485,26 @@ class Share:
         crowded = self._is_crowded()
         if crowded or self.peers >= _PEERS:
             if crowded:
-                self._plan = self._crowd
+                self._plan = self._crowd.rate
             else:
                 self._estimate_heedless()
                 self._plan = max((_TARGET * limit - self._heedless) / self.peers, limit * self.claim())
             self._credit += self._plan
-            self._plan_now = max(0, int(self._credit))
+            # At random, or those whose calls fell into one window would stay together.
+            jitter = self._uniform(-0.5, 0.5) if crowded else 0.0
+            self._plan_now = max(0, int(self._credit + jitter))
         else:
             self._plan_now = 0
         if crowded:
-            window.participation = min(_CROWD_ROLL_CALL_MAX, limit / _CROWD_ROLL_CALL_LIMIT)
-            if self._plan_now and self._uniform(0, self._plan) < window.participation:
-                self._plan_now = 3
-            else:
-                window.participation = 0.0
-                phase, number = self._uniform(0, 1), self._plan_now
-                self._credit -= number
-                self._release = tuple(
-                    self._main_begin + (place + phase) / number * _SPREAD * period for place in range(number)
-                )
-                return
-        elif self.peers < _PEERS and self.spread < _RACING and self._uniform(0, 1) < _RACE_UNCALLED:
+            phase, number = self._uniform(0, 1), self._plan_now
+            self._credit -= number
+            start, length = begin + _ROLL_END * period, (_CROWD_END - _ROLL_END) * period
+            self._release = tuple(start + (place + phase) / number * length for place in range(number))
+            return
+        if self.peers < _PEERS and self.spread < _RACING and self._uniform(0, 1) < _RACE_UNCALLED:
             self._credit -= self._plan_now
             return
-        else:
-            window.participation = 1.0
+        window.is_called = True
         self._credit -= self._plan_now
         start = begin + (_ROLL_BEGIN + self._uniform(0, _ROLL_PHASE)) * period
         self._release = (
@@ -517,7 +512,7 @@ class Share:
             start + _ROLL_SHORT * period,
             start + (_ROLL_SHORT + _ROLL_LONG) * period,
         )
-        if self._is_unheard and window.participation == 1:
+        if self._is_unheard and window.is_called:
             self._release = (self._main_begin, *self._release)
             self._heralds = 1
         self._is_unheard = False
@@ -530,7 +525,7 @@ class Share:
         left = limit - window.others
         if not self.is_shared():
             return left
-        if self._crowd and self._plan_made:
+        if self._is_crowded() and self._plan_made:
             return self._plan_now
         if self.peers < _PEERS or not self._plan_made:
             expected = self._demand * (1 - window.seen)
@@ -540,7 +535,8 @@ class Share:
             1 - self._done(window.seen)
         )
         excess = _TARGET * limit - window.others - expected - plan
-        return max(1.0, min(left, max(plan + excess / self.peers, math.floor(limit * self.claim()))))
+        least = 3.0 + self._heralds if window.is_called else 1.0  # or the roll call would never be done
+        return max(least, min(left, max(plan + excess / self.peers, math.floor(limit * self.claim()))))
 
     def _estimate_demand(self) -> None:
         self._demand = self._demand_before
