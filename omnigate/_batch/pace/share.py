@@ -103,7 +103,9 @@ _CROWD_LIMIT: Final = 330  # ... what a hundred processes use up by roll calls
 
 _SUSPICION_WINDOWS: Final = 8  # for so long after one that came to nothing, ...
 
-_SILENT: Final = 3  # ... if later roll calls heard none but peers ...
+_SILENT: Final = 2  # ... if later roll calls heard none but peers ...
+
+_EVEN: Final = 3.5  # with fewer peers each of them may still use much more than we do
 
 _SILENT_OTHERS: Final = 0.15  # ... though others use so much of the limit: those are a crowd
 
@@ -382,7 +384,7 @@ class Share:
         raw = (_ROLL_LONG * (second - first) - _ROLL_SHORT * (third - second)) / (_ROLL_LONG - _ROLL_SHORT)
         peers = min(max(1.0, raw), self.limit / 3)
         self._silent = self._silent + 1 if max(first, third - second) <= 1.05 * peers else 0
-        is_contradiction = self._suspicion > 0 and self._silent >= _SILENT and peers < self.limit / 6
+        is_contradiction = self._suspicion > 0 and self._silent >= _SILENT
         if is_contradiction and self._unexplained(peers) >= _SILENT_OTHERS * self.limit:
             self._enter_crowd()
             return
@@ -404,7 +406,8 @@ class Share:
     def _unexplained(self, peers: float) -> float:
         """Return how many calls of the last window neither we nor so many peers made."""
         window = self._past[1] if len(self._past) > 1 and self._past[0].seen < 0.8 else self._past[0]
-        return window.others - (peers - 1) * window.own
+        each = window.own if peers > _EVEN else max(window.own, self.limit / peers)
+        return window.others - (peers - 1) * each
 
     def _missed_call(self, window: _Window) -> None:
         """Register that the limit was used up before the roll call's end."""
