@@ -93,13 +93,13 @@ _RACING: Final = 0.5  # a release over less than this part of the window is a ra
 
 _RACE_UNCALLED: Final = 0.9  # ... and so many of its windows have no roll call
 
-_CROWDED: Final = 0.285  # of the limit's number; with more peers than that there is no roll call
+_CROWDED: Final = 0.35  # of the limit's number; with more peers than that there is no roll call
 
 _MISSED: Final = 2  # roll calls that came to nothing show a crowd, too ...
 
 _MISSED_LATER: Final = 8  # ... or so many if one had come to something, or the limit is greater than ...
 
-_CROWD_LIMIT: Final = 330  # ... what a hundred processes use up by roll calls
+_CROWD_LIMIT: Final = 285  # ... what a hundred processes use up by roll calls
 
 _SUSPICION_WINDOWS: Final = 8  # for so long after one that came to nothing, ...
 
@@ -383,6 +383,9 @@ class Share:
         first, second, third = (call[1] for call in window.calls)
         raw = (_ROLL_LONG * (second - first) - _ROLL_SHORT * (third - second)) / (_ROLL_LONG - _ROLL_SHORT)
         peers = min(max(1.0, raw), self.limit / 3)
+        if raw > self.limit * _CROWDED and abs(third - 2 * second + first) <= 0.05 * raw:
+            self._enter_crowd()
+            return
         self._silent = self._silent + 1 if max(first, third - second) <= 1.05 * peers else 0
         is_contradiction = self._suspicion > 0 and self._silent >= _SILENT
         if is_contradiction and self._unexplained(peers) >= _SILENT_OTHERS * self.limit:
@@ -399,9 +402,6 @@ class Share:
                 variance = sum((peers - mean) ** 2 for peers in rolls) / (len(rolls) - 1)
                 mean -= math.sqrt(variance / len(rolls))
             self.peers = max(1.0, min(mean, sorted(rolls)[(len(rolls) - 1) // 2]))
-        is_clear = abs(third - 2 * second + first) <= 0.05 * peers
-        if is_clear and min(peers, self.peers) > self.limit * _CROWDED:
-            self._enter_crowd()
 
     def _unexplained(self, peers: float) -> float:
         """Return how many calls of the last window neither we nor so many peers made."""
