@@ -382,7 +382,7 @@ class Share:
     def _called(self, window: _Window) -> None:
         first, second, third = (call[1] for call in window.calls)
         raw = (_ROLL_LONG * (second - first) - _ROLL_SHORT * (third - second)) / (_ROLL_LONG - _ROLL_SHORT)
-        peers = min(max(1.0, raw), self.limit / 3)
+        peers = min(max(1.0, raw), 0.99 * self.limit / 3)  # so that there is room for the next roll call
         if raw > self.limit * _CROWDED and abs(third - 2 * second + first) <= 0.05 * raw:
             self._enter_crowd()
             return
@@ -538,8 +538,7 @@ class Share:
             1 - self._done(window.seen)
         )
         excess = _TARGET * limit - window.others - expected - plan
-        least = 3.0 + self._heralds if window.is_called else 1.0  # or the roll call would never be done
-        return max(least, min(left, max(plan + excess / self.peers, math.floor(limit * self.claim()))))
+        return max(1.0, min(left, max(plan + excess / self.peers, math.floor(limit * self.claim()))))
 
     def _estimate_demand(self) -> None:
         self._demand = self._demand_before
