@@ -382,6 +382,7 @@ class Share:
     def _called(self, window: _Window) -> None:
         first, second, third = (call[1] for call in window.calls)
         raw = (_ROLL_LONG * (second - first) - _ROLL_SHORT * (third - second)) / (_ROLL_LONG - _ROLL_SHORT)
+        raw = min(raw, third - second)  # each peer was heard there, too
         peers = min(max(1.0, raw), 0.99 * self.limit / 3)  # so that there is room for the next roll call
         if raw > self.limit * _CROWDED and abs(third - 2 * second + first) <= 0.05 * raw:
             self._enter_crowd()
