@@ -15,9 +15,10 @@ themselves countable, by a *roll call*: near the beginning of a window each send
 else, the first at random within 0.8 s, the second 1 s after it, the third 3 s after that. Between two of
 its own calls each process sees every other process exactly once, however long the interval, while the calls
 of other clients grow with it. Two intervals of different length give both numbers: peers = (3 * short -
-long) / 2. Needed are no rejections and no common clock but the window itself, and it has no memory, so
-wrong beliefs do not last. Peers count exactly and clients at random: where counts of several windows
-disagree, the lower end of what they allow is believed.
+long) / 2, but never more than either interval heard: a burst of another client is no crowd. Needed are no
+rejections and no common clock but the window itself, and it has no memory, so wrong beliefs do not last.
+Peers count exactly and clients at random: where counts of several windows disagree, the lower end of what
+they allow is believed.
 
 **Among peers** each plans an equal part of 97 % of the limit, less what other clients use, and corrects it
 within the window by the difference between plan and count, divided by the number of peers: as all see the
@@ -34,11 +35,11 @@ could end it.
 rejected before any call of its own was admitted, it sends one call at the window's very beginning: enough
 for the other to hold the roll call.
 
-**In a crowd**, more than a third of the limit's number, the roll call itself exceeds the limit. After two
-windows without a result each process sends less than one call in a window on average, at random times, and
-all keep to the same few levels of it, which everybody's readings of the count move up and down in step:
-levels, because individual estimates would drift apart. Now and then one does the roll call, to notice when
-the others do it in each window. If sending less does not help, they are no peers.
+**In a crowd**, more than a third of the limit's number, the roll call itself exceeds the limit. A process
+that has counted so many, or was kept from it in the same way, leaves roll calls and follows `crowd`: a few
+calls a window at random times, none of them during roll calls. One that stays behind would take what the
+crowd leaves: after a roll call that came to nothing, one that hears only peers in a window that others use
+up later shows where they are.
 """
 
 from __future__ import annotations
