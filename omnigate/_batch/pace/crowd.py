@@ -1,10 +1,11 @@
 """How much each of so many processes sends that they cannot count each other. Sans-I/O.
 
-Everyone sends a little less than one call in a window, or a few of them, at times of its own, and changes this
-rate by what its answers tell of the use of the whole limit. Two forces act on its logarithm. The use moves it
-up or down: all see nearly the same, so all move together, and the use settles below the limit. A weak pull
-towards a rate that all know keeps them together: without it, each one's misreadings would add up, and some
-would starve. The use that it settles at depends on the number of processes only by its eighth root.
+Everyone sends a little less than one call in a window, or a few of them, at times of its own, and changes
+this rate by what its answers tell of the use of the whole limit. Two forces act on its logarithm. The use
+moves it up or down: all see nearly the same, so all move together, and the use settles below the limit. A
+weak pull towards a rate that all know keeps them together: without it, each one's misreadings would add up,
+and some would starve. The use that it settles at depends on the number of processes only by its eighth
+root.
 
 At first each process sends its part of the limit among the largest crowd that is expected. If the limit is
 exceeded even then, the others are no crowd.

@@ -50,7 +50,17 @@ from collections.abc import Callable
 from typing import Final
 
 from omnigate._batch.pace.crowd import Crowd
+from omnigate._batch.pace.roll_call import (
+    ROLL_BEGIN,
+    ROLL_END,
+    ROLL_LONG,
+    ROLL_PHASE,
+    ROLL_SHORT,
+    RollCalls,
+    heard,
+)
 from omnigate._batch.pace.sends import SendRecord
+from omnigate._batch.pace.use import WindowUse
 from omnigate._batch.pace.windows import Windows
 
 __all__ = ["Share"]
@@ -73,20 +83,7 @@ _ROLL_CALL_PERIOD_MIN: Final = 30  # seconds; in shorter windows there is none
 
 _ROLL_CALL_LIMIT_MIN: Final = 12  # calls in a window; with fewer there is none
 
-# The roll call, in parts of a window: from when on, the first call's random delay, and the two intervals.
-_ROLL_BEGIN: Final = 1.2 / 60
-
-_ROLL_PHASE: Final = 0.8 / 60
-
-_ROLL_SHORT: Final = 1 / 60
-
-_ROLL_LONG: Final = 3 / 60
-
-_ROLL_END: Final = _ROLL_BEGIN + _ROLL_PHASE + _ROLL_SHORT + _ROLL_LONG
-
 _ROLL_TOLERANCE_SECONDS: Final = 0.1  # a call later than that does not count as part of it
-
-_ROLL_CALLS: Final = 5  # results that are kept
 
 _PEERS: Final = 1.5  # from so many on there are peers
 
@@ -113,48 +110,12 @@ _SILENT_OTHERS: Final = 0.15  # ... though others use so much of the limit: thos
 _CROWD_END: Final = 0.95  # the part of a window within which a crowd sends
 
 
-class _Window:
-    """What is known of the use of one window."""
-
-    __slots__ = (
-        "calls",
-        "confirmed",
-        "counted",
-        "counted_at",
-        "full_at",
-        "is_called",
-        "is_missed",
-        "is_used",
-        "others",
-        "own",
-        "own_late",
-        "seen",
-        "taken_back",
-    )
-
-    def __init__(self) -> None:
-        self.others = 0  # counted by the gateway but not sent by us; negative: sent but lost
-        self.own = 0  # what we had sent when it was over
-        self.confirmed = 0  # our sends that answers say counted in it
-        self.counted = 0  # the highest count that an answer told
-        self.counted_at = -math.inf  # when the request was sent that got it
-        self.seen = 0.0  # the part of the window that was over then
-        self.full_at = 2.0  # the part of the window that was over at the first rejection
-        self.own_late: list[float] = []  # confirmed sends from near or before its beginning
-        self.taken_back: list[float] = []  # sends from near its beginning that counted in the one before
-        self.calls: list[list[float]] = []  # of the roll call: [sent at, counted]
-        self.is_used = False  # read by a crowd
-        self.is_missed = False  # its roll call: the limit was used up before
-        self.is_called = False  # whether we took part in its roll call
-
-
 class Share:
     """Plans how many calls of each window are ours, and when they are released.
 
     Attributes:
         limit: calls allowed in a window; 0 if unknown.
         share: how many of the present window we may use.
-        peers: how many paced processes there are, this one included; 0 if unknown.
         spread: the part of a window over which our share is released among others.
     """
 
@@ -163,8 +124,7 @@ class Share:
         self._sends = sends
         self._uniform = uniform
         self.limit = 0
-        self.peers = 0.0  # 0: not known
-        self._rolls: deque[float] = deque(maxlen=_ROLL_CALLS)
+        self._rolls = RollCalls()
         self._missed = self._silent = self._suspicion = 0
         self._crowd = Crowd()
         self._plan = 0.0
@@ -181,8 +141,8 @@ class Share:
 
     def reset(self) -> None:
         """Forget all windows: none of what was known of them is true."""
-        self.window, self._next = _Window(), _Window()
-        self._past: deque[_Window] = deque()
+        self.window, self._next = WindowUse(), WindowUse()
+        self._past: deque[WindowUse] = deque()
         self._first = 0
         self.share = 0.0
         self._total_before = self._sends.total
@@ -192,6 +152,10 @@ class Share:
         self.bounds_changed()
 
     # Reading
+
+    @property
+    def peers(self) -> float:
+        return self._rolls.peers
 
     def own(self) -> int:
         """Return how many of our sends count in the present window, or may."""
@@ -235,7 +199,7 @@ class Share:
         """Return how many more may be sent that might count in the next window."""
         if self.is_shared() and self._release:
             return 0
-        return math.floor(self._share_of(_Window())) - (
+        return math.floor(self._share_of(WindowUse())) - (
             self._sends.total - self._sends.before(self._windows.end_low)
         )
 
@@ -316,7 +280,7 @@ class Share:
         elif changed or self._demand:
             self.share = self._share_of(window)
 
-    def _others_of(self, window: _Window, age: int, now: float) -> int:
+    def _others_of(self, window: WindowUse, age: int, now: float) -> int:
         """Return how many calls of others must be believed in, by the highest count of a window."""
         sends, windows, at = self._sends, self._windows, window.counted_at
         begin = windows.begin(age)
@@ -361,7 +325,7 @@ class Share:
         self._past.appendleft(self.window)
         if len(self._past) > _PAST_WINDOWS:
             self._demand_before = self._demand_after(self._demand_before, self._past.pop())
-        self.window, self._next = self._next, _Window()
+        self.window, self._next = self._next, WindowUse()
         if not self._was_rejected:
             self.spread = min(_SPREAD, self.spread * 1.5)
         self._was_rejected = False
@@ -380,10 +344,9 @@ class Share:
 
     # Policy
 
-    def _called(self, window: _Window) -> None:
+    def _called(self, window: WindowUse) -> None:
         first, second, third = (call[1] for call in window.calls)
-        raw = (_ROLL_LONG * (second - first) - _ROLL_SHORT * (third - second)) / (_ROLL_LONG - _ROLL_SHORT)
-        raw = min(raw, third - second)  # each peer was heard there, too
+        raw = heard(first, second, third)
         peers = min(max(1.0, raw), 0.99 * self.limit / 3)  # so that there is room for the next roll call
         if raw > self.limit * _CROWDED and abs(third - 2 * second + first) <= 0.05 * raw:
             self._enter_crowd()
@@ -394,16 +357,7 @@ class Share:
             self._enter_crowd()
             return
         self._missed = 0
-        rolls = self._rolls
-        rolls.append(peers)
-        if len(rolls) > 1 and abs(rolls[-1] - rolls[-2]) <= max(1.0, 0.15 * peers):
-            self.peers = (rolls[-1] + rolls[-2]) / 2
-        else:
-            mean = sum(rolls) / len(rolls)
-            if len(rolls) > 1:
-                variance = sum((peers - mean) ** 2 for peers in rolls) / (len(rolls) - 1)
-                mean -= math.sqrt(variance / len(rolls))
-            self.peers = max(1.0, min(mean, sorted(rolls)[(len(rolls) - 1) // 2]))
+        self._rolls.add(peers)
 
     def _unexplained(self, peers: float) -> float:
         """Return how many calls of the last window neither we nor so many peers made."""
@@ -411,7 +365,7 @@ class Share:
         each = window.own if peers > _EVEN else max(window.own, self.limit / peers)
         return window.others - (peers - 1) * each
 
-    def _missed_call(self, window: _Window) -> None:
+    def _missed_call(self, window: WindowUse) -> None:
         """Register that the limit was used up before the roll call's end."""
         self._missed += 1
         is_likely = self.limit < _CROWD_LIMIT
@@ -432,7 +386,6 @@ class Share:
             for window in (self.window, *self._past):
                 window.is_used = True
             self._rolls.clear()
-            self.peers = 0.0
             self._credit = self._uniform(0, 1)
 
     def _read_crowd(self) -> None:
@@ -447,7 +400,7 @@ class Share:
             if window.full_at <= 1:
                 use, certainty = min(2.0, 1 / max(0.1, window.full_at)), 1.0
             elif window.counted and window.seen > 0.3:
-                part = (window.seen - _ROLL_END) / (_CROWD_END - _ROLL_END)
+                part = (window.seen - ROLL_END) / (_CROWD_END - ROLL_END)
                 use = window.counted / self.limit / min(1.0, part)
                 certainty = window.seen
             else:
@@ -461,9 +414,9 @@ class Share:
     def _done(self, part: float) -> float:
         """Return which part of their share the peers have used when that part of a window is over."""
         begun = 3 / max(3.0, self._plan)
-        if part < _ROLL_END:
-            return begun * part / _ROLL_END
-        return min(1.0, begun + (1 - begun) * (part - _ROLL_END) / (_SPREAD - _ROLL_END))
+        if part < ROLL_END:
+            return begun * part / ROLL_END
+        return min(1.0, begun + (1 - begun) * (part - ROLL_END) / (_SPREAD - ROLL_END))
 
     def _estimate_heedless(self) -> None:
         for window in list(self._past)[:2]:
@@ -503,7 +456,7 @@ class Share:
         if crowded:
             phase, number = self._uniform(0, 1), self._plan_now
             self._credit -= number
-            start, length = begin + _ROLL_END * period, (_CROWD_END - _ROLL_END) * period
+            start, length = begin + ROLL_END * period, (_CROWD_END - ROLL_END) * period
             self._release = tuple(start + (place + phase) / number * length for place in range(number))
             return
         if self.peers < _PEERS and self.spread < _RACING and self._uniform(0, 1) < _RACE_UNCALLED:
@@ -511,20 +464,20 @@ class Share:
             return
         window.is_called = True
         self._credit -= self._plan_now
-        start = begin + (_ROLL_BEGIN + self._uniform(0, _ROLL_PHASE)) * period
+        start = begin + (ROLL_BEGIN + self._uniform(0, ROLL_PHASE)) * period
         self._release = (
             start,
-            start + _ROLL_SHORT * period,
-            start + (_ROLL_SHORT + _ROLL_LONG) * period,
+            start + ROLL_SHORT * period,
+            start + (ROLL_SHORT + ROLL_LONG) * period,
         )
         if self._is_unheard and window.is_called:
             self._release = (self._main_begin, *self._release)
             self._heralds = 1
         self._is_unheard = False
-        self._main_begin = begin + _ROLL_END * period
-        self._main_length = max(0.01, self.spread - _ROLL_END) * period
+        self._main_begin = begin + ROLL_END * period
+        self._main_length = max(0.01, self.spread - ROLL_END) * period
 
-    def _share_of(self, window: _Window) -> float:
+    def _share_of(self, window: WindowUse) -> float:
         """Return how many calls of a window we may use: what others leave, but at least our claim."""
         limit = self.limit
         left = limit - window.others
@@ -548,7 +501,7 @@ class Share:
             self._demand = self._demand_after(self._demand, window)
         self.share = self._share_of(self.window)
 
-    def _demand_after(self, demand: float, window: _Window) -> float:
+    def _demand_after(self, demand: float, window: WindowUse) -> float:
         """Return what others want in one window, where before that window it seemed to be `demand`."""
         seen = min(self.limit, max(0, window.others) + demand * (1 - window.seen))
         return seen if seen > demand else (seen + demand) / 2
