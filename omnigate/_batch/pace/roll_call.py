@@ -22,7 +22,7 @@ ROLL_END: Final = ROLL_BEGIN + ROLL_PHASE + ROLL_SHORT + ROLL_LONG
 _ROLL_CALLS: Final = 5  # results that are kept
 
 
-def heard(first: int, second: int, third: int) -> float:
+def heard(first: float, second: float, third: float) -> float:
     """Return how many peers, ourselves included, the counts that our three calls got tell of."""
     short, long = second - first, third - second
     return min(long, (ROLL_LONG * short - ROLL_SHORT * long) / (ROLL_LONG - ROLL_SHORT))
