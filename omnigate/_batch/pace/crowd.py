@@ -4,11 +4,11 @@ Everyone sends a little less than one call in a window, or a few of them, at tim
 this rate by what its answers tell of the use of the whole limit. Two forces act on its logarithm. The use
 moves it up or down: all see nearly the same, so all move together, and the use settles below the limit. A
 weak pull towards a rate that all know keeps them together: without it, each one's misreadings would add up,
-and some would starve. The use that it settles at depends on the number of processes only by its eighth
-root.
+and some would starve. The use that it settles at depends on the number of processes only by its sixth root.
+Far below the limit all catch up by the same factor, without a pull.
 
-At first each process sends its part of the limit among the largest crowd that is expected. If the limit is
-exceeded even then, the others are no crowd.
+The common rate is the part of the limit that each has in a large crowd; everyone begins with it. Where the
+use drives a process far below it, the others do not yield and are no crowd.
 """
 
 from __future__ import annotations

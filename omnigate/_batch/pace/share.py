@@ -361,7 +361,10 @@ class Share:
 
     def _unexplained(self, peers: float) -> float:
         """Return how many calls of the last window neither we nor so many peers made."""
-        window = self._past[1] if len(self._past) > 1 and self._past[0].seen < 0.8 else self._past[0]
+        past = self._past
+        if not past:
+            return 0.0
+        window = past[1] if len(past) > 1 and past[0].seen < 0.8 else past[0]
         each = window.own if peers > _EVEN else max(window.own, self.limit / peers)
         return window.others - (peers - 1) * each
 
@@ -394,7 +397,7 @@ class Share:
         self._suspicion -= 1
         if not crowd.rate:
             return
-        for window in list(self._past)[:_PAST_WINDOWS]:
+        for window in self._past:
             if window.is_used:
                 break
             if window.full_at <= 1:
