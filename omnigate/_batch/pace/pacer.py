@@ -160,7 +160,7 @@ class Pacer:
 
         """
         self._sends.add(now)
-        if self._share.window.participation:
+        if self._share.window.is_called:
             self._share.sent(now)
         if self._is_probing and not self._in_probe:
             self._in_probe = True

@@ -24,26 +24,33 @@ class SendRecord:
         total: all sends, ever.
     """
 
-    __slots__ = ("_base", "_lost", "_ticks", "_totals", "_unconfirmed", "total")
+    __slots__ = ("_base", "_lost", "_tick_end", "_ticks", "_totals", "_unconfirmed", "total")
 
     def __init__(self) -> None:
         self.total = 0
         self._ticks = [-math.inf]  # when something was sent ...
         self._totals = [0]  # ... and how many had been sent by the end of that tick
+        self._tick_end = -math.inf  # until then a send counts in the last tick and the last bucket
         self._base = 0  # the first bucket's number
         self._unconfirmed: list[int] = []
         self._lost: dict[int, int] = {}  # of those: what may never have arrived
 
     def add(self, now: float) -> None:
-        self.total += 1
+        self.total = total = self.total + 1
+        if now < self._tick_end:
+            self._totals[-1] = total
+            self._unconfirmed[-1] += 1
+            return
         if now - self._ticks[-1] < _TICK_SECONDS:
-            self._totals[-1] = self.total
+            self._totals[-1] = total
         else:
             self._ticks.append(now)
-            self._totals.append(self.total)
+            self._totals.append(total)
             if len(self._ticks) > _TICKS:
                 del self._ticks[: _TICKS // 4], self._totals[: _TICKS // 4]
-        place = int(now / _BUCKET_SECONDS) - self._base
+        bucket = int(now / _BUCKET_SECONDS)
+        self._tick_end = min(self._ticks[-1] + _TICK_SECONDS, (bucket + 1) * _BUCKET_SECONDS)
+        place = bucket - self._base
         unconfirmed = self._unconfirmed
         try:
             unconfirmed[place] += 1

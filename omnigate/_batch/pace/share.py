@@ -15,9 +15,10 @@ themselves countable, by a *roll call*: near the beginning of a window each send
 else, the first at random within 0.8 s, the second 1 s after it, the third 3 s after that. Between two of
 its own calls each process sees every other process exactly once, however long the interval, while the calls
 of other clients grow with it. Two intervals of different length give both numbers: peers = (3 * short -
-long) / 2. Needed are no rejections and no common clock but the window itself, and it has no memory, so
-wrong beliefs do not last. Peers count exactly and clients at random: where counts of several windows
-disagree, the lower end of what they allow is believed.
+long) / 2, but never more than either interval heard: a burst of another client is no crowd. Needed are no
+rejections and no common clock but the window itself, and it has no memory, so wrong beliefs do not last.
+Peers count exactly and clients at random: where counts of several windows disagree, the lower end of what
+they allow is believed.
 
 **Among peers** each plans an equal part of 97 % of the limit, less what other clients use, and corrects it
 within the window by the difference between plan and count, divided by the number of peers: as all see the
@@ -34,11 +35,11 @@ could end it.
 rejected before any call of its own was admitted, it sends one call at the window's very beginning: enough
 for the other to hold the roll call.
 
-**In a crowd**, more than a third of the limit's number, the roll call itself exceeds the limit. After two
-windows without a result each process sends less than one call in a window on average, at random times, and
-all keep to the same few levels of it, which everybody's readings of the count move up and down in step:
-levels, because individual estimates would drift apart. Now and then one does the roll call, to notice when
-the others do it in each window. If sending less does not help, they are no peers.
+**In a crowd**, more than a third of the limit's number, the roll call itself exceeds the limit. A process
+that has counted so many, or was kept from it in the same way, leaves roll calls and follows `crowd`: a few
+calls a window at random times, none of them during roll calls. One that stays behind would take what the
+crowd leaves: after a roll call that came to nothing, one that hears only peers in a window that others use
+up later shows where they are.
 """
 
 from __future__ import annotations
@@ -48,7 +49,18 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from omnigate._batch.pace.crowd import Crowd
+from omnigate._batch.pace.roll_call import (
+    ROLL_BEGIN,
+    ROLL_END,
+    ROLL_LONG,
+    ROLL_PHASE,
+    ROLL_SHORT,
+    RollCalls,
+    heard,
+)
 from omnigate._batch.pace.sends import SendRecord
+from omnigate._batch.pace.use import WindowUse
 from omnigate._batch.pace.windows import Windows
 
 __all__ = ["Share"]
@@ -71,20 +83,7 @@ _ROLL_CALL_PERIOD_MIN: Final = 30  # seconds; in shorter windows there is none
 
 _ROLL_CALL_LIMIT_MIN: Final = 12  # calls in a window; with fewer there is none
 
-# The roll call, in parts of a window: from when on, the first call's random delay, and the two intervals.
-_ROLL_BEGIN: Final = 1.2 / 60
-
-_ROLL_PHASE: Final = 0.8 / 60
-
-_ROLL_SHORT: Final = 1 / 60
-
-_ROLL_LONG: Final = 3 / 60
-
-_ROLL_END: Final = _ROLL_BEGIN + _ROLL_PHASE + _ROLL_SHORT + _ROLL_LONG
-
 _ROLL_TOLERANCE_SECONDS: Final = 0.1  # a call later than that does not count as part of it
-
-_ROLL_CALLS: Final = 5  # results that are kept
 
 _PEERS: Final = 1.5  # from so many on there are peers
 
@@ -92,56 +91,23 @@ _RACING: Final = 0.5  # a release over less than this part of the window is a ra
 
 _RACE_UNCALLED: Final = 0.9  # ... and so many of its windows have no roll call
 
-_CROWDED: Final = 3  # calls of a share; with fewer there is no roll call in each window
+_CROWDED: Final = 0.35  # of the limit's number; with more peers than that there is no roll call
 
-_CROWD_BEGIN: Final = 0.4  # calls in a window, at first
+_MISSED: Final = 2  # roll calls that came to nothing show a crowd, too ...
 
-_CROWD_USE_MIN: Final = 0.6  # of the limit, by all; below it everyone sends more ...
+_MISSED_LATER: Final = 8  # ... or so many if one had come to something, or the limit is greater than ...
 
-_CROWD_USE_MAX: Final = 0.98  # ... and above it less
+_CROWD_LIMIT: Final = 285  # ... what a hundred processes use up by roll calls
 
-_CROWD_ROLL_CALL_MAX: Final = 1 / 6  # how likely one does the roll call, at most
+_SUSPICION_WINDOWS: Final = 8  # for so long after one that came to nothing, ...
 
-_CROWD_ROLL_CALL_LIMIT: Final = 2_400  # where the limit is smaller, by this part of it
+_SILENT: Final = 2  # ... if later roll calls heard none but peers ...
 
-_HOPELESS_READINGS: Final = 6  # over the limit in a crowd: no peers
+_EVEN: Final = 3.5  # with fewer peers each of them may still use much more than we do
 
-_NO_CROWD_WINDOWS: Final = 30  # for how long that is believed
+_SILENT_OTHERS: Final = 0.15  # ... though others use so much of the limit: those are a crowd
 
-
-class _Window:
-    """What is known of the use of one window."""
-
-    __slots__ = (
-        "calls",
-        "confirmed",
-        "counted",
-        "counted_at",
-        "full_at",
-        "is_missed",
-        "is_used",
-        "others",
-        "own",
-        "own_late",
-        "participation",
-        "seen",
-        "taken_back",
-    )
-
-    def __init__(self) -> None:
-        self.others = 0  # counted by the gateway but not sent by us; negative: sent but lost
-        self.own = 0  # what we had sent when it was over
-        self.confirmed = 0  # our sends that answers say counted in it
-        self.counted = 0  # the highest count that an answer told
-        self.counted_at = -math.inf  # when the request was sent that got it
-        self.seen = 0.0  # the part of the window that was over then
-        self.full_at = 2.0  # the part of the window that was over at the first rejection
-        self.own_late: list[float] = []  # confirmed sends from near or before its beginning
-        self.taken_back: list[float] = []  # sends from near its beginning that counted in the one before
-        self.calls: list[list[float]] = []  # of the roll call: [sent at, counted]
-        self.is_used = False  # by a crowd's level
-        self.is_missed = False  # its roll call: the limit was used up before
-        self.participation = 0.0  # how likely we took part in its roll call; 0: we did not
+_CROWD_END: Final = 0.95  # the part of a window within which a crowd sends
 
 
 class Share:
@@ -150,7 +116,6 @@ class Share:
     Attributes:
         limit: calls allowed in a window; 0 if unknown.
         share: how many of the present window we may use.
-        peers: how many paced processes there are, this one included; 0 if unknown.
         spread: the part of a window over which our share is released among others.
     """
 
@@ -159,11 +124,9 @@ class Share:
         self._sends = sends
         self._uniform = uniform
         self.limit = 0
-        self.peers = 0.0  # 0: not known
-        self._rolls: deque[float] = deque(maxlen=_ROLL_CALLS)
-        self._missed = self._hopeless = self._denied = 0
-        self._crowd = 0.0
-        self._uses: deque[float] = deque(maxlen=3)
+        self._rolls = RollCalls()
+        self._missed = self._silent = self._suspicion = 0
+        self._crowd = Crowd()
         self._plan = 0.0
         self._plan_now = 0
         self._plan_made = False
@@ -178,8 +141,8 @@ class Share:
 
     def reset(self) -> None:
         """Forget all windows: none of what was known of them is true."""
-        self.window, self._next = _Window(), _Window()
-        self._past: deque[_Window] = deque()
+        self.window, self._next = WindowUse(), WindowUse()
+        self._past: deque[WindowUse] = deque()
         self._first = 0
         self.share = 0.0
         self._total_before = self._sends.total
@@ -189,6 +152,10 @@ class Share:
         self.bounds_changed()
 
     # Reading
+
+    @property
+    def peers(self) -> float:
+        return self._rolls.peers
 
     def own(self) -> int:
         """Return how many of our sends count in the present window, or may."""
@@ -226,13 +193,13 @@ class Share:
         return done + math.floor(min(1.0, (now - self._main_begin) / self._main_length) * rest)
 
     def _is_crowded(self) -> bool:
-        return self._crowd > 0
+        return self._crowd.rate > 0
 
     def room_in_next(self) -> int:
         """Return how many more may be sent that might count in the next window."""
         if self.is_shared() and self._release:
             return 0
-        return math.floor(self._share_of(_Window())) - (
+        return math.floor(self._share_of(WindowUse())) - (
             self._sends.total - self._sends.before(self._windows.end_low)
         )
 
@@ -313,7 +280,7 @@ class Share:
         elif changed or self._demand:
             self.share = self._share_of(window)
 
-    def _others_of(self, window: _Window, age: int, now: float) -> int:
+    def _others_of(self, window: WindowUse, age: int, now: float) -> int:
         """Return how many calls of others must be believed in, by the highest count of a window."""
         sends, windows, at = self._sends, self._windows, window.counted_at
         begin = windows.begin(age)
@@ -334,7 +301,7 @@ class Share:
             own, window = self.own(), self.window
             if own <= 1:
                 self._is_unheard = True
-            if self.sent_now <= 3 + self._heralds and window.participation == 1:
+            if self.sent_now <= 3 + self._heralds and window.is_called:
                 window.is_missed = True
             elif own < self.limit * self.claim():
                 self._is_beaten = True
@@ -350,15 +317,15 @@ class Share:
         """Close the present window; `windows` goes on next."""
         window = self.window
         window.own = self.own()
-        if window.participation == 1 and (
+        if window.is_called and (
             window.is_missed
             or (len(window.calls) < 3 and self.sent_now <= 3 + self._heralds and window.counted >= self.limit)
         ):
-            self._missed_call()
+            self._missed_call(window)
         self._past.appendleft(self.window)
         if len(self._past) > _PAST_WINDOWS:
             self._demand_before = self._demand_after(self._demand_before, self._past.pop())
-        self.window, self._next = self._next, _Window()
+        self.window, self._next = self._next, WindowUse()
         if not self._was_rejected:
             self.spread = min(_SPREAD, self.spread * 1.5)
         self._was_rejected = False
@@ -371,94 +338,88 @@ class Share:
         self.bounds_changed()
         self._sends.forget(self._windows.begin(_PAST_WINDOWS + 1))
         self._estimate_demand()
-        self._crowd_share()
+        self._read_crowd()
         self._make_plan()
         self.share = self._share_of(self.window)
 
     # Policy
 
-    def _called(self, window: _Window) -> None:
+    def _called(self, window: WindowUse) -> None:
         first, second, third = (call[1] for call in window.calls)
-        raw = (_ROLL_LONG * (second - first) - _ROLL_SHORT * (third - second)) / (_ROLL_LONG - _ROLL_SHORT)
-        if window.participation < 1:
-            expected = self.limit / self._crowd * window.participation if self._crowd else math.inf
-            if raw > 2 * expected + 10 or raw < expected / 3 - 5:  # most others take part in each roll call
-                self._leave_crowd(min(raw, 0.99 * self.limit / _CROWDED))
+        raw = heard(first, second, third)
+        peers = min(max(1.0, raw), 0.99 * self.limit / 3)  # so that there is room for the next roll call
+        if raw > self.limit * _CROWDED and abs(third - 2 * second + first) <= 0.05 * raw:
+            self._enter_crowd()
             return
-        peers = min(max(1.0, raw), 0.99 * self.limit / _CROWDED)
+        self._silent = self._silent + 1 if max(first, third - second) <= 1.05 * peers else 0
+        is_contradiction = self._suspicion > 0 and self._silent >= _SILENT
+        if is_contradiction and self._unexplained(peers) >= _SILENT_OTHERS * self.limit:
+            self._enter_crowd()
+            return
         self._missed = 0
-        rolls = self._rolls
-        rolls.append(peers)
-        if len(rolls) > 1 and abs(rolls[-1] - rolls[-2]) <= max(1.0, 0.15 * peers):
-            self.peers = (rolls[-1] + rolls[-2]) / 2
-            return
-        mean = sum(rolls) / len(rolls)
-        if len(rolls) > 1:
-            variance = sum((peers - mean) ** 2 for peers in rolls) / (len(rolls) - 1)
-            mean -= math.sqrt(variance / len(rolls))
-        self.peers = max(1.0, min(mean, sorted(rolls)[(len(rolls) - 1) // 2]))
+        self._rolls.add(peers)
 
-    def _missed_call(self) -> None:
+    def _unexplained(self, peers: float) -> float:
+        """Return how many calls of the last window neither we nor so many peers made."""
+        past = self._past
+        if not past:
+            return 0.0
+        window = past[1] if len(past) > 1 and past[0].seen < 0.8 else past[0]
+        each = window.own if peers > _EVEN else max(window.own, self.limit / peers)
+        return window.others - (peers - 1) * each
+
+    def _missed_call(self, window: WindowUse) -> None:
         """Register that the limit was used up before the roll call's end."""
         self._missed += 1
-        if self._missed >= (6 if self._rolls else 2) and self._denied <= 0 and not self._crowd:
-            self._crowd, self._hopeless = _CROWD_BEGIN, 0
+        is_likely = self.limit < _CROWD_LIMIT
+        needed = _MISSED if is_likely and not self._rolls else _MISSED_LATER
+        if is_likely:
+            self._suspicion = _SUSPICION_WINDOWS
+            calls = window.calls
+            if len(calls) > 1 and calls[1][1]:
+                # All others were heard once between our first two calls, and some of them before.
+                first, peers = calls[0][1], calls[1][1] - calls[0][1]
+                if peers > max(first, _CROWDED * self.limit):
+                    needed = 1
+        if self._missed >= needed:
+            self._enter_crowd()
+
+    def _enter_crowd(self) -> None:
+        if self._crowd.enter(self.limit):
             for window in (self.window, *self._past):
                 window.is_used = True
             self._rolls.clear()
+            self._credit = self._uniform(0, 1)
 
-    def _leave_crowd(self, peers: float) -> None:
-        self._crowd = 0.0
-        self.peers = peers
-        self._missed = 0
-        self._rolls.clear()
-        if peers > 1:
-            self._rolls.append(peers)
-
-    def _crowd_share(self) -> None:
-        """Where there are too many peers for a roll call, each follows what all of them use."""
-        self._denied -= 1
-        if not self._crowd:
+    def _read_crowd(self) -> None:
+        crowd = self._crowd
+        crowd.window_began()
+        self._suspicion -= 1
+        if not crowd.rate:
             return
-        for window in list(self._past)[:2]:
+        for window in self._past:
             if window.is_used:
                 break
             if window.full_at <= 1:
-                use = min(2.0, 1 / max(0.1, window.full_at))
+                use, certainty = min(2.0, 1 / max(0.1, window.full_at)), 1.0
             elif window.counted and window.seen > 0.3:
-                use = window.counted / self.limit / window.seen
+                part = (window.seen - ROLL_END) / (_CROWD_END - ROLL_END)
+                use = window.counted / self.limit / min(1.0, part)
+                certainty = window.seen
             else:
                 continue
             window.is_used = True
-            uses = self._uses
-            uses.append(use)
-            if use > 1.4:
-                self._crowd *= 0.5
-                uses.clear()
-            elif len(uses) > 1:
-                mean = sum(uses) / len(uses)
-                if mean < 0.5 and len(uses) == 2:
-                    self._crowd *= 2
-                    uses.clear()
-                elif len(uses) == 2:
-                    pass
-                elif mean > _CROWD_USE_MAX or mean < _CROWD_USE_MIN:
-                    self._crowd *= math.sqrt(0.5 if mean > _CROWD_USE_MAX else 2)
-                    uses.clear()
-            self._hopeless = self._hopeless + 1 if use > 1.2 else 0
+            crowd.read(use, certainty)
+            if not crowd.rate:
+                self._missed = self._silent = 0
             break
-        if self._hopeless >= _HOPELESS_READINGS:
-            self._denied = _NO_CROWD_WINDOWS
-            self._leave_crowd(1.0)
-        elif self._crowd > _CROWDED + 0.5:
-            self._leave_crowd(self.limit / self._crowd)
 
     def _done(self, part: float) -> float:
         """Return which part of their share the peers have used when that part of a window is over."""
         begun = 3 / max(3.0, self._plan)
-        if part < _ROLL_END:
-            return begun * part / _ROLL_END
-        return min(1.0, begun + (1 - begun) * (part - _ROLL_END) / (_SPREAD - _ROLL_END))
+        if part < ROLL_END:
+            return begun * part / ROLL_END
+        return min(1.0, begun + (1 - begun) * (part - ROLL_END) / (_SPREAD - ROLL_END))
 
     def _estimate_heedless(self) -> None:
         for window in list(self._past)[:2]:
@@ -485,52 +446,47 @@ class Share:
         crowded = self._is_crowded()
         if crowded or self.peers >= _PEERS:
             if crowded:
-                self._plan = self._crowd
+                self._plan = self._crowd.rate
             else:
                 self._estimate_heedless()
                 self._plan = max((_TARGET * limit - self._heedless) / self.peers, limit * self.claim())
             self._credit += self._plan
-            self._plan_now = max(0, int(self._credit))
+            # At random, or those whose calls fell into one window would stay together.
+            jitter = self._uniform(-0.5, 0.5) if crowded else 0.0
+            self._plan_now = max(0, int(self._credit + jitter))
         else:
             self._plan_now = 0
         if crowded:
-            window.participation = min(_CROWD_ROLL_CALL_MAX, limit / _CROWD_ROLL_CALL_LIMIT)
-            if self._plan_now and self._uniform(0, self._plan) < window.participation:
-                self._plan_now = 3
-            else:
-                window.participation = 0.0
-                phase, number = self._uniform(0, 1), self._plan_now
-                self._credit -= number
-                self._release = tuple(
-                    self._main_begin + (place + phase) / number * _SPREAD * period for place in range(number)
-                )
-                return
-        elif self.peers < _PEERS and self.spread < _RACING and self._uniform(0, 1) < _RACE_UNCALLED:
+            phase, number = self._uniform(0, 1), self._plan_now
+            self._credit -= number
+            start, length = begin + ROLL_END * period, (_CROWD_END - ROLL_END) * period
+            self._release = tuple(start + (place + phase) / number * length for place in range(number))
+            return
+        if self.peers < _PEERS and self.spread < _RACING and self._uniform(0, 1) < _RACE_UNCALLED:
             self._credit -= self._plan_now
             return
-        else:
-            window.participation = 1.0
+        window.is_called = True
         self._credit -= self._plan_now
-        start = begin + (_ROLL_BEGIN + self._uniform(0, _ROLL_PHASE)) * period
+        start = begin + (ROLL_BEGIN + self._uniform(0, ROLL_PHASE)) * period
         self._release = (
             start,
-            start + _ROLL_SHORT * period,
-            start + (_ROLL_SHORT + _ROLL_LONG) * period,
+            start + ROLL_SHORT * period,
+            start + (ROLL_SHORT + ROLL_LONG) * period,
         )
-        if self._is_unheard and window.participation == 1:
+        if self._is_unheard and window.is_called:
             self._release = (self._main_begin, *self._release)
             self._heralds = 1
         self._is_unheard = False
-        self._main_begin = begin + _ROLL_END * period
-        self._main_length = max(0.01, self.spread - _ROLL_END) * period
+        self._main_begin = begin + ROLL_END * period
+        self._main_length = max(0.01, self.spread - ROLL_END) * period
 
-    def _share_of(self, window: _Window) -> float:
+    def _share_of(self, window: WindowUse) -> float:
         """Return how many calls of a window we may use: what others leave, but at least our claim."""
         limit = self.limit
         left = limit - window.others
         if not self.is_shared():
             return left
-        if self._crowd and self._plan_made:
+        if self._is_crowded() and self._plan_made:
             return self._plan_now
         if self.peers < _PEERS or not self._plan_made:
             expected = self._demand * (1 - window.seen)
@@ -548,7 +504,7 @@ class Share:
             self._demand = self._demand_after(self._demand, window)
         self.share = self._share_of(self.window)
 
-    def _demand_after(self, demand: float, window: _Window) -> float:
+    def _demand_after(self, demand: float, window: WindowUse) -> float:
         """Return what others want in one window, where before that window it seemed to be `demand`."""
         seen = min(self.limit, max(0, window.others) + demand * (1 - window.seen))
         return seen if seen > demand else (seen + demand) / 2

@@ -8,7 +8,7 @@ import pytest
 
 from omnigate._batch.pace.pacer import Pacer
 from omnigate._limits import RateLimit
-from tests.support.gateway_model import Events, Gateway, PacedClient
+from tests.support.gateway_model import Events, Gateway, HeedlessClient, PacedClient
 
 Latency = Callable[[random.Random], float]
 
@@ -27,8 +27,26 @@ def late_way_of(dice: random.Random, part: float, most: float) -> Callable[[], f
     return lambda: dice.uniform(0.5, most) if dice.random() < part else dice.uniform(0.005, 0.06)
 
 
-def share(processes: int, limit: int, latency: Latency, *, seed: int) -> tuple[list[float], list[int]]:
-    """Run processes that begin together; return rejections per window and each one's calls, from the fifth on."""
+def bursts(dice: random.Random, calls: int, every: float) -> Callable[[float], float]:
+    left = 0
+
+    def next_time(now: float) -> float:
+        nonlocal left
+        left = (left or calls) - 1
+        return now if left < calls - 1 else now + every * dice.uniform(0.7, 1.3)
+
+    return next_time
+
+
+def share(
+    processes: int, limit: int, latency: Latency, *, seed: int, apart: float = 0.05
+) -> tuple[list[float], list[int]]:
+    """Run processes that begin so many seconds apart.
+
+    Returns:
+        Rejections a window, as parts of the limit, and each process's calls in ten windows, from the fifth
+        after the last one has begun on.
+    """
     dice, events = random.Random(seed), Events()
     gateway = Gateway(events, limit, phase=events.now - dice.uniform(0, 60))
     names = [f"process {number}" for number in range(processes)]
@@ -36,8 +54,8 @@ def share(processes: int, limit: int, latency: Latency, *, seed: int) -> tuple[l
         client = PacedClient(
             gateway, dice, lambda: latency(dice), concurrency=2 * limit + 50, way=way_of(dice), name=name
         )
-        events.at(events.now + 0.05 * number, client.pump)
-    first = gateway.window() + 5
+        events.at(events.now + apart * number, client.pump)
+    first = gateway.window() + 5 + int(apart * processes / 60)
     windows = range(first, first + 10)
     events.run_until(gateway.begin(windows.stop))
     rejected = [sum(gateway.rejected[name, window] for name in names) / limit for window in windows]
@@ -68,12 +86,52 @@ def test_processes_that_share_a_key_unawares_have_few_rejections_and_fair_shares
         assert sum(admitted) >= 0.8 * limit * 10
 
 
+@pytest.mark.parametrize(
+    ("processes", "limit", "latency"),
+    [
+        (4, 60, "0.3 s"),
+        (4, 60, "5 to 40 s"),
+        (16, 60, "5 to 40 s"),
+        (16, 600, "0.3 s"),
+        (16, 600, "5 to 40 s"),
+    ],
+)
+def test_processes_that_begin_one_after_the_other_come_to_fair_shares(
+    processes: int, limit: int, latency: str
+) -> None:
+    for seed in range(4 if limit == 60 else 2):
+        rejected, admitted = share(processes, limit, LATENCIES[latency], seed=seed, apart=7.0)
+        assert sum(rejected) / len(rejected) <= 0.02
+        assert min(admitted) >= 0.5 * sum(admitted) / processes
+        assert sum(admitted) >= 0.8 * limit * 10
+
+
 @pytest.mark.parametrize("latency", LATENCIES)
-def test_more_processes_than_the_limit_has_calls_are_seldom_rejected(latency: str) -> None:
-    for seed in range(5):
+def test_none_of_more_processes_than_the_limit_has_calls_is_starved(latency: str) -> None:
+    for seed in range(6):
         rejected, admitted = share(100, 60, LATENCIES[latency], seed=seed)
         assert sum(rejected) / len(rejected) <= 0.02
-        assert sum(admitted) >= 0.5 * 60 * 10
+        assert min(admitted) >= 0.5 * sum(admitted) / 100
+        assert sum(admitted) >= 0.75 * 60 * 10
+
+
+@pytest.mark.parametrize("limit", [60, 600])
+@pytest.mark.parametrize("latency", LATENCIES)
+@pytest.mark.parametrize("seed", range(6))
+def test_bursts_of_clients_that_know_no_limit_are_not_taken_for_a_crowd(
+    seed: int, latency: str, limit: int
+) -> None:
+    dice, events = random.Random(seed), Events()
+    gateway = Gateway(events, limit, phase=events.now - dice.uniform(0, 60))
+    for name in ("first", "second"):
+        HeedlessClient(gateway, name, bursts(dice, limit // 2, 30), waiting_max=limit // 6)
+    client = PacedClient(
+        gateway, dice, lambda: LATENCIES[latency](dice), concurrency=2 * limit + 50, way=way_of(dice)
+    )
+    events.at(events.now + 30, client.pump)
+    windows = range(gateway.window() + 7, gateway.window() + 27)
+    events.run_until(gateway.begin(windows.stop))
+    assert sum(gateway.admitted["paced", window] for window in windows) >= 0.18 * limit * len(windows)
 
 
 @pytest.mark.parametrize("latency", LATENCIES)
