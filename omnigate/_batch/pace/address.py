@@ -28,9 +28,9 @@ class Address:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock: Callable[[], float] = clock
-        self.breaker = Breaker()
-        self.descriptors = Descriptors()
-        self.in_flight = 0
+        self.breaker: Breaker = Breaker()
+        self.descriptors: Descriptors = Descriptors()
+        self.in_flight: int = 0
         self.gates: OrderedDict[bytes, Gate] = OrderedDict()
         self._count = 0
 

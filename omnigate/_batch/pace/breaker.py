@@ -39,9 +39,9 @@ class Breaker:
 
     def __init__(self, *, uniform: Callable[[float, float], float] = random.uniform) -> None:
         self._uniform = uniform
-        self.is_open = False
-        self.reason = ""
-        self.succeeded_number = -1
+        self.is_open: bool = False
+        self.reason: str = ""
+        self.succeeded_number: int = -1
         self._in_a_row = 0
         self._backoff = 0.0
         self._probe: int | None = None  # the number of the probe in flight

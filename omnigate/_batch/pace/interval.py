@@ -40,7 +40,7 @@ class Interval:
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.seconds: float = 0.0
         self._sent_at = -math.inf
         self._lengthened_at = -math.inf
         self._rejected_at = -math.inf

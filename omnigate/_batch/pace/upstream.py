@@ -72,12 +72,12 @@ class Upstream:
     """
 
     def __init__(self, address: Address, model: str) -> None:
-        self.model = model
-        self.concurrency = AdaptiveConcurrency()
-        self.interval = Interval()
-        self.breaker = Breaker()
-        self.in_flight = 0
-        self.has_bad_items = False
+        self.model: str = model
+        self.concurrency: AdaptiveConcurrency = AdaptiveConcurrency()
+        self.interval: Interval = Interval()
+        self.breaker: Breaker = Breaker()
+        self.in_flight: int = 0
+        self.has_bad_items: bool = False
         self._auto_in_flight = 0
         self._stalled_at: float | None = None  # the first failure since the last success
         self._address = address
