@@ -14,7 +14,7 @@ from omnigate import AsyncClient, Outcome
 from ..support.event_loops import BOTH, backend_of
 from ..support.model_gateway import Handler, ModelGateway, Reply
 
-pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time, pytest.mark.proof]
 
 
 @pytest.fixture(params=BOTH)

@@ -19,7 +19,7 @@ from omnigate.testing import LocalGateway, RecordedRequest, Status
 
 from ..support.event_loops import BOTH, backend_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.proof]
 
 
 @pytest.fixture(params=BOTH)

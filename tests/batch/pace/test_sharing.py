@@ -10,6 +10,8 @@ from omnigate._batch.pace.pacer import Pacer
 from omnigate._limits import RateLimit
 from tests.support.gateway_model import Events, Gateway, HeedlessClient, PacedClient
 
+pytestmark = pytest.mark.proof
+
 Latency = Callable[[random.Random], float]
 
 LATENCIES: dict[str, Latency] = {"0.3 s": lambda dice: 0.3, "5 to 40 s": lambda dice: dice.uniform(5, 40)}
