@@ -201,7 +201,7 @@ class CompletionRequest(ChatRequest, kw_only=True, gc=False, omit_defaults=True)
 def encode_request(request: ChatRequest) -> bytes:
     """Return a chat request as JSON that always has `stream`, as version 0.1.0 sent it.
 
-    Only what is sent has it: the digest by which a journal finds a request again leaves out defaults.
+    Only the request sent has it: the digest by which a journal recognises a request leaves out defaults.
     """
     content = encode(request)
     return content if request.stream else content[:-1] + b',"stream":false}'

@@ -46,8 +46,8 @@ class Answers:
             count: how many items there are.
 
         Raises:
-            GatewayError: there is no such place, and it is no item's own error. A `JournalError` is only a
-                warning then.
+            GatewayError: every item has a result, and the error is not one of them. A `JournalError` is only
+                a warning then.
         """
         is_told = any(answer is error for answer in self._by_index.values())
         for index in range(count):

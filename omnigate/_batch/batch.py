@@ -190,7 +190,7 @@ class Batch(UnpicklableReader):
             warn(self._unread(), RuntimeWarning)
 
     def _unread(self) -> str:
-        """Return words for a batch that was left before an outcome was read."""
+        """Describe a batch that was left before an outcome was read."""
         called = self._called
         what = f"{called:,} items were called, and their outcomes dropped" if called else "nothing was sent"
         return f"the batch was left before an outcome was read: {what}. Iterate over it, or call its run()"

@@ -1,7 +1,7 @@
 """The file of a batch's items: JSON objects, one per line, in UTF-8.
 
-Any other kind of file (compressed, UTF-16, CSV, a JSON array) is refused before its first item. Read line by
-line it would only be a failed outcome for each newline byte.
+Any other kind of file (compressed, UTF-16, CSV, a JSON array) is refused before its first item: read line by
+line, it would yield only a failed outcome for each newline byte.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _KINDS: Final = (
     (codecs.BOM_UTF16_LE, "UTF-16 text", _ENCODE),
     (codecs.BOM_UTF16_BE, "UTF-16 text", _ENCODE),
 )
-"""Kinds of files by their first bytes: what they are, and what to do. UTF-32 comes before UTF-16, whose mark
-begins its own."""
+"""First bytes of other kinds of files, what they are, and what to do. UTF-32 comes before UTF-16, since its
+byte order mark starts with that of UTF-16."""
 
 
 class InvalidLine(NamedTuple):

@@ -114,7 +114,7 @@ def check_ids(requests: object) -> None:
 
 
 def _not_of_items(requests: object) -> tuple[str, str] | None:
-    """Return what a source is that does not iterate over items, and what to pass; None if it does."""
+    """Return a description of a source without items, and what to pass instead; None if it has items."""
     kind = type(requests)
     name = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
     if hasattr(kind, "readline") or hasattr(kind, "readlines"):
@@ -229,7 +229,7 @@ def _id(mapping: Mapping[str, Any], index: int) -> str:
         raise refusal(argument, value, "be text that is not empty, an integer or a UUID")
     if not _is_text(value):
         raise refusal(argument, value, BE_ENCODABLE)
-    return "".join(value)  # plain text, also of a subclass
+    return "".join(value)  # plain text, even from a subclass of str
 
 
 def _is_text(value: str) -> bool:

@@ -17,7 +17,7 @@ from omnigate._runtime.threads import in_thread
 from omnigate.exceptions import JournalError
 
 SYNC_SECONDS: Final = 5.0
-"""How often outcomes are flushed to the disk, in a thread: what a power cut may cost."""
+"""How often outcomes are flushed to disk, in a thread; a power cut may lose those since the last flush."""
 
 
 class Record:
@@ -42,8 +42,8 @@ class Record:
     async def open(self) -> None:
         """Open the journal, in a thread because it may be long.
 
-        If cancelled, the journal is closed before this returns, which frees its lock; only a very long
-        journal may still be being read by then.
+        If cancelled, the journal is closed, and so unlocked, before this returns; only reading a very long
+        journal may still be in progress then.
 
         Raises:
             JournalError: it cannot be opened, is in use, or is not a journal.
@@ -55,7 +55,7 @@ class Record:
         self._journal = journal
 
     async def run(self) -> None:
-        """Every few seconds, flush what was written to the disk, until cancelled.
+        """Flush new lines to disk every few seconds, until cancelled.
 
         Raises:
             JournalError: the flush failed, or the file was removed, replaced or changed meanwhile.
@@ -89,7 +89,7 @@ class Record:
         """Write an item's outcome.
 
         Raises:
-            JournalError: it cannot be written. Those of other calls in flight may still find room.
+            JournalError: it cannot be written. Smaller outcomes of other calls may still fit on the disk.
         """
         if self._journal is None:
             return

@@ -1,4 +1,4 @@
-"""A call that is ready to be sent any number of times, and the one loop that sends it: try, judge, wait.
+"""A call that can be sent any number of times, and the one loop that sends it: try, judge, wait.
 
 Cancellation: during an attempt the carrier cleans up; between attempts nothing is held.
 """
@@ -40,19 +40,19 @@ logger: Final = logging.getLogger("omnigate")
 
 
 class Call(msgspec.Struct, frozen=True, gc=False):  # made faster than a named tuple
-    """A request, ready to be sent any number of times.
+    """A request that can be sent any number of times.
 
     Attributes:
-        endpoint: what is called.
-        url: where.
-        origin: the same, as scheme, host and port.
+        endpoint: the endpoint.
+        url: its URL.
+        origin: the URL's scheme, host and port.
         headers: all headers but the length.
-        head: request line and headers as bytes, where they are the same for all calls of the endpoint.
+        head: request line and headers as bytes, if they are the same for all calls of the endpoint.
         content: the body.
         extensions: the transport's, with the timeouts.
         deadline_seconds: seconds for all attempts and waits.
-        secrets: the keys that no error may show.
-        address: the gateway's, as an error names it.
+        secrets: keys that errors must not show.
+        address: the gateway's address, for errors.
 
     """
 
@@ -75,13 +75,13 @@ class Call(msgspec.Struct, frozen=True, gc=False):  # made faster than a named t
 
 
 class Attempts(Generic[T]):
-    """The attempts of one call, one after another, with a judgement and a wait in between.
+    """The attempts of one call; after each failure, decides whether to retry, and waits.
 
     A subclass defines an attempt. What a batch adds (its gate, its count of rejections) goes into the hooks
     `begin`, `received`, `judge`, `delay` and `pause`.
 
     Attributes:
-        call: what is sent.
+        call: the call.
         count: the attempts so far.
         deadline: by the event loop's clock.
         started: when the call began, by the monotonic clock.

@@ -1,4 +1,4 @@
-"""What the async clients share: a session, its address, and closing."""
+"""The base of the async clients: a session, its address, and closing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CLOSE_SECONDS: Final = 5.0
 
 
 class BaseAsyncClient(UnpicklableClient):
-    """What both async clients are: a session, its address, and a way to close it."""
+    """Base class of the async clients: a session, its address, and a way to close it."""
 
     _session: Session
 
@@ -29,9 +29,9 @@ class BaseAsyncClient(UnpicklableClient):
         self._session.configuration.base_url = value
 
     async def aclose(self) -> None:
-        """Close the client and its transport; a second time does nothing.
+        """Close the client and its transport; idempotent.
 
-        What is in flight, or waits to be sent again, fails with `ClientClosedError`.
+        Calls in flight, or waiting to be sent again, fail with `ClientClosedError`.
         """
         with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
             await self._session.aclose()

@@ -1,4 +1,4 @@
-"""What all calls of a client have in common, and the warning of a key sent in the clear.
+"""The settings shared by all calls of a client, and the warning about a key sent in the clear.
 
 It may be changed between calls, as in 0.1.0, even while other threads make calls.
 """
@@ -48,7 +48,7 @@ def warn_of_plaintext_key(url: httpx.URL) -> bool:
 
 
 class _Template(NamedTuple):
-    """What all calls of an endpoint have in common."""
+    """The parts that all calls of an endpoint share."""
 
     url: httpx.URL
     headers: dict[bytes, bytes]
@@ -59,7 +59,7 @@ class _Template(NamedTuple):
 
 
 class Settings:
-    """What all calls share, computed once.
+    """The settings all calls share, computed once.
 
     Immutable and replaced as a whole, so a call in another thread sees all of the old settings or all of the
     new ones. Only templates are added, which depend on nothing else.
@@ -88,15 +88,15 @@ class Settings:
         *,
         is_implied: bool,
     ) -> None:
-        """Work them out.
+        """Compute the settings.
 
         Args:
             base_url: the gateway's address.
             key_header: the header that the key is sent in.
             key: the key.
             user_id: the end user.
-            own_headers: the program's; None for one that is not sent.
-            is_implied: whether the key is the environment's, so that a call's own headers take precedence.
+            own_headers: headers set by the program; None leaves one out.
+            is_implied: whether the key is from the environment, so that a call's own headers take precedence.
         """
         self.base_url: Final = base_url
         self.key: Final = key
@@ -133,7 +133,7 @@ class Settings:
 
 
 def replace_headers(headers: dict[bytes, bytes], own: Mapping[bytes, bytes | None]) -> None:
-    """Replace headers in place by the program's own; None removes one."""
+    """Replace headers in place with the program's own; None removes one."""
     for name, value in own.items():
         if value is None:
             headers.pop(name, None)
@@ -159,7 +159,7 @@ class Configuration:
         warns: bool,
         key_variable: str | None = None,
     ) -> None:
-        """Begin. What the program says explicitly takes precedence over the environment.
+        """Compute the first settings. Explicit arguments take precedence over the environment.
 
         Args:
             base_url: the gateway's address; None for the environment's, or the default.
@@ -215,7 +215,7 @@ class Configuration:
 
     @property
     def user_id(self) -> str | None:
-        """The end user whom calls are attributed to, unless they say otherwise."""
+        """The end user calls are attributed to, unless they name another."""
         return self.settings.user_id
 
     @user_id.setter

@@ -170,7 +170,7 @@ def is_unsent(error: BaseException) -> bool:
 
 
 def _what_failed(error: httpx.TransportError) -> str:
-    """Return what an error says failed, with a place for the gateway's address."""
+    """Return a description of what failed, with a placeholder for the gateway's address."""
     for kinds, text in _FAILED.items():
         if isinstance(error, kinds):
             return text

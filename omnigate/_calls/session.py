@@ -1,7 +1,7 @@
-"""One call, from its arguments to a typed result: its request, its attempts, the decoding of its answer.
+"""One call, from arguments to typed result: builds the request, runs the attempts, decodes the response.
 
-What all calls share is here and only here; a client's method adds only what is special to its endpoint. It
-runs no task, thread or timer.
+Everything calls have in common is here; a client's method adds only what is specific to its endpoint. It runs
+no task, thread or timer.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _NO_OPTIONS: Final = CallOptions()
 
 
 class Session:
-    """The way from a call to its result.
+    """Turns calls into results.
 
     Attributes:
         owner: the name of the client's class, as the program sees it, for errors that name a method.
-        configuration: what all calls have in common.
-        carrier: what carries them to the gateway.
-        means: what all attempts are made with.
+        configuration: the settings all calls have in common.
+        carrier: sends the requests.
+        means: the arguments of all attempts: the carrier, the retry policy, the pauses.
     """
 
     owner = "AsyncClient"
@@ -75,7 +75,7 @@ class Session:
             retry_config = RetryConfig(max_retries=check_integer(retries, "retries", minimum=0))
         max_response_bytes = check_integer(max_response_bytes, "max_response_bytes", minimum=1)
         self._extensions = {"timeout": check_timeout(timeout)}
-        # Where a transport of the user's own sends the key to is theirs to know.
+        # A user's own transport may send the key anywhere, without a warning.
         warns = transport is None
         self.configuration: Configuration = Configuration(
             base_url, key_header, key, user_id, headers, warns=warns, key_variable=key_variable
@@ -96,16 +96,16 @@ class Session:
         secrets: tuple[str, ...] = (),
         options: CallOptions = _NO_OPTIONS,
     ) -> Call:
-        """Return a call of `endpoint`, all of it checked.
+        """Return a call of `endpoint`, with its arguments checked.
 
         Args:
-            endpoint: what is called.
-            body: what is sent as JSON; None for nothing.
+            endpoint: the endpoint.
+            body: the body, sent as JSON; None for none.
             suffix: the end of the path, percent-encoded.
-            query: the query's parameters.
-            user_id: in place of the client's; "" for none.
-            secrets: what of the body must not be in an error.
-            options: of the call.
+            query: the query parameters.
+            user_id: replaces the client's; "" for none.
+            secrets: text in the body that errors must not show.
+            options: the options of the call.
         """
         if self._pauses.is_closed:
             raise ClientClosedError("the client is closed; create a new one")
@@ -158,7 +158,7 @@ class Session:
         return Fetching(call, *self.means)
 
     def opening(self, call: Call) -> Opening:
-        """Return the attempts of a call that begins now and whose answer is read while it arrives."""
+        """Return the attempts of a call that begins now and whose response is streamed."""
         return Opening(call, *self.means)
 
     async def fetch(self, kind: type[R], call: Call, attempts: Fetching | None = None) -> R:
@@ -167,7 +167,7 @@ class Session:
         Args:
             kind: its type.
             call: the request.
-            attempts: of a call that began earlier; those of one that begins now if left out.
+            attempts: those of a call that began earlier; by default the call begins now.
         """
         attempts = attempts or Fetching(call, *self.means)
         answer = await attempts.run()
@@ -185,7 +185,7 @@ class Session:
 
         Args:
             call: the request.
-            reports: whether a 503 of the gateway's is a result, too.
+            reports: whether a 503 from the gateway is a result, too.
         """
         attempts = Reporting(call, *self.means) if reports else None
         fields, meta = await self.fetch_any(dict[str, Any], call, attempts)
@@ -198,11 +198,11 @@ class Session:
         return self.decode(kind, answer, call), attempts.meta(answer)
 
     def perform(self, call: Call) -> Awaitable[object]:
-        """Make a call whose answer says no more than that it succeeded."""
+        """Make a call whose response has no content."""
         return self.fetching(call).run()
 
     def decode(self, kind: Any, answer: Answer, call: Call) -> Any:
-        """Return the body of an answer to `call` as the promised type.
+        """Decode the body of an answer to `call`.
 
         Raises:
             InvalidResponseError: it is not of that type.
@@ -211,11 +211,11 @@ class Session:
             return decode(decoder_for(kind), answer.body)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             problem = str(error)
-        # outside of the except clause, because some of those errors carry the whole body
+        # outside the except clause, because some of those errors contain the whole body
         raise invalid_response(answer, problem, call.secrets, show_body=not call.endpoint.mints_key)
 
     async def aclose(self) -> None:
-        """Close the transport. What is in flight or waits fails immediately; a second time does nothing."""
+        """Close the transport; idempotent. Calls in flight or waiting fail immediately."""
         if not self._pauses.is_closed:
             self._pauses.close()
             await self.carrier.aclose()

@@ -17,7 +17,7 @@ class MissingExtraError(ImportError):
 
 @contextmanager
 def extra(name: str, what: str) -> Generator[None]:
-    """Import packages of an extra in this block; a missing one is named, with the command that installs it.
+    """Import packages of an extra in this block; the error for a missing one says how to install it.
 
     Args:
         name: the extra.

@@ -1,4 +1,4 @@
-"""Warnings that point to the user's frame, and harm nothing."""
+"""Warnings that point to the user's frame, and never raise because of a closed stderr."""
 
 from __future__ import annotations
 

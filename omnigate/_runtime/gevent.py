@@ -1,4 +1,4 @@
-"""What gevent has patched of the standard library, without importing it."""
+"""Detects which modules of the standard library gevent has patched, without importing it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def gevent_patches(module: str) -> bool:
 
 
 def original_start_new_thread() -> Any:
-    """Return the function that starts a thread of the system, where gevent's would start a greenlet."""
+    """Return the unpatched function that starts a real thread; gevent's would start a greenlet."""
     if gevent_patches("_thread"):
         return sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")
     return _thread.start_new_thread

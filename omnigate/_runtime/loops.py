@@ -66,7 +66,7 @@ class PerLoop(Generic[T]):
     __slots__ = ("_drop", "_make", "_values")
 
     def __init__(self, make: Callable[[Any], T], *, drop: Callable[[T], object] | None = None) -> None:
-        """Begin with no values.
+        """Start without values.
 
         Args:
             make: creates a value for the given loop. It may be discarded unused, so it must own nothing yet.

@@ -192,7 +192,7 @@ class StreamCore(Generic[T]):
         self.state = TRANSITIONS[self.state, event]
 
     async def _step(self, step: Callable[[Opening], Awaitable[None]]) -> None:
-        """Run one step of reading within the deadline; one that is broken off closes the stream."""
+        """Run one step of reading within the deadline; if it is interrupted, the stream is closed."""
         if self.state in REFUSALS:
             raise StreamClosedError(REFUSALS[self.state])
         if self._attempts is None:
@@ -302,7 +302,7 @@ class StreamCore(Generic[T]):
             await self._break(reply, reader, None, attempts)
 
     async def _finish(self, reader: StreamReader[T], attempts: Opening) -> None:
-        """Read the tail, and end as the gateway has said before it."""
+        """Read the tail, then end with the success or failure that the gateway reported before it."""
         self._move(Event.MARK)
         await self._drain()
         await self._close()
@@ -314,7 +314,7 @@ class StreamCore(Generic[T]):
     def _fail(
         self, error: GatewayError, transient: int | None, attempts: Opening, *, broke: bool = False
     ) -> None:
-        """Fail, or prepare to open the stream again if no piece has arrived and the failure may pass.
+        """Fail, or prepare to reopen the stream if no piece has arrived and the failure is transient.
 
         Args:
             error: the failure.

@@ -42,7 +42,7 @@ class _Feed:
     """The async iterator that feeds the batch with items from the caller's thread."""
 
     def __init__(self) -> None:
-        self.read: deque[Any] = deque()  # filled by the caller, emptied by `take_in`
+        self.read: deque[Any] = deque()  # filled by the caller, emptied by `accept`
         self.end: BaseException | None = None  # how the source ended; set by the caller after the last item
         self._items: deque[Any] = deque()
         self._end: BaseException | None = None
@@ -54,7 +54,7 @@ class _Feed:
         """Whether the batch is waiting for an item."""
         return self._event is not None and not self._items and self._end is None
 
-    def take_in(self) -> None:
+    def accept(self) -> None:
         """Accept the items the caller has read. Call it in the loop."""
         end = self.end  # read before the items: the caller may be adding more
         while self.read:
@@ -130,7 +130,7 @@ class _Inside:
     async def exchange(self) -> None:
         """Accept items, then wait for outcomes or until more items are wanted."""
         batch, outbox = self.batch, self.batch._outbox
-        self.feed.take_in()
+        self.feed.accept()
         while True:
             self.outcomes.extend(outbox.take(_MOST))
             self.wanted = max(1, min(batch._room(), _MOST)) if self.feed.is_wanted else 0
@@ -292,7 +292,7 @@ class SyncBatch(UnpicklableReader):
             if inside.wanted and outcomes:  # start more items while the caller handles its outcomes
                 self._read()
                 if inside.feed.read:
-                    self._portal.post(inside.feed.take_in)
+                    self._portal.post(inside.feed.accept)
         outcome = outcomes[0]
         del outcomes[0]  # not `popleft()`: Ctrl-C as that call returns would lose the outcome
         return outcome

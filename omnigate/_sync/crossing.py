@@ -1,4 +1,4 @@
-"""How a call crosses from any thread into an event loop's thread, and its end back.
+"""Passes calls from any thread into an event loop's thread, and their results back.
 
 Nothing here holds a lock while it runs, since a signal handler or a finalizer may enter it again in the same
 thread: each change of shared state is one step, and each flag is set only once what it promises has happened.
@@ -162,7 +162,7 @@ class Inbox:
         self._loop = current_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: deque[Call[Any]] = deque()
-        self._soon: deque[Callable[[], object]] = deque()  # what the bell rings for
+        self._soon: deque[Callable[[], object]] = deque()  # to run when the bell rings
         self._bell: Bell | None = None
         if not isinstance(self._loop, asyncio.AbstractEventLoop):
             self._bell = Bell(self._run_soon)
@@ -190,7 +190,7 @@ class Inbox:
             self._asked = wake  # only now: interrupted before, the next call must ask again
 
     def cancel_soon(self, call: Call[Any]) -> None:
-        """Cancel a call at whatever stage it is, from any other thread.
+        """Cancel a call at any stage, from any other thread.
 
         Raises:
             RuntimeError: the loop has ended, and the call with it.

@@ -38,7 +38,7 @@ class LoopThread:
         self._backend = backend
         self._clean_up = clean_up
         self._stop: anyio.Event
-        # At 0, what came first: a token of the start of the thread, or the error that prevents it.
+        # Key 0 has whichever came first: a token set by the thread's start, or the error that prevents it.
         self._decision: dict[int, object] = {}
         self._up = Latch()  # set once the loop runs, or never will
         self._over = Latch()  # set once the loop has ended
@@ -155,7 +155,7 @@ class LoopThread:
 
 
 class _Exit:
-    """The end of the interpreter: ends the loops that are still running."""
+    """Ends the loops that are still running when the interpreter exits."""
 
     def __init__(self) -> None:
         self.has_come = False
@@ -178,12 +178,12 @@ atexit.register(at_exit)
 
 
 def refuse_half_patched() -> None:
-    """Refuse what would hang: an event loop on a standard library of which gevent has patched a part."""
+    """Refuse to run an event loop on a standard library that gevent has patched in part: it would hang."""
     patched = [name for name in _GEVENT_MODULES if gevent_patches(name)]
     if patched and len(patched) < len(_GEVENT_MODULES):
         left = ", ".join(name.strip("_") for name in _GEVENT_MODULES if name not in patched)
         raise NotStartedError(
-            f"gevent has patched a part of the standard library, but not {left}: a sync client would hang; "
+            f"gevent has patched part of the standard library, but not {left}: a sync client would hang; "
             "call gevent.monkey.patch_all() without arguments, or use the client without gevent"
         )
 

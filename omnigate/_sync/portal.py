@@ -92,7 +92,7 @@ class Portal:
             del call, error  # breaks the cycle of the error, its traceback and this frame
 
     def settle(self, func: Callable[[], Awaitable[None]]) -> bool:
-        """Await the clean-up `func()` in the loop, for a bounded time; raises no error of ours.
+        """Await the clean-up `func()` in the loop, for a bounded time; raises none of our errors.
 
         May be called from anywhere, even a finalizer: in the loop's own thread it does not wait, and after
         the end of the loop it does nothing and returns False, since what the loop held has ended with it.

@@ -1,7 +1,7 @@
-"""Sends a request and returns its reply, over any transport: only this module knows whose response it is.
+"""Sends a request and returns its reply, over any transport; no other module depends on the transport's type.
 
-There are two carriers. `Carrier` is for `AnyIOTransport`, whose clean-up needs no await: nothing stands
-between a call and the transport, and most answers arrive whole, together with their head. `ForeignCarrier` is
+There are two carriers. `Carrier` is for `AnyIOTransport`, whose clean-up needs no await, so it calls the
+transport directly; most answers arrive whole, together with their head. `ForeignCarrier` is
 for any other transport of httpx or httpx2, async or sync; it runs isolated from asyncio's native
 cancellation, and closing takes at most a second.
 
@@ -40,12 +40,12 @@ _MAX_PAGE_BYTES: Final = 1 << 16
 
 
 class Sendable(Protocol):
-    """What a carrier needs of a call.
+    """The attributes of a call that a carrier needs.
 
     Attributes:
-        endpoint: what is called.
-        url: where.
-        origin: the same, as scheme, host and port.
+        endpoint: the endpoint.
+        url: its URL.
+        origin: the URL's scheme, host and port.
         headers: all headers but the length.
         head: request line and headers as bytes, if they have been worked out.
         content: the body; None for a request without one.

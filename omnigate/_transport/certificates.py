@@ -12,7 +12,7 @@ from omnigate._transport.problems import FULL
 from omnigate._wire.checks import refusal
 
 _VARIABLES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-"""Where the environment names authorities, the first one that is set counts: OpenSSL's, requests', curl's."""
+"""Environment variables that name authorities (OpenSSL's, requests', curl's); the first one set wins."""
 
 
 def ssl_context(verify: bool | ssl.SSLContext) -> ssl.SSLContext:
@@ -34,7 +34,7 @@ def ssl_context(verify: bool | ssl.SSLContext) -> ssl.SSLContext:
 
 
 def _from_environment(variable: str, path: str) -> ssl.SSLContext:
-    # OpenSSL says nothing of a directory that is not there; SSL_CERT_DIR may list several.
+    # OpenSSL ignores a missing directory; SSL_CERT_DIR may list several.
     if variable == "SSL_CERT_DIR":
         if not any(os.path.isdir(part) for part in path.split(os.pathsep)):
             raise refusal(variable, path, "name a directory of certificates, or be unset")

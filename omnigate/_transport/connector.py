@@ -1,10 +1,10 @@
 """Opens connections: looks names up, races their addresses, and adds TLS.
 
-Names are resolved anew for each connection, and nothing is cached. But look-ups of one name at one moment are
-one: each takes a thread, of which asyncio has a few, and a thousand calls may start together. The first
-caller looks up, the others wait for it. If it is cancelled, the next of them starts anew.
+Names are resolved anew for each connection; nothing is cached. But simultaneous look-ups of one name are
+shared: each takes a thread, of which asyncio has only a few, and a thousand calls may start together. The
+first caller looks the name up, and the others wait for it. If it is cancelled, the next one takes over.
 
-What a cancelled await leaves behind: nothing. A stream that was connected meanwhile is closed immediately.
+A cancelled await leaves nothing behind: a stream that was connected meanwhile is closed immediately.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from omnigate._transport.problems import ConnectFailure, lack_of_files
 from omnigate._wire.arguments import address_of
 
 _NEXT_ADDRESS_SECONDS: Final = 0.25
-"""How long an address is tried before the next one is, too (RFC 8305, section 5)."""
+"""How long to try an address before also trying the next one (RFC 8305, section 5)."""
 
 
 class Connector:
@@ -133,7 +133,7 @@ class Connector:
 
 
 class _Lookup:
-    """A look-up that is under way; without a result after its end, it was cancelled."""
+    """A look-up in progress; if it has ended without a result, it was cancelled."""
 
     def __init__(self) -> None:
         self.ended: Final = anyio.Event()
@@ -142,7 +142,7 @@ class _Lookup:
 
 
 def _interleaved(found: Iterable[tuple[Any, str]]) -> list[str]:
-    """Return addresses with the families taking turns, the first one's first (RFC 8305, section 4)."""
+    """Return addresses with their families alternating, starting with the first (RFC 8305, section 4)."""
     families: dict[Any, list[str]] = {}
     for family, address in found:
         known = families.setdefault(family, [])
@@ -154,10 +154,10 @@ def _interleaved(found: Iterable[tuple[Any, str]]) -> list[str]:
 
 
 async def _race(addresses: Sequence[str], port: int) -> ByteStream:
-    """Connect to whichever address answers first, starting with one after the other.
+    """Connect to the address that answers first; attempts start one after another.
 
     Raises:
-        OSError: none did.
+        OSError: no address answers.
     """
     connected: ByteStream | None = None
     errors: list[OSError] = []
@@ -194,7 +194,7 @@ async def _race(addresses: Sequence[str], port: int) -> ByteStream:
 
 
 def _lack_of_files() -> OSError | None:
-    """Return the error of opening a socket, if none can be: a look-up calls that a bad name."""
+    """Return the error if no socket can be opened, which a look-up reports as an unknown name."""
     try:
         socket.socket().close()
     except OSError as reason:

@@ -1,4 +1,4 @@
-"""The transport of a client that is given none.
+"""The default transport of clients.
 
 It is chosen once, when the client is created, by its address and the environment at that time.
 """

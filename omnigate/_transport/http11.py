@@ -1,7 +1,7 @@
 """HTTP/1.1 without I/O: requests to bytes, bytes to responses.
 
 Parsing is llhttp's (through httptools), in its strict mode: a response with two lengths, with a length and
-chunks, with bare line feeds or with folded header lines is an error. What llhttp does not do is done here:
+chunks, with bare line feeds or with folded header lines is an error. This module adds what llhttp lacks:
 
 - It has no limits. Here header blocks, chunk framing lines, trailers and consecutive interim responses have.
 - It reports each header by a callback, which costs more than all the rest. Instead the header block is kept

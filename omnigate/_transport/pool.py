@@ -72,7 +72,7 @@ class Pool:
         clock: Callable[[], float] | None,
         loop: Any,
     ) -> None:
-        """Start without connections; without a `clock`, ages are by the loop's own."""
+        """Start without connections; ages are measured by `clock`, by default the loop's."""
         self._max_connections = max_connections
         self._max_idle = max_idle_connections
         self._idle_timeout = idle_timeout_seconds
@@ -305,5 +305,5 @@ class Pool:
 
 
 def _clock_of(loop: Any) -> Callable[[], float]:
-    """Return the clock of an event loop, which its timers go by."""
+    """Return the clock that an event loop's timers use."""
     return loop.time if isinstance(loop, asyncio.AbstractEventLoop) else sys.modules["trio"].current_time

@@ -1,7 +1,7 @@
-"""What a transport error says about itself beyond its type: whom it could not reach, and whether for good.
+"""Details of transport errors beyond their type: what could not be reached, why, and whether permanently.
 
-An error of a foreign transport says it by its chain of causes and contexts, which ends with the operating
-system's or OpenSSL's own error. Where a chain is cut (`from None`), it is not shown, but still there.
+For a foreign transport's error they are found in its chain of causes and contexts, which ends with the
+operating system's or OpenSSL's own error. A chain that is cut (`from None`) is not shown, but still there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, cast
 import httpx
 
 FULL: Final = frozenset({errno.EMFILE, errno.ENFILE})
-"""The errors for no more descriptors: of this process, and of the system."""
+"""The errors for having no more descriptors, in this process or the whole system."""
 
 _MOST_CAUSES: Final = 64
 
@@ -63,7 +63,7 @@ def is_permanent(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return why it failed: what to do, where that is known, else the first words in the chain of causes."""
+    """Return why it failed: what to do if that is known, else the first message in the chain of causes."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError) and not isinstance(error, ConnectFailure):
             return f"the certificate is not trusted: {cause.verify_message}"
@@ -72,7 +72,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def lack_of_files(error: BaseException) -> str | None:
-    """Return what to do, if the reason is that no more files (or sockets) can be opened; otherwise None."""
+    """Return what to do if no more files (or sockets) can be opened; None if that is not the reason."""
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in FULL:
             if cause.errno == errno.ENFILE:
@@ -95,13 +95,13 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         yield found
         if isinstance(found, BaseExceptionGroup):
             left += cast("BaseExceptionGroup[BaseException]", found).exceptions
-        cause = found.__cause__ or found.__context__  # also where it is not shown
+        cause = found.__cause__ or found.__context__  # even if it is not shown
         if cause is not None:
             left.append(cause)
 
 
 def _file_limit() -> int | None:
-    if sys.platform == "win32":  # which has no such limit, and no module that tells it
+    if sys.platform == "win32":  # has no such limit
         return None
     import resource
 

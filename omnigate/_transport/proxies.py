@@ -1,11 +1,11 @@
-"""The proxy that the environment sets for an address, and errors that name it.
+"""The proxy set by the environment for an address, and errors that name it.
 
 Which proxy: `HTTP_PROXY`, `HTTPS_PROXY` and `ALL_PROXY`, in either case (the lower case first), as the
 standard library reads them; where none is set, the settings of macOS and Windows.
 
 Which hosts are exempt: `NO_PROXY`, by our own rule, since the standard library's knows neither networks nor
 stars. Entries are separated by commas or blanks. It follows Go (`golang.org/x/net/http/httpproxy`) and curl
-(`lib/noproxy.c`), and where they differ it exempts, because what goes through a proxy shows it a key:
+(`lib/noproxy.c`); where they differ, the host is exempt, because a proxy would see the key:
 
 - `*` exempts everything, `10.0.0.0/8` and `fd00::/8` a network, `10.1.2.3`, `fd00::1` and `[fd00::1]` an
   address, however it is written in the URL, with or without a zone;
@@ -43,7 +43,7 @@ _TRANSIENT: Final = ("408", "429", "500", "502", "503", "504")
 def environment_proxy(base_url: httpx.URL) -> str | None:
     """Return the proxy that the environment sets for `base_url`, or None.
 
-    Also None if `NO_PROXY` exempts the host, and always for loopback addresses.
+    None as well if `NO_PROXY` exempts the host, and always for loopback addresses.
     """
     proxies = urllib.request.getproxies()
     proxy = proxies.get(base_url.scheme) or proxies.get("all")
@@ -118,7 +118,7 @@ def _ascii(domain: str) -> str:
 
 
 class ProxiedTransport(HttpxTransport):
-    """httpx's own transport through a proxy, whose errors say which of the two was not reached."""
+    """httpx's own transport through a proxy; its errors say whether proxy or gateway was not reached."""
 
     def __init__(self, proxy: str, context: ssl.SSLContext, limits: httpx.Limits, variable: str) -> None:
         """Create the transport; nothing is opened yet.
@@ -127,12 +127,12 @@ class ProxiedTransport(HttpxTransport):
             proxy: the proxy's address.
             context: for TLS with the gateway, and with the proxy if its address is https://.
             limits: of the connections.
-            variable: where the proxy's address is from, as errors name it.
+            variable: the variable that set the proxy, for errors.
 
         Raises:
             ValueError: the proxy is of an unknown kind.
-            httpx.InvalidURL: its address is no URL.
-            ImportError: it is a SOCKS proxy, and the package for those is missing.
+            httpx.InvalidURL: its address is not a URL.
+            ImportError: it is a SOCKS proxy, and the package for SOCKS is missing.
         """
         url = httpx.URL(proxy)
         settings = httpx.Proxy(url, ssl_context=context if url.scheme == "https" else None)
@@ -172,7 +172,7 @@ class ProxiedTransport(HttpxTransport):
 
 
 class _Steps:
-    """Follows httpcore's steps of one request, to know whom the last one was with.
+    """Follows httpcore's steps of one request, to know whether the last was with the proxy.
 
     Attributes:
         are_with_proxy: whether the last step was with the proxy itself: connecting to it, its TLS, or asking

@@ -97,7 +97,7 @@ def _look(reference: weakref.ref[Watch]) -> None:
 
 
 class Alarm:
-    """Calls a method once, some seconds after it was set; holds its object only weakly.
+    """Calls a method once, after a delay; holds the method's object only weakly.
 
     On asyncio it is a timer. trio has none, so there it is a system task that sleeps and ends.
 
@@ -115,11 +115,11 @@ class Alarm:
 
     @property
     def is_set(self) -> bool:
-        """Whether it will call."""
+        """Whether a call is scheduled."""
         return self._timer is not None
 
     def set(self, seconds: float) -> None:
-        """Have the method called in so many seconds; must be called in the loop, and while it is not set."""
+        """Schedule the call; must be called in the loop, and only while none is scheduled."""
         try:
             self._timer = self._start(seconds)
         except RuntimeError:  # the loop is ending, and takes no more timers or tasks
@@ -135,7 +135,7 @@ class Alarm:
         return scope
 
     def stop(self) -> None:
-        """Call nothing; must be called in the loop, or after it has ended."""
+        """Cancel the scheduled call; must be called in the loop, or after it has ended."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()

@@ -47,7 +47,7 @@ def key_from_environment(variable: str) -> str | None:
 
 
 def sets_key(headers: Mapping[bytes, bytes | None], key_header: bytes) -> bool:
-    """Return whether a program's own headers say which key is sent, be it none.
+    """Return whether a program's own headers set the key, or leave it out explicitly.
 
     `Authorization: Bearer` is another way to send a gateway key, in place of `x-api-key`. Its other schemes
     are for proxies.
@@ -212,7 +212,7 @@ def check_key(value: Any, argument: str) -> str | None:
 
 
 def check_user_id(value: Any, argument: str = "user_id") -> str | None:
-    """Return a user id, given as text or a UUID, of valid length as text.
+    """Return a user id, given as text or a UUID, as text of valid length.
 
     The gateway fails on longer ones after billing the call (docs/protocol.md, "Headers").
     """

@@ -1,4 +1,4 @@
-"""Checks of arguments, and the words of what they refuse: "temperature must be between 0 and 2, got 3".
+"""Checks of arguments, and the wording of their errors: "temperature must be between 0 and 2, got 3".
 
 Every error of an argument is made by `refusal`. The bounds of a number are a `Range`, which both checks
 and words them, so that the text cannot disagree with the check.
@@ -54,13 +54,13 @@ def refusal(
 
 
 def a_type(value: object) -> str:
-    """Return words for a value that say no more than its type."""
+    """Return a description of a value that shows only its type."""
     return f"an object of type {type(value).__name__}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """The numbers that an argument may have: which they are, and the words for them.
+    """The range of numbers that an argument accepts, and its wording in errors.
 
     Attributes:
         minimum: the least, if there is one.
@@ -157,7 +157,7 @@ def check_integer(
 
 
 def check_bool(value: Any, argument: str) -> bool:
-    """Check that `value` is a truth value, also numpy's, and return it as a `bool`."""
+    """Check that `value` is a `bool`, or numpy's, and return it as a `bool`."""
     given = scalar(value)
     if not isinstance(given, bool):
         raise refusal(argument, value, BE_BOOL, is_type=True)
@@ -214,9 +214,9 @@ def one_of(choices: Sequence[str]) -> str:
 
 
 def check_not_async(given: object, argument: str, kind: str) -> None:
-    """Check that an argument, if it can be called, does its work when it is called.
+    """Check that an argument is not an async callable, which would do nothing when called.
 
-    A coroutine nobody awaits does nothing, and is true: as an answer it would always say yes.
+    A coroutine that is never awaited does nothing, and is truthy: as a return value it would always mean yes.
 
     Args:
         given: the argument.

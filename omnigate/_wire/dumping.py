@@ -51,13 +51,13 @@ def dump(
 
     Args:
         value: the struct.
-        options: what is left out at every level.
-        include: the selection that is returned; None for everything.
-        exclude: the selection that is left out.
-        kind: a base class of its type, if only the fields of that are returned.
+        options: what to leave out at every level.
+        include: the selection to return; None for everything.
+        exclude: the selection to leave out.
+        kind: a base class of the struct's type, to return only that class's fields.
 
     Raises:
-        InvalidArgumentError: `include` or `exclude` is no selection.
+        InvalidArgumentError: `include` or `exclude` is not a selection.
     """
     included = None if include is None else _selected(include, "include")
     excluded = _selected(exclude, "exclude") if exclude else {}
@@ -94,13 +94,13 @@ def _dump_list(items: list[Any], options: DumpOptions, include: object, exclude:
 
 
 def _nested(included: _Selected | None, key: object) -> object:
-    """Return what is selected within a field or an item that is; None for everything."""
+    """Return the selection within a selected field or item; None for everything."""
     nested = None if included is None else included[key]
     return None if nested is True else nested
 
 
 def _selected(selection: object, argument: str) -> _Selected:
-    """Return a selection as a dict; what is excluded of nothing is left out."""
+    """Return a selection as a dict; None in `exclude` excludes nothing."""
     if isinstance(selection, Mapping):
         chosen: _Selected = {}
         for key, nested in cast("Mapping[Any, Any]", selection).items():

@@ -1,6 +1,6 @@
-"""Which fields of a struct were given to its constructor, for `exclude_unset` as pydantic has it.
+"""Records which fields of a struct were given to its constructor, for pydantic's `exclude_unset`.
 
-A decoded struct has no note of it, which means all: the gateway sends every field.
+Decoded structs have no record, which means all fields: the gateway sends every field.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from omnigate._wire.values import is_sequence
 
 
 def has_optional(kind: type[msgspec.Struct]) -> bool:
-    """Return whether a struct of this type may lack a field that was not given."""
+    """Return whether a struct of this type has fields that need not be given."""
     return not all(field.required for field in fields_of(kind))
 
 
 def note_given(made: msgspec.Struct, arguments: Mapping[str, Any]) -> None:
-    """Note in a struct, which may lack fields, which of them were given, and in those nested in it."""
+    """Record which fields of a struct, and of the structs nested in it, were given."""
     names, nested = _fields(type(made))
     cast("Any", made)._given = names.intersection(arguments)
     for name in nested:
@@ -40,7 +40,7 @@ def _note_nested(made: object, argument: object) -> None:
 
 @cache
 def _fields(kind: type[msgspec.Struct]) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Return the names of all fields, and of those with structs that may lack fields."""
+    """Return the names of all fields, and of those that hold structs with optional fields."""
     nested = tuple(
         field.name
         for field in fields_of(kind)

@@ -1,4 +1,4 @@
-"""`Meta`: what a response's headers say about a call.
+"""`Meta`: the metadata of a call, from the headers of its response.
 
 Headers are parsed when an attribute is first read, since most calls never read any. A missing or malformed
 header reads as None: a misbehaving proxy must never make a good response fail.
@@ -22,7 +22,7 @@ Head: TypeAlias = httpx.Headers | bytes
 
 
 class Meta:
-    """What is known about a call besides its result.
+    """Metadata of a call.
 
     Attributes:
         status_code: the HTTP status.

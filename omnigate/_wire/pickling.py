@@ -1,4 +1,4 @@
-"""Refuses to pickle what holds connections, threads or keys."""
+"""Base classes that refuse to pickle objects with connections, threads or keys."""
 
 from __future__ import annotations
 

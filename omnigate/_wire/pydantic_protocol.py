@@ -1,7 +1,7 @@
-"""Structs as types that pydantic knows: in models, in type adapters, in FastAPI's routes.
+"""Makes structs usable as pydantic types: in models, type adapters and FastAPI routes.
 
-Programs written for 0.1.0, whose models were pydantic's, use results there. Pydantic is imported only when it
-asks for a schema itself, so it is installed then.
+Programs written for 0.1.0, whose models were pydantic models, use results in these places. Pydantic is
+imported only when pydantic itself asks for a schema.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def core_schema(
 ) -> Any:
     """Return pydantic's schema of a struct's type.
 
-    Fields are validated by pydantic's own rules, so that its errors have their places; then the struct is
-    made, which holds to the rest. A struct passes as it is. It is serialized with the fields of `kind` alone:
-    a route for `ApiKeyInfo` that returns an `ApiKeyCreated` does not show the key.
+    Pydantic validates the fields, so that its errors have locations; then the struct's constructor applies
+    the other rules. A struct is passed through unchanged. Only the fields of `kind` are serialized: a route
+    for `ApiKeyInfo` that returns an `ApiKeyCreated` does not show the key.
 
     Args:
         kind: the type.
-        handler: what pydantic passes to `__get_pydantic_core_schema__`.
-        construct: makes the struct of validated fields.
+        handler: the handler that pydantic passes to `__get_pydantic_core_schema__`.
+        construct: creates the struct from validated fields.
     """
     from pydantic_core import PydanticSerializationUnexpectedValue, core_schema
 
@@ -105,4 +105,4 @@ def _core_type(core: Any, kind: msgspec.inspect.Type, handler: Any) -> Any:
         case msgspec.inspect.DecimalType():
             return core.decimal_schema()
         case _:
-            raise TypeError(f"pydantic knows no schema for {kind}")
+            raise TypeError(f"no pydantic schema is known for {kind}")

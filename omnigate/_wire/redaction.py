@@ -41,12 +41,12 @@ def shown(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` with all that could change what a terminal or a log shows replaced by escapes."""
+    """Return `text` with everything that could affect a terminal or a log replaced by escapes."""
     return text if text.isprintable() else _UNSAFE.sub(_escape, text)
 
 
 def one_line(text: str, most: int) -> str:
-    """Return `text` as an error's message shows it: printable, on one line, of at most `most` characters."""
+    """Return `text` for an error's message: printable, on one line, at most `most` characters long."""
     text = text[: 4 * most]  # before any work on it
     if not text.isprintable():
         lines = (line.strip() for line in text.splitlines())

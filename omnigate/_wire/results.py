@@ -1,4 +1,4 @@
-"""What calls return: structs, lists and dicts with `meta`."""
+"""The results of calls: structs, lists and dicts with `meta`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a struct says of itself: its fields, its JSON schema, and the attributes of a dataclass."""
+"""Describes structs: their fields, their JSON schemas, and the attributes of dataclasses."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class ModelFields:
 
 
 class DataclassAttribute:
-    """A descriptor of what `dataclasses` keeps in a class.
+    """A descriptor for the attributes that `dataclasses` stores in a class.
 
-    FastAPI takes an argument for the request's body if it is a pydantic model or a dataclass; frames and JSON
-    encoders read dataclasses, too.
+    FastAPI treats an argument as the request's body if its type is a pydantic model or a dataclass; data
+    frames and JSON encoders read dataclasses, too.
     """
 
     def __init__(self, name: str) -> None:
@@ -83,11 +83,11 @@ def _twin(kind: type[msgspec.Struct]) -> type:
 
 
 class _Definitions:
-    """The JSON schemas of structs by name, those that refer to each other together.
+    """The JSON schemas of structs that refer to each other, by name.
 
     Args:
         ref_template: the reference to a definition, with "{model}" for its name.
-        is_output: whether the schemas describe what is serialized, rather than what is accepted.
+        is_output: whether the schemas describe output (serialized values) rather than accepted input.
     """
 
     def __init__(self, ref_template: str, *, is_output: bool) -> None:
@@ -148,7 +148,7 @@ def json_schema(kind: type[msgspec.Struct], ref_template: str, *, is_output: boo
     Args:
         kind: the type.
         ref_template: the reference to a definition, with "{model}" for its name.
-        is_output: whether it describes what is serialized, rather than what is accepted.
+        is_output: whether it describes output (serialized values) rather than accepted input.
     """
     definitions = _Definitions(ref_template, is_output=is_output)
     schema = definitions.of_struct(kind)
@@ -177,14 +177,14 @@ def _given(**constraints: Any) -> dict[str, Any]:
 
 
 def pattern_of(kind: msgspec.inspect.StrType) -> str | None:
-    """Return the pattern in the syntax of JSON schema and Rust, where "$" is the end of the text alone."""
+    """Return the pattern in the syntax of JSON schema and Rust, where "$" matches only at the end."""
     return None if kind.pattern is None else kind.pattern.replace(r"\Z", "$")
 
 
 def bounds_of(
     kind: msgspec.inspect.IntType | msgspec.inspect.FloatType, least: str, greatest: str
 ) -> dict[str, Any]:
-    """Return the bounds of a number; those that only exclude infinity are none."""
+    """Return the bounds of a number; none if they only exclude infinity."""
     if isinstance(kind, msgspec.inspect.FloatType) and kind.ge is not None and kind.ge < -1e308:
         return {}
     return _given(**{least: kind.ge, greatest: kind.le})

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, TypeVar, cast
 
 import msgspec
 
-from omnigate._wire.checks import BE_ENCODABLE, check_choice, refusal
+from omnigate._wire.checks import check_choice, refusal
 from omnigate._wire.dumping import DumpOptions, Selection, dump
 from omnigate._wire.given import has_optional, note_given
+from omnigate._wire.mistakes import SECRET_FIELDS, argument_error, encoding_error
 from omnigate._wire.pydantic_protocol import PydanticSerializer, core_schema
-from omnigate._wire.redaction import mask, redact
+from omnigate._wire.redaction import mask
 from omnigate._wire.schemas import DataclassAttribute, ModelFields, complete_schema, json_schema
-from omnigate._wire.values import encode_foreign, is_sequence, plain
+from omnigate._wire.values import encode_foreign, plain
 from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
 
 if TYPE_CHECKING:
@@ -31,31 +32,10 @@ if TYPE_CHECKING:
 
 _encoder: Final = msgspec.json.Encoder(enc_hook=encode_foreign)
 
-_SECRET_FIELDS = frozenset({"api_key"})
-
-_MISSING_FIELD = re.compile(r"Object missing required field `(.+)`")
-
-_LIST_LENGTH = re.compile(r"Expected `array` of length (>=|<=) (\d+)")
-
-_KINDS: Final = {
-    "array": "a list",
-    "bool": "True or False",
-    "float": "a number",
-    "int": "an integer",
-    "null": "None",
-    "object": "a dict",
-    "str": "text",
-}
-"""What msgspec's names for kinds of values are in Python."""
-
-_KIND = re.compile(r"`(\w+)`")
-
 _SURROGATES = re.compile(
     rb"(?:\\\\)+|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\u[dD][c-fC-F][0-9a-fA-F]{2})?|\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
-"""In JSON: backslashes that are escaped (so begin no other escape), a pair of surrogates, or half of one."""
-
-_PATH_PART = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+"""In JSON: escaped backslashes (which start no other escape), surrogate pairs, and lone surrogates."""
 
 
 def encode(body: object) -> bytes:
@@ -68,7 +48,7 @@ def encode(body: object) -> bytes:
     try:
         return _encoder.encode(body)
     except UnicodeEncodeError:
-        failure = _encoding_error(body, "the request")
+        failure = encoding_error(body, "the request")
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         failure = InvalidArgumentTypeError(f"the request cannot be written as JSON: {error}")
     raise failure  # outside the except clauses: some of those errors contain the text itself
@@ -115,9 +95,9 @@ class WireStruct(_Slots, msgspec.Struct, kw_only=True, gc=False, metaclass=_Conv
     """Base class of all structs: keyword-only, unknown fields ignored."""
 
     _must: ClassVar[Mapping[str, str]] = {}
-    """What must hold, as the words after "must", where msgspec's own would not be clear.
+    """The words after "must" in errors, by field name, where msgspec's would be unclear.
 
-    By field name; "name[]" is an item of the list in that field.
+    "name[]" stands for the items of the list in that field.
     """
     _refuse_unknown: ClassVar[bool] = False
     """Whether the constructor rejects unknown arguments."""
@@ -131,10 +111,10 @@ class WireStruct(_Slots, msgspec.Struct, kw_only=True, gc=False, metaclass=_Conv
 
     @classmethod
     def _prepare(cls, arguments: dict[str, Any]) -> None:
-        """Convert in `arguments`, the constructor's, what msgspec does not convert itself."""
+        """Convert constructor arguments that msgspec does not convert itself, in place."""
 
     def _has_plain_text(self) -> bool:
-        """Return whether all text is of the type `str` itself, which msgspec does not see to."""
+        """Return whether all text is of the type `str` itself; msgspec lets subclasses through."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
             texts = cast("list[object]", value) if type(value) is list else (value,)
@@ -326,7 +306,7 @@ class WireStruct(_Slots, msgspec.Struct, kw_only=True, gc=False, metaclass=_Conv
     def __rich_repr__(self) -> Any:
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            yield name, mask(value) if name in _SECRET_FIELDS and isinstance(value, str) else value
+            yield name, mask(value) if name in SECRET_FIELDS and isinstance(value, str) else value
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
@@ -345,9 +325,9 @@ def decoder_for(kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 def decode(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
-    """Decode JSON from the gateway; what is not text in it (lone surrogates, invalid UTF-8) becomes U+FFFD.
+    """Decode JSON from the gateway; lone surrogates and invalid UTF-8 become U+FFFD.
 
-    A model's answer that was cut within a character has been paid for, and is more use than an error.
+    A response cut off inside a character has been billed, and is worth more than an error.
 
     Raises:
         msgspec.MsgspecError: it is not JSON, or not of the decoder's type.
@@ -366,7 +346,7 @@ def decode(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
 
 
 def _replaced(found: re.Match[bytes]) -> bytes:
-    """Return U+FFFD for half of a pair of surrogates, anything else unchanged."""
+    """Return U+FFFD for a lone surrogate, anything else unchanged."""
     text = found[0]
     return b"\\ufffd" if len(text) == 6 and text[1] == ord("u") else text
 
@@ -393,95 +373,7 @@ def construct(kind: type[S], arguments: dict[str, Any]) -> S:
     try:
         return msgspec.convert(plain(arguments), kind, strict=False)
     except UnicodeError:
-        failure = _encoding_error(arguments, kind.__name__)
+        failure = encoding_error(arguments, kind.__name__)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise _argument_error(kind, arguments, str(error)) from None
+        raise argument_error(kind.__name__, arguments, str(error), kind._must) from None
     raise failure
-
-
-def _argument_error(
-    kind: type[WireStruct], arguments: Mapping[str, Any], problem: str
-) -> InvalidArgumentError:
-    what, _, path = problem.partition(" - at `")
-    is_key = path.startswith("key` in `")  # a mapping with keys that are not text
-    path = path.removeprefix("key` in `").removeprefix("$").removeprefix(".").removesuffix("`")
-    if missing := _MISSING_FIELD.match(what):
-        where = f"{path}.{missing[1]}" if path else missing[1]
-        return InvalidArgumentTypeError(f"{where} is required")
-    if not path and is_key:
-        key = next(name for name in cast("Mapping[Any, Any]", arguments) if not isinstance(name, str))
-        return refusal(kind.__name__, key, "have text as the names of its fields", is_type=True)
-    if not path:
-        return InvalidArgumentTypeError(f"{kind.__name__}: {redact(what)}")
-    value: Any = arguments
-    name = where = ""
-    is_item = False
-    for part in _PATH_PART.finditer("." + path):
-        key, index = part.groups()
-        try:
-            if index:
-                value = value[int(index)]
-            elif isinstance(value, Mapping):
-                value = cast("Mapping[str, Any]", value)[key]
-            else:
-                value = getattr(value, key)
-        except (LookupError, AttributeError, TypeError):  # e.g. an item of a set: blame the set
-            break
-        name = key or name
-        is_item = key is None
-        where += part[0]
-    where = where.removeprefix(".") or path
-    if length := _LIST_LENGTH.match(what):
-        bound = "at least" if length[1] == ">=" else "at most"
-        must = f"have {bound} {length[2]} item{'' if length[2] == '1' else 's'}"
-    else:
-        must = kind._must.get(f"{name}[]" if is_item else name, "")
-    hint = ""
-    if not must and what.startswith("Expected "):
-        expected = what.removeprefix("Expected ").partition(", got `")[0]
-        must = "be " + _KIND.sub(lambda found: _KINDS.get(found[1], found[1]), expected)
-    elif not must:
-        must, hint = "be valid", redact(what[0].lower() + what[1:])
-    is_type = is_key or ", got " in what
-    return refusal(
-        where, cast("object", value), must, is_type=is_type, secret=name in _SECRET_FIELDS, hint=hint
-    )
-
-
-def _encoding_error(value: object, whole: str) -> InvalidArgumentError:
-    """Return the path of the first string that is not valid UTF-8, or None."""
-    try:
-        found = _unencodable(value)
-    except RecursionError:
-        found = None
-    path, culprit = found or ("", value)
-    name = next((key for key, _ in reversed(_PATH_PART.findall(path)) if key), "")
-    if not path:
-        return refusal(whole, value, BE_ENCODABLE, got="text that does")
-    return refusal(path.removeprefix("."), culprit, BE_ENCODABLE, secret=name in _SECRET_FIELDS)
-
-
-def _unencodable(value: object) -> tuple[str, object] | None:
-    """Return the path of the first string that is not valid UTF-8, and the string, or None."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return "", value
-        return None
-    parts: Iterable[tuple[str, Any]] = ()
-    if isinstance(value, WireStruct):
-        parts = ((f".{name}", getattr(value, name)) for name in value.__struct_fields__)
-    elif isinstance(value, Mapping):
-        mapping = cast("Mapping[Any, Any]", value)
-        if any(_unencodable(name) is not None for name in mapping):
-            return "", mapping
-        parts = ((f".{name}", item) for name, item in mapping.items())
-    elif is_sequence(value):
-        parts = ((f"[{index}]", item) for index, item in enumerate(cast("Sequence[Any]", value)))
-    for name, item in parts:
-        found = _unencodable(item)
-        if found is not None:
-            path, culprit = found
-            return name + path, culprit
-    return None

@@ -1,8 +1,8 @@
-"""Text, numbers and ids of other libraries as Python's own types.
+"""Converts text, numbers and ids of other libraries to Python's own types.
 
-Templates render to subclasses of `str`, data frames hold numpy's scalars, ORMs hand out UUIDs. All are taken
-where text, a number or an id is; they are converted here, so that nothing behind it keeps a template, a parse
-tree or an array alive, and nothing but plain values is encoded.
+Templates render to subclasses of `str`, data frames hold numpy scalars, ORMs return UUIDs. All are accepted
+as text, numbers and ids. They are converted on entry, so that nothing keeps a template, a parse tree or an
+array alive, and only plain values are encoded.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from uuid import UUID
 import msgspec
 
 Integer: TypeAlias = int | SupportsIndex
-"""An integer, also another library's: any `numbers.Integral`, numpy's."""
+"""An integer, including those of other libraries: any `numbers.Integral`, such as numpy's."""
 
 Number: TypeAlias = float | SupportsFloat
-"""A number, also another library's: any `numbers.Real`, numpy's, a `Decimal`."""
+"""A number, including those of other libraries: any `numbers.Real`, such as numpy's, or a `Decimal`."""
 
 Id: TypeAlias = str | UUID
 """An id as text or a UUID."""
@@ -33,12 +33,12 @@ def scalar(value: Any) -> Any:
     if type(value) in _OWN:
         return value
     if isinstance(value, str):
-        return str.__str__(value)  # not `str()`, which is the name of an enum's member
+        return str.__str__(value)  # not `str()`, which returns the name of an enum's member
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value)
-    numpy = sys.modules.get("numpy")  # imported, if the value is one of its
+    numpy = sys.modules.get("numpy")  # already imported if the value is from it
     if numpy is not None and isinstance(value, numpy.bool_):
         return bool(value)
     return value
@@ -60,7 +60,7 @@ def is_sequence(value: object) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return `value` with Python's own types in place of other libraries', also in mappings and sequences."""
+    """Return `value` with Python's own types in place of other libraries', recursively."""
     if type(value) in _OWN or isinstance(value, msgspec.Struct):
         return value
     if isinstance(value, Mapping):
@@ -72,7 +72,7 @@ def plain(value: Any) -> Any:
 
 
 def encode_foreign(value: Any) -> Any:
-    """Return another library's value as one that JSON has: the hook for msgspec's encoders.
+    """Return another library's value as one that JSON can express: the hook for msgspec's encoders.
 
     Raises:
         TypeError: it has no counterpart.

@@ -22,7 +22,7 @@ _ITEMS = 10
 
 
 def escape(text: str) -> str:
-    """Return text from the gateway as rich prints it unchanged, and the terminal does not obey it."""
+    """Escape text from the gateway, so that neither rich nor the terminal interprets it."""
     return escape_markup(printable(text))
 
 

@@ -86,7 +86,7 @@ async def test_paid_answers_are_returned_and_the_error_that_ended_the_batch_stan
             assert answer is answers[40]
 
 
-async def test_an_ordinary_failure_stands_only_in_its_own_place() -> None:
+async def test_chat_many_returns_an_items_failure_in_that_items_place_only() -> None:
     answers = await client_of(Provider()).chat_many(
         ["a", "status=400", "c"], model=MODEL, return_exceptions=True
     )
@@ -157,7 +157,7 @@ async def test_an_exception_of_the_source_after_the_batch_was_stopped_ends_only_
     assert isinstance(answers[0], ChatResponse)
 
 
-async def test_an_id_twice_costs_no_answer(tmp_path: Path) -> None:
+async def test_chat_many_with_a_repeated_id_returns_all_other_answers(tmp_path: Path) -> None:
     items = [{"id": "a", "messages": "x"}, {"id": "b", "messages": "y"}, {"id": "a", "messages": "z"}]
     arguments: dict[str, Any] = {"model": MODEL, "journal": tmp_path / "j", "return_exceptions": True}
     answers = await client_of(Provider()).chat_many(iter(items), **arguments)

@@ -361,7 +361,7 @@ def test_a_source_that_iterates_over_something_else_than_items_is_refused(
 @pytest.mark.parametrize(
     "source", [["a"], ("a",), {"a": "b"}.values(), (text for text in ["a"]), csv.DictReader(["prompt", "a"])]
 )
-def test_iterables_of_items_are_accepted(source: object) -> None:
+def test_batch_source_may_be_any_iterable_of_items(source: object) -> None:
     check_source(source, is_sync=True)
 
 

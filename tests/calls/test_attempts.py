@@ -115,7 +115,7 @@ async def test_the_attempts_of_all_kinds_of_calls_are_as_many_and_as_far_apart(u
 
 
 @every_kind
-async def test_what_is_no_failure_of_a_call_is_raised_as_itself_and_not_retried(use: Use) -> None:
+async def test_an_unexpected_exception_is_raised_unchanged_and_not_retried(use: Use) -> None:
     raised = KeyError("a bug")
     client, transport = client_over(raised)
     with pytest.raises(KeyError) as caught:

@@ -151,7 +151,7 @@ def test_a_redirect_shows_where_to_without_keys_and_escapes(location: str, shown
     "detail", ["OpenAI error 500: {}", {"message": "{}"}, [{"loc": ["{}"], "msg": "{}"}], {"x": "{}"}]
 )
 @pytest.mark.parametrize("sign", ["\x1b]0;owned\x07", "\r\nERROR root: forged", "\x9b2J", "\u202e", "\x00"])
-def test_what_a_terminal_or_a_log_obeys_is_not_in_an_errors_text(detail: Any, sign: str) -> None:
+def test_no_control_character_or_escape_is_in_the_text_of_an_error(detail: Any, sign: str) -> None:
     filled = msgspec.json.decode(msgspec.json.encode(detail).replace(b"{}", msgspec.json.encode(sign)[1:-1]))
     errors = [
         response_error(answer(500, msgspec.json.encode({"detail": filled}))),
@@ -177,7 +177,7 @@ def test_what_a_terminal_or_a_log_obeys_is_not_in_an_errors_text(detail: Any, si
 )
 @pytest.mark.parametrize("status", [404, 405])
 @pytest.mark.parametrize("body", [b'{"detail":"Not Found"}', b"<html><title>404</title>", b""])
-def test_a_path_that_the_client_adds_itself_is_pointed_out(
+def test_a_404_under_a_base_url_that_ends_in_v1_says_which_address_to_set(
     address: str, ending: str, right: str, status: int, body: bytes
 ) -> None:
     message = str(response_error(answer(status, body), address=address))
@@ -189,7 +189,7 @@ def test_a_path_that_the_client_adds_itself_is_pointed_out(
 @pytest.mark.parametrize(
     "address", ["http://a.test", "http://a.test/v1beta", "http://v1.test", "http://a.test/v2"]
 )
-def test_a_missing_path_under_a_usual_address_has_no_hint(address: str) -> None:
+def test_a_404_under_an_ordinary_base_url_has_no_hint(address: str) -> None:
     assert str(response_error(answer(404, b'{"detail":"Not Found"}'), address=address)) == "[404] Not Found"
     wrong = "http://a.test/v1"
     assert str(response_error(answer(500, b'{"detail":"x"}'), address=wrong)) == "[500] x"
@@ -211,7 +211,7 @@ def test_a_missing_path_under_a_usual_address_has_no_hint(address: str) -> None:
         (httpx.UnsupportedProtocol("x"), "Could not send the request to the gateway at "),
     ],
 )
-def test_an_error_of_the_connection_says_what_failed(error: httpx.TransportError, beginning: str) -> None:
+def test_a_connection_error_says_what_failed(error: httpx.TransportError, beginning: str) -> None:
     failure = connection_error(error, "http://a.test", 1)
     assert str(failure).startswith(beginning)
     assert "omnigate gateway" not in str(failure)
@@ -489,7 +489,7 @@ def test_a_first_use_without_a_gateway_prints_one_short_traceback() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_server_that_hangs_up_was_reached() -> None:
+async def test_a_server_that_hangs_up_is_not_called_unreachable() -> None:
     async def hang_up(peer: Peer) -> None:
         await peer.request()
 

@@ -168,7 +168,7 @@ async def test_a_batch_takes_foreign_values() -> None:
     assert {request.headers["x-user-id"] for request in transport.requests} == {str(UUID(int=7))}
 
 
-async def test_an_answer_is_no_source_of_a_batch() -> None:
+async def test_a_chat_response_as_a_batch_source_is_refused() -> None:
     answer = ChatResponse(id="1", provider="p", model="m", content="c")
     async with AsyncClient(KEY, transport=ScriptedTransport(chat_answer)) as client:
         for source in (answer, answer.usage):
@@ -176,7 +176,7 @@ async def test_an_answer_is_no_source_of_a_batch() -> None:
                 client.batch(source, model="m")  # type: ignore[arg-type]
 
 
-async def test_an_answer_of_the_gateway_counts_as_given_whole() -> None:
+async def test_all_fields_of_a_decoded_answer_count_as_given() -> None:
     async with AsyncClient(KEY, transport=ScriptedTransport(chat_answer)) as client:
         answer = await client.chat(model="m", messages="x")
     assert answer.model_fields_set == set(answer.__struct_fields__)

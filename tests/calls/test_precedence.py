@@ -92,7 +92,7 @@ async def test_an_explicit_key_of_a_call_replaces_that_of_the_environment(
     assert [keys_of(request) for request in transport.requests] == [sent, sent]
 
 
-async def test_a_key_that_is_assigned_is_explicit() -> None:
+async def test_an_assigned_api_key_overrides_the_environment() -> None:
     transport = ScriptedTransport(chat_answer)
     async with AsyncClient(transport=transport) as client:
         client.api_key = "llmg_assigned"

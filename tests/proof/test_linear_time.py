@@ -97,7 +97,7 @@ def test_no_pattern_of_the_package_can_take_more_than_linear_time() -> None:
         (r"x(\d+|[0-5]*y)*", False),
     ],
 )
-def test_patterns_that_backtrack_are_found(pattern: Any, is_searched: bool) -> None:
+def test_the_regex_check_finds_patterns_that_backtrack(pattern: Any, is_searched: bool) -> None:
     assert problems(re.compile(pattern), is_searched=is_searched)
 
 
@@ -112,7 +112,7 @@ def test_patterns_that_backtrack_are_found(pattern: Any, is_searched: bool) -> N
         (r"[a-z]*+[a-z]", False),
     ],
 )
-def test_patterns_that_do_not_backtrack_are_passed(pattern: Any, is_searched: bool) -> None:
+def test_the_regex_check_passes_patterns_that_do_not_backtrack(pattern: Any, is_searched: bool) -> None:
     assert problems(re.compile(pattern), is_searched=is_searched) == []
 
 
@@ -144,7 +144,7 @@ def test_an_error_body_of_twice_the_size_takes_at_most_twice_the_calls(name: str
 
 
 @pytest.mark.parametrize("name", [name for name in ERROR_BODIES if "page" in name])
-def test_of_an_html_page_only_the_beginning_is_parsed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_beginning_of_an_html_page_is_parsed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fed: list[int] = []
 
     class Counting(failures._TextOfHtml):
@@ -164,7 +164,7 @@ def test_of_an_html_page_only_the_beginning_is_parsed(name: str, monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ERROR_BODIES)
-def test_messages_of_errors_are_bounded(name: str) -> None:
+def test_error_messages_have_a_maximum_length(name: str) -> None:
     body = ERROR_BODIES[name](1_000_000)
     assert len(str(response_error(Answer(502, httpx.Headers(), body)))) < 3_000
     assert len(str(stream_error(body.decode(), request_id=None))) < 3_000
@@ -264,7 +264,7 @@ def _completions() -> CompletionReader:
     return CompletionReader(request_id=None, secrets=())
 
 
-def test_a_problem_of_a_body_is_named_without_all_of_the_body() -> None:
+def test_an_invalid_response_error_does_not_contain_a_large_body() -> None:
     error = invalid_response(
         Answer(200, httpx.Headers(), b"x" * 9_000_000), "y" * 9_000_000, (), show_body=True
     )

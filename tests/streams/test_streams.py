@@ -1112,6 +1112,6 @@ async def test_a_login_page_in_place_of_an_answer_is_refused(
     run.assert_closed()
 
 
-async def test_text_about_html_is_a_stream_like_any_other() -> None:
+async def test_a_stream_whose_text_looks_like_html_is_yielded_unchanged() -> None:
     run = Streaming(ChunkStream([PAGE]))
     assert await run.client.chat_stream(**HELLO).text() == PAGE.decode()

@@ -14,7 +14,7 @@ TESTS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
 class Visit:
-    """A block in which a function is called once, at the n-th place. What the function raises is raised there."""
+    """A block in which a function is called once, at the n-th place, and may raise there."""
 
     def __init__(self, place: int, visit: Callable[[], object]) -> None:
         self._left = place

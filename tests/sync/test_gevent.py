@@ -65,7 +65,7 @@ def test_two_clients_of_asyncio_work_in_greenlets_where_everything_is_patched() 
 @pytest.mark.parametrize("patches", ["select=False", "thread=False", "socket=False"])
 def test_a_client_refuses_each_call_where_a_part_of_the_library_is_patched(patches: str) -> None:
     first = run(patches, "asyncio")[0]
-    assert first.startswith("NotStartedError: gevent has patched a part of the standard library")
+    assert first.startswith("NotStartedError: gevent has patched part of the standard library")
     assert "monkey.patch_all() without arguments" in first
 
 

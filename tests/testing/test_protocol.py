@@ -509,7 +509,7 @@ async def test_a_stream_that_cannot_start_is_not_recorded(outside: Outside, path
     ("latencies", "expected"),
     [([], [None] * 3), ([7], [7.0] * 3), ([0, 10], [5.0, 9.5, 9.9]), ([10, 20, 30], [20.0, 29.0, 29.8])],
 )
-def test_percentiles_are_interpolated(latencies: list[int], expected: list[float | None]) -> None:
+def test_metrics_interpolate_latency_percentiles(latencies: list[int], expected: list[float | None]) -> None:
     assert [_percentile(latencies, fraction) for fraction in (0.5, 0.95, 0.99)] == pytest.approx(expected)
 
 

@@ -210,7 +210,7 @@ async def test_usage_is_streamed_for_any_include_usage_that_is_true(local: httpx
 
 
 @pytest.mark.parametrize("path", BODIES)
-async def test_a_body_of_null_is_a_missing_one(local: httpx.AsyncClient, path: str) -> None:
+async def test_a_body_of_null_is_refused_as_a_missing_body(local: httpx.AsyncClient, path: str) -> None:
     response = await local.post(path, content=b"null")
     error = {"type": "missing", "loc": ["body"], "msg": "Field required", "input": None}
     assert (response.status_code, response.json()) == (422, {"detail": [error]})
@@ -238,7 +238,7 @@ async def test_a_refused_value_that_json_cannot_express_is_an_unhandled_500(
         ("/v1/admin/projects", {"rate_limit_per_min": 2**31}),
     ],
 )
-async def test_what_the_database_has_no_room_for_is_an_unhandled_500(
+async def test_a_value_that_does_not_fit_the_database_is_an_unhandled_500(
     local: httpx.AsyncClient, path: str, fields: Any
 ) -> None:
     org = (await local.post("/v1/admin/orgs", json={"name": "Acme"})).json()["id"]
@@ -316,7 +316,7 @@ async def test_a_time_outside_of_the_calendar_is_an_unhandled_500(local: httpx.A
     assert (response.status_code, response.text) == (500, "Internal Server Error")
 
 
-async def test_head_is_no_method_of_the_gateways(local: httpx.AsyncClient) -> None:
+async def test_head_requests_are_answered_405_as_by_fastapi(local: httpx.AsyncClient) -> None:
     response = await local.head("/health")
     assert (response.status_code, response.headers["allow"]) == (405, "GET")
 
@@ -353,7 +353,7 @@ async def test_empty_and_repeated_fallbacks_are_left_out(local: httpx.AsyncClien
         (ORG, None),
     ],
 )
-async def test_a_card_is_found_for_models_with_a_price(
+async def test_the_models_endpoint_finds_exactly_models_with_a_price(
     local: httpx.AsyncClient, model: str, input_price: float | None
 ) -> None:
     response = await local.get(f"/v1/models/{model}")

@@ -149,7 +149,7 @@ async def test_send_returns_a_reply_that_is_read_piece_by_piece_and_discarded_in
 
 
 @every_kind
-async def test_a_drained_reply_has_given_its_connection_back(kind: str) -> None:
+async def test_a_drained_reply_has_returned_its_connection(kind: str) -> None:
     carrier, _, network, ours = carried(kind, HEAD, b"01234", b"56789")
     reply = await carrier.send(call_of())
     await reply.drain(1_000, 1.0)
@@ -215,7 +215,7 @@ async def test_a_foreign_response_is_closed_if_its_send_is_cancelled_as_it_retur
 
 
 @every_kind
-async def test_a_client_works_over_any_of_them(kind: str) -> None:
+async def test_a_client_works_over_each_kind_of_carrier(kind: str) -> None:
     body = b'{"status": "ok", "version": "1"}'
     head = b"HTTP/1.1 200 OK\r\nx-request-id: r\r\ncontent-length: %d\r\n\r\n" % len(body)
     carrier, _, _, _ = carried(kind, head + body)

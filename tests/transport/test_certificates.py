@@ -53,7 +53,7 @@ def server_context(authority: trustme.CA) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-async def test_variable_names_the_authorities_that_are_trusted(
+async def test_environment_variable_names_the_certificate_authorities_to_trust(
     authority: trustme.CA, bundle: Path, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, str(bundle))
@@ -64,7 +64,7 @@ async def test_variable_names_the_authorities_that_are_trusted(
             assert (await client.chat(**HELLO)).content == "hello"
 
 
-async def test_directory_of_certificates_is_trusted(
+async def test_environment_variable_may_name_a_directory_of_certificates(
     authority: trustme.CA, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probe = ssl.create_default_context(cafile=str(bundle))
@@ -96,7 +96,7 @@ async def test_ssl_cert_file_wins_over_requests_ca_bundle(
 @pytest.mark.parametrize("variable", VARIABLES)
 @pytest.mark.parametrize("proxy", [False, True])
 @pytest.mark.parametrize("make", [AsyncClient, Client, AsyncAdminClient, AdminClient])
-async def test_certificates_that_are_not_there_are_named_at_construction(
+async def test_missing_certificate_files_are_named_at_construction(
     make: Any, proxy: bool, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, "/no/such/bundle.pem")
@@ -112,7 +112,7 @@ async def test_certificates_that_are_not_there_are_named_at_construction(
     make("k", base_url="http://127.0.0.1:8000")  # needs none
 
 
-async def test_certificates_that_are_no_pem_file_are_named_at_construction(
+async def test_certificate_files_that_are_not_pem_are_named_at_construction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path, words in ((tmp_path / "x.pem", "no certificate"), (tmp_path, "irectory")):

@@ -97,7 +97,7 @@ async def test_connections_that_are_opened_together_do_not_end_together() -> Non
 
 
 @pytest.mark.parametrize("limit", [None, 50.0])
-async def test_maximum_age_can_be_chosen(limit: float | None) -> None:
+async def test_maximum_age_of_connections_can_be_set(limit: float | None) -> None:
     clock, network = Clock(), FakeNetwork()
     transport = over(network, clock=clock, max_connection_age_seconds=limit, idle_timeout_seconds=1e9)
     await get(transport)

@@ -48,7 +48,7 @@ class Names:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
 
-async def test_lookups_of_one_name_at_one_moment_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_simultaneous_lookups_of_one_name_share_one_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
     names = Names(monkeypatch)
     async with serving() as server:
         transport = AnyIOTransport()

@@ -30,7 +30,7 @@ anything = msgspec.json.Decoder()
         (b'"caf\xe9"', "caf\ufffd"),
     ],
 )
-def test_half_a_surrogate_pair_and_invalid_utf8_are_replaced(body: bytes, value: Any) -> None:
+def test_decoding_replaces_lone_surrogates_and_invalid_utf8(body: bytes, value: Any) -> None:
     if value is None:
         with pytest.raises(msgspec.DecodeError):
             decode(anything, body)
@@ -41,13 +41,13 @@ def test_half_a_surrogate_pair_and_invalid_utf8_are_replaced(body: bytes, value:
 @pytest.mark.parametrize(
     "text", ["\\ud83d", '\\"\ud83d', "\\\\\\\ud83d x \ude00", "a\\u0000\ud83d\ude00", "é\n\\"]
 )
-def test_replacing_agrees_with_the_standard_librarys_reading(text: str) -> None:
+def test_decoding_replaces_the_surrogates_that_the_standard_library_finds(text: str) -> None:
     body = json.dumps(text).encode()
     expected = "".join("\ufffd" if 0xD800 <= ord(c) < 0xE000 else c for c in json.loads(body))
     assert decode(anything, body) == expected
 
 
-def test_what_is_wrong_in_another_way_stays_an_error() -> None:
+def test_json_that_no_replacement_repairs_is_still_an_error() -> None:
     for body in (b"", b"{", b'"\\ud83d', b'"\\x"', b"nonsense"):
         with pytest.raises(msgspec.DecodeError):
             decode(anything, body)

@@ -129,7 +129,9 @@ def test_any_two_selections_dump_what_pydantic_dumps(
         ({"usage": False}, "['usage']"),
     ],
 )
-def test_a_selection_of_another_form_is_refused(argument: str, selection: Any, place: str) -> None:
+def test_model_dump_refuses_an_include_or_exclude_of_another_form(
+    argument: str, selection: Any, place: str
+) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         ChatResponse(**ANSWER).model_dump(**{argument: selection})
     assert str(caught.value).startswith(f"{argument}{place} must be a set of names, or a dict of names to")

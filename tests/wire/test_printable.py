@@ -36,10 +36,10 @@ def test_printable_text_shows_what_a_terminal_would_obey(text: str, shown: str) 
         ("", ""),
     ],
 )
-def test_a_message_is_one_line(text: str, shown: str) -> None:
+def test_one_line_replaces_line_breaks_and_control_characters(text: str, shown: str) -> None:
     assert one_line(text, 100) == shown
 
 
-def test_a_message_is_cut_where_it_is_too_long() -> None:
+def test_one_line_shortens_text_that_is_too_long() -> None:
     assert one_line("x" * 11, 10) == "x" * 10 + "…"
     assert one_line("x" * 10, 10) == "x" * 10

@@ -145,7 +145,7 @@ def test_a_route_makes_a_result_of_a_dict() -> None:
     ],
     ids=str,
 )
-def test_a_route_leaves_out_what_it_is_told_to(options: dict[str, Any], expected: Any) -> None:
+def test_a_route_follows_fastapis_response_model_options(options: dict[str, Any], expected: Any) -> None:
     assert got(an_answer, response_model=ChatResponse, **options).json() == expected
 
 
@@ -205,7 +205,7 @@ def test_a_bad_body_is_a_422_that_names_the_place(body: Any, kind: str, location
     assert (problem["type"], problem["loc"]) == (kind, ["body", *location])
 
 
-def test_the_schema_of_an_app_names_our_types() -> None:
+def test_the_schema_of_a_fastapi_app_names_omnigate_types() -> None:
     app = fastapi.FastAPI()
 
     @app.post("/")
@@ -223,7 +223,7 @@ def test_the_schema_of_an_app_names_our_types() -> None:
     assert schemas["OrgInfo"]["properties"]["daily_budget"]["type"] == "string"
 
 
-def test_a_pydantic_model_holds_our_types() -> None:
+def test_omnigate_types_can_be_fields_of_a_pydantic_model() -> None:
     report = Report(
         usage={"total_tokens": "3"},  # type: ignore[arg-type]
         messages=[Message(role="user", content="x")],
@@ -242,7 +242,7 @@ def test_a_pydantic_model_holds_our_types() -> None:
     assert report.model_copy(deep=True) == report
 
 
-def test_a_pydantic_model_selects_within_our_types() -> None:
+def test_a_pydantic_model_selects_within_omnigate_types() -> None:
     report = Report(usage=Usage(total_tokens=3), messages=[Message(role="user", content=c) for c in "ab"])
     chosen = report.model_dump(include={"usage": {"total_tokens"}, "messages": {-1: {"content"}}})
     assert chosen == {"usage": {"total_tokens": 3}, "messages": [{"content": "b"}]}
@@ -257,7 +257,7 @@ def test_a_pydantic_model_keeps_meta_and_which_fields_were_given() -> None:
     assert Report.model_validate({"usage": {"total_tokens": 1}}).usage.model_fields_set == {"total_tokens"}
 
 
-def test_an_error_of_pydantic_names_the_field_of_our_type() -> None:
+def test_a_pydantic_error_names_the_field_of_an_omnigate_type() -> None:
     with pytest.raises(pydantic.ValidationError) as caught:
         Report.model_validate({"usage": {"total_tokens": "many"}})
     (problem,) = caught.value.errors()

@@ -117,7 +117,7 @@ def unsent(request: httpx.Request) -> httpx.Response:
         AsyncClient, AsyncAdminClient, Client, AdminClient, RetryConfig, AnyIOTransport, LocalGateway
     ),
 )
-def test_each_argument_of_a_constructor_is_refused_by_name(kind: type, argument: str) -> None:
+def test_a_bad_value_of_each_constructor_argument_is_refused_by_name(kind: type, argument: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         kind(**{argument: Unfit()})
     check_refusal(caught.value, argument)
@@ -127,7 +127,7 @@ def test_each_argument_of_a_constructor_is_refused_by_name(kind: type, argument:
     ("kind", "argument"),
     [(kind, name) for kind in (ChatRequest, Message) for name in kind.__struct_fields__],
 )
-def test_each_field_of_a_request_is_refused_by_name(kind: type, argument: str) -> None:
+def test_a_bad_value_of_each_request_field_is_refused_by_name(kind: type, argument: str) -> None:
     needed = {**HELLO} if kind is ChatRequest else {"role": "user", "content": "x"}
     with pytest.raises(InvalidArgumentError) as caught:
         kind(**{**needed, argument: Unfit()})
@@ -135,7 +135,7 @@ def test_each_field_of_a_request_is_refused_by_name(kind: type, argument: str) -
 
 
 @pytest.mark.parametrize(("kind", "argument"), settable(AsyncClient, AsyncAdminClient, Client, AdminClient))
-def test_each_attribute_that_can_be_set_is_refused_by_name(kind: type, argument: str) -> None:
+def test_a_bad_value_of_each_client_attribute_is_refused_by_name(kind: type, argument: str) -> None:
     client = kind(KEY, transport=ScriptedTransport(unsent))
     with pytest.raises(InvalidArgumentError) as caught:
         setattr(client, argument, Unfit())
@@ -146,7 +146,7 @@ def test_each_attribute_that_can_be_set_is_refused_by_name(kind: type, argument:
 @pytest.mark.parametrize(
     ("kind", "method", "argument"), methods_with_arguments(AsyncClient, AsyncAdminClient)
 )
-async def test_each_argument_of_an_async_call_is_refused_by_name(
+async def test_a_bad_value_of_each_async_method_argument_is_refused_by_name(
     kind: type, method: str, argument: str
 ) -> None:
     async with kind(KEY, transport=ScriptedTransport(unsent)) as client:
@@ -170,7 +170,7 @@ def sync_clients() -> Iterator[dict[type, Client | AdminClient]]:
 
 
 @pytest.mark.parametrize(("kind", "method", "argument"), methods_with_arguments(Client, AdminClient))
-def test_each_argument_of_a_sync_call_is_refused_by_name(
+def test_a_bad_value_of_each_sync_method_argument_is_refused_by_name(
     sync_clients: dict[type, Client | AdminClient], kind: type, method: str, argument: str
 ) -> None:
     call = getattr(sync_clients[kind], method)
@@ -188,7 +188,7 @@ def test_each_argument_of_a_sync_call_is_refused_by_name(
         for argument in arguments_of(getattr(LocalGateway, method))
     ],
 )
-def test_each_argument_of_the_local_gateway_is_refused_by_name(method: str, argument: str) -> None:
+def test_a_bad_value_of_each_local_gateway_argument_is_refused_by_name(method: str, argument: str) -> None:
     needed = {"fault": Status(500)} if method == "script" else {}
     with pytest.raises(InvalidArgumentError) as caught:
         getattr(LocalGateway(), method)(**{**needed, argument: Unfit()})
@@ -225,7 +225,7 @@ def test_a_refusal_masks_keys_shortens_values_and_shows_no_secret() -> None:
         (Range(minimum=0), "a finite number, at least 0", [0, 1e300], [-1, math.inf, math.nan]),
     ],
 )
-def test_the_words_of_a_range_are_its_bounds(
+def test_a_range_refuses_numbers_outside_its_stated_bounds(
     numbers: Range, text: str, inside: list[float], outside: list[float]
 ) -> None:
     assert str(numbers) == text
@@ -240,7 +240,7 @@ def test_the_words_of_a_range_are_its_bounds(
         numbers.check(True, "x", otherwise=", or None")
 
 
-def test_choices_and_lengths_are_worded_as_they_are_spoken() -> None:
+def test_choices_and_text_lengths_are_worded_as_english() -> None:
     assert one_of(("a",)) == "'a'"
     assert one_of(("a", "b", "c")) == "'a', 'b' or 'c'"
     assert text_of(1, None) == "text of at least 1 character"

@@ -67,7 +67,7 @@ def without_descriptions(schema: Any) -> Any:
     return schema
 
 
-def test_all_structs_are_public() -> None:
+def test_the_schema_tests_find_all_public_structs() -> None:
     assert len(STRUCTS) >= 17
 
 
@@ -77,7 +77,7 @@ def test_the_json_schema_is_that_of_0_1_0() -> None:
 
 @pytest.mark.parametrize("mode", ["validation", "serialization"])
 @pytest.mark.parametrize("kind", STRUCTS)
-def test_our_json_schema_is_the_one_that_pydantic_derives(kind: type[WireStruct], mode: Any) -> None:
+def test_model_json_schema_is_the_one_that_pydantic_derives(kind: type[WireStruct], mode: Any) -> None:
     schema = kind.model_json_schema(mode=mode)
     json.dumps(schema)
     assert schema == pydantic.TypeAdapter(kind).json_schema(mode=mode)
@@ -158,7 +158,7 @@ def test_model_construct_checks_nothing() -> None:
     assert Usage.model_construct({"prompt_tokens"}, total_tokens=3).model_fields_set == {"prompt_tokens"}
 
 
-def test_a_struct_has_what_dataclasses_read() -> None:
+def test_structs_work_with_the_functions_of_dataclasses() -> None:
     answer = an_answer()
     assert dataclasses.is_dataclass(ChatResponse)
     assert dataclasses.asdict(answer) == answer.model_dump()  # type: ignore[call-overload]

@@ -66,7 +66,7 @@ def kinds(value: Any) -> set[type]:
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=repr)
-def test_text_of_another_type_becomes_plain_text_in_a_request(text: str) -> None:
+def test_subclasses_of_str_become_plain_text_in_a_request(text: str) -> None:
     for messages in (
         text,
         {"role": Name.USER, "content": text},
@@ -87,7 +87,7 @@ def test_text_of_another_type_becomes_plain_text_in_a_request(text: str) -> None
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=repr)
-def test_text_of_another_type_becomes_plain_text_in_arguments(text: str) -> None:
+def test_subclasses_of_str_become_plain_text_in_arguments(text: str) -> None:
     checked: list[Any] = [
         checks.check_text(text, "name"),
         checks.check_choice(text, "choice", ["gpt-4o"]),
@@ -116,7 +116,7 @@ def test_text_that_is_set_later_is_sent_as_plain_text() -> None:
     )
 
 
-def test_what_json_does_not_have_is_still_refused() -> None:
+def test_a_request_with_an_object_that_json_cannot_express_is_refused() -> None:
     with pytest.raises(
         InvalidArgumentError, match="the request cannot be written as JSON: objects of type object"
     ):
@@ -124,7 +124,7 @@ def test_what_json_does_not_have_is_still_refused() -> None:
 
 
 @pytest.mark.parametrize("number", INTEGERS, ids=repr)
-def test_an_integer_of_another_type_is_taken(number: Any) -> None:
+def test_integers_of_other_libraries_are_accepted_as_arguments(number: Any) -> None:
     request = ChatRequest(model="m", messages="x", max_tokens=number, seed=number, temperature=1)
     assert (request.max_tokens, request.seed) == (5, 5)
     assert type(checks.check_integer(number, "n", minimum=1)) is int
@@ -134,7 +134,7 @@ def test_an_integer_of_another_type_is_taken(number: Any) -> None:
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=repr)
-def test_a_number_of_another_type_is_taken(number: Any) -> None:
+def test_numbers_of_other_libraries_are_accepted_as_arguments(number: Any) -> None:
     assert type(checks.check_seconds(number, "seconds")) in (int, float)
     assert set(arguments.check_timeout(number).values()) == {5}
     assert type(RetryConfig(backoff_base=number).backoff_base) in (int, float)
@@ -143,7 +143,7 @@ def test_a_number_of_another_type_is_taken(number: Any) -> None:
     assert type(request.presence_penalty) is float
 
 
-def test_a_number_of_another_type_is_held_to_the_same_limits() -> None:
+def test_numbers_of_other_libraries_have_the_same_limits() -> None:
     for value in (numpy.float64("nan"), numpy.float32("inf"), decimal.Decimal("NaN"), numpy.int8(-1)):
         with pytest.raises(InvalidArgumentError, match="seconds must be a finite number of seconds above 0"):
             checks.check_seconds(value, "seconds")
@@ -153,7 +153,7 @@ def test_a_number_of_another_type_is_held_to_the_same_limits() -> None:
         checks.check_integer(numpy.float64(5), "n", minimum=1)
 
 
-def test_a_truth_value_of_numpy_is_a_bool_and_no_number() -> None:
+def test_a_numpy_bool_is_accepted_as_a_bool_and_not_as_a_number() -> None:
     assert ChatRequest(model="m", messages="x", cache=numpy.True_).cache is True  # type: ignore[arg-type]
     assert checks.check_bool(numpy.False_, "flag") is False
     with pytest.raises(InvalidArgumentError):
@@ -162,7 +162,7 @@ def test_a_truth_value_of_numpy_is_a_bool_and_no_number() -> None:
         checks.check_bool(1, "flag")
 
 
-def test_a_uuid_is_an_id() -> None:
+def test_a_uuid_is_accepted_as_an_id() -> None:
     id = uuid.UUID(int=5)
     assert arguments.check_id(id, "id") == arguments.check_user_id(id) == str(id)
 
@@ -170,7 +170,7 @@ def test_a_uuid_is_an_id() -> None:
 @pytest.mark.parametrize(
     "sequence", [tuple, collections.deque, collections.UserList], ids=lambda kind: kind.__name__
 )
-def test_any_sequence_is_one_of_messages_stops_and_models(sequence: Any) -> None:
+def test_any_sequence_is_accepted_for_messages_stop_and_models(sequence: Any) -> None:
     messages = sequence([Message(role="user", content="x"), {"role": "user", "content": Rendered("y")}])
     request = ChatRequest(model="m", messages=messages, stop=sequence(["a"]), fallback_models=sequence(["b"]))
     assert [message.content for message in request.messages] == ["x", "y"]
@@ -184,7 +184,7 @@ def test_any_sequence_is_one_of_messages_stops_and_models(sequence: Any) -> None
 @pytest.mark.parametrize(
     "value", [b"x", bytearray(b"x"), memoryview(b"x"), 5, iter("x"), datetime.date.today()]
 )
-def test_bytes_and_iterators_are_no_sequence_of_messages(value: Any) -> None:
+def test_bytes_and_iterators_are_refused_as_messages(value: Any) -> None:
     for arguments_ in (
         {"messages": value},
         {"messages": "x", "stop": value},

@@ -13,8 +13,8 @@ The rules:
 4. Nothing is overwritten in place. `replace` writes a second file, locked like the first, syncs it to
    disk, and then renames it over the first, which is atomic: at any instant the path leads to a whole
    journal. A second file left by a killed process is removed at the next open.
-5. Nobody else changes it. After each write the file must end where we think it does; `find_change` looks
-   whether the path still leads to the file. A lock does not keep anybody from removing or rotating it.
+5. Changes by others are noticed. After each write the file must end where expected; `find_change` checks
+   that the path still leads to the file. A lock does not prevent it from being removed or rotated.
 
 `sync`, `find_change` and `close` may be called in another thread than the rest.
 """
@@ -22,7 +22,6 @@ The rules:
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import stat
@@ -31,57 +30,15 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 
+from omnigate._batch.journal.disk import NO_LOCKS, flush, open_flags, sync_directory, unlock
+from omnigate._batch.journal.disk import lock as lock_file
 from omnigate.exceptions import JournalError
-
-if sys.platform == "win32":
-    import msvcrt
-
-    _flags = os.O_BINARY | os.O_NOINHERIT
-
-    def _lock(fd: int) -> None:
-        # The lock is on a range of bytes, which others then cannot read, so it lies far beyond the end.
-        os.lseek(fd, 2**62, os.SEEK_SET)
-        try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        finally:
-            os.lseek(fd, 0, os.SEEK_SET)
-
-    def _unlock(fd: int) -> None:
-        """Do nothing: the lock ends with the descriptor, which no other process has."""
-
-    def _flush(fd: int) -> None:
-        os.fsync(fd)
-
-else:
-    import fcntl
-
-    _flags = os.O_CLOEXEC
-
-    def _lock(fd: int) -> None:
-        # Not lockf(): those locks do not exclude the same process, and closing any descriptor of the
-        # file releases them.
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def _unlock(fd: int) -> None:
-        # Closing would not be enough: processes forked meanwhile share the lock.
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)
-
-    def _flush(fd: int) -> None:
-        if sys.platform == "darwin":  # whose fsync leaves the data in the drive's cache
-            with contextlib.suppress(OSError):
-                fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-                return
-        os.fsync(fd)
-
 
 _MODE = 0o600  # prompts and responses are private
 
 _NAME_BYTES = 100  # the limit for a name is 255, on some file systems 143
 
 _COPY_BYTES = 256 * 1024
-
-_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
 
 _in_use: weakref.WeakSet[JournalFile] = weakref.WeakSet()
 
@@ -156,14 +113,14 @@ class JournalFile:
 
     def _take_lock(self) -> None:
         try:
-            _lock(self._fd)
+            lock_file(self._fd)
         except (BlockingIOError, PermissionError) as error:
             raise JournalError(
                 f"The journal {self.path!r} is in use by another process, or by another batch of this one. "
                 "Wait until that one has ended, or pass another path."
             ) from error
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise _failed("lock", self.path, error) from error
             raise JournalError(
                 f"The journal {self.path!r} cannot be locked, its file system has no locks "
@@ -238,12 +195,12 @@ class JournalFile:
             if self._fd == -1 or size == self._synced:
                 return
             try:
-                _flush(self._fd)
+                flush(self._fd)
             except OSError as error:
                 raise _failed("write to", self.path, error) from error
             self._synced = size
             if not self._is_entry_synced:
-                _sync_directory(self.path)
+                sync_directory(self.path)
                 self._is_entry_synced = True
 
     def find_change(self) -> str | None:
@@ -291,14 +248,14 @@ class JournalFile:
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(second)
-            fd = os.open(second, os.O_RDWR | os.O_CREAT | os.O_EXCL | _flags, _MODE)
+            fd = os.open(second, os.O_RDWR | os.O_CREAT | os.O_EXCL | open_flags, _MODE)
             try:
                 if self._is_locked:
-                    _lock(fd)
+                    lock_file(fd)
                 _write_all(fd, lines)
                 check()
                 self._adopt_owner_and_mode(fd)
-                _flush(fd)
+                flush(fd)
                 if not _is_at(self._fd, self.path):
                     raise NotCompactedError(
                         f"The journal {self.path!r} was moved or deleted while it was in use, so it was not "
@@ -310,10 +267,10 @@ class JournalFile:
                     fd = -1
                     self.close()
                 os.replace(second, self.path)
-                _sync_directory(self.path)
+                sync_directory(self.path)
             finally:
                 if fd != -1:
-                    _unlock(fd)
+                    unlock(fd)
                     os.close(fd)
         except BaseException as error:
             with contextlib.suppress(OSError):
@@ -330,7 +287,7 @@ class JournalFile:
             fd, self._fd = self._fd, -1
             if fd != -1:
                 if self._is_locked:
-                    _unlock(fd)
+                    unlock(fd)
                 os.close(fd)
 
     def close_in_child(self) -> None:
@@ -373,7 +330,7 @@ def _open(path: str) -> int:
             raise JournalError(
                 f"The journal {path!r} is {what}. Pass the path of a regular file, existing or new."
             )
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _flags, _MODE)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | open_flags, _MODE)
     except OSError as error:
         raise _failed("open", path, error) from error
 
@@ -398,19 +355,6 @@ def _second(path: str) -> str:
 def _write_all(fd: int, lines: Iterable[bytes]) -> None:
     with open(fd, "wb", buffering=_COPY_BYTES, closefd=False) as stream:
         stream.writelines(lines)
-
-
-def _sync_directory(path: str) -> None:
-    if sys.platform == "win32":  # cannot open directories
-        return
-    # Some file systems cannot. Then a crash of the machine may bring back the old file, which is whole as
-    # well.
-    with contextlib.suppress(OSError):
-        fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def _failed(verb: str, path: str, error: OSError, kind: type[JournalError] = JournalError) -> JournalError:

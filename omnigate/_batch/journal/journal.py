@@ -1,4 +1,4 @@
-"""The journal of a batch: each item's outcome, on file before another call takes its place.
+"""The journal of a batch: each item's outcome, in a file before the next call starts in its slot.
 
 A file of lines (`lines`), written through (`file`) and looked up by id (`index`). A batch killed at any
 instant resumes from it. The rules:
@@ -54,7 +54,7 @@ class JournalWarning(UserWarning):
 
 
 class RepeatedIdError(InvalidArgumentError):
-    """An id that an earlier item of this run has."""
+    """An id that an earlier item of this run already has."""
 
 
 class Replay(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -320,14 +320,14 @@ class Journal:
 
 
 def _sync(file: JournalFile) -> None:
-    """Flush a file to the disk, and check that nobody has changed it."""
+    """Flush a file to disk, and check that no other program has changed it."""
     file.sync()
     if (change := file.find_change()) is not None:
         raise JournalError(change)
 
 
 def _difference(line: Line, request: ChatRequest | None) -> str:
-    """Return words for the fields in which a request differs from that of a line."""
+    """Describe the fields in which a request differs from that of a line."""
     then = line.omnigate.request
     if request is None or isinstance(then, msgspec.UnsetType):  # a line of an earlier version
         return ""

@@ -263,7 +263,7 @@ def is_torn(line: bytes, *, has_newline: bool) -> bool:
 
 
 def whole_lines(raw: bytes) -> Iterator[bytes]:
-    """Yield the lines in a damaged stretch of a journal, those between the zeros where data never arrived."""
+    """Yield the whole lines in a damaged part of a journal, between zeros where data never arrived."""
     for piece in raw.split(b"\0"):
         if piece and decode_line(piece) is not None:
             yield piece

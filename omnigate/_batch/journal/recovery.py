@@ -1,7 +1,7 @@
 """Recovers a journal that a crash of the machine has damaged in the middle.
 
 A crash may leave a page of zeros where data never reached the disk, before lines that did. Such a file is
-not opened as a journal, since it has lost outcomes; recovery keeps what is whole, and the original file.
+not opened as a journal, since it has lost outcomes; recovery keeps every whole line, and the original file.
 """
 
 from __future__ import annotations

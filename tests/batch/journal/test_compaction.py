@@ -37,7 +37,7 @@ def test_compaction_keeps_ids_that_only_earlier_runs_had(path: Path) -> None:
     assert ids_in(path) == ["other", "a"]
 
 
-def test_a_run_that_is_left_early_is_not_compacted(path: Path) -> None:
+def test_a_journal_of_a_run_left_early_is_not_compacted(path: Path) -> None:
     fill(path, failure("a"))
     fill(path, success("a"), finished=False)
     assert ids_in(path) == ["a", "a"]

@@ -416,7 +416,7 @@ def test_a_file_system_without_locks_is_an_error_that_names_the_way_on(
     def lock(fd: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(file_module, "_lock", lock)
+    monkeypatch.setattr(file_module, "lock_file", lock)
     with pytest.raises(JournalError, match=r"its file system has no locks \(.*\).* pass journal_lock=False"):
         opened(path)
     journal = Journal(path, lock=False)
