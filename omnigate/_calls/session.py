@@ -111,7 +111,7 @@ class Session:
             raise ClientClosedError("the client is closed; create a new one")
         content: bytes | None = None
         if body is not None:
-            content = encode_request(body) if type(body) is ChatRequest else encode(body)
+            content = encode_request(body) if isinstance(body, ChatRequest) else encode(body)
         settings = self.configuration.settings  # once: another thread may replace them
         template = settings.templates.get(endpoint)
         if template is None:

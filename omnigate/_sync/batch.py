@@ -118,6 +118,10 @@ class _Inside:
             return  # it has not started
         self._leaving.set()
         await self._left.wait()
+        self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raise the error that the end of the batch raised, if any."""
         if self._error is not None:
             raise self._error
 
@@ -199,7 +203,8 @@ class SyncBatch(UnpicklableReader):
     def stats(self) -> BatchStats:
         """The batch's progress so far; readable at any time, even in a callback."""
         if self._is_open and not self._portal.is_own_thread():
-            return self._portal.call(self._inside.stats)
+            with suppress(ClientClosedError):  # the loop has ended, and the batch with it
+                return self._portal.call(self._inside.stats)
         return self._inside.batch.stats
 
     def __repr__(self) -> str:
@@ -230,7 +235,7 @@ class SyncBatch(UnpicklableReader):
                 self._inside.leave_soon()
                 self._portal.settle(self._inside.leave)
             else:
-                self._portal.call(self._inside.leave)
+                self._leave()
         except Exception as failure:
             if error is None:
                 raise
@@ -296,6 +301,14 @@ class SyncBatch(UnpicklableReader):
         outcome = outcomes[0]
         del outcomes[0]  # not `popleft()`: Ctrl-C as that call returns would lose the outcome
         return outcome
+
+    def _leave(self) -> None:
+        """Leave the batch and wait for its end; quietly if the client was closed, which has ended it."""
+        try:
+            self._portal.call(self._inside.leave)
+        except ClientClosedError:
+            self._portal.close()  # waits, if another thread is still closing it
+            self._inside.raise_error()
 
     def _leave_at(self, interrupt: BaseException) -> None:
         self._is_open = False

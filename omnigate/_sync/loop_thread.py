@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import logging
 import os
 import threading
@@ -62,7 +63,7 @@ class LoopThread:
         from another thread: only the main thread is interrupted.
         """
         if not self._up.is_open:
-            error = start_thread(self._begin)
+            error = _import_under_gevent(self._backend) or start_thread(self._begin)
             if error is not None:
                 self._give_up(error)
             self._up.wait()
@@ -186,6 +187,19 @@ def refuse_half_patched() -> None:
             f"gevent has patched part of the standard library, but not {left}: a sync client would hang; "
             "call gevent.monkey.patch_all() without arguments, or use the client without gevent"
         )
+
+
+def _import_under_gevent(backend: Backend) -> Exception | None:
+    """Import an event loop in the caller's thread if gevent has patched threads; return why it cannot be.
+
+    The locks of imports are gevent's, too: two threads of the system that wait for one may hang.
+    """
+    if gevent_patches("_thread"):
+        try:
+            importlib.import_module(f"anyio._backends._{backend}")
+        except Exception as error:  # noqa: BLE001 - raised to the callers
+            return error
+    return None
 
 
 def start_thread(func: Callable[[], None]) -> RuntimeError | None:

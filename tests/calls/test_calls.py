@@ -90,6 +90,16 @@ async def test_a_chat_sends_only_the_fields_that_are_set_and_stream() -> None:
     }
 
 
+async def test_a_completion_says_that_it_is_no_stream_as_in_0_1_0() -> None:
+    client, transport = client_of(lambda _: httpx.Response(200, json={"choices": []}))
+    await client.completions(**HELLO)
+    assert msgspec.json.decode(transport.requests[0].content) == {
+        "model": "gpt-4o-mini",
+        "messages": [{"role": "user", "content": "hello"}],
+        "stream": False,
+    }
+
+
 async def test_every_argument_of_a_chat_reaches_the_wire() -> None:
     client, transport = client_of(chat_answer)
     arguments: dict[str, Any] = {
@@ -811,7 +821,7 @@ async def test_each_endpoint_is_called_as_the_protocol_says() -> None:
         (client.ready(), "GET", "/prefix/health/ready", None),
         (client.version(), "GET", "/prefix/version", None),
         (client.completions(model="m", messages=[{"role": "developer", "content": "x"}]), "POST",
-         "/prefix/v1/chat/completions", {"model": "m", "messages": [{"role": "system", "content": "x"}]}),
+         "/prefix/v1/chat/completions", {"model": "m", "messages": [{"role": "system", "content": "x"}], "stream": False}),
         (admin.create_org(name="Acme", daily_budget=Decimal("5.5")), "POST", "/v1/admin/orgs",
          {"name": "Acme", "daily_budget": "5.5", "monthly_budget": 0}),
         (admin.list_orgs(), "GET", "/v1/admin/orgs", None),

@@ -14,7 +14,13 @@ import httpx
 import pytest
 
 import omnigate
-from omnigate import Client, ClientClosedError, InvalidArgumentError, NotStartedError, RetryConfig
+from omnigate import (
+    Client,
+    ClientClosedError,
+    InvalidArgumentError,
+    NotStartedError,
+    RetryConfig,
+)
 from omnigate.testing import LocalGateway
 
 from ..support.interrupts import everywhere
@@ -213,6 +219,18 @@ def test_closing_a_sync_client_ends_its_batch_in_another_thread(backend: Any) ->
     thread.join(10)
     assert not thread.is_alive()
     assert [type(error) for error in raised] == [ClientClosedError]
+
+
+def test_a_sync_batch_left_early_is_left_quietly_after_its_client_was_closed(
+    backend: Any, tmp_path: Path
+) -> None:
+    client, journal = client_of(Provider(), backend), tmp_path / "journal.jsonl"
+    with client.batch(["a", "sleep=1000 b"], model=MODEL, journal=journal) as batch:
+        assert next(batch).unwrap().content == "a"
+        client.close()
+        assert batch.stats.succeeded == 1
+    assert batch.stats.succeeded == 1
+    assert len(journal.read_text().splitlines()) >= 1
 
 
 def test_ctrl_c_ends_a_sync_batch_and_leaves_the_client_usable(backend: Any) -> None:

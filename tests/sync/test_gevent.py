@@ -49,9 +49,29 @@ SCRIPT = """
         print(call(client))
 """
 
+IMPORTS = """
+    from gevent import monkey
+    monkey.patch_all()
+    import sys, httpx, omnigate
+    thread = monkey.get_original("_thread", "get_ident")
 
-def run(patches: str, backend: str) -> list[str]:
-    script = textwrap.dedent(SCRIPT).replace("PATCHES", patches).replace("BACKEND", repr(backend))
+    class Watch:
+        def find_spec(self, name, path, target=None):
+            print("here" if thread() == main else f"{name} in another thread")
+
+    main = thread()
+    sys.meta_path.insert(0, Watch())
+    client = omnigate.Client("k", transport=httpx.MockTransport(lambda _: httpx.Response(200, json={})), backend=BACKEND)
+    try:
+        client.health()
+    except omnigate.NotStartedError:
+        pass
+    client.close()
+"""
+
+
+def run(patches: str, backend: str, script: str = SCRIPT) -> list[str]:
+    script = textwrap.dedent(script).replace("PATCHES", patches).replace("BACKEND", repr(backend))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
@@ -73,3 +93,9 @@ def test_a_client_of_trio_refuses_each_call_and_names_the_backend_that_works() -
     first = run("", "trio")[0]
     assert first.startswith("NotStartedError: the client's thread could not start its trio event loop")
     assert 'use backend="asyncio"' in first
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_no_thread_of_a_client_imports_a_module_while_another_might(backend: str) -> None:
+    # Two threads that wait for one lock of an import, which is gevent's, may hang.
+    assert set(run("", backend, IMPORTS)) == {"here"}

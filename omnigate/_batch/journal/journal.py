@@ -34,6 +34,7 @@ from omnigate._batch.journal.lines import (
     Line,
     decode_id,
     decode_line,
+    digest_with,
     encode_line,
     is_torn,
     settings_of,
@@ -333,9 +334,9 @@ def _difference(line: Line, request: ChatRequest | None) -> str:
         return ""
     now = settings_of(request)
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    if not names:
-        return ": messages differs"
     found = [f"{name} was {shown(then.get(name))}, is {shown(now.get(name))}" for name in names]
+    if digest_with(request, then) != line.digest:
+        found.append("messages differs")
     return f": {', '.join(found)}"
 
 

@@ -15,7 +15,7 @@ The rules:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any, cast
 
@@ -176,6 +176,13 @@ def settings_of(request: ChatRequest) -> dict[str, Any]:
     """Return the fields of a request that are not its default, without the messages."""
     defaults = _DEFAULTS
     return {name: value for name in _SETTINGS if (value := getattr(request, name)) != defaults[name]}
+
+
+def digest_with(request: ChatRequest, settings: Mapping[str, Any]) -> str:
+    """Return the digest of the request that has these settings and the given one's messages."""
+    return digest_of(
+        request.model_copy(update={name: settings.get(name, _DEFAULTS[name]) for name in _SETTINGS})
+    )
 
 
 def encode_line(outcome: Outcome, digest: str, *, created: int) -> bytes:

@@ -163,6 +163,10 @@ def test_a_journalled_failure_can_be_followed_by_any_request_under_its_id(path: 
         ({"temperature": 0.5}, "temperature was None, is 0.5"),
         ({"model": "other", "max_tokens": 9}, "model was 'm', is 'other', max_tokens was None, is 9"),
         ({"messages": "something else"}, "messages differs"),
+        (
+            {"messages": "something else", "temperature": 0.5},
+            "temperature was None, is 0.5, messages differs",
+        ),
     ],
 )
 def test_the_error_of_a_contradicted_success_says_which_fields_differ(
