@@ -36,7 +36,7 @@ class LoopThread:
         self.thread = threading.Thread(target=self._run, name="omnigate-portal", daemon=True)
         self.inbox: Inbox
         self.error: BaseException | None = None  # why it is not running
-        self._backend = backend
+        self._backend: Backend = backend
         self._clean_up = clean_up
         self._stop: anyio.Event
         # Key 0 has whichever came first: a token set by the thread's start, or the error that prevents it.

@@ -16,8 +16,6 @@ _UNSAFE_VALUE: Final = re.compile(rb"[\x00\r\n]")
 
 _TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+\Z")
 
-_ZONE: Final = re.compile(rb"%[^]]*\]")
-
 Origin: TypeAlias = tuple[str, str, int]
 """Scheme, host and port."""
 
@@ -111,7 +109,7 @@ def outgoing(request: httpx.Request) -> OutgoingMessage:
     headers = request.headers.raw
     if b"%" in request.url.netloc:  # httpx puts the zone of an IPv6 address into the Host header
         headers = [
-            (name, _ZONE.sub(b"]", value) if name.lower() == b"host" else value) for name, value in headers
+            (name, _without_zone(value) if name.lower() == b"host" else value) for name, value in headers
         ]
     head = request_head(request.method, request.url.raw_path, headers) + b"\r\n"
     options = request.headers.get_list("connection", split_commas=True)
@@ -160,7 +158,12 @@ def origin_of(url: httpx.URL) -> Origin:
 
 def host_header(url: httpx.URL) -> bytes:
     """Return the `Host` header for a URL, without the zone of an IPv6 address (RFC 6874, section 4)."""
-    return _ZONE.sub(b"]", url.netloc)
+    return _without_zone(url.netloc)
+
+
+def _without_zone(netloc: bytes) -> bytes:
+    address, percent, rest = netloc.partition(b"%")
+    return address + b"]" + rest.partition(b"]")[2] if percent else netloc
 
 
 class RawResponse(httpx.Response):

@@ -66,7 +66,7 @@ def reason_of(error: BaseException) -> str:
     """Return why it failed: what to do if that is known, else the first message in the chain of causes."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError) and not isinstance(error, ConnectFailure):
-            return f"the certificate is not trusted: {cause.verify_message}"
+            return f"the certificate is not trusted: {getattr(cause, 'verify_message', cause)}"
     words = (str(cause) for cause in _causes(error))
     return lack_of_files(error) or next(filter(None, words), "") or type(error).__name__
 

@@ -407,7 +407,7 @@ class TestOthersWhoChangeTheJournal:
         def lock(fd: int) -> None:
             raise OSError(errno.ENOSYS, "Function not implemented")
 
-        monkeypatch.setattr(file_module, "_lock", lock)
+        monkeypatch.setattr(file_module, "lock_file", lock)
         journal = tmp_path / "journal.jsonl"
         with pytest.raises(JournalError, match="pass journal_lock=False"):
             await run(Provider(), ["a"], journal)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.proof
+
 SET_UP = """
     import atexit, concurrent.futures, threading, time
     import httpx, omnigate

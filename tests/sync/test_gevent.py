@@ -8,6 +8,8 @@ import pytest
 
 pytest.importorskip("gevent")
 
+pytestmark = pytest.mark.proof
+
 SCRIPT = """
     from gevent import monkey
     monkey.patch_all(PATCHES)
