@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 
-from omnigate._runtime.gevent import gevent_patches, original_start_new_thread
+from omnigate._runtime.gevent import gevent_patches, import_parts_of_gevent, original_start_new_thread
 from omnigate._sync.crossing import CLOSED, Call, Inbox, Latch
 from omnigate.exceptions import ClientClosedError, GatewayError, NotStartedError
 
@@ -190,13 +190,16 @@ def refuse_half_patched() -> None:
 
 
 def _import_under_gevent(backend: Backend) -> Exception | None:
-    """Import an event loop in the caller's thread if gevent has patched threads; return why it cannot be.
+    """Import an event loop, and the parts of gevent, in the caller's thread if gevent has patched threads.
+
+    Returns why it cannot be done.
 
     The locks of imports are gevent's, too: two threads of the system that wait for one may hang.
     """
     if gevent_patches("_thread"):
         try:
             importlib.import_module(f"anyio._backends._{backend}")
+            import_parts_of_gevent()
         except Exception as error:  # noqa: BLE001 - raised to the callers
             return error
     return None

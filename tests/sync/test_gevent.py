@@ -54,8 +54,13 @@ SCRIPT = """
 IMPORTS = """
     from gevent import monkey
     monkey.patch_all()
-    import sys, httpx, omnigate
+    import importlib, sys, httpx, omnigate
     thread = monkey.get_original("_thread", "get_ident")
+    import_module = importlib.import_module
+
+    def watch(name, package=None):  # gevent imports so, and takes the lock even of what is loaded
+        print("here" if thread() == main else f"{name} in another thread")
+        return import_module(name, package)
 
     class Watch:
         def find_spec(self, name, path, target=None):
@@ -63,6 +68,7 @@ IMPORTS = """
 
     main = thread()
     sys.meta_path.insert(0, Watch())
+    importlib.import_module = watch
     client = omnigate.Client("k", transport=httpx.MockTransport(lambda _: httpx.Response(200, json={})), backend=BACKEND)
     try:
         client.health()
