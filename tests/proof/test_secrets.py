@@ -163,7 +163,13 @@ async def test_keys_echoed_by_a_gateway_do_not_reach_errors_logs_or_journals(
     journal = tmp_path / "journal"
 
     async def batch() -> None:
-        async with client.batch(["hello"], model="m", stop_on=(), journal=journal) as outcomes:
+        async with client.batch(
+            ["hello"],
+            model="m",
+            stop_on=(),
+            journal=journal,
+            max_wait_seconds=0.01,  # 502 and 503 are outages
+        ) as outcomes:
             async for outcome in outcomes:
                 assert_no_key(repr(outcome))
                 outcome.unwrap()
