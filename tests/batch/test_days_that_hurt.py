@@ -446,3 +446,14 @@ async def test_latencies_that_differ_by_prompt_do_not_hold_the_concurrency_down(
 
     _, seconds, _ = await run(ModelGateway(handle), prompts(count))
     assert seconds < {"sorted": 200, "reversed": 350, "two kinds": 500}[kind]
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5, 6])
+async def test_a_few_long_calls_among_short_ones_do_not_keep_the_concurrency_from_growing(seed: int) -> None:
+    dice = random.Random(seed)
+    gateway = ModelGateway(lambda *_: Reply(30.0 if dice.random() < 0.3 else 0.5))
+    _, seconds, _ = await run(gateway, prompts(6_000))
+    assert seconds < 350, (
+        "seven times doubled, once per long call, it takes 210 s until the limit is at its highest"
+    )

@@ -12,8 +12,9 @@ Sans-I/O: no clock, no waiting; results of calls go in, a limit comes out. The r
    short calls.
 3. Only calls sent while the limit is used up say anything about it. If something else holds the sends back,
    the limit stays.
-4. From a low start, double the limit until a level is not worth it. Then bisect between the highest level
-   that was worth it and the lowest that was not, until they are close.
+4. From a low start, double the limit until a level is not worth it. Load makes short calls longer, too: as
+   long as one of the quartiles has not risen, only the mix of calls has changed. Then bisect between the
+   highest level that was worth it and the lowest that was not, until they are close.
 5. After that hold the limit, and try a step up and a step down in turn, less often after each fruitless try.
    If latencies climb while the limit is held, step down immediately, and further.
 6. On overload, cut immediately by twice the number of failed calls, but by at most half per episode; failures
@@ -27,6 +28,7 @@ Sans-I/O: no clock, no waiting; results of calls go in, a limit comes out. The r
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Final, Literal, NamedTuple
 
 __all__ = ["AdaptiveConcurrency"]
@@ -48,6 +50,8 @@ _DRIFT: Final = 0.5  # standard errors of a change over time that explains a ver
 _BLOCK: Final = 24  # the smallest number of latencies judged together
 
 _SAMPLES_MAX: Final = 1_500  # after this many the likelier verdict is taken
+
+_LATEST: Final = 256  # latencies that are kept for their quartiles
 
 _NOISE_MIN: Final = 0.005  # relative noise of a mean that no sampling removes: clocks, rounding
 
@@ -87,14 +91,16 @@ class _Samples:
     barely shows that one call in sixteen is queued. The square root is between the two.
     """
 
-    __slots__ = ("count", "mean", "squares")
+    __slots__ = ("count", "latest", "mean", "squares")
 
     def __init__(self) -> None:
         self.count = 0
         self.mean = 0.0
         self.squares = 0.0
+        self.latest: deque[float] = deque(maxlen=_LATEST)
 
     def add(self, latency: float) -> None:
+        self.latest.append(latency)
         value = math.sqrt(latency)
         self.count += 1
         difference = value - self.mean
@@ -102,7 +108,8 @@ class _Samples:
         self.squares += difference * (value - self.mean)
 
     def merge(self, other: _Samples) -> None:
-        """Merge other samples (Chan, Golub and LeVeque, 1979)."""
+        """Merge other, later samples (Chan, Golub and LeVeque, 1979)."""
+        self.latest.extend(other.latest)
         if not other.count:
             return
         count = self.count + other.count
@@ -118,6 +125,11 @@ class _Samples:
     def variance(self) -> float:
         """Return the variance of one latency, relative to the typical one."""
         return 4 * self.squares / (self.count - 1) / self.mean**2 if self.count > 1 else math.inf
+
+    def quartiles(self) -> list[float]:
+        """Return the quartiles of the latest latencies; there must be some."""
+        ranked = sorted(self.latest)
+        return [ranked[len(ranked) * quarter // 4] for quarter in (1, 2, 3)]
 
     def variance_of_mean(self) -> float:
         return self.variance() / max(1, self.count) + _NOISE_MIN**2
@@ -366,6 +378,13 @@ class AdaptiveConcurrency:
             above = max(level + 1, min(round(math.sqrt(level * bad)), bad - 1))
         return min(above, self._maximum)
 
+    def _rise_of_all(self) -> float:
+        """Return by how much all latencies have risen, short and long: the logarithm of a ratio."""
+        return min(
+            math.log(after / before)
+            for before, after in zip(self._base.quartiles(), self._recent.quartiles(), strict=True)
+        )
+
     def _judge(self) -> None:
         """Compare the level on trial with the good one, once the difference is clear."""
         recent, base, tried, good = self._recent, self._base, self.limit, self._good
@@ -373,6 +392,8 @@ class AdaptiveConcurrency:
             return  # each look adds a chance of a wrong verdict
         lower, higher = (base, recent) if tried > good else (recent, base)
         excess = higher.logarithm() - lower.logarithm() - _WORTH * abs(math.log(tried / good))
+        if self._bad is None and tried > good:
+            excess = min(excess, self._rise_of_all() - _WORTH * math.log(tried / good))
         noise = math.sqrt(base.variance_of_mean() + recent.variance_of_mean())
         was_known = self._bad is not None and max(tried, good) >= self._bad
         is_higher_worth = excess < 0
