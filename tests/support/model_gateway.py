@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -32,14 +33,18 @@ class ModelGateway(httpx.AsyncBaseTransport):
         handle: answers a call that was admitted.
         limit: calls per minute; None for no limit and no headers.
         way: seconds to the gateway, and back.
+        seed: if given, each call takes 0.7 to 1.3 times as long, and its way half to twice as long.
     """
 
-    def __init__(self, handle: Handler, *, limit: int | None = None, way: float = 0.02) -> None:
+    def __init__(
+        self, handle: Handler, *, limit: int | None = None, way: float = 0.02, seed: int | None = None
+    ) -> None:
         self.limit = limit
         self.rejected = 0
         self.log: list[tuple[float, str, str]] = []  # (time, model, prompt), as they arrive
         self.in_flight: Counter[str] = Counter()  # by model
         self._handle, self._way = handle, way
+        self._dice = None if seed is None else random.Random(seed)
         self._counts: Counter[int] = Counter()
 
     @property
@@ -49,7 +54,10 @@ class ModelGateway(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         body = json.loads(await request.aread())
         model, prompt = body["model"], body["messages"][-1]["content"]
-        await anyio.sleep(self._way)
+        way, longer = self._way, 1.0
+        if self._dice is not None:
+            way, longer = way * self._dice.uniform(0.5, 2.0), self._dice.uniform(0.7, 1.3)
+        await anyio.sleep(way)
         headers = self._count()
         self.log.append((self.now, model, prompt))
         if headers and self._counts[int(self.now // 60)] > int(headers["x-ratelimit-limit"]):
@@ -59,7 +67,7 @@ class ModelGateway(httpx.AsyncBaseTransport):
         self.in_flight[model] += 1
         try:
             reply = self._handle(model, prompt, self)
-            await anyio.sleep(reply.seconds + self._way)
+            await anyio.sleep(reply.seconds * longer + way)
         finally:
             self.in_flight[model] -= 1
         if reply.status != 200:

@@ -147,6 +147,15 @@ def test_the_concurrency_limit_doubles_up_to_its_maximum_while_latency_is_stable
     assert max(seen) == 100
 
 
+def test_the_concurrency_limit_doubles_although_more_calls_are_long_than_before() -> None:
+    limit, number = AdaptiveConcurrency(initial=8, maximum=64), 0
+    while limit.limit < 64:
+        number += 1
+        assert number < 2_000, limit
+        is_long = number % 10 < (3 if limit.limit == 8 else 5)
+        limit.succeeded(1_000.0 + number, 30.0 if is_long else 0.5, limit.limit)
+
+
 def test_an_unused_concurrency_limit_does_not_grow() -> None:
     limit = AdaptiveConcurrency(initial=8)
     succeed(limit, 200, in_flight=5)
