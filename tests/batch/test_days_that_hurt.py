@@ -300,6 +300,21 @@ async def test_an_outage_loses_no_item_and_ends_soon_after_its_end(
 
 
 @every_seed
+@pytest.mark.parametrize("outage", [refused, circuit])
+async def test_calls_that_began_before_an_outage_do_not_let_others_try_again(outage: Any, seed: int) -> None:
+    handle = outage(50, 60)
+
+    def handle_slowly(model: str, prompt: str, gateway: ModelGateway) -> Reply:
+        reply: Reply = handle(model, prompt, gateway)
+        return reply if reply.status != 200 else reply._replace(seconds=20.0 * reply.seconds)
+
+    gateway = ModelGateway(handle_slowly, seed=seed)
+    outcomes, _, _ = await run(gateway, prompts(600), max_concurrency=100)
+    assert not failures(outcomes)
+    assert sum(55 <= time < 110 for time, _, _ in gateway.log) < 20, "one probe at a time"
+
+
+@every_seed
 async def test_a_gateway_that_is_down_when_a_batch_begins_is_waited_for(seed: int) -> None:
     outcomes, seconds, _ = await run(ModelGateway(refused(0, 45), seed=seed), prompts(100))
     assert not failures(outcomes)

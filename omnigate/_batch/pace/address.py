@@ -28,7 +28,7 @@ class Address:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock: Callable[[], float] = clock
-        self.breaker: Breaker = Breaker()
+        self.breaker: Breaker = Breaker(is_for_all=True)
         self.descriptors: Descriptors = Descriptors()
         self.in_flight: int = 0
         self.gates: OrderedDict[bytes, Gate] = OrderedDict()

@@ -3,7 +3,8 @@
 Sans-I/O. Closed, it lets everything pass. A few failures in a row open it: failures of calls sent after the
 latest call that succeeded, since older calls say nothing new. Open, it lets one probe pass at a time, the
 first after half a second, then after twice as long, up to 30 s. A success closes it, of the probe or of any
-other call.
+other call. It is otherwise in outages that meet every call: long calls that began before such an outage still
+succeed during it, and must not let the others try again each time.
 """
 
 from __future__ import annotations
@@ -33,16 +34,22 @@ class Breaker:
         succeeded_number: the number of the latest call that succeeded, -1 if none has.
 
     Args:
+        is_for_all: whether each failure that is recorded would have met any call, as a refused connection
+            does. Then calls sent before it say nothing about the present, and their successes are ignored.
         uniform: draws a number between two, evenly.
 
     """
 
-    def __init__(self, *, uniform: Callable[[float, float], float] = random.uniform) -> None:
+    def __init__(
+        self, *, is_for_all: bool = False, uniform: Callable[[float, float], float] = random.uniform
+    ) -> None:
+        self._is_for_all = is_for_all
         self._uniform = uniform
         self.is_open: bool = False
         self.reason: str = ""
         self.succeeded_number: int = -1
         self._in_a_row = 0
+        self._begun = -1  # the number of the first call that met the present outage, or the last one
         self._backoff = 0.0
         self._probe: int | None = None  # the number of the probe in flight
         self._probe_at = -math.inf  # when the next one may go
@@ -62,6 +69,8 @@ class Breaker:
         """Record a success; return whether it ended an outage."""
         if number > self.succeeded_number:
             self.succeeded_number = number
+        if number < self._begun:
+            return False
         self._in_a_row = 0
         if not self.is_open:
             return False
@@ -75,7 +84,7 @@ class Breaker:
             number: the call's.
             now: the current time in seconds.
             reason: what it met, in words.
-            is_certain: whether one such failure is enough.
+            is_certain: whether one such failure is enough, and would have met any call.
 
         """
         if self.is_open:
@@ -86,6 +95,8 @@ class Breaker:
             return False
         if number < self.succeeded_number:
             return False
+        if is_certain or (self._is_for_all and not self._in_a_row):
+            self._begun = max(self._begun, number)
         self._in_a_row += 1
         if self._in_a_row < _IN_A_ROW and not is_certain:
             return False

@@ -45,6 +45,18 @@ def test_failures_of_calls_older_than_the_latest_success_do_not_open_a_breaker()
     assert not breaker.is_open
 
 
+@pytest.mark.parametrize(("is_for_all", "is_certain"), [(True, False), (False, True)])
+def test_successes_of_calls_sent_before_an_outage_do_not_end_it(is_for_all: bool, is_certain: bool) -> None:
+    breaker = Breaker(is_for_all=is_for_all)
+    for number in (10, 11, 12):
+        breaker.failed(number, 0.0, "refused", is_certain=is_certain)
+        assert not breaker.succeeded(number - 8)
+    assert breaker.is_open
+    breaker.sent(13)
+    assert breaker.succeeded(13)
+    assert not breaker.is_open
+
+
 def test_an_open_breaker_lets_one_probe_pass_at_a_time_with_backoff_up_to_30_seconds() -> None:
     breaker = new_breaker()
     breaker.failed(1, 0.0, "down", is_certain=True)
