@@ -17,6 +17,10 @@ class OutOfPatienceError(Exception):
     """An item has waited for `max_wait_seconds`; internal to the batch."""
 
 
+_SLOT_SECONDS: Final = 60.0
+"""After this long, a wait for a slot asks again what is waited for."""
+
+
 class Patience:
     """The time an item may still wait.
 
@@ -53,7 +57,12 @@ class Patience:
             self.reason = before
             if self.left <= 0:
                 raise OutOfPatienceError
-        with anyio.CancelScope(deadline=min(until, start + max(self.left, 1.0))):
+        longest = max(self.left, 1.0)
+        if before == _SLOT:
+            longest = min(
+                longest, _SLOT_SECONDS
+            )  # what is waited for may change meanwhile, and then it counts
+        with anyio.CancelScope(deadline=min(until, start + longest)):
             await event.wait()
         if before != _SLOT and reason() != _SLOT:
             self.left -= clock() - start
