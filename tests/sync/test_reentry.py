@@ -104,9 +104,7 @@ def test_a_signal_handler_may_close_the_client_anywhere_in_its_close(backend: An
     assert len(clients) > 50
 
 
-def test_a_garbage_collected_stream_may_be_closed_anywhere_in_a_call(
-    backend: Any, request: pytest.FixtureRequest
-) -> None:
+def test_a_garbage_collected_stream_may_be_closed_anywhere_in_a_call(backend: Any) -> None:
     class Node:
         itself: Any
         pieces: Any
@@ -123,8 +121,7 @@ def test_a_garbage_collected_stream_may_be_closed_anywhere_in_a_call(
         garbage.clear()
         gc.collect()
 
-    gc.freeze()  # so that collecting is quick
-    request.addfinalizer(gc.unfreeze)
+    gc.freeze()  # so that collecting is quick, here and in the tests after this one
     with streaming(backend) as client:
         for visit in everywhere(collect, step=5):
             node = Node()
