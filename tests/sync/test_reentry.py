@@ -376,6 +376,7 @@ def test_a_thread_that_cannot_start_is_a_typed_error_and_the_next_call_tries_aga
 # A batch
 
 
+@pytest.mark.proof
 def test_a_signal_handler_may_close_the_client_anywhere_in_a_batch(backend: Any) -> None:
     clients: list[Client] = []
     ends: set[str] = set()
@@ -393,6 +394,7 @@ def test_a_signal_handler_may_close_the_client_anywhere_in_a_batch(backend: Any)
     assert ends == {"3 outcomes", "closed"}
 
 
+@pytest.mark.proof
 def test_a_signal_handler_may_call_the_client_anywhere_in_a_batch(backend: Any) -> None:
     answers: list[str] = []
     with answering(backend) as client:
