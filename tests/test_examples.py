@@ -26,6 +26,7 @@ def environment(gateway: LocalGateway) -> dict[str, str]:
     return os.environ | {"OMNIGATE_BASE_URL": gateway.url, "OMNIGATE_API_KEY": gateway.api_key}
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_runs_and_prints_an_answer_without_showing_a_key(
     example: Path, omnigate_gateway: LocalGateway, tmp_path: Path
@@ -44,6 +45,7 @@ def python_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("block", python_blocks(), ids=lambda block: block.splitlines()[0][:50])
 def test_a_python_block_of_the_readme_runs(
     block: str, omnigate_gateway: LocalGateway, tmp_path: Path

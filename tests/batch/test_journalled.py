@@ -97,6 +97,7 @@ class TestResuming:
             assert (batch.stats.succeeded, batch.stats.replayed) == (100, 100)
         assert len(lines_of(journal)) == 200
 
+    @pytest.mark.proof
     @without_debug
     async def test_a_journal_far_longer_than_the_in_flight_bound_is_replayed(self, tmp_path: Path) -> None:
         journal = tmp_path / "journal.jsonl"

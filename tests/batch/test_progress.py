@@ -281,6 +281,7 @@ print("finished", batch.stats.succeeded)
 """
 
 
+@pytest.mark.proof
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such terminals")
 @pytest.mark.parametrize("kind", ["pipe", "terminal"])
 @pytest.mark.parametrize("breaks", [True, False])

@@ -35,7 +35,7 @@ def test_the_demo_command_shows_the_main_features_and_exits_with_success(proxy: 
     assert not re.search(r"llmg_[\w-]{20}", done.stdout)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.proof)])
 def test_the_demo_command_stops_cleanly_on_a_signal(number: signal.Signals) -> None:
     process = subprocess.Popen(
         [*OMNIGATE, "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
@@ -65,7 +65,7 @@ def start_gateway(*command: str) -> tuple[subprocess.Popen[str], dict[str, str],
     return process, exports, printed
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.proof)])
 def test_the_gateway_command_prints_working_settings_and_stops_cleanly(number: signal.Signals) -> None:
     process, exports, _ = start_gateway(*OMNIGATE, "gateway", "--port", "0")
     script = """
@@ -86,6 +86,7 @@ print(omnigate.Client().chat(model="gpt-4o-mini", messages="hi").content, len(om
     assert (process.returncode, rest, errors) == (0, "stopped\n", "")
 
 
+@pytest.mark.proof
 def test_the_gateway_command_without_provider_keys_shows_the_error_for_a_missing_one() -> None:
     process, exports, printed = start_gateway(*OMNIGATE, "gateway", "--port", "0", "--no-provider-keys")
     try:
@@ -105,6 +106,7 @@ def test_the_gateway_command_without_provider_keys_shows_the_error_for_a_missing
 WITHOUT_PAUSE = "import signal; del signal.pause; from omnigate.cli import main; main()"
 
 
+@pytest.mark.proof
 def test_the_gateway_command_serves_where_signal_pause_does_not_exist() -> None:
     process, exports, _ = start_gateway(sys.executable, "-c", WITHOUT_PAUSE, "gateway", "--port", "0")
     try:
@@ -126,6 +128,7 @@ def test_the_gateway_command_reports_a_busy_port_in_one_line() -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("host", "words"),
     [
@@ -141,7 +144,16 @@ def test_the_gateway_command_reports_an_invalid_host_in_one_line(host: str, word
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("missing", ["click", "rich", "starlette", "uvicorn", "pydantic"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "click",
+        *(
+            pytest.param(name, marks=pytest.mark.proof)
+            for name in ("rich", "starlette", "uvicorn", "pydantic")
+        ),
+    ],
+)
 def test_the_command_without_its_extra_says_what_to_install(missing: str) -> None:
     script = f"import sys; sys.modules[{missing!r}] = None; from omnigate.cli import main; main()"
     done = subprocess.run(

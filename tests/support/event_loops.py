@@ -18,15 +18,19 @@ BOTH = ("asyncio", "trio")
 """For tests that merely use a loop."""
 
 EVERY = (
-    "asyncio+debug",
-    "asyncio+uvloop",
-    *(["asyncio+eager"] if sys.version_info >= (3, 12) else []),
-    "trio",
+    *BOTH,
+    *(
+        pytest.param(f"asyncio+{kind}", marks=pytest.mark.proof)
+        for kind in ("debug", "uvloop", *(["eager"] if sys.version_info >= (3, 12) else []))
+    ),
 )
-"""The loops anyio itself is tested on, for packages that schedule, cancel and wait themselves."""
+"""The loops anyio itself is tested on, for packages that schedule, cancel and wait themselves.
+
+asyncio's other kinds are proofs: debug mode alone, which formats a stack for each task, takes twice as long as asyncio.
+"""
 
 without_debug = pytest.mark.parametrize("anyio_backend", BOTH, indirect=True)
-"""For tests with thousands of tasks: asyncio's debug mode formats a stack for each."""
+"""For tests with thousands of tasks: debug mode formats a stack for each."""
 
 
 def _eager(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], asyncio.AbstractEventLoop]:

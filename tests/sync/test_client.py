@@ -522,11 +522,13 @@ def run_script(script: str, **names: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=30)
 
 
+@pytest.mark.proof
 def test_a_script_that_leaves_a_sync_client_open_still_exits(backend: str) -> None:
     done = run_script(SCRIPT, BACKEND=backend)
     assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", "")
 
 
+@pytest.mark.proof
 def test_a_script_that_fails_with_an_open_sync_client_still_exits(backend: str) -> None:
     done = run_script(SCRIPT + "\n    raise SystemExit(3)", BACKEND=backend)
     assert (done.returncode, done.stderr) == (3, "")

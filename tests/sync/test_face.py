@@ -148,6 +148,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     jedi.settings.cache_directory = before
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(("kind", "name"), functions(FACES))
 def test_an_editor_shows_a_sync_method_with_its_signature_and_docstring(
     kind: type, name: str, script: Any

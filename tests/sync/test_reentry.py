@@ -104,9 +104,7 @@ def test_a_signal_handler_may_close_the_client_anywhere_in_its_close(backend: An
     assert len(clients) > 50
 
 
-def test_a_garbage_collected_stream_may_be_closed_anywhere_in_a_call(
-    backend: Any, request: pytest.FixtureRequest
-) -> None:
+def test_a_garbage_collected_stream_may_be_closed_anywhere_in_a_call(backend: Any) -> None:
     class Node:
         itself: Any
         pieces: Any
@@ -123,8 +121,7 @@ def test_a_garbage_collected_stream_may_be_closed_anywhere_in_a_call(
         garbage.clear()
         gc.collect()
 
-    gc.freeze()  # so that collecting is quick
-    request.addfinalizer(gc.unfreeze)
+    gc.freeze()  # so that collecting is quick, here and in the tests after this one
     with streaming(backend) as client:
         for visit in everywhere(collect, step=5):
             node = Node()
@@ -379,6 +376,7 @@ def test_a_thread_that_cannot_start_is_a_typed_error_and_the_next_call_tries_aga
 # A batch
 
 
+@pytest.mark.proof
 def test_a_signal_handler_may_close_the_client_anywhere_in_a_batch(backend: Any) -> None:
     clients: list[Client] = []
     ends: set[str] = set()
@@ -396,6 +394,7 @@ def test_a_signal_handler_may_close_the_client_anywhere_in_a_batch(backend: Any)
     assert ends == {"3 outcomes", "closed"}
 
 
+@pytest.mark.proof
 def test_a_signal_handler_may_call_the_client_anywhere_in_a_batch(backend: Any) -> None:
     answers: list[str] = []
     with answering(backend) as client:

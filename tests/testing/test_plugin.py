@@ -160,6 +160,7 @@ async def test_pytest_trio_served_in_real_time(omnigate_gateway):
 """
 
 
+@pytest.mark.proof
 def test_a_test_with_a_served_gateway_and_the_autojump_clock_fails_with_what_to_use(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(TESTS, "utf-8")
     done = subprocess.run(
