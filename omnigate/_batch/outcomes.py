@@ -25,8 +25,8 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         request: the request; None if the item was not a valid one.
         response: the response, or None if the item failed.
         error: why it failed, or None.
-        attempts: how many times it was sent, asking again included; 0 if it was not valid. If replayed, in the
-            run that sent it.
+        attempts: how many times it was sent, each ask counted; 0 if it was not valid. If replayed, in the run
+            that sent it.
         elapsed: seconds from reading the item to its outcome, waits included. If replayed, in the run that
             sent it.
         replayed: whether the response comes from the journal of an earlier run.

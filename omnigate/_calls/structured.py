@@ -42,7 +42,7 @@ _PROBLEM_LENGTH: Final = 1_000
 
 _FORMATS_KEPT: Final = 128
 
-_SEARCHED_MOST: Final = 1 << 19
+_SEARCHED_MOST: Final = 1 << 18
 """Characters of a text that is searched for JSON; a longer one has to be JSON as a whole."""
 
 _CANDIDATES_MOST: Final = 32
@@ -55,8 +55,8 @@ _NO_SCHEMA: Final = (TypeError, ValueError, NameError, AttributeError, RuntimeEr
 
 _BRACKET = re.compile(r"[\[{]")
 
-_TOKEN = re.compile(r'[\[{]|[\]}]|"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
-"""Inside JSON: a bracket, or a string, which may lack its end; each is matched in one pass."""
+_MARK = re.compile(r'["\\\[\]{}]')
+"""What matters for where a JSON value ends."""
 
 
 class MisfitError(Exception):
@@ -118,13 +118,14 @@ class ResponseFormat(Generic[T]):
             MisfitError: there is none that fits; it says why the likeliest candidate does not.
         """
         worst: MisfitError | None = None
-        rank = (False, 0)
+        rank = (False, False, 0)
         for candidate in candidates(text):
             try:
                 return self._decode(candidate.encode("utf-8", "replace"))
             except MisfitError as misfit:
-                if worst is None or (misfit.is_json, len(candidate)) > rank:
-                    worst, rank = misfit, (misfit.is_json, len(candidate))
+                likeness = (candidate[0] in "[{", misfit.is_json, len(candidate))
+                if worst is None or likeness > rank:
+                    worst, rank = misfit, likeness
         if worst is None:
             raise MisfitError("it is empty", is_json=False)
         try:
@@ -266,7 +267,7 @@ def _schema_of(kind: Any) -> dict[str, Any] | None:
         if not _is_of_pydantic(part):
             raise TypeError(f"there is none for {getattr(part, '__name__', part)}")
         is_of_pydantic = True
-        return {}
+        return {"type": "object"}
 
     schema = msgspec.json.schema(kind, schema_hook=describe)
     return None if is_of_pydantic else schema
@@ -365,13 +366,22 @@ def _bracketed(text: str) -> deque[str]:
 
 def _end_of(text: str, start: int) -> int | None:
     """Return where the object or array that begins at `start` ends; None if it does not."""
-    depth = 0
-    for token in _TOKEN.finditer(text, start):
-        first = token[0][0]
-        if first in "[{":
+    depth, is_in_string, escaped = 0, False, -1
+    for found in _MARK.finditer(text, start):
+        mark, place = found[0], found.start()
+        if is_in_string:
+            if place == escaped:
+                continue
+            if mark == "\\":
+                escaped = place + 1
+            else:
+                is_in_string = mark != '"'
+        elif mark == '"':
+            is_in_string = True
+        elif mark in "[{":
             depth += 1
-        elif first in "]}":
+        elif mark in "]}":
             depth -= 1
             if depth == 0:
-                return token.end()
+                return found.end()
     return None
