@@ -162,12 +162,16 @@ class Caller:
             _Stopped: the batch was stopped meanwhile.
             OutOfPatienceError: the item has waited for too long.
             ClientClosedError: the client was closed meanwhile.
+            TimeoutError: the item's deadline has passed.
         """
         call = self.prepare(asks.request)
-        entry = await self.enter(ready, is_again=True)
-        if entry is None:
-            raise _Stopped
-        attempts.ask_again(call, entry)
+        with anyio.CancelScope(deadline=attempts.deadline):
+            entry = await self.enter(ready, is_again=True)
+            if entry is None:
+                raise _Stopped
+            attempts.ask_again(call, entry)
+            return
+        raise attempts.overdue()
 
     def prepare(self, request: ChatRequest) -> Call:
         """Return the call of a request, with the batch's options.
