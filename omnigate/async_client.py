@@ -237,13 +237,13 @@ class AsyncClient(BaseAsyncClient):
             },
         )
         session = self._session
-        format = None if response_type is None else check_response_type(response_type)
+        format = check_response_type(response_type)
+        retries = check_integer(response_retries, "response_retries", minimum=0)
         if hedge_after is not None:
             hedge_after = check_seconds(hedge_after, "hedge_after", otherwise=", or None")
         if format is None:
             call = session.prepare(endpoints.CHAT, body=request, user_id=user_id, options=options)
             return cast("ChatResponse[Parsed]", await fetch_chat(session, call, hedge_after))
-        retries = check_integer(response_retries, "response_retries", minimum=0)
         return await fetch_fitting(
             session,
             lambda request: session.prepare(endpoints.CHAT, body=request, user_id=user_id, options=options),

@@ -388,7 +388,7 @@ async def narrowed(client: AsyncClient, sync: Client, outcome: Outcome, outcomes
 def an_outcome(given: object) -> None:
     if isinstance(given, Outcome):
         assert_type(given.index, int)
-        any_outcome(given)
+        assert_type(given.error, GatewayError | None)
 
 
 def refused(client: Client) -> None:
