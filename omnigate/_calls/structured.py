@@ -117,21 +117,15 @@ class ResponseFormat(Generic[T]):
         Raises:
             MisfitError: there is none that fits; it says why the likeliest candidate does not.
         """
-        worst: MisfitError | None = None
-        rank = (False, False, 0)
+        problem, likeliest = "it is empty", (False, False, 0)
         for candidate in candidates(text):
             try:
                 return self._decode(candidate.encode("utf-8", "replace"))
             except MisfitError as misfit:
                 likeness = (candidate[0] in "[{", misfit.is_json, len(candidate))
-                if worst is None or likeness > rank:
-                    worst, rank = misfit, likeness
-        if worst is None:
-            raise MisfitError("it is empty", is_json=False)
-        try:
-            raise worst
-        finally:
-            del worst  # breaks the cycle of the error, its traceback and this frame
+                if likeness > likeliest:
+                    problem, likeliest = str(misfit), likeness
+        raise MisfitError(problem, is_json=likeliest[1])
 
 
 def check_response_type(kind: type[T] | None) -> ResponseFormat[T] | None:
@@ -280,12 +274,12 @@ def _with_msgspec(kind: Any) -> Callable[[bytes], Any]:
         try:
             return decode(decoder, content)
         except msgspec.ValidationError as error:
-            misfit = MisfitError(str(error), is_json=True)
+            problem, is_json = str(error), True
         except (msgspec.DecodeError, UnicodeError) as error:
-            misfit = MisfitError(str(error), is_json=False)
+            problem, is_json = str(error), False
         except RecursionError:
-            misfit = MisfitError("it is nested too deeply", is_json=False)
-        raise misfit
+            problem, is_json = "it is nested too deeply", False
+        raise MisfitError(problem, is_json=is_json)
 
     return decoded
 

@@ -1,8 +1,10 @@
 """Chats with `response_type`: what is asked, which text fits, how often it is asked again, and what is billed."""
 
+import contextlib
 import copy
 import dataclasses
 import enum
+import gc
 import json
 import pickle
 import subprocess
@@ -332,6 +334,20 @@ def test_a_lone_surrogate_in_a_value_becomes_a_replacement_character() -> None:
 def test_a_text_that_does_not_fit_says_why(kind: Any, text: str, problem: str) -> None:
     with pytest.raises(MisfitError, match=f"(?s){problem}"):
         read(kind, text)
+
+
+@pytest.mark.parametrize("kind", [City, Mountain])
+@pytest.mark.parametrize("text", ["no", f"So {PARIS_JSON}", 'So {"name": "Blanc", "metres": 4806}'])
+def test_reading_leaves_no_garbage_for_the_collector(kind: Any, text: str) -> None:
+    format = ResponseFormat(kind)
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(MisfitError):
+            format.read(text)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("unit", ["[", "{", '{"a', '\\"', "{}", '"', "```", '[{"', "} {"])
