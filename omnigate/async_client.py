@@ -23,10 +23,12 @@ from omnigate._batch.options import (
     StopOn,
 )
 from omnigate._batch.pace.gate import Gates
+from omnigate._calls.asking import fetch_chat, fetch_fitting
 from omnigate._calls.base_client import BaseAsyncClient
-from omnigate._calls.racing import hedged, race
+from omnigate._calls.racing import race
 from omnigate._calls.retry import RetryConfig
 from omnigate._calls.session import Session
+from omnigate._calls.structured import RESPONSE_RETRIES, Asks, check_response_type
 from omnigate._streams.chat import ChatStream, CompletionStream
 from omnigate._transport.carrier import MAX_RESPONSE_BYTES
 from omnigate._wire import endpoints
@@ -36,7 +38,7 @@ from omnigate._wire.arguments import (
     check_segment,
     metrics_query,
 )
-from omnigate._wire.checks import check_bool, check_choice, check_seconds, check_text, refusal
+from omnigate._wire.checks import check_bool, check_choice, check_integer, check_seconds, check_text, refusal
 from omnigate._wire.options import (
     CallOptions,
     ChatStreamOptions,
@@ -44,7 +46,7 @@ from omnigate._wire.options import (
     check_known,
     split_options,
 )
-from omnigate._wire.results import DictResult, ListResult, list_with_meta
+from omnigate._wire.results import DictResult, ListResult, Parsed, list_with_meta
 from omnigate._wire.structs import construct
 from omnigate._wire.values import Id, Integer, Number, is_sequence, plain
 from omnigate.exceptions import GatewayError, JournalError
@@ -179,8 +181,10 @@ class AsyncClient(BaseAsyncClient):
         fallback_models: Sequence[str] | None = None,
         cache: bool | None = None,
         hedge_after: Number | None = None,
+        response_type: type[Parsed] | None = None,
+        response_retries: Integer = RESPONSE_RETRIES,
         **options: Unpack[CallOptions],
-    ) -> ChatResponse:
+    ) -> ChatResponse[Parsed]:
         """Return a model's complete response (`POST /v1/chat`).
 
         Args:
@@ -201,6 +205,11 @@ class AsyncClient(BaseAsyncClient):
                 first response wins, and the other call is cancelled. Reduces tail latency (Dean and
                 Barroso, "The Tail at Scale", CACM 56 (2), 2013); the 95th percentile of the latency is a
                 good value. Off by default, because the gateway bills both.
+            response_type: a type that the response has to fit: a msgspec Struct, a dataclass, a TypedDict, a
+                pydantic model, or a list of them. Its JSON schema is added to the system message, and the
+                response's text, also within a fenced block or prose, is decoded to `response.parsed`.
+            response_retries: how often to ask again, with the response and what is wrong with it, if it does
+                not fit. Every response is billed; those that did not fit are in `response.rejected`.
             options: `timeout`, `deadline_seconds`, `extra_headers`; see `CallOptions`.
 
         Raises:
@@ -208,6 +217,7 @@ class AsyncClient(BaseAsyncClient):
             APIError: the gateway or the provider returned an error; see its subclasses.
             ConnectionError: no response was received.
             TimeoutError: no response was received in time.
+            ResponseFormatError: no response fitted `response_type`.
 
         """
         request = construct(
@@ -226,15 +236,20 @@ class AsyncClient(BaseAsyncClient):
                 "cache": cache,
             },
         )
-        call = self._session.prepare(endpoints.CHAT, body=request, user_id=user_id, options=options)
-        if hedge_after is None:
-            return await self._session.fetch(ChatResponse, call)
-        hedge_after = check_seconds(hedge_after, "hedge_after", otherwise=", or None")
-        # Both are held to the time at which the call began: its deadline, and what it took.
-        copies = [
-            partial(self._session.fetch, ChatResponse, call, self._session.fetching(call)) for _ in range(2)
-        ]
-        return await hedged(copies, hedge_after)
+        session = self._session
+        format = check_response_type(response_type)
+        retries = check_integer(response_retries, "response_retries", minimum=0)
+        if hedge_after is not None:
+            hedge_after = check_seconds(hedge_after, "hedge_after", otherwise=", or None")
+        if format is None:
+            call = session.prepare(endpoints.CHAT, body=request, user_id=user_id, options=options)
+            return cast("ChatResponse[Parsed]", await fetch_chat(session, call, hedge_after))
+        return await fetch_fitting(
+            session,
+            lambda request: session.prepare(endpoints.CHAT, body=request, user_id=user_id, options=options),
+            Asks(request, format, retries),
+            hedge_after,
+        )
 
     @overload
     def chat_stream(
@@ -604,8 +619,10 @@ class AsyncClient(BaseAsyncClient):
         max_wait_seconds: Number = MAX_WAIT_SECONDS,
         stop_after_failures: StopAfterFailures = "auto",
         user_id: Id | None = None,
+        response_type: type[Parsed] | None = None,
+        response_retries: Integer = RESPONSE_RETRIES,
         **options: Unpack[CallOptions],
-    ) -> Batch:
+    ) -> Batch[Parsed]:
         """Return a batch: chats run concurrently, within the rate limit and the provider's capacity.
 
         Use it as `async with client.batch(…) as batch: async for outcome in batch: …`. Every item ends in
@@ -653,6 +670,9 @@ class AsyncClient(BaseAsyncClient):
                 integer; or a float, a share (above 0, at most 1) of the items that ended, once twenty have;
                 or None for never. "auto": when the first twenty items fail with the same 400, 404 or 422.
             user_id: the end user, overriding the client's; "" for none.
+            response_type: a type that all responses have to fit, as in `chat`. A success in the journal that
+                does not fit is called again.
+            response_retries: as in `chat`; each ask is paced like an item, and counts in `outcome.attempts`.
             options: `timeout`, `deadline_seconds` (from the first send), `extra_headers`, for each call; see
                 `CallOptions`.
 
@@ -676,6 +696,8 @@ class AsyncClient(BaseAsyncClient):
                 max_wait_seconds=cast("float", max_wait_seconds),
                 stop_after_failures=stop_after_failures,
                 user_id=cast("str | None", user_id),
+                response_type=response_type,
+                response_retries=cast("int", response_retries),
                 call_options=options,
                 method=f"{self._session.owner}.batch",
             ),
@@ -686,45 +708,50 @@ class AsyncClient(BaseAsyncClient):
         self,
         requests: BatchSource,
         *,
+        response_type: type[Parsed] | None = None,
         return_exceptions: Literal[False] = False,
         **options: Unpack[BatchSettings],
-    ) -> list[ChatResponse]: ...
+    ) -> list[ChatResponse[Parsed]]: ...
 
     @overload
     async def chat_many(
         self,
         requests: BatchSource,
         *,
+        response_type: type[Parsed] | None = None,
         return_exceptions: Literal[True],
         **options: Unpack[BatchSettings],
-    ) -> list[ChatResponse | GatewayError]: ...
+    ) -> list[ChatResponse[Parsed] | GatewayError]: ...
 
     @overload
     async def chat_many(
         self,
         requests: BatchSource,
         *,
+        response_type: type[Parsed] | None = None,
         return_exceptions: bool,
         **options: Unpack[BatchSettings],
-    ) -> list[ChatResponse] | list[ChatResponse | GatewayError]: ...
+    ) -> list[ChatResponse[Parsed]] | list[ChatResponse[Parsed] | GatewayError]: ...
 
     async def chat_many(
         self,
         requests: BatchSource,
         *,
+        response_type: type[Parsed] | None = None,
         return_exceptions: bool = False,
         **options: Unpack[BatchSettings],
-    ) -> list[ChatResponse] | list[ChatResponse | GatewayError]:
+    ) -> list[ChatResponse[Parsed]] | list[ChatResponse[Parsed] | GatewayError]:
         """Run many chats concurrently; return their responses in the order of the items.
 
         Args:
             requests: as in `batch`.
+            response_type: as in `batch`.
             return_exceptions: return an item's error in place of its response. An error that ends a batch
                 (`stop_on` has its default, a wait is too long, the journal cannot be written) stands in the
                 place of each item that was not called. If False, the first error cancels the other calls and
                 is raised.
             options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
-                `stop_after_failures`, `user_id`,
+                `stop_after_failures`, `user_id`, `response_retries`,
                 `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for details.
 
         Raises:
@@ -734,7 +761,7 @@ class AsyncClient(BaseAsyncClient):
         """
         check_known(options, BatchSettings, f"{self._session.owner}.chat_many")
         answers = Answers(return_exceptions)
-        batch = self.batch(requests, stop_on=answers.stop_on, **options)
+        batch = self.batch(requests, stop_on=answers.stop_on, response_type=response_type, **options)
         try:
             async with batch:
                 try:
@@ -747,7 +774,7 @@ class AsyncClient(BaseAsyncClient):
                 answers.is_complete = True
         except JournalError as error:
             answers.warn_of(error)
-        return answers.in_order()
+        return cast("list[ChatResponse[Parsed]]", answers.in_order())
 
     async def race(
         self,

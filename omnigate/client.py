@@ -9,13 +9,14 @@ import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal, Unpack, overload
+from typing import Any, Literal, Unpack, cast, overload
 
 from omnigate._batch.answers import Answers
 from omnigate._batch.enough import StopAfterFailures
 from omnigate._batch.items import BatchItem, check_ids, check_source
 from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchSettings, ProgressArgument, StopOn
 from omnigate._calls.retry import RetryConfig
+from omnigate._calls.structured import RESPONSE_RETRIES
 from omnigate._streams.chat import ChatStream
 from omnigate._sync.batch import SyncBatch
 from omnigate._sync.face import BaseClient
@@ -24,7 +25,7 @@ from omnigate._sync.streams import SyncChatStream, SyncCompletionStream
 from omnigate._transport.carrier import MAX_RESPONSE_BYTES
 from omnigate._wire.arguments import Timeout
 from omnigate._wire.options import CallOptions, ChatStreamOptions, SamplingOptions, check_known
-from omnigate._wire.results import DictResult, ListResult
+from omnigate._wire.results import DictResult, ListResult, Parsed
 from omnigate._wire.values import Id, Integer, Number
 from omnigate.async_client import AsyncClient, Transport
 from omnigate.exceptions import GatewayError, JournalError
@@ -135,8 +136,10 @@ class Client(BaseClient):
         fallback_models: Sequence[str] | None = None,
         cache: bool | None = None,
         hedge_after: Number | None = None,
+        response_type: type[Parsed] | None = None,
+        response_retries: Integer = RESPONSE_RETRIES,
         **options: Unpack[CallOptions],
-    ) -> ChatResponse:
+    ) -> ChatResponse[Parsed]:
         """Return a model's complete response (`POST /v1/chat`).
 
         Args:
@@ -157,6 +160,11 @@ class Client(BaseClient):
                 first response wins, and the other call is cancelled. Reduces tail latency (Dean and
                 Barroso, "The Tail at Scale", CACM 56 (2), 2013); the 95th percentile of the latency is a
                 good value. Off by default, because the gateway bills both.
+            response_type: a type that the response has to fit: a msgspec Struct, a dataclass, a TypedDict, a
+                pydantic model, or a list of them. Its JSON schema is added to the system message, and the
+                response's text, also within a fenced block or prose, is decoded to `response.parsed`.
+            response_retries: how often to ask again, with the response and what is wrong with it, if it does
+                not fit. Every response is billed; those that did not fit are in `response.rejected`.
             options: `timeout`, `deadline_seconds`, `extra_headers`; see `CallOptions`.
 
         Raises:
@@ -164,6 +172,7 @@ class Client(BaseClient):
             APIError: the gateway or the provider returned an error; see its subclasses.
             ConnectionError: no response was received.
             TimeoutError: no response was received in time.
+            ResponseFormatError: no response fitted `response_type`.
 
         """
         return self._portal.call(
@@ -181,6 +190,8 @@ class Client(BaseClient):
                 fallback_models=fallback_models,
                 cache=cache,
                 hedge_after=hedge_after,
+                response_type=response_type,
+                response_retries=response_retries,
                 **options,
             )
         )
@@ -487,8 +498,10 @@ class Client(BaseClient):
         max_wait_seconds: Number = MAX_WAIT_SECONDS,
         stop_after_failures: StopAfterFailures = "auto",
         user_id: Id | None = None,
+        response_type: type[Parsed] | None = None,
+        response_retries: Integer = RESPONSE_RETRIES,
         **options: Unpack[CallOptions],
-    ) -> SyncBatch:
+    ) -> SyncBatch[Parsed]:
         """Return a batch: chats run concurrently, within the rate limit and the provider's capacity.
 
         Use it as `with client.batch(…) as batch: for outcome in batch: …`. Every item ends in
@@ -539,6 +552,9 @@ class Client(BaseClient):
                 integer; or a float, a share (above 0, at most 1) of the items that ended, once twenty have;
                 or None for never. "auto": when the first twenty items fail with the same 400, 404 or 422.
             user_id: the end user, overriding the client's; "" for none.
+            response_type: a type that all responses have to fit, as in `chat`. A success in the journal that
+                does not fit is called again.
+            response_retries: as in `chat`; each ask is paced like an item, and counts in `outcome.attempts`.
             options: `timeout`, `deadline_seconds` (from the first send), `extra_headers`, for each call; see
                 `CallOptions`.
 
@@ -562,6 +578,8 @@ class Client(BaseClient):
             max_wait_seconds=max_wait_seconds,
             stop_after_failures=stop_after_failures,
             user_id=user_id,
+            response_type=response_type,
+            response_retries=response_retries,
             **options,
         )
         return SyncBatch(self._portal, requests, make)
@@ -571,45 +589,50 @@ class Client(BaseClient):
         self,
         requests: Iterable[BatchItem] | os.PathLike[str],
         *,
+        response_type: type[Parsed] | None = None,
         return_exceptions: Literal[False] = False,
         **options: Unpack[BatchSettings],
-    ) -> list[ChatResponse]: ...
+    ) -> list[ChatResponse[Parsed]]: ...
 
     @overload
     def chat_many(
         self,
         requests: Iterable[BatchItem] | os.PathLike[str],
         *,
+        response_type: type[Parsed] | None = None,
         return_exceptions: Literal[True],
         **options: Unpack[BatchSettings],
-    ) -> list[ChatResponse | GatewayError]: ...
+    ) -> list[ChatResponse[Parsed] | GatewayError]: ...
 
     @overload
     def chat_many(
         self,
         requests: Iterable[BatchItem] | os.PathLike[str],
         *,
+        response_type: type[Parsed] | None = None,
         return_exceptions: bool,
         **options: Unpack[BatchSettings],
-    ) -> list[ChatResponse] | list[ChatResponse | GatewayError]: ...
+    ) -> list[ChatResponse[Parsed]] | list[ChatResponse[Parsed] | GatewayError]: ...
 
     def chat_many(
         self,
         requests: Iterable[BatchItem] | os.PathLike[str],
         *,
+        response_type: type[Parsed] | None = None,
         return_exceptions: bool = False,
         **options: Unpack[BatchSettings],
-    ) -> list[ChatResponse] | list[ChatResponse | GatewayError]:
+    ) -> list[ChatResponse[Parsed]] | list[ChatResponse[Parsed] | GatewayError]:
         """Run many chats concurrently; return their responses in the order of the items.
 
         Args:
             requests: as in `batch`.
+            response_type: as in `batch`.
             return_exceptions: return an item's error in place of its response. An error that ends a batch
                 (`stop_on` has its default, a wait is too long, the journal cannot be written) stands in the
                 place of each item that was not called. If False, the first error cancels the other calls and
                 is raised.
             options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
-                `stop_after_failures`, `user_id`,
+                `stop_after_failures`, `user_id`, `response_retries`,
                 `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for details.
 
         Raises:
@@ -619,7 +642,7 @@ class Client(BaseClient):
         """
         check_known(options, BatchSettings, "Client.chat_many")
         answers = Answers(return_exceptions)
-        batch = self.batch(requests, stop_on=answers.stop_on, **options)
+        batch = self.batch(requests, stop_on=answers.stop_on, response_type=response_type, **options)
         try:
             with batch:
                 try:
@@ -632,7 +655,7 @@ class Client(BaseClient):
                 answers.is_complete = True
         except JournalError as error:
             answers.warn_of(error)
-        return answers.in_order()
+        return cast("list[ChatResponse[Parsed]]", answers.in_order())
 
     def race(
         self,

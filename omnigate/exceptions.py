@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from omnigate._limits import RateLimit
+    from omnigate.models import ChatResponse
 
 __all__ = [
     "APIError",
@@ -36,6 +37,7 @@ __all__ = [
     "ProviderRateLimitError",
     "RaceError",
     "RateLimitError",
+    "ResponseFormatError",
     "StreamClosedError",
     "TimeoutError",
     "TooManyFailuresError",
@@ -50,11 +52,14 @@ class GatewayError(Exception):
     Attributes:
         request_id: the response's `x-request-id`, if there was one.
         attempts: how many attempts were made, if the request was sent at all.
+        billed: the answers that arrived before the failure and were billed: those of a call with
+            `response_type` that did not fit it.
 
     """
 
     request_id: str | None = None
     attempts: int | None = None
+    billed: tuple[ChatResponse, ...] = ()
 
 
 class APIError(GatewayError):
@@ -133,6 +138,21 @@ class ProviderRateLimitError(RateLimitError, ProviderError):
 
 class InvalidResponseError(APIError, ValueError):
     """A response that does not match its documented type, is too large, or has an unknown encoding."""
+
+
+class ResponseFormatError(GatewayError, ValueError):
+    """No answer of a call fitted its `response_type`.
+
+    `billed` has all of them, each with its tokens and cost.
+
+    Attributes:
+        text: the last answer, as the model wrote it.
+        problem: why it does not fit.
+
+    """
+
+    text: str = ""
+    problem: str = ""
 
 
 class ConnectionError(GatewayError, builtins.ConnectionError):

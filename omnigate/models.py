@@ -8,12 +8,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, Literal, TypeAlias, cast, get_args
 
 import msgspec
 
 from omnigate._wire.checks import BE_BOOL, Range, one_of, refusal
-from omnigate._wire.results import Result
+from omnigate._wire.results import ParsedT_co, Result
 from omnigate._wire.structs import WireStruct, decoder_for, encode
 from omnigate._wire.values import Integer, Number, is_sequence
 from omnigate.exceptions import InvalidArgumentError
@@ -215,16 +215,16 @@ class Usage(WireStruct, kw_only=True, gc=False):
     total_tokens: int = 0
 
 
-class ChatResponse(Result, kw_only=True, gc=False):
-    """A complete answer.
+class ChatResponse(Result, Generic[ParsedT_co], kw_only=True, gc=False):
+    """A complete answer; `ChatResponse[City]` is one to a call with `response_type=City`.
 
     Attributes:
         id: the provider's id; not unique, a cache hit repeats it. `meta.request_id` identifies the call.
         provider: the provider that answered.
         model: the model that answered.
         content: the text.
-        usage: token counts.
-        cost_usd: cost in USD; 0 for a cache hit.
+        usage: token counts, with those of the answers in `rejected`.
+        cost_usd: cost in USD, with that of the answers in `rejected`; 0 for a cache hit.
         finish_reason: why the model stopped ("stop", "length", …).
         cached: whether the gateway's cache answered.
         fallback_used: whether one of `fallback_models` answered.
@@ -242,6 +242,16 @@ class ChatResponse(Result, kw_only=True, gc=False):
     cached: bool = False
     fallback_used: bool = False
     latency_ms: int = 0
+
+    @property
+    def parsed(self) -> ParsedT_co:
+        """The text as the call's `response_type`; None if the call had none."""
+        return cast("ParsedT_co", self._structured[0] if hasattr(self, "_structured") else None)
+
+    @property
+    def rejected(self) -> "tuple[ChatResponse, ...]":
+        """The earlier answers of the same call, which did not fit its `response_type`."""
+        return self._structured[1] if hasattr(self, "_structured") else ()
 
 
 class StreamChunk(WireStruct, kw_only=True, gc=False):

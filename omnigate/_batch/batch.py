@@ -32,7 +32,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast
 
 import anyio
 import anyio.lowlevel
@@ -45,7 +45,7 @@ from omnigate._batch.journal.journal import JournalWarning, RepeatedIdError, Rep
 from omnigate._batch.lifecycle import Lifecycle, State
 from omnigate._batch.options import BatchOptions
 from omnigate._batch.outbox import Outbox
-from omnigate._batch.outcomes import AnyOutcome, BatchStats, Outcome, Tally, words_of
+from omnigate._batch.outcomes import BatchStats, Outcome, OutcomeOf, Tally, words_of
 from omnigate._batch.pace.gate import Gate, Gates
 from omnigate._batch.pace.patience import OutOfPatienceError, Patience, Reason
 from omnigate._batch.pace.queue import Flow
@@ -54,11 +54,12 @@ from omnigate._batch.progress import Progress
 from omnigate._batch.record import Record
 from omnigate._batch.source import END, Source
 from omnigate._calls.attempts import Call
+from omnigate._calls.structured import MisfitError, ResponseFormat, complete
 from omnigate._runtime.frames import warn
 from omnigate._runtime.isolation import is_cancellation
 from omnigate._transport.messages import Origin
-from omnigate._wire import endpoints
 from omnigate._wire.pickling import UnpicklableReader
+from omnigate._wire.results import ParsedT_co
 from omnigate.exceptions import InvalidArgumentError, JournalError, NotStartedError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ _FIRST_LIMIT: Final = 8
 """The concurrency limit to reckon with before the first item is read."""
 
 
-class Batch(UnpicklableReader):
+class Batch(UnpicklableReader, Generic[ParsedT_co]):
     """A batch: `async with client.batch(…) as batch: async for outcome in batch: …`.
 
     Yields exactly one `Outcome` per item, unless the batch ends before the item is sent; in the order they
@@ -106,7 +107,9 @@ class Batch(UnpicklableReader):
         self._lifecycle = Lifecycle()
         self._source = Source(options.requests)
         self._outbox = Outbox(self._lifecycle, ordered=options.ordered)
-        self._record = Record(options.journal, lock=options.journal_lock, want_response=options.replay)
+        # Without replay, too, a success is read if it has to fit a type.
+        wants = options.replay or options.response_format is not None
+        self._record = Record(options.journal, lock=options.journal_lock, want_response=wants)
         self._in_flight = 0
         self._called = 0
         self._parked = 0  # of those in flight: wait for their first slot
@@ -300,8 +303,8 @@ class Batch(UnpicklableReader):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> AnyOutcome:
-        return await self._outbox.next(self._in_flight)
+    async def __anext__(self) -> OutcomeOf[ParsedT_co]:
+        return cast("OutcomeOf[ParsedT_co]", await self._outbox.next(self._in_flight))
 
     async def run(self) -> BatchStats:
         """Run the batch to its end and return its stats: `stats = await client.batch(…, journal=…).run()`.
@@ -519,12 +522,11 @@ class Batch(UnpicklableReader):
 
     def _prepare(self, item: Item) -> tuple[Call, str] | None:
         """Return the item's call and digest; None if it ended without a call."""
-        options, call = self._options, None
+        format, call = self._options.response_format, None
         if item.request is not None:
             try:
-                call = self._session.prepare(
-                    endpoints.CHAT, body=item.request, user_id=options.user_id, options=options.call_options
-                )
+                request = item.request if format is None else format.instruct(item.request)
+                call = self._caller.prepare(request)
             except InvalidArgumentError as refused:
                 item = Item(item.index, item.id, None, refused)
         digest: str | None
@@ -533,7 +535,7 @@ class Batch(UnpicklableReader):
         except RepeatedIdError as repeated:  # the journal's line is that of the first item with this id
             call = digest = found = None
             item = Item(item.index, item.id, item.request, InvalidArgumentError(str(repeated)))
-        if found is not None:
+        if found is not None and _fits(found, format):
             self._replay(item, found)
         elif call is not None and digest is not None:
             return call, digest
@@ -584,6 +586,18 @@ class Batch(UnpicklableReader):
         """Start no more calls, abandon waiting sends, and raise `error` after the last outcome."""
         self._lifecycle.advance(State.STOPPING, error)
         self._caller.abandon()
+
+
+def _fits(found: Replay, format: ResponseFormat[Any] | None) -> bool:
+    """Return whether a success of an earlier run fits the batch's `response_type`, and give it its value."""
+    response = found.response
+    if format is None or response is None:
+        return True
+    try:
+        complete(response, format.read(response.content))
+    except MisfitError:
+        return False
+    return True
 
 
 _NOT: Final = (None, None)

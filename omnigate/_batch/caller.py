@@ -7,6 +7,9 @@ for counts towards `max_wait_seconds`. A 429 that ends the batch teaches the pac
 not wait for what this one did not.
 
 After a stop nothing is sent, even by a worker whose wait has just finished.
+
+An answer that does not fit the batch's `response_type` is asked for again: a further send with a slot and a
+gate of its own. If that send does not happen, the item fails with what was billed.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, TypeVarTuple
 
 import anyio
 
@@ -29,7 +32,9 @@ from omnigate._batch.pace.signs import Sign, seconds_at_limit, sign_of
 from omnigate._batch.pace.upstream import Slot, Upstream
 from omnigate._calls.attempts import Call, Fetching
 from omnigate._calls.retry import compute_delay, should_retry
+from omnigate._calls.structured import Asks
 from omnigate._transport.carrier import Answer
+from omnigate._wire import endpoints
 from omnigate._wire.head import rate_limit_of
 from omnigate.exceptions import (
     APIError,
@@ -37,7 +42,7 @@ from omnigate.exceptions import (
     GatewayError,
     MaxWaitError,
 )
-from omnigate.models import ChatResponse
+from omnigate.models import ChatRequest, ChatResponse
 
 if TYPE_CHECKING:
     from omnigate._calls.session import Session
@@ -111,23 +116,74 @@ class Caller:
         """Make the call of an item, with its deadline; None if it was given up before it was sent again."""
         session = self._session
         attempts = _ItemAttempts(self, session, ready, entry)
+        asks = self._asks_of(ready)
         response: ChatResponse | None = None
         failure: GatewayError | None = None
         try:
-            answer = await attempts.run()
-            result: ChatResponse = session.decode(ChatResponse, answer, ready.call)
-            result._meta = attempts.meta(answer)
-            response = result
-        except _Stopped:
-            return None
+            while response is None:
+                answer = await attempts.run()
+                result: ChatResponse = session.decode(ChatResponse, answer, attempts.call)
+                result._meta = attempts.meta(answer)
+                if asks is None or asks.settles(result, attempts.call.secrets):
+                    response = result
+                else:
+                    await self._ask_again(ready, attempts, asks)
+        except (_Stopped, OutOfPatienceError) as stopped:
+            if asks is None or not asks.rejected:
+                return None
+            failure = asks.unsettled()
+            failure.add_note(
+                "not asked again: the batch was stopped"
+                if isinstance(stopped, _Stopped)
+                else self.gave_up(ready.patience)
+            )
         except GatewayError as error:
             failure = error
+            if asks is not None:
+                error.billed = asks.rejected
         finally:
             attempts.slot.free()
         try:
             return self.outcome(ready.item, ready.read_at, attempts.count, response, failure)
         finally:
             del failure  # breaks the cycle of the error, its traceback and this frame
+
+    def _asks_of(self, ready: Ready) -> Asks[Any] | None:
+        """Return the asks of an item, if its answer has to fit a type."""
+        format, request = self.options.response_format, ready.item.request
+        if format is None or request is None:
+            return None
+        return Asks(request, format, self.options.response_retries)
+
+    async def _ask_again(self, ready: Ready, attempts: _ItemAttempts, asks: Asks[Any]) -> None:
+        """Wait until an item may be sent again with its next ask.
+
+        Raises:
+            _Stopped: the batch was stopped meanwhile.
+            OutOfPatienceError: the item has waited for too long.
+            ClientClosedError: the client was closed meanwhile.
+            TimeoutError: the item's deadline has passed.
+        """
+        call = self.prepare(asks.request)
+        with anyio.CancelScope(deadline=attempts.deadline):
+            entry = await self.enter(ready, is_again=True)
+            if entry is None:
+                raise _Stopped
+            attempts.ask_again(call, entry)
+            return
+        raise attempts.overdue()
+
+    def prepare(self, request: ChatRequest) -> Call:
+        """Return the call of a request, with the batch's options.
+
+        Raises:
+            InvalidArgumentError: it cannot be sent.
+            ClientClosedError: the client is closed.
+        """
+        options = self.options
+        return self._session.prepare(
+            endpoints.CHAT, body=request, user_id=options.user_id, options=options.call_options
+        )
 
     def outcome(
         self,
@@ -270,8 +326,17 @@ class _ItemAttempts(Fetching):
         now = self._caller.clock()
         self._ready.gate.answered(self._send, rate_limit_of(answer.head), now)
         self._ready.upstream.succeeded(self.slot, now)
-        self.slot.free(is_followed=True)
+        # An item that asks again stands in line: it does not take this slot again for certain.
+        self.slot.free(is_followed=self._caller.options.response_format is None)
         return answer
+
+    def ask_again(self, call: Call, entry: Entry) -> None:
+        """Continue with another ask of the item, which has as many attempts as the first."""
+        self.follow(self, self.count)
+        self.call = call
+        self.slot, self._send = entry
+        self._rejected = self._failed = self._used = 0
+        self._unproven = []
 
     def judge(self, error: BaseException) -> GatewayError | None:
         """Learn from a failure, and return it."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, cast
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from omnigate._batch.enough import StopAfterFailures, check_stop_after_failures
 from omnigate._batch.items import BatchSource, check_ids, check_source
 from omnigate._batch.outcomes import BatchStats
 from omnigate._batch.pace.signs import seconds_at_limit
 from omnigate._batch.progress import check_progress
+from omnigate._calls.structured import RESPONSE_RETRIES, ResponseFormat, check_response_type
 from omnigate._wire.arguments import check_user_id
 from omnigate._wire.checks import (
     check_bool,
@@ -55,6 +56,7 @@ class BatchSettings(CallOptions, total=False):
         stop_after_failures: end the batch after so many failed items (an integer), at such a share of them
             (a float, at most 1), never (None), or when the first twenty fail alike ("auto").
         user_id: the end user, overriding the client's; "" for none. At most 255 Latin-1 characters.
+        response_retries: how often to ask again for a response that does not fit `response_type`.
 
     """
 
@@ -66,6 +68,7 @@ class BatchSettings(CallOptions, total=False):
     max_wait_seconds: Number
     stop_after_failures: StopAfterFailures
     user_id: Id | None
+    response_retries: Integer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,9 @@ class BatchOptions:
     waits it out, unless that takes too long or `stop_on` names its type. Any other failure is judged by
     `stops` once it has ended its item. A callable `stop_on` is thus called once for each failed item, and
     never for the gateway's own 429.
+
+    Attributes:
+        response_format: of the responses, by `response_type`; None for any text.
 
     Raises:
         InvalidArgumentError: an argument is invalid.
@@ -93,6 +99,9 @@ class BatchOptions:
     max_wait_seconds: float = MAX_WAIT_SECONDS
     stop_after_failures: StopAfterFailures = "auto"
     user_id: str | None = None
+    response_type: Any = None
+    response_retries: int = RESPONSE_RETRIES
+    response_format: ResponseFormat[Any] | None = field(init=False)
     call_options: CallOptions
     method: str = "AsyncClient.batch"
 
@@ -115,6 +124,8 @@ class BatchOptions:
         checked["max_wait_seconds"] = check_number(self.max_wait_seconds, "max_wait_seconds", above=0)
         check_stop_after_failures(self.stop_after_failures)
         checked["user_id"] = check_user_id(self.user_id)
+        checked["response_format"] = check_response_type(self.response_type)
+        checked["response_retries"] = check_integer(self.response_retries, "response_retries", minimum=0)
         check_options(self.call_options, self.method)
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # the dataclass is frozen

@@ -3,12 +3,15 @@
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from types import GenericAlias
+from typing import TYPE_CHECKING, Final, Generic, Literal, NoReturn, TypeAlias
 
 import msgspec
 
+from omnigate._calls.structured import spent
+from omnigate._wire.results import Parsed, ParsedT_co
 from omnigate.exceptions import GatewayError
-from omnigate.models import ChatRequest, ChatResponse
+from omnigate.models import ChatRequest, ChatResponse, Usage
 
 _RATE_SECONDS: Final = 30
 
@@ -22,7 +25,8 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         request: the request; None if the item was not a valid one.
         response: the response, or None if the item failed.
         error: why it failed, or None.
-        attempts: how many times it was sent; 0 if it was not valid. If replayed, in the run that sent it.
+        attempts: how many times it was sent, each ask counted; 0 if it was not valid. If replayed, in the run
+            that sent it.
         elapsed: seconds from reading the item to its outcome, waits included. If replayed, in the run that
             sent it.
         replayed: whether the response comes from the journal of an earlier run.
@@ -37,6 +41,9 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     attempts: int = 0
     elapsed: float = 0.0
     replayed: bool = False
+
+    if not TYPE_CHECKING:  # for annotations that are read at run time
+        __class_getitem__ = classmethod(GenericAlias)
 
     def unwrap(self) -> ChatResponse:
         """Return the response, or raise the error.
@@ -53,12 +60,14 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
 if TYPE_CHECKING:
 
-    class Succeeded(Outcome, frozen=True, kw_only=True):
+    class Succeeded(Outcome, Generic[ParsedT_co], frozen=True, kw_only=True):
         """An outcome without an error, for type checkers only: not a class at run time."""
 
         request: ChatRequest
-        response: ChatResponse  # pyright: ignore[reportGeneralTypeIssues] - never constructed
+        response: ChatResponse[ParsedT_co]  # pyright: ignore[reportGeneralTypeIssues] - never constructed
         error: None = None
+
+        def unwrap(self) -> ChatResponse[ParsedT_co]: ...
 
     class Failed(Outcome, frozen=True, kw_only=True):
         """An outcome with an error, for type checkers only: not a class at run time."""
@@ -66,9 +75,14 @@ if TYPE_CHECKING:
         response: None = None
         error: GatewayError  # pyright: ignore[reportGeneralTypeIssues] - never constructed
 
+        def unwrap(self) -> NoReturn: ...
+
+    OutcomeOf: TypeAlias = Succeeded[Parsed] | Failed
     AnyOutcome: TypeAlias = Succeeded | Failed
 else:
-    AnyOutcome = Outcome  # the public `Outcome`: one class at run time, two for type checkers to narrow
+    OutcomeOf = AnyOutcome = (
+        Outcome  # the public `Outcome`: one class at run time, two for type checkers to narrow
+    )
 
 
 class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +94,7 @@ class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
         replayed: items found as successes in the journal, whether or not they were handed out again.
         in_flight: items being called, including those that wait between two attempts.
         calls_per_second: items completed per second, over about the last 30 s; replayed ones do not count.
-        prompt_tokens: prompt tokens of all responses of this run.
+        prompt_tokens: prompt tokens of all responses of this run, those that did not fit included.
         completion_tokens: completion tokens of the same responses.
         total_tokens: all tokens of the same responses.
         cost_usd: cost of the same responses, in USD.
@@ -139,21 +153,25 @@ class Tally:
 
     def add(self, outcome: Outcome) -> None:
         """Count an outcome of this run."""
-        response = outcome.response
+        response, error = outcome.response, outcome.error
         if response is None:
             self.failed += 1
+            if error is not None and error.billed:
+                self._bill(*spent(error.billed))
         else:
             self.succeeded += 1
-            usage = response.usage
-            self._prompt_tokens += usage.prompt_tokens
-            self._completion_tokens += usage.completion_tokens
-            self._total_tokens += usage.total_tokens
-            self._cost_usd += response.cost_usd
+            self._bill(response.usage, response.cost_usd)
         second = self._clock() // 1
         if self._recent and self._recent[-1][0] == second:
             self._recent[-1][1] += 1
         else:
             self._recent.append([second, 1])
+
+    def _bill(self, usage: Usage, cost_usd: float) -> None:
+        self._prompt_tokens += usage.prompt_tokens
+        self._completion_tokens += usage.completion_tokens
+        self._total_tokens += usage.total_tokens
+        self._cost_usd += cost_usd
 
     def stats(
         self,

@@ -87,12 +87,15 @@ class Attempts(Generic[T]):
         started: when the call began, by the monotonic clock.
     """
 
-    __slots__ = ("_carrier", "_config", "_last_failure", "_pauses", "call", "count", "deadline", "started")
+    __slots__ = (
+        "_carrier", "_config", "_earlier", "_last_failure", "_pauses", "call", "count", "deadline", "started"
+    )  # fmt: skip
 
     def __init__(self, call: Call, carrier: Carrier, config: RetryConfig, pauses: Pauses) -> None:
         self._carrier = carrier
         self._config = config
         self._pauses = pauses
+        self._earlier = 0  # attempts of earlier asks, which the retry policy does not count
         self._last_failure = ""  # words, since an error keeps its traceback, and that all it refers to
         self.call: Call = call
         self.count: int = 0
@@ -100,6 +103,16 @@ class Attempts(Generic[T]):
         self.deadline: float = (
             math.inf if call.deadline_seconds is None else anyio.current_time() + call.deadline_seconds
         )
+
+    def follow(self, earlier: Attempts[T], count: int) -> None:
+        """Continue a call that asks again: keep its beginning and its deadline, and count on.
+
+        Args:
+            earlier: the attempts with which the call began.
+            count: the attempts so far.
+        """
+        self.started, self.deadline = earlier.started, earlier.deadline
+        self.count = self._earlier = count
 
     def run(self) -> Awaitable[T]:
         """Make attempts until one succeeds, within the call's deadline, and return its result.
@@ -203,7 +216,7 @@ class Attempts(Generic[T]):
             failure: why the last attempt failed.
             status: the HTTP status to judge by, if not the error's own.
         """
-        return self.backoff(failure, self.count, status)
+        return self.backoff(failure, self.count - self._earlier, status)
 
     def backoff(self, failure: GatewayError, attempts: int, status: int | None = None) -> float | None:
         """Return the policy's wait in seconds after this many attempts, or None for no further attempt."""

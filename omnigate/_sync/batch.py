@@ -20,16 +20,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Generic, Self, cast
 
 import anyio
 
 from omnigate._batch.batch import Batch
 from omnigate._batch.items import BatchItem, open_source
-from omnigate._batch.outcomes import AnyOutcome, BatchStats
+from omnigate._batch.outcomes import AnyOutcome, BatchStats, OutcomeOf
 from omnigate._runtime.frames import warn
 from omnigate._sync.portal import Portal
 from omnigate._wire.pickling import UnpicklableReader
+from omnigate._wire.results import ParsedT_co
 from omnigate.exceptions import ClientClosedError, NotStartedError
 
 _MOST: Final = 256
@@ -171,7 +172,7 @@ class _Inside:
             left.set()
 
 
-class SyncBatch(UnpicklableReader):
+class SyncBatch(UnpicklableReader, Generic[ParsedT_co]):
     """A batch: `with client.batch(…) as batch: for outcome in batch: …`.
 
     Yields exactly one `Outcome` per item, unless the batch ends before the item is sent; in the order they
@@ -283,7 +284,7 @@ class SyncBatch(UnpicklableReader):
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> AnyOutcome:
+    def __next__(self) -> OutcomeOf[ParsedT_co]:
         if not self._is_open:
             raise NotStartedError("a batch can only be iterated inside its `with` block")
         self._is_read = True
@@ -300,7 +301,7 @@ class SyncBatch(UnpicklableReader):
                     self._portal.post(inside.feed.accept)
         outcome = outcomes[0]
         del outcomes[0]  # not `popleft()`: Ctrl-C as that call returns would lose the outcome
-        return outcome
+        return cast("OutcomeOf[ParsedT_co]", outcome)
 
     def _leave(self) -> None:
         """Leave the batch and wait for its end; quietly if the client was closed, which has ended it."""

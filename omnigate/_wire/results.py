@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import GenericAlias
-from typing import Any, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 
 from omnigate._wire.head import Meta
 from omnigate._wire.structs import WireStruct
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:  # only type checkers need the default, and Python has it from 3.13 on
+    from typing_extensions import TypeVar as _TypeVar
+
+    Parsed = _TypeVar("Parsed", default=object)
+    ParsedT_co = _TypeVar("ParsedT_co", default=object, covariant=True)
+else:
+    Parsed = TypeVar("Parsed")
+    ParsedT_co = TypeVar("ParsedT_co", covariant=True)
 
 
 class ListResult(list[T], Generic[T]):

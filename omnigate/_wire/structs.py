@@ -82,13 +82,15 @@ class _ConvertingMeta(msgspec.StructMeta):
 class _Slots:
     """Slots that are not struct fields: neither decoded, encoded, compared nor dumped."""
 
-    __slots__ = ("_given", "_meta")
+    __slots__ = ("_given", "_meta", "_structured")
 
     if TYPE_CHECKING:  # at runtime msgspec would make them fields
         _given: frozenset[str]
         """The fields that were given, if the struct was not decoded; absent for all."""
         _meta: Meta
         """The metadata of a result that a call returned."""
+        _structured: tuple[Any, tuple[Any, ...]]
+        """The value of an answer to a call with `response_type`, and the answers before that did not fit."""
 
 
 class WireStruct(_Slots, msgspec.Struct, kw_only=True, gc=False, metaclass=_ConvertingMeta):

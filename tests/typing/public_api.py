@@ -2,16 +2,19 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Unpack, assert_type
+from typing import Any, TypedDict, Unpack, assert_type
 from uuid import UUID
 
 import anyio
 import httpx
 import httpx2
+import msgspec
 import numpy
+import pydantic
 
 from omnigate import (
     AdminClient,
@@ -47,6 +50,7 @@ from omnigate import (
     ProviderRateLimitError,
     RaceError,
     RateLimit,
+    ResponseFormatError,
     RetryConfig,
     SamplingOptions,
     SignupResponse,
@@ -216,6 +220,67 @@ async def values_of_other_libraries(
     )
 
 
+class City(msgspec.Struct):
+    name: str
+
+
+@dataclass
+class Country:
+    name: str
+
+
+class River(TypedDict):
+    name: str
+
+
+class Mountain(pydantic.BaseModel):
+    name: str
+
+
+def any_response(response: ChatResponse) -> None:
+    assert_type(response.parsed, object)
+
+
+def any_outcome(outcome: Outcome) -> None:
+    assert_type(outcome.unwrap().parsed, object)
+
+
+async def parsed(client: AsyncClient, sync: Client, kind: type[City] | None) -> None:
+    response = await client.chat(model="m", messages="x", response_type=City, response_retries=1)
+    assert_type(response, ChatResponse[City])
+    assert_type(response.parsed.name, str)
+    assert_type(response.rejected, tuple[ChatResponse, ...])
+    assert_type((await client.chat(model="m", messages="x", response_type=Country)).parsed, Country)
+    assert_type(sync.chat(model="m", messages="x", response_type=River).parsed, River)
+    assert_type(sync.chat(model="m", messages="x", response_type=Mountain).parsed, Mountain)
+    assert_type(sync.chat(model="m", messages="x", response_type=list[City]).parsed, list[City])
+    assert_type(sync.chat(model="m", messages="x", response_type=kind).parsed, City)
+    any_response(response)
+    assert_type(await client.chat_many(["x"], model="m", response_type=City), list[ChatResponse[City]])
+    assert_type(
+        sync.chat_many(["x"], response_type=City, return_exceptions=True),
+        list[ChatResponse[City] | GatewayError],
+    )
+    async with client.batch(["x"], model="m", response_type=City) as batch:
+        assert_type(batch, Batch[City])
+        async for outcome in batch:
+            assert_type(outcome.unwrap().parsed, City)
+            any_outcome(outcome)
+            if outcome.error is None:
+                assert_type(outcome.response, ChatResponse[City])
+            else:
+                assert_type(outcome.error.billed, tuple[ChatResponse, ...])
+    with sync.batch(["x"], model="m", response_type=Mountain) as sync_batch:
+        assert_type(sync_batch, SyncBatch[Mountain])
+        assert_type([one.response.parsed for one in sync_batch if one.error is None], list[Mountain])
+    try:
+        sync.chat(model="m", messages="x", response_type=City)
+    except ResponseFormatError as error:
+        assert_type((error.text, error.problem), tuple[str, str])
+    sync.chat(model="m", messages="x", response_type="City")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    sync.chat_stream(model="m", messages="x", response_type=City)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+
 def converted(texts: Sequence[str], integer: numpy.int64) -> None:
     assert_type(ChatRequest(model="m", messages="x"), ChatRequest)
     request = ChatRequest(model="m", messages=[{"role": "user", "content": "x"}], stop=texts, seed=integer)
@@ -322,7 +387,8 @@ async def narrowed(client: AsyncClient, sync: Client, outcome: Outcome, outcomes
 
 def an_outcome(given: object) -> None:
     if isinstance(given, Outcome):
-        assert_type(given, Outcome)
+        assert_type(given.index, int)
+        assert_type(given.error, GatewayError | None)
 
 
 def refused(client: Client) -> None:

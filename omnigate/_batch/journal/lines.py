@@ -23,6 +23,7 @@ import httpx
 import msgspec
 
 from omnigate._batch.outcomes import Outcome
+from omnigate._calls.structured import spent
 from omnigate._wire.head import Meta
 from omnigate._wire.redaction import redact
 from omnigate._wire.values import encode_foreign
@@ -77,13 +78,14 @@ class _Extra(msgspec.Struct, gc=False, kw_only=True):
     attempts: int
     elapsed: float
     provider: str | msgspec.UnsetType | None = msgspec.UNSET
-    # Successes only.
+    # Successes only, but for the cost.
     request: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     cost_usd: float | msgspec.UnsetType = msgspec.UNSET
     cached: bool | msgspec.UnsetType = msgspec.UNSET
     fallback_used: bool | msgspec.UnsetType = msgspec.UNSET
     latency_ms: int | msgspec.UnsetType = msgspec.UNSET
-    # Errors only.
+    # Errors only; with `cost_usd`, if answers were billed.
+    usage: Usage | msgspec.UnsetType = msgspec.UNSET
     request_id: str | msgspec.UnsetType | None = msgspec.UNSET
     status_code: int | msgspec.UnsetType | None = msgspec.UNSET
     provider_status: int | msgspec.UnsetType | None = msgspec.UNSET
@@ -219,6 +221,8 @@ def encode_line(outcome: Outcome, digest: str, *, created: int) -> bytes:
         assert error is not None
         line.error = _Error(type(error).__name__, _utf8(redact(str(error))))
         extra.request_id = error.request_id
+        if error.billed:
+            extra.usage, extra.cost_usd = spent(error.billed)
         if isinstance(error, APIError):
             extra.status_code = error.status_code
             extra.retry_after = error.retry_after  # msgspec writes non-finite numbers as null

@@ -1,0 +1,73 @@
+"""A chat whose answer has to fit a type: asks until one does, within one deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar, cast
+
+from omnigate._calls.attempts import Call, Fetching
+from omnigate._calls.racing import hedged
+from omnigate._calls.session import Session
+from omnigate._calls.structured import Asks
+from omnigate.exceptions import GatewayError
+from omnigate.models import ChatRequest, ChatResponse
+
+T = TypeVar("T")
+
+
+async def fetch_chat(session: Session, call: Call, hedge_after: float | None) -> ChatResponse:
+    """Return the answer to a chat.
+
+    Args:
+        session: makes the call.
+        call: the request.
+        hedge_after: seconds after which to send a second copy; None for none.
+    """
+    if hedge_after is None:
+        return await session.fetch(ChatResponse, call)
+    return await _fetch_copies(session, call, [session.fetching(call), session.fetching(call)], hedge_after)
+
+
+async def fetch_fitting(
+    session: Session, prepare: Callable[[ChatRequest], Call], asks: Asks[T], hedge_after: float | None
+) -> ChatResponse[T]:
+    """Return the first answer that fits.
+
+    Args:
+        session: makes the calls.
+        prepare: returns the call of a request.
+        asks: what to ask.
+        hedge_after: as in `fetch_chat`, for each ask.
+
+    Raises:
+        ResponseFormatError: none of the answers fits.
+        GatewayError: there is no answer; the error has those that did not fit.
+    """
+    first: Fetching | None = None
+    sent = 0
+    while True:
+        try:
+            call = prepare(asks.request)
+            copies = [session.fetching(call) for _ in range(1 if hedge_after is None else 2)]
+            if first is None:
+                first = copies[0]
+            else:
+                for copy in copies:
+                    copy.follow(first, sent)
+            response = await _fetch_copies(session, call, copies, hedge_after)
+        except GatewayError as error:
+            error.billed = asks.rejected
+            raise
+        sent = response.meta.attempts
+        if asks.settles(response, call.secrets):
+            return cast("ChatResponse[T]", response)
+
+
+async def _fetch_copies(
+    session: Session, call: Call, copies: list[Fetching], hedge_after: float | None
+) -> ChatResponse:
+    """Return the first answer of one or two copies of a call, which began at the same time."""
+    if hedge_after is None:
+        return await session.fetch(ChatResponse, call, copies[0])
+    return await hedged([partial(session.fetch, ChatResponse, call, copy) for copy in copies], hedge_after)
