@@ -1,6 +1,6 @@
 """The official OpenAI SDK, version 3 or newer, over this package's transport.
 
-python examples/openai_sdk_transport.py      (with OMNIGATE_BASE_URL and OMNIGATE_API_KEY set: see `omnigate gateway`)
+python examples/openai_sdk_transport.py      (OMNIGATE_BASE_URL and OMNIGATE_API_KEY: see `omnigate gateway`)
 """
 
 import asyncio
