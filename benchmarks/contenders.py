@@ -103,7 +103,7 @@ def measure_import(contender: str, case: Case) -> dict[str, float]:
 
 
 async def measure_first_chunk(contender: str, case: Case) -> dict[str, float]:
-    """Return the median time until a stream's first chunk, and the client's CPU time for a whole short stream."""
+    """Return the median time until a stream's first chunk, and the CPU time of a whole short stream."""
     async with CLIENTS[contender](case) as stream:
         waited: list[float] = []
 

@@ -174,10 +174,11 @@ def page(sections: list[Section], command: str, date: str, facts: dict[str, Any]
         "# Results",
         "",
         f"Written by `{command}` on {date}. {facts['processor']}, {facts['cores']} cores, load "
-        f"{facts.get('load', 'unknown')} at the start; {facts['system']}; CPython {facts['python']}; {known}.",
+        f"{facts.get('load', 'unknown')} at the start; {facts['system']}; "
+        f"CPython {facts['python']}; {known}.",
         "",
-        "Figures of one table are from one run, measured in turn; each is the best of its rounds. All rounds are in "
-        "`results.json`.",
+        "Figures of one table are from one run, measured in turn; each is the best of its rounds. "
+        "All rounds are in `results.json`.",
     ]
     for section in sections:
         columns = _columns(section)
