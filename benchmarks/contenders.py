@@ -1,190 +1,142 @@
-"""The clients being compared, each run in a fresh process.
+"""Measures one contender on one case, in a process of its own.
 
-    python benchmarks/contenders.py CONTENDER '{"url": …}'
+    python benchmarks/contenders.py CONTENDER '{"what": "calls", "url": …}'
 
-Prints a JSON object of the measurements. Each contender is a function that opens what it needs and yields a
-`call` to measure; all send the same request with the same key and decode the response into their own type.
-This package is imported only if it is the contender: 0.1.0 has the same import name and runs in its own
-interpreter.
+Prints a JSON object of the measurements. This package is imported only if it is the contender, or a floor: 0.1.0 has
+the same import name and runs in its own interpreter.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import json
 import resource
-import ssl
+import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+clients: Any = importlib.import_module("clients")  # next to this file
+sys.path.pop(0)  # so that no library sees this folder's modules
 
 Call = Callable[[], Awaitable[object]]
 Case = dict[str, Any]
 
-KEY = "llmg_benchmark"
-MODEL = "gpt-4o-mini"
-MESSAGES = [{"role": "user", "content": "Say hi in French"}]
+CLIENTS, KEY, MODEL, MESSAGES = clients.CLIENTS, clients.KEY, clients.MODEL, clients.MESSAGES
 
 
-# One chat
+def run(function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    """Run a coroutine function in the event loop of its case, the last argument."""
+    backend = args[-1]["backend"]
+    if backend == "trio":
+        import trio
+
+        return trio.run(function, *args)
+    if backend == "uvloop":
+        import uvloop
+
+        return uvloop.run(function(*args))
+    return asyncio.run(function(*args))  # type: ignore[arg-type]
 
 
-@asynccontextmanager
-async def bare(case: Case) -> AsyncIterator[Call]:
-    """The floor: send and receive on an anyio stream, httptools, msgspec; one connection per worker."""
-    import anyio
-    import httptools
-    import msgspec
-
-    from omnigate import ChatResponse
-
-    encode = msgspec.json.Encoder().encode
-    decode = msgspec.json.Decoder(ChatResponse).decode
-    host, _, port = case["url"].removeprefix("http://").partition(":")
-    head = (
-        f"POST /v1/chat HTTP/1.1\r\nhost: {host}:{port}\r\nuser-agent: bare\r\naccept: */*\r\n"
-        f"x-api-key: {KEY}\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    ).encode()
-    free: list[Any] = []
-
-    class Response:
-        def __init__(self) -> None:
-            self.headers: list[tuple[bytes, bytes]] = []
-            self.body: list[bytes] = []
-            self.done = False
-
-        def on_header(self, name: bytes, value: bytes) -> None:
-            self.headers.append((name, value))
-
-        def on_body(self, body: bytes) -> None:
-            self.body.append(body)
-
-        def on_message_complete(self) -> None:
-            self.done = True
-
-    async def call() -> object:
-        stream = free.pop() if free else await anyio.connect_tcp(host, int(port))
-        body = encode({"model": MODEL, "messages": MESSAGES})
-        await stream.send(head % len(body) + body)
-        response = Response()
-        parser = httptools.HttpResponseParser(response)
-        while not response.done:
-            parser.feed_data(await stream.receive(65_536))
-        free.append(stream)
-        return decode(b"".join(response.body))
-
-    yield call
-    for stream in free:
-        await stream.aclose()
-
-
-@asynccontextmanager
-async def ours(case: Case) -> AsyncIterator[Call]:
-    """The whole of `AsyncClient.chat`."""
-    from omnigate import AnyIOTransport, AsyncClient
-
-    verify: Any = _trusting(case) or True
-    transport = AnyIOTransport(max_connections=None, verify=verify)
-    async with AsyncClient(KEY, base_url=case["url"], transport=transport) as client:
-        yield lambda: client.chat(model=MODEL, messages=MESSAGES)
-
-
-@asynccontextmanager
-async def published(case: Case) -> AsyncIterator[Call]:
-    """The same program with 0.1.0."""
-    from omnigate import AsyncClient
-
-    async with AsyncClient(KEY, base_url=case["url"]) as client:
-        yield lambda: client.chat(model=MODEL, messages=MESSAGES)
-
-
-@asynccontextmanager
-async def openai(case: Case) -> AsyncIterator[Call]:
-    """The OpenAI SDK against the gateway's OpenAI-compatible endpoint."""
-    from openai import AsyncOpenAI
-
-    async with AsyncOpenAI(api_key=KEY, base_url=f"{case['url']}/v1") as client:
-        yield lambda: client.chat.completions.create(model=MODEL, messages=MESSAGES)  # type: ignore[arg-type]
-
-
-@asynccontextmanager
-async def aiohttp(case: Case) -> AsyncIterator[Call]:
-    """`ClientSession.post` and msgspec, with as many connections as are needed."""
-    import aiohttp as library
-    import msgspec
-
-    from omnigate import ChatResponse
-
-    encode = msgspec.json.Encoder().encode
-    decode = msgspec.json.Decoder(ChatResponse).decode
-    url = f"{case['url']}/v1/chat"
-    headers = {"x-api-key": KEY, "content-type": "application/json"}
-    connector = library.TCPConnector(limit=0, ssl=_trusting(case) or True)
-    async with library.ClientSession(connector=connector, headers=headers) as session:
-
-        async def call() -> object:
-            body = encode({"model": MODEL, "messages": MESSAGES})
-            async with session.post(url, data=body) as response:
-                return decode(await response.read())
-
-        yield call
-
-
-def _trusting(case: Case) -> ssl.SSLContext | None:
-    return ssl.create_default_context(cafile=case["authority"]) if case.get("authority") else None
-
-
-ASYNC = {"bare": bare, "ours": ours, "published": published, "openai": openai, "aiohttp": aiohttp}
-
-
-async def _workers(call: Call, calls: int, concurrency: int) -> int:
+async def _workers(call: Call, calls: int, concurrency: int, backend: str) -> int:
     """Make `calls` calls, `concurrency` at a time."""
 
     async def worker() -> None:
         for _ in range(calls // concurrency):
             await call()
 
-    if "anyio" not in sys.modules and "trio" not in sys.modules:
-        await asyncio.gather(*(worker() for _ in range(concurrency)))
-    else:
-        import anyio
+    if backend == "trio":
+        import trio
 
-        async with anyio.create_task_group() as group:
+        async with trio.open_nursery() as nursery:
             for _ in range(concurrency):
-                group.start_soon(worker)
+                nursery.start_soon(worker)
+    else:
+        await asyncio.gather(*(worker() for _ in range(concurrency)))
     return calls // concurrency * concurrency
 
 
 async def measure_calls(contender: str, case: Case) -> dict[str, float]:
     """Return the client's CPU time per chat, in microseconds."""
-    async with ASYNC[contender](case) as call:
-        await _workers(call, case["concurrency"], case["concurrency"])  # opens the connections
-        await _workers(call, min(case["calls"], 512), min(case["concurrency"], 512))
+    backend, concurrency = case["backend"], case["concurrency"]
+    async with CLIENTS[contender](case) as call:
+        await _workers(call, concurrency, concurrency, backend)  # opens the connections
+        await _workers(call, min(case["calls"], 512), min(concurrency, 512), backend)
         gc.collect()
         start = time.process_time()
-        made = await _workers(call, case["calls"], case["concurrency"])
+        made = await _workers(call, case["calls"], concurrency, backend)
         return {"microseconds": (time.process_time() - start) / made * 1e6}
+
+
+async def measure_memory(contender: str, case: Case) -> dict[str, float]:
+    """Return the resident memory that a call in flight adds, in kilobytes; the server answers late."""
+    async with CLIENTS[contender](case) as call:
+        await _workers(call, 16, 16, case["backend"])
+        gc.collect()
+        before = _resident_kilobytes()
+        made = await _workers(call, case["calls"], case["calls"], case["backend"])
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {"kilobytes": max(peak - before, 0) / made}
+
+
+def _resident_kilobytes() -> float:
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize() / 1024
+
+
+def measure_import(contender: str, case: Case) -> dict[str, float]:
+    """Return the CPU time of the import of a client's package, in milliseconds."""
+    start = time.process_time()
+    importlib.import_module(case["module"])
+    return {"milliseconds": (time.process_time() - start) * 1e3}
 
 
 # Streams
 
 
+async def measure_first_chunk(contender: str, case: Case) -> dict[str, float]:
+    """Return the median time until a stream's first chunk, and the CPU time of a whole short stream."""
+    async with CLIENTS[contender](case) as stream:
+        waited: list[float] = []
+
+        async def read() -> None:
+            start = time.perf_counter()
+            first = True
+            async for _ in stream():
+                if first:
+                    waited.append(time.perf_counter() - start)
+                    first = False
+
+        for _ in range(10):
+            await read()
+        waited.clear()
+        start = time.process_time()
+        for _ in range(case["streams"]):
+            await read()
+        spent = time.process_time() - start
+    assert len(waited) == case["streams"]
+    return {
+        "first_microseconds": statistics.median(waited) * 1e6,
+        "microseconds": spent / case["streams"] * 1e6,
+    }
+
+
 async def measure_stream(contender: str, case: Case) -> dict[str, float]:
     """Return the client's CPU time per chunk of a text stream, in microseconds."""
-    from omnigate import AsyncClient
-
-    async with AsyncClient(KEY, base_url=case["url"]) as client:
+    async with CLIENTS[contender](case) as stream:
 
         async def streams(count: int) -> int:
             length = 0
             for _ in range(count):
-                async for piece in client.chat_stream(model=MODEL, messages=MESSAGES):
+                async for piece in stream():
                     length += len(piece)
             return length
 
@@ -285,10 +237,10 @@ def sync_batch_of_ours(case: Case) -> int:
 
 
 async def batch_by_hand(contender: str, case: Case) -> int:
-    """The bare loop in workers; the others with `asyncio.gather` and a semaphore, as commonly written."""
-    async with ASYNC[contender](case) as call:
-        if contender == "bare":
-            return await _workers(call, case["items"], case["concurrency"])
+    """The floors in workers; the others with `asyncio.gather` and a semaphore, as commonly written."""
+    async with CLIENTS[contender](case) as call:
+        if contender in ("protocol", "trio_socket", "bare"):
+            return await _workers(call, case["items"], case["concurrency"], case["backend"])
         semaphore = asyncio.Semaphore(case["concurrency"])
 
         async def one() -> bool:
@@ -300,20 +252,16 @@ async def batch_by_hand(contender: str, case: Case) -> int:
 
 def measure_batch(contender: str, case: Case) -> dict[str, float]:
     """Return the cost per item, items per second, and peak memory."""
-    __import__("openai" if contender == "openai" else "omnigate")  # so that imports are not measured
+    importlib.import_module(
+        contender if contender in ("openai", "litellm") else "omnigate"
+    )  # so that imports are not measured
     start, cpu = time.perf_counter(), time.process_time()
     if contender == "ours" and case["what"] == "sync_batch":
         succeeded = sync_batch_of_ours(case)
     elif contender == "ours":
-        import anyio
-
-        succeeded = anyio.run(batch_of_ours, case, backend=case["backend"])
-    elif contender == "bare":
-        import anyio
-
-        succeeded = anyio.run(batch_by_hand, contender, case, backend=case["backend"])
+        succeeded = run(batch_of_ours, case)
     else:
-        succeeded = asyncio.run(batch_by_hand(contender, case))
+        succeeded = run(batch_by_hand, contender, case)
     spent, took = time.process_time() - cpu, time.perf_counter() - start
     assert succeeded >= case["items"] // case["concurrency"] * case["concurrency"], (succeeded, case)
     return {
@@ -323,24 +271,25 @@ def measure_batch(contender: str, case: Case) -> dict[str, float]:
     }
 
 
+ASYNC = {
+    "calls": measure_calls,
+    "memory": measure_memory,
+    "first_chunk": measure_first_chunk,
+    "stream": measure_stream,
+}
+SYNC = {
+    "sync_calls": measure_sync_calls,
+    "sync_stream": measure_sync_stream,
+    "batch": measure_batch,
+    "sync_batch": measure_batch,
+    "import": measure_import,
+}
+
+
 def main() -> None:
     contender, case = sys.argv[1], json.loads(sys.argv[2])
-    if case["what"] in ("calls", "stream"):
-        measure = measure_calls if case["what"] == "calls" else measure_stream
-        if contender in ("published", "openai", "aiohttp"):
-            result = asyncio.run(measure(contender, case))
-        else:
-            import anyio
-
-            result = anyio.run(measure, contender, case, backend=case["backend"])
-    else:
-        measures = {
-            "sync_calls": measure_sync_calls,
-            "sync_stream": measure_sync_stream,
-            "batch": measure_batch,
-            "sync_batch": measure_batch,
-        }
-        result = measures[case["what"]](contender, case)
+    what = case["what"]
+    result = run(ASYNC[what], contender, case) if what in ASYNC else SYNC[what](contender, case)
     print(json.dumps(result))
 
 

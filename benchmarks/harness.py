@@ -1,34 +1,83 @@
-"""Run the contenders in turn, each in a fresh process, and print the results."""
+"""Run the contenders in turn, each in a fresh process, next to one server process."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 CACHE = HERE.parent / ".cache"
-PUBLISHED = ("omnigate==0.1.0",)
+
+ENVIRONMENTS = {"published": "omnigate==0.1.0", "litellm": "litellm"}
+"""Contenders whose requirements contradict ours: each has an environment of its own, with this package."""
+
+MODULES = {
+    "aiohttp": "aiohttp",
+    "pyqwest": "pyqwest",
+    "httpx2": "httpx2",
+    "openai": "openai",
+    "openai_over_ours": "openai",
+    "trio_socket": "trio",
+    "uvloop": "uvloop",
+}
+"""The packages that contenders and event loops need, where they are not dependencies."""
+
+FAILURE = (subprocess.CalledProcessError, subprocess.TimeoutExpired, OSError)
 
 
-def published_python() -> Path:
-    """Return the interpreter of a separate environment with 0.1.0, installed from the registry."""
-    home = CACHE / f"omnigate-0.1.0-py{sys.version_info.major}.{sys.version_info.minor}"
+@cache
+def python_of(contender: str) -> Path:
+    """Return a contender's interpreter, created under `.cache/` at first use if it is not this one.
+
+    Raises:
+        RuntimeError: its packages cannot be installed, or are not.
+    """
+    requirement = ENVIRONMENTS.get(contender)
+    if requirement is None:
+        module = MODULES.get(contender)
+        if module is not None:
+            done = subprocess.run(
+                [sys.executable, "-c", f"import {module}"], capture_output=True, check=False
+            )
+            if done.returncode:
+                raise RuntimeError(f"{module} is not installed")
+        return Path(sys.executable)
+    home = CACHE / f"{requirement.replace('==', '-')}-py{sys.version_info.major}.{sys.version_info.minor}"
     python = home / "bin" / "python"
     complete = home / "complete"
     if not complete.exists():
-        venv.create(home, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PUBLISHED], check=True, timeout=300)
+        try:
+            venv.create(home, with_pip=True, clear=True)
+            command = [python, "-m", "pip", "install", "--quiet", requirement]
+            subprocess.run(command, check=True, timeout=600, capture_output=True)
+        except FAILURE as error:
+            raise RuntimeError(f"{requirement} cannot be installed: {type(error).__name__}") from error
         complete.touch()
     return python
+
+
+def versions(contender: str, *packages: str) -> dict[str, str]:
+    """Return the versions of packages in a contender's environment."""
+    program = (
+        "import importlib.metadata as m, json, sys\n"
+        "known = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
+        "print(json.dumps({n: known[n] for n in sys.argv[1:] if n in known}))"
+    )
+    done = subprocess.run(
+        [python_of(contender), "-c", program, *packages], stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
 
 
 @contextmanager
@@ -38,8 +87,10 @@ def server(*options: str) -> Iterator[str]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.stdin.close()
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.stdin.close()
 
 
 @contextmanager
@@ -56,85 +107,57 @@ def certificates() -> Iterator[tuple[str, str]]:
 
 
 def measure(contender: str, case: dict[str, Any]) -> dict[str, float]:
-    """Run one contender on one case."""
-    python = published_python() if contender == "published" else sys.executable
-    done = subprocess.run(
-        [python, HERE / "contenders.py", contender, json.dumps(case)],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    result: dict[str, float] = json.loads(done.stdout)
+    """Run one contender on one case.
+
+    Raises:
+        RuntimeError: it is not installed, or failed.
+    """
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # litellm would fetch it
+    if contender in ENVIRONMENTS:
+        environment.pop("PYTHONPATH", None)  # may lead to this package
+    command = [python_of(contender), HERE / "contenders.py", contender, json.dumps(case)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, check=True, env=environment
+        )
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no output"])[-1]
+        raise RuntimeError(f"{contender} failed: {last}") from error
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{contender} took longer than 300 s") from error
+    result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 
 
 @dataclass
 class Result:
-    """A contender's best figures on one case."""
+    """A contender's figures on one case, round by round."""
 
     contender: str
     case: dict[str, Any]
     rounds: int
-    figures: dict[str, float] = field(default_factory=dict)
+    figures: list[dict[str, float]] = field(default_factory=list)
+    problem: str | None = None
 
-    def add(self, figures: dict[str, float]) -> None:
-        """Record one round: keep the lowest time and the highest rate."""
-        for name, value in figures.items():
-            better = max if name.endswith("per_second") else min
-            self.figures[name] = better(self.figures.get(name, value), value)
+    def best(self, name: str) -> float | None:
+        """Return the lowest cost, or the highest rate; None if there is no figure."""
+        values = [figures[name] for figures in self.figures if name in figures]
+        if not values:
+            return None
+        return max(values) if name.endswith("per_second") else min(values)
 
 
 def run(results: list[Result]) -> None:
     """Measure all contenders round by round, so that drifts of the machine affect all alike."""
     for number in range(max(result.rounds for result in results)):
         for result in results:
-            if number < result.rounds:
-                result.add(measure(result.contender, result.case))
-                print(".", end="", flush=True, file=sys.stderr)
+            if number >= result.rounds or result.problem is not None:
+                continue
+            try:
+                result.figures.append(measure(result.contender, result.case))
+                mark = "."
+            except RuntimeError as error:
+                result.problem = str(error)
+                mark = "!"
+            print(mark, end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
-
-
-@dataclass
-class Check:
-    """One line of a report: a figure compared with another."""
-
-    name: str
-    value: float
-    other: float
-    limit: float
-    at_least: bool = False
-    unit: str = "µs"
-
-    @property
-    def ratio(self) -> float:
-        return self.value / self.other
-
-    @property
-    def is_met(self) -> bool:
-        return self.ratio >= self.limit if self.at_least else self.ratio <= self.limit
-
-
-def report(title: str, checks: list[Check]) -> None:
-    """Print the checks as a table."""
-    print(f"\n{title}")
-    print(f"{'':58} {'ours':>10} {'theirs':>10} {'ratio':>8} {'target':>9}")
-    for check in checks:
-        sign = "≥" if check.at_least else "≤"
-        print(
-            f"{check.name:58} {check.value:10,.1f} {check.other:10,.1f} {check.ratio:8.3f} "
-            f"{sign} {check.limit:<7.3f} {'yes' if check.is_met else 'NO'}  {check.unit}"
-        )
-
-
-def main(benchmark: Callable[[bool], tuple[str, list[Result], list[Check]]]) -> None:
-    """Run one module's benchmark from the command line."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="few calls, one round: a smoke test")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
-    arguments = parser.parse_args()
-    title, results, checks = benchmark(arguments.quick)
-    report(title, checks)
-    if arguments.json:
-        figures = [{"contender": result.contender, **result.case, **result.figures} for result in results]
-        arguments.json.write_text(json.dumps(figures, indent=1))

@@ -1,9 +1,9 @@
 """A server of canned responses, in its own process, so that its CPU time is not counted as the client's.
 
-    python benchmarks/server.py [--tls CERTIFICATE] [--delay SECONDS] [--spacing SECONDS]
+    python benchmarks/server.py [--tls CERTIFICATE] [--delay SECONDS] [--spacing SECONDS] [--chunks NUMBER]
 
-Prints its port. It answers every request with the gateway's headers and a chat; with 2,000 small chunks of
-text if the body has `"stream": true`; and with a chat completion under `/v1/chat/completions`. It never
+Prints its port. It answers every request with the gateway's headers and a chat; with small chunks of text if
+the body has `"stream": true`; and with a chat completion, or its events, under `/v1/chat/completions`. It never
 sleeps: it polls its sockets continuously, so that a client pays for sending to it, but not for waking it up.
 It exits when its standard input is closed.
 """
@@ -68,6 +68,23 @@ STREAM_HEAD = (
     b"transfer-encoding: chunked\r\n\r\n"
 )
 STREAM_CHUNK = b"7\r\n words \r\n"
+EVENT = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion.chunk",
+    "created": 1_790_000_000,
+    "model": "gpt-4o-mini",
+    "choices": [{"index": 0, "delta": {"role": "assistant", "content": " words "}, "finish_reason": None}],
+}
+EVENTS_HEAD = STREAM_HEAD.replace(b"text/plain", b"text/event-stream")
+
+
+def chunk(data: bytes) -> bytes:
+    """Return data as a chunk of the transfer encoding."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+EVENT_CHUNK = chunk(b"data: " + json.dumps(EVENT).encode() + b"\n\n")
+LAST_EVENT = chunk(b"data: [DONE]\n\n")
 
 
 class Answering(asyncio.Protocol):
@@ -92,7 +109,7 @@ class Answering(asyncio.Protocol):
             body = pending[end + 4 : end + 4 + length]
             pending = pending[end + 4 + length :]
             if b'"stream":true' in body.replace(b" ", b""):
-                self.server.stream(self.transport)
+                self.server.stream(self.transport, b"/completions" in head[:40])
             elif b"/completions" in head[:40]:
                 self.server.send(self.transport, COMPLETION_ANSWER)
             else:
@@ -103,11 +120,12 @@ class Answering(asyncio.Protocol):
 class Server:
     """Sends responses that are due: immediately, or after their delay."""
 
-    def __init__(self, delay: float, spacing: float) -> None:
+    def __init__(self, delay: float, spacing: float, chunks: int) -> None:
         self.delay = delay
+        self.chunks = chunks
         self.spacing = spacing
         self.due: deque[tuple[float, asyncio.Transport, bytes]] = deque()  # in order: delays are equal
-        self.streams: list[tuple[float, int, asyncio.Transport, int]] = []
+        self.streams: list[tuple[float, int, asyncio.Transport, int, bool]] = []
 
     def send(self, transport: asyncio.Transport, data: bytes) -> None:
         if self.delay:
@@ -115,9 +133,9 @@ class Server:
         else:
             transport.write(data)
 
-    def stream(self, transport: asyncio.Transport) -> None:
-        transport.write(STREAM_HEAD)
-        heapq.heappush(self.streams, (time.perf_counter(), id(transport), transport, CHUNKS))
+    def stream(self, transport: asyncio.Transport, is_events: bool) -> None:
+        transport.write(EVENTS_HEAD if is_events else STREAM_HEAD)
+        heapq.heappush(self.streams, (time.perf_counter(), id(transport), transport, self.chunks, is_events))
 
     async def run(self) -> None:
         while True:
@@ -127,12 +145,15 @@ class Server:
                 if not transport.is_closing():
                     transport.write(data)
             while self.streams and self.streams[0][0] <= now:
-                at, key, transport, left = heapq.heappop(self.streams)
+                at, key, transport, left, is_events = heapq.heappop(self.streams)
                 if transport.is_closing():
                     continue
-                transport.write(STREAM_CHUNK if left else b"0\r\n\r\n")
                 if left:
-                    heapq.heappush(self.streams, (max(at + self.spacing, now), key, transport, left - 1))
+                    transport.write(EVENT_CHUNK if is_events else STREAM_CHUNK)
+                    due = max(at + self.spacing, now)
+                    heapq.heappush(self.streams, (due, key, transport, left - 1, is_events))
+                else:
+                    transport.write(LAST_EVENT * is_events + b"0\r\n\r\n")
             await asyncio.sleep(0)
 
 
@@ -141,12 +162,13 @@ async def main() -> None:
     parser.add_argument("--tls", help="a PEM file with a private key and its certificate")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before a response")
     parser.add_argument("--spacing", type=float, default=0.0, help="seconds between the chunks of a stream")
+    parser.add_argument("--chunks", type=int, default=CHUNKS, help="chunks of a stream")
     arguments = parser.parse_args()
     context = None
     if arguments.tls:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(arguments.tls)
-    server = Server(arguments.delay, arguments.spacing)
+    server = Server(arguments.delay, arguments.spacing, arguments.chunks)
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(lambda: Answering(server), "127.0.0.1", 0, backlog=4_096, ssl=context)
     print(listener.sockets[0].getsockname()[1], flush=True)

@@ -1,18 +1,42 @@
 """The benchmarks run: a few calls for each contender that needs only the tests' dependencies."""
 
-import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.harness import Check, Result, measure, report, run, server
+from benchmarks.harness import Result, measure, run, server
+from benchmarks.report import Mark, data, page
 from benchmarks.server import CHUNKS
+from benchmarks.suite import Section
 
 pytestmark = pytest.mark.proof
 
+FACTS: dict[str, Any] = {
+    "processor": "p",
+    "cores": 2,
+    "system": "s",
+    "python": "3",
+    "versions": {"omnigate": "1"},
+}
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("contender", ["bare", "ours", "openai"])
+
+@pytest.mark.parametrize(
+    ("contender", "backend"),
+    [
+        ("protocol", "asyncio"),
+        ("protocol", "uvloop"),
+        ("trio_socket", "trio"),
+        ("bare", "trio"),
+        ("ours", "asyncio"),
+        ("ours", "uvloop"),
+        ("ours", "trio"),
+        ("openai", "asyncio"),
+        ("openai_over_ours", "asyncio"),
+        ("httpx", "asyncio"),
+        ("httpx2", "trio"),
+    ],
+)
 def test_a_benchmark_contender_makes_its_calls(contender: str, backend: str) -> None:
     with server() as port:
         case = {"what": "calls", "url": f"http://127.0.0.1:{port}", "concurrency": 4, "calls": 16}
@@ -21,9 +45,21 @@ def test_a_benchmark_contender_makes_its_calls(contender: str, backend: str) -> 
 
 @pytest.mark.parametrize("what", ["stream", "sync_stream"])
 def test_a_benchmark_reads_a_stream_whole(what: str) -> None:
-    with server("--delay", "0.001") as port:
-        case = {"what": what, "url": f"http://127.0.0.1:{port}", "backend": "asyncio"}
+    with server() as port:
+        case = {"what": what, "url": f"http://127.0.0.1:{port}", "backend": "asyncio", "stream": True}
         assert measure("ours", case | {"streams": 1, "chunks": CHUNKS})["microseconds"] > 0
+
+
+@pytest.mark.parametrize("contender", ["ours", "openai", "openai_over_ours", "httpx2"])
+def test_a_benchmark_times_the_first_chunk(contender: str) -> None:
+    with server("--chunks", "4") as port:
+        case = {
+            "what": "first_chunk",
+            "url": f"http://127.0.0.1:{port}",
+            "backend": "asyncio",
+            "stream": True,
+        }
+        assert measure(contender, case | {"streams": 3})["first_microseconds"] > 0
 
 
 @pytest.mark.parametrize(
@@ -36,24 +72,28 @@ def test_a_benchmark_completes_a_batch(contender: str, what: str) -> None:
     assert min(figures.values()) > 0
 
 
-def test_a_benchmark_reports_the_best_of_its_rounds(capsys: pytest.CaptureFixture[str]) -> None:
-    with server() as port:
-        case: dict[str, Any] = {
-            "what": "sync_calls",
-            "url": f"http://127.0.0.1:{port}",
-            "backend": "trio",
-            "threads": 2,
-            "calls": 8,
-        }
-        result = Result("ours", case, rounds=2)
-        run([result])
-    assert math.isfinite(result.figures["calls_per_second"])
-    result.add({"calls_per_second": 1e9, "microseconds": 1e9})
-    assert result.figures["calls_per_second"] == 1e9
-    assert result.figures["microseconds"] < 1e9
-    report(
-        "A title",
-        [Check("met", 1.0, 2.0, 0.5), Check("missed", 1.0, 2.0, 0.4), Check("more", 4.0, 2.0, 2.0, True)],
-    )
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-2] for line in lines[-3:]] == ["yes", "NO", "yes"]
+def test_a_benchmark_reports_the_best_of_its_rounds_and_a_line_for_what_failed() -> None:
+    section = Section("sync", "Sync calls", "A note.", "threads", "calls_per_second", "calls/s")
+    section.add("ours", "trio", 2, what="sync_calls", threads=2, calls=8)
+    section.add("nobody", "trio", 1, what="sync_calls", threads=2, calls=8)
+    section.run(run)
+    section.results[0].figures.append({"calls_per_second": 1e9})
+    assert section.results[0].best("calls_per_second") == 1e9
+    text = page([section], "command", "today", FACTS)
+    assert "| omnigate, trio | 1,000,000,000 |" in text
+    assert "Skipped: nobody failed" in text
+    assert '"calls_per_second": 1000000000.0' in data([section], "command", "today", FACTS)
+
+
+def test_a_mark_says_whether_it_is_met() -> None:
+    marks = [Mark("a", 0.5, 0.5), Mark("b", 0.5, 0.4), Mark("c", 2.0, 2.0, True), Mark("d", None, 1.0)]
+    assert [mark.verdict for mark in marks] == ["yes", "**no**", "yes", "not measured"]
+
+
+def test_plots_are_drawn_from_a_table(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks.plots import draw
+
+    section = Section("calls", "A call", "A note.", "concurrency", "microseconds", "µs")
+    section.results.append(Result("ours", {"backend": "trio", "concurrency": 1}, 1, [{"microseconds": 50.0}]))
+    assert [file.name for file in draw([section], tmp_path)] == ["calls.png"]

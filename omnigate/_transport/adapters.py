@@ -20,6 +20,7 @@ import httpx
 
 from omnigate._runtime.loops import PerLoop
 from omnigate._runtime.threads import in_thread
+from omnigate._transport.httpx2_requests import TranslatedErrors
 from omnigate._transport.httpx_pool import HttpxTransport, drop_lost_connections
 from omnigate._wire.checks import a_type, refusal
 from omnigate._wire.pickling import UnpicklableClient
@@ -204,7 +205,7 @@ class Httpx2Transport(UnpicklableClient, httpx.AsyncBaseTransport):
             stream=self._httpx2.ByteStream(await request.aread()),
             extensions=dict(request.extensions),
         )
-        with _ErrorsOfHttpx(self._httpx2):
+        with TranslatedErrors(self._httpx2, httpx):
             if self._threads is None:
                 try:
                     response = await self._transport.handle_async_request(foreign)
@@ -245,25 +246,8 @@ class _Httpx2Stream(httpx.AsyncByteStream):
     async def __anext__(self) -> bytes:
         if self._chunks is None:
             self._chunks = async_chunks(self._stream)
-        with _ErrorsOfHttpx(self._httpx2):
+        with TranslatedErrors(self._httpx2, httpx):
             return await self._chunks.__anext__()
 
     async def aclose(self) -> None:
         await close_stream(self._stream, self._chunks)
-
-
-class _ErrorsOfHttpx:
-    """Convert httpx2's transport errors to httpx's of the same name."""
-
-    def __init__(self, httpx2: Any) -> None:
-        self._httpx2 = httpx2
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, self._httpx2.TransportError):
-            for base in type(error).__mro__:
-                ours = getattr(httpx, base.__name__, None)
-                if isinstance(ours, type) and issubclass(ours, httpx.TransportError):
-                    raise ours(str(error)) from error

@@ -17,7 +17,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import anyio
 import anyio.lowlevel
@@ -28,6 +28,7 @@ from omnigate._runtime.threads import is_exiting
 from omnigate._transport.connection import Connection, close_now
 from omnigate._transport.connector import Connector
 from omnigate._transport.exchange import Exchange, Timeouts
+from omnigate._transport.httpx2_requests import answer_httpx2
 from omnigate._transport.messages import Origin, OutgoingMessage, PreparedRequest, outgoing
 from omnigate._transport.pool import Pool
 from omnigate._transport.problems import NoFreeConnection
@@ -36,9 +37,18 @@ from omnigate._wire.pickling import UnpicklableClient
 from omnigate._wire.values import Integer, Number
 from omnigate.exceptions import ClientClosedError, ConnectionError
 
+if TYPE_CHECKING:
+    import httpx2
 
-class AnyIOTransport(UnpicklableClient, httpx.AsyncBaseTransport):
-    """An HTTP/1.1 transport for `httpx.AsyncClient` and for the clients of this package.
+    # httpx2's client takes any object with a transport's methods, but is annotated with its own base class.
+    class _Transport(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):  # type: ignore[misc]
+        pass
+else:
+    _Transport = httpx.AsyncBaseTransport
+
+
+class AnyIOTransport(UnpicklableClient, _Transport):
+    """An HTTP/1.1 transport for `httpx.AsyncClient`, `httpx2.AsyncClient` and the clients of this package.
 
     It runs on asyncio and trio, in successive or simultaneous event loops.
 
@@ -99,17 +109,26 @@ class AnyIOTransport(UnpicklableClient, httpx.AsyncBaseTransport):
         )
         self._closed = False
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    @overload
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response: ...
+    @overload
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response: ...
+    async def handle_async_request(
+        self, request: httpx.Request | httpx2.Request
+    ) -> httpx.Response | httpx2.Response:
         """Send a request and return its response, whose stream the caller must read or close.
 
         Args:
-            request: the request; its "timeout" extension is a dict of seconds, or None for no limit, for
-                "connect", "read", "write" and "pool".
+            request: the request, of httpx or of httpx2; its "timeout" extension is a dict of seconds, or None
+                for no limit, for "connect", "read", "write" and "pool".
 
         Raises:
-            httpx.TransportError: under the same conditions as with httpx's own transports.
+            httpx.TransportError: under the same conditions as with httpx's own transports; for a request of
+                httpx2, its error of the same name.
             ClientClosedError: the transport is closed, or was closed meanwhile (a `RuntimeError`).
         """
+        if not isinstance(request, httpx.Request):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return await answer_httpx2(request, partial(AnyIOTransport.handle_async_request, self))
         if self._closed:
             raise ClientClosedError("the transport is closed")
         pool = self._pools.current()

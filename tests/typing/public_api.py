@@ -294,6 +294,8 @@ def converted(texts: Sequence[str], integer: numpy.int64) -> None:
 def transports() -> None:
     AsyncClient(transport=httpx.AsyncHTTPTransport())
     AsyncClient(transport=httpx.HTTPTransport())
+    httpx.AsyncClient(transport=AnyIOTransport())
+    httpx2.AsyncClient(transport=AnyIOTransport())
     AsyncClient(transport=httpx2.AsyncHTTPTransport())
     Client(transport=httpx2.HTTPTransport())
     AdminClient(transport=httpx2.AsyncHTTPTransport())
