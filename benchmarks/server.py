@@ -4,7 +4,7 @@
 
 Prints its port. It answers every request with the gateway's headers and a chat; with small chunks of text
 if the body has `"stream": true`; and with a chat completion, or its events, under `/v1/chat/completions`. It
-never sleeps: it polls its sockets continuously, so that a client pays for sending to it, not for waking it up.
+never sleeps: it polls its sockets continuously, so a client pays for sending to it, but not for waking it.
 It exits when its standard input is closed.
 """
 
