@@ -1,7 +1,7 @@
 """The clients being compared. Each opens what it needs and yields a `call` to measure.
 
-All send the same request with the same key and decode the response into their own type. `contenders.py` imports this
-module by itself, in the contender's own interpreter, so it imports libraries only where they are used.
+All send the same request with the same key and decode the response into their own type. `contenders.py`
+imports this module by itself, in the contender's own interpreter; libraries are imported where they are used.
 """
 
 from __future__ import annotations

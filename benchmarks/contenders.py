@@ -2,8 +2,8 @@
 
     python benchmarks/contenders.py CONTENDER '{"what": "calls", "url": …}'
 
-Prints a JSON object of the measurements. This package is imported only if it is the contender, or a floor: 0.1.0 has
-the same import name and runs in its own interpreter.
+Prints a JSON object of the measurements. This package is imported only if it is the contender, or a
+floor: 0.1.0 has the same import name and runs in its own interpreter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ Case = dict[str, Any]
 CLIENTS, KEY, MODEL, MESSAGES = clients.CLIENTS, clients.KEY, clients.MODEL, clients.MESSAGES
 
 
-def run(function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+def run(function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
     """Run a coroutine function in the event loop of its case, the last argument."""
     backend = args[-1]["backend"]
     if backend == "trio":
@@ -43,7 +43,7 @@ def run(function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         import uvloop
 
         return uvloop.run(function(*args))
-    return asyncio.run(function(*args))  # type: ignore[arg-type]
+    return asyncio.run(function(*args))
 
 
 async def _workers(call: Call, calls: int, concurrency: int, backend: str) -> int:

@@ -58,7 +58,7 @@ def python_of(contender: str) -> Path:
     if not complete.exists():
         try:
             venv.create(home, with_pip=True, clear=True)
-            command = [python, "-m", "pip", "install", "--quiet", requirement]
+            command = [str(python), "-m", "pip", "install", "--quiet", requirement]
             subprocess.run(command, check=True, timeout=600, capture_output=True)
         except FAILURE as error:
             raise RuntimeError(f"{requirement} cannot be installed: {type(error).__name__}") from error
@@ -115,7 +115,7 @@ def measure(contender: str, case: dict[str, Any]) -> dict[str, float]:
     environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # litellm would fetch it
     if contender in ENVIRONMENTS:
         environment.pop("PYTHONPATH", None)  # may lead to this package
-    command = [python_of(contender), HERE / "contenders.py", contender, json.dumps(case)]
+    command = [str(python_of(contender)), str(HERE / "contenders.py"), contender, json.dumps(case)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=300, check=True, env=environment

@@ -2,9 +2,9 @@
 
     python benchmarks/server.py [--tls CERTIFICATE] [--delay SECONDS] [--spacing SECONDS] [--chunks NUMBER]
 
-Prints its port. It answers every request with the gateway's headers and a chat; with small chunks of text if
-the body has `"stream": true`; and with a chat completion, or its events, under `/v1/chat/completions`. It never
-sleeps: it polls its sockets continuously, so that a client pays for sending to it, but not for waking it up.
+Prints its port. It answers every request with the gateway's headers and a chat; with small chunks of text
+if the body has `"stream": true`; and with a chat completion, or its events, under `/v1/chat/completions`. It
+never sleeps: it polls its sockets continuously, so a client pays for sending to it, but not for waking it.
 It exits when its standard input is closed.
 """
 
@@ -84,7 +84,10 @@ def chunk(data: bytes) -> bytes:
 
 
 EVENT_CHUNK = chunk(b"data: " + json.dumps(EVENT).encode() + b"\n\n")
-LAST_EVENT = chunk(b"data: [DONE]\n\n")
+LAST_CHOICE = {"index": 0, "delta": {}, "finish_reason": "stop"}
+LAST_EVENT = chunk(
+    b"data: " + json.dumps(EVENT | {"choices": [LAST_CHOICE]}).encode() + b"\n\ndata: [DONE]\n\n"
+)
 
 
 class Answering(asyncio.Protocol):
