@@ -1,9 +1,9 @@
 """Results of a batch: an `Outcome` for each item, and `BatchStats` for the whole."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -26,6 +26,7 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         elapsed: seconds from reading the item to its outcome, waits included. If replayed, in the run that
             sent it.
         replayed: whether the response comes from the journal of an earlier run.
+        item: the row or dict that the item was, with all of its fields; None for other items.
 
     """
 
@@ -37,6 +38,7 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     attempts: int = 0
     elapsed: float = 0.0
     replayed: bool = False
+    item: Mapping[str, Any] | None = None
 
     def unwrap(self) -> ChatResponse:
         """Return the response, or raise the error.

@@ -12,11 +12,10 @@ side, so a batch whose `__exit__` was prevented by an interrupt still ends when 
 
 from __future__ import annotations
 
-import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -25,7 +24,7 @@ from typing import Any, Final, Self, cast
 import anyio
 
 from omnigate._batch.batch import Batch
-from omnigate._batch.items import BatchItem, open_source
+from omnigate._batch.items import SyncBatchSource, open_source
 from omnigate._batch.outcomes import AnyOutcome, BatchStats
 from omnigate._runtime.frames import warn
 from omnigate._sync.portal import Portal
@@ -186,13 +185,12 @@ class SyncBatch(UnpicklableReader):
     `RuntimeWarning`; `run` runs one whose outcomes nobody reads.
     """
 
-    def __init__(
-        self, portal: Portal, requests: Iterable[BatchItem] | os.PathLike[str], make: Callable[[Any], Batch]
-    ) -> None:
+    def __init__(self, portal: Portal, requests: SyncBatchSource, make: Callable[[Any], Batch]) -> None:
         """Prepare; `make` returns an async batch for a source."""
         self._portal = portal
         self._requests = requests
         self._inside = _Inside(make)
+        self._inside.batch._options.recipe.check(requests)
         self._source: Iterator[Any] | None = None
         self._is_open = False
         self._is_read = False
@@ -212,6 +210,9 @@ class SyncBatch(UnpicklableReader):
 
     def __enter__(self) -> Self:
         inside, portal = self._inside, self._portal
+        options = inside.batch._options
+        facts = options.recipe.inspect(self._requests, has_journal=options.journal is not None)
+        inside.batch._source.facts = facts
         source = cast("Iterator[Any]", open_source(self._requests))
         try:
             portal.call(partial(inside.enter, portal))
