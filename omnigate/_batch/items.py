@@ -15,7 +15,7 @@ import msgspec
 
 from omnigate._data.ids import id_text
 from omnigate._data.rows import InvalidRow, Row, names_of
-from omnigate._data.source import data_source, is_data
+from omnigate._data.source import DataSource, data_source, is_data
 from omnigate._wire.checks import one_of, refusal
 from omnigate._wire.redaction import shown
 from omnigate._wire.structs import WireStruct, construct
@@ -164,12 +164,12 @@ def _not_of_items(requests: object) -> tuple[str, str] | None:
     return None
 
 
-def is_async_source(requests: BatchSource) -> bool:
+def is_async_source(requests: BatchSource | DataSource) -> bool:
     """Return whether `open_source` returns an async iterator, which itself need not have `__aiter__`."""
     return not (is_data(requests) or isinstance(requests, Iterable))
 
 
-def open_source(requests: BatchSource) -> Iterator[Any] | AsyncIterator[Any]:
+def open_source(requests: BatchSource | DataSource) -> Iterator[Any] | AsyncIterator[Any]:
     """Return an iterator over the raw items of a source: for data, over its rows."""
     if is_data(requests):
         return data_source(requests).rows()

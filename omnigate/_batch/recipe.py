@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias, cast
 from omnigate._batch.items import Item, item_id, make_item, read_item
 from omnigate._data.inspection import Facts, inspect
 from omnigate._data.rows import InvalidRow, Row, names_of
-from omnigate._data.source import data_source, is_data
+from omnigate._data.source import DataSource, is_data
 from omnigate._data.templates import Template
 from omnigate._wire.checks import check_not_async, check_not_awaitable, check_text, refusal
 from omnigate._wire.redaction import shown
@@ -100,17 +100,19 @@ class Recipe:
                 f"prompt has the field {name!r}, which no item of requests has; the first has {first}"
             )
 
-    def inspect(self, requests: object, *, has_journal: bool) -> Facts:
+    def inspect(self, source: DataSource, *, has_journal: bool) -> Facts:
         """Read data from end to end before anything is sent; see `inspection`. Blocks.
 
         Args:
-            requests: the source.
+            source: of its rows.
             has_journal: whether there is one, which needs ids.
+
+        Raises:
+            InvalidArgumentError: it cannot be read, or this does not fit it.
+            OSError: a file cannot be read.
         """
-        if not is_data(requests):
-            return Facts()
         return inspect(
-            data_source(requests),
+            source,
             template=self._prompt if isinstance(self._prompt, Template) else None,
             id=self._id,
             is_item=self._prompt is None,

@@ -11,7 +11,7 @@ import anyio.lowlevel
 from omnigate._batch.items import BatchSource, is_async_source, open_source
 from omnigate._batch.recipe import Recipe
 from omnigate._data.inspection import Facts
-from omnigate._data.source import is_data
+from omnigate._data.source import DataSource, data_source, is_data
 from omnigate._runtime.isolation import bounded, is_cancellation
 from omnigate._runtime.threads import in_thread
 
@@ -36,7 +36,7 @@ class Source:
         self.count = 0
         self.error: BaseException | None = None
         self.facts: Facts = Facts()
-        self._requests: BatchSource = requests
+        self._requests: BatchSource | DataSource = requests
         self._is_async = False
         self._is_own = False  # our own generator over rows, not the user's iterator
         self._items: Any = None
@@ -54,10 +54,13 @@ class Source:
             OSError: a file cannot be read.
         """
         if is_data(self._requests):
-            requests = self._requests
-            self.facts = await in_thread(
-                lambda: recipe.inspect(requests, has_journal=has_journal), lingers=True
-            )
+            given = self._requests
+
+            def inspect() -> tuple[DataSource, Facts]:
+                source = data_source(given)
+                return source, recipe.inspect(source, has_journal=has_journal)
+
+            self._requests, self.facts = await in_thread(inspect, lingers=True)
 
     def open(self) -> None:
         """Start iterating; an exception of the user's `__iter__` propagates."""

@@ -101,7 +101,7 @@ DataSource: TypeAlias = Files | TableSource
 def is_data(requests: object) -> bool:
     """Return whether something is read as rows of data: a path or several, an open file, a frame or table."""
     return (
-        isinstance(requests, os.PathLike)
+        isinstance(requests, os.PathLike | Files | TableSource)
         or _is_paths(requests)
         or is_open_file(requests)
         or is_table(requests)
@@ -111,9 +111,13 @@ def is_data(requests: object) -> bool:
 def data_source(requests: Any) -> DataSource:
     """Return the source of rows that `requests`, which `is_data` accepts, names.
 
+    Make it once: it knows where an open file stood.
+
     Raises:
         InvalidArgumentError: several paths are not paths alone, or a pattern matches no file.
     """
+    if isinstance(requests, Files | TableSource):
+        return requests
     if isinstance(requests, os.PathLike):
         inputs = [Input(path) for path in _expanded(cast("os.PathLike[Any]", requests))]
         return Files(inputs, repr(os.fsdecode(cast("os.PathLike[Any]", requests))))

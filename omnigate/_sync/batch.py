@@ -26,6 +26,7 @@ import anyio
 from omnigate._batch.batch import Batch
 from omnigate._batch.items import SyncBatchSource, open_source
 from omnigate._batch.outcomes import AnyOutcome, BatchStats
+from omnigate._data.source import DataSource, data_source, is_data
 from omnigate._runtime.frames import warn
 from omnigate._sync.portal import Portal
 from omnigate._wire.pickling import UnpicklableReader
@@ -211,9 +212,12 @@ class SyncBatch(UnpicklableReader):
     def __enter__(self) -> Self:
         inside, portal = self._inside, self._portal
         options = inside.batch._options
-        facts = options.recipe.inspect(self._requests, has_journal=options.journal is not None)
-        inside.batch._source.facts = facts
-        source = cast("Iterator[Any]", open_source(self._requests))
+        requests: SyncBatchSource | DataSource = self._requests
+        if is_data(requests):
+            requests = data_source(requests)
+            facts = options.recipe.inspect(requests, has_journal=options.journal is not None)
+            inside.batch._source.facts = facts
+        source = cast("Iterator[Any]", open_source(requests))
         try:
             portal.call(partial(inside.enter, portal))
             self._source = source

@@ -147,8 +147,8 @@ class Journal:
         if self._sources and source not in self._sources:
             raise JournalError(
                 f"The journal {self._path!r} is of another file, or of this one before it was changed, and "
-                "its rows are identified by their numbers. Restore the file, or pass another journal. (With id= "
-                "the rows of a file that changes keep their identity.)"
+                "its rows are identified by their numbers. Restore the file, or pass another journal. (With "
+                "id= the rows of a file that changes keep their identity.)"
             )
         self._source = source
 
