@@ -21,7 +21,7 @@ from omnigate._wire.redaction import shown
 from omnigate._wire.structs import WireStruct, construct
 from omnigate._wire.values import is_sequence
 from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
-from omnigate.models import ChatRequest, CompletionRequest, Message, MessagesInput
+from omnigate.models import ChatRequest, CompletionRequest, Message
 
 BatchItem: TypeAlias = ChatRequest | Message | str | Mapping[str, Any] | Sequence[Any]
 """A `ChatRequest`, a dict of its fields (and `id`), or, where `model=` is given, messages."""
@@ -202,7 +202,7 @@ def read_item(
         fields: dict[str, Any] = {"model": model, "messages": raw, **defaults}
         own_id = str(index)
     elif isinstance(raw, ChatRequest):
-        return _checked(_with_defaults(raw, defaults, system), index, str(index), None)
+        return _checked(_with_defaults(raw, defaults, system), raw, index, str(index), None)
     elif isinstance(raw, InvalidRow):
         return Item(index, str(index), None, raw.error)
     else:
@@ -210,30 +210,41 @@ def read_item(
             row = raw.fields
         elif isinstance(raw, Mapping):
             row = cast("Mapping[str, Any]", raw)
+        elif not (isinstance(raw, str | Message) or is_sequence(raw)):
+            hint = "for files, pass a list of their paths" if isinstance(raw, os.PathLike) else ""
+            error = refusal(f"item {index}", cast("object", raw), _BE_ITEM, is_type=True, hint=hint)
+            return Item(index, str(index), None, error)
         try:
-            own_id, fields = _fields(raw, index, id)
+            own_id = str(index) if row is None else item_id(row, index, id)
+            fields = {"messages": raw} if row is None else _fields(raw, row, id)
         except InvalidArgumentError as error:
-            return Item(index, _id_or_index(row, index, id), None, error, row)
+            problem = type(error)(f"{place_of(raw, index)}: {error}")
+            return Item(index, _id_or_index(row, index, id), None, problem, row)
         if model is not None and fields.get("model") is None:
             fields["model"] = model
         for name, value in defaults.items():
             if fields.get(name) is None:
                 fields[name] = value
-    return make_item(fields, index, own_id, row, system, place_of(raw, index))
+    return make_item(fields, raw, index, own_id, row, system)
 
 
 def make_item(
-    fields: dict[str, Any], index: int, id: str, row: Mapping[str, Any] | None, system: str | None, place: str
+    fields: dict[str, Any],
+    raw: object,
+    index: int,
+    id: str,
+    row: Mapping[str, Any] | None,
+    system: str | None,
 ) -> Item:
     """Return the item of a request's fields, with its error if they are not valid.
 
     Args:
         fields: of the request.
+        raw: the item, as the source yielded it.
         index: the item's position.
         id: its id.
         row: the fields it was made from, or None.
         system: the system message, if there is none among its messages.
-        place: where it is in the input, for messages.
     """
     try:
         request = construct(ChatRequest, fields)
@@ -241,10 +252,10 @@ def make_item(
         problem = str(error)
         if fields.get("model") is None:
             problem = "model is required: name it in the item, or pass model= to the batch"
-        return Item(index, id, None, type(error)(f"{place} (id {shown(id)}): {problem}"), row)
+        return Item(index, id, None, type(error)(f"{place_of(raw, index)} (id {shown(id)}): {problem}"), row)
     if system is not None:
         _add_system(request, system)
-    return _checked(request, index, id, row)
+    return _checked(request, raw, index, id, row)
 
 
 def place_of(raw: object, index: int) -> str:
@@ -268,102 +279,79 @@ def _add_system(request: ChatRequest, text: str) -> None:
         request.messages.insert(0, Message(role="system", content=text))
 
 
-def _checked(request: ChatRequest, index: int, id: str, row: Mapping[str, Any] | None) -> Item:
+def _checked(request: ChatRequest, raw: object, index: int, id: str, row: Mapping[str, Any] | None) -> Item:
     if request.stream:
-        error = refusal(f"item {index} (id {shown(id)}): stream", request.stream, "be False in a batch")
-        return Item(index, id, None, error, row)
+        argument = f"{place_of(raw, index)} (id {shown(id)}): stream"
+        return Item(index, id, None, refusal(argument, request.stream, "be False in a batch"), row)
     return Item(index, id, request, None, row)
 
 
-def _fields(raw: object, index: int, id: str | None) -> tuple[str, dict[str, Any]]:
-    """Return an item's id and the fields of its request."""
-    if isinstance(raw, Row):
-        return _row_fields(raw, index, id)
-    if isinstance(raw, os.PathLike):
-        hint = "for files, pass a list of their paths"
-        raise refusal(f"item {index}", cast("object", raw), _BE_ITEM, is_type=True, hint=hint)
-    if isinstance(raw, str | Message) or is_sequence(raw):
-        return str(index), {"messages": cast("MessagesInput", raw)}
-    if not isinstance(raw, Mapping):
-        raise refusal(f"item {index}", raw, _BE_ITEM, is_type=True)
-    mapping = cast("Mapping[str, Any]", raw)
-    return item_id(mapping, index, id, f"item {index}"), _mapping_fields(mapping, index, id)
-
-
-def _row_fields(row: Row, index: int, id: str | None) -> tuple[str, dict[str, Any]]:
-    """Return the id and the fields of a row that is an item by itself.
+def _fields(raw: object, row: Mapping[str, Any], id: str | None) -> dict[str, Any]:
+    """Return the fields of the request that a mapping, or a row, is by itself.
 
     The columns of a table that no request has are data; an empty cell of a text file is no value.
     """
-    own_id = item_id(row.fields, index, id, place_of(row, index))
-    given = row.fields
-    if row.origin.is_table:
-        given = {
-            name: value for name, value in given.items() if name in _TABLE_FIELDS and not _is_empty(value)
-        }
-    return own_id, _mapping_fields(given, index, id)
+    if isinstance(raw, Row) and raw.origin.is_table:
+        row = {name: value for name, value in row.items() if name in _TABLE_FIELDS and not _is_empty(value)}
+    ignored = _ID_FIELDS if id is None else (*_ID_FIELDS, id)
+    if "role" in row:
+        return {"messages": {name: value for name, value in row.items() if name not in ignored}}
+    if "body" in row:
+        return _body(row)
+    fields = {name: value for name, value in row.items() if name not in ignored}
+    if "prompt" in fields:
+        if "messages" in fields:
+            raise refusal("prompt", fields["prompt"], "not be given together with messages")
+        fields["messages"] = fields.pop("prompt")
+    _refuse_unknown(fields)
+    return fields
 
 
 def _is_empty(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value)
 
 
-def _mapping_fields(mapping: Mapping[str, Any], index: int, id: str | None) -> dict[str, Any]:
-    ignored = _ID_FIELDS if id is None else (*_ID_FIELDS, id)
-    if "role" in mapping:
-        return {"messages": {name: value for name, value in mapping.items() if name not in ignored}}
-    if "body" in mapping:
-        return _body(mapping, index)
-    fields = {name: value for name, value in mapping.items() if name not in ignored}
-    if "prompt" in fields:
-        if "messages" in fields:
-            must = "not be given together with messages"
-            raise refusal(f"item {index}: prompt", fields["prompt"], must)
-        fields["messages"] = fields.pop("prompt")
-    _refuse_unknown(fields, index)
-    return fields
-
-
-def item_id(mapping: Mapping[str, Any], index: int, id: str | None, place: str) -> str:
+def item_id(row: Mapping[str, Any], index: int, id: str | None) -> str:
     """Return the id of an item, or its index as text if it has none.
 
     Args:
-        mapping: its fields.
+        row: its fields.
         index: its position.
         id: the field that has it, which then must be there; None for `custom_id` or `id`.
-        place: where the item is, for messages.
 
     Raises:
-        InvalidArgumentError: it has none in that field, or one that is not valid.
+        InvalidArgumentError: it has none in that field, or one that is not valid. The caller adds which item
+            it is.
     """
     if id is not None:
-        value: Any = mapping.get(id)
+        value: Any = row.get(id)
+        if type(value) is str and value and value.isascii():
+            return value
         if value is None:
-            what = "is null" if id in mapping else f"is missing; it has {names_of(mapping)}"
-            raise InvalidArgumentError(f"{place}: the field {id!r} (id=) {what}")
-        return id_text(value, f"{place}: {id!r} (id=)")
-    value = mapping.get("id") if mapping.get("custom_id") is None else mapping["custom_id"]
-    return str(index) if value is None else id_text(value, f"{place}: id")
+            what = "is null" if id in row else f"is missing, there are only {names_of(row)}"
+            raise InvalidArgumentError(f"the field {id!r} (id=) {what}")
+        return id_text(value, f"the field {id!r} (id=)")
+    value = row.get("id") if row.get("custom_id") is None else row["custom_id"]
+    return str(index) if value is None else id_text(value, "id")
 
 
 def _id_or_index(raw: object, index: int, id: str | None = None) -> str:
+    row = raw.fields if isinstance(raw, Row) else raw
     try:
-        return (
-            item_id(cast("Mapping[str, Any]", raw), index, id, "") if isinstance(raw, Mapping) else str(index)
-        )
+        return item_id(cast("Mapping[str, Any]", row), index, id) if isinstance(row, Mapping) else str(index)
     except InvalidArgumentError:
         return str(index)
 
 
-def _body(line: Mapping[str, Any], index: int) -> dict[str, Any]:
+def _body(line: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a request of OpenAI's batch input to the fields of `/v1/chat`."""
     method, url, body = line.get("method", "POST"), line.get("url", _URLS[1]), line["body"]
     if method != "POST":
-        raise refusal(f"item {index}: method", method, "be 'POST'")
+        raise refusal("method", method, "be 'POST'")
     if url not in _URLS:
-        raise refusal(f"item {index}: url", url, f"be {one_of(_URLS)}")
+        raise refusal("url", url, f"be {one_of(_URLS)}")
     if not isinstance(body, Mapping):
-        raise refusal(f"item {index}: body", body, "be a JSON object", is_type=True)
+        raise refusal("body", body, "be a JSON object", is_type=True)
     fields = {
         name: value
         for name, value in cast("Mapping[str, Any]", body).items()
@@ -374,14 +362,14 @@ def _body(line: Mapping[str, Any], index: int) -> dict[str, Any]:
         fields.setdefault(
             "max_tokens", most
         )  # read where max_tokens is absent (docs/protocol.md, "OpenAI-compatible")
-    _refuse_unknown(fields, index)
+    _refuse_unknown(fields)
     CompletionRequest._prepare(fields)
     return fields
 
 
-def _refuse_unknown(fields: Mapping[str, Any], index: int) -> None:
+def _refuse_unknown(fields: Mapping[str, Any]) -> None:
     if unknown := fields.keys() - set(ChatRequest.__struct_fields__):
         raise InvalidArgumentTypeError(
-            f"item {index}: {', '.join(map(repr, sorted(map(str, unknown))))} cannot be sent to /v1/chat; "
+            f"{', '.join(map(repr, sorted(map(str, unknown))))} cannot be sent to /v1/chat; "
             f"it takes {', '.join(ChatRequest.__struct_fields__)}"
         )

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias, cast
 
-from omnigate._batch.items import Item, item_id, make_item, read_item
+from omnigate._batch.items import Item, item_id, make_item, place_of, read_item
 from omnigate._data.inspection import Facts, inspect
 from omnigate._data.rows import InvalidRow, Row, names_of
 from omnigate._data.source import DataSource, is_data
 from omnigate._data.templates import Template
 from omnigate._wire.checks import check_not_async, check_not_awaitable, check_text, refusal
-from omnigate._wire.redaction import shown
 from omnigate._wire.structs import construct
 from omnigate.exceptions import GatewayError, InvalidArgumentError
 from omnigate.models import ChatRequest, MessagesInput
@@ -123,33 +122,35 @@ class Recipe:
         """Parse an item, as the source yielded it; an invalid one is returned with its error."""
         if self._prompt is None or isinstance(raw, InvalidRow):
             return read_item(raw, index, self.model, self._defaults, system=self._system, id=self._id)
-        place = raw.place if isinstance(raw, Row) else f"item {index}"
         row = raw.fields if isinstance(raw, Row) else raw
         if not isinstance(row, Mapping):
-            error = refusal(place, row, "be a row, that is a dict, since prompt= is given", is_type=True)
+            error = refusal(
+                place_of(raw, index), row, "be a row, that is a dict, since prompt= is given", is_type=True
+            )
             return Item(index, str(index), None, error)
         fields = cast("Mapping[str, Any]", row)
         id = str(index)
         try:
             if self._id is not None:
-                id = item_id(fields, index, self._id, place)
-            messages = self._messages(fields, place)
+                id = item_id(fields, index, self._id)
+            messages = self._messages(fields)
         except InvalidArgumentError as error:
-            return Item(index, id, None, error, fields)
+            problem = type(error)(f"{place_of(raw, index)}: {error}")
+            problem.__cause__ = error.__cause__
+            return Item(index, id, None, problem, fields)
         made = {"model": self.model, "messages": messages, **self._defaults}
-        return make_item(made, index, id, fields, self._system, place)
+        return make_item(made, raw, index, id, fields, self._system)
 
-    def _messages(self, row: Mapping[str, Any], place: str) -> MessagesInput:
+    def _messages(self, row: Mapping[str, Any]) -> MessagesInput:
         prompt = self._prompt
         if isinstance(prompt, Template):
-            return prompt.fill(row, place)
+            return prompt.fill(row)
         assert prompt is not None
         try:
             messages = prompt(row)
             check_not_awaitable(messages, "prompt")
         except GatewayError as error:
-            raise InvalidArgumentError(f"{place}: {error}") from error
+            raise InvalidArgumentError(str(error)) from error
         except Exception as error:
-            what = f"{type(error).__name__}: {shown(error)}"
-            raise InvalidArgumentError(f"{place}: prompt raised {what}") from error
+            raise InvalidArgumentError(f"prompt raised {type(error).__name__}: {error}") from error
         return messages

@@ -66,10 +66,10 @@ def inspect(
         _check_table(source, first, template, id, is_item)
         missing.clear()
     fields = (id,) if id is not None else _ID_FIELDS if is_item else ()
-    has_ids = False
+    wants_ids = id is not None or (is_item and has_journal)
+    hashes = _Hashes()
     is_usable = not is_item or first is None or first.origin.is_table
-    if missing or id is not None or (is_item and has_journal) or total is None:
-        hashes = _Hashes()
+    if missing or wants_ids or total is None:
         total = 0
         for row in source.rows(fields if not missing else None):
             total += 1
@@ -77,10 +77,9 @@ def inspect(
                 continue
             if missing:
                 missing.difference_update(row.fields)
-            is_usable = is_usable or not ITEM_FIELDS.isdisjoint(row.fields)
-            text = _id_of(row, fields)
-            has_ids = has_ids or text is not None
-            if text is not None and (id is not None or has_journal):
+            if not is_usable:
+                is_usable = not ITEM_FIELDS.isdisjoint(row.fields)
+            if wants_ids and (text := _id_of(row, fields)) is not None:
                 hashes.add(text)
         if suspects := hashes.repeated():
             _check_ids(source, fields, suspects)
@@ -94,7 +93,7 @@ def inspect(
             f"prompt has the field {name!r}, which no row of {source.name} has; the first has"
             f" {names_of(first.fields)}"
         )
-    return Facts(total, source.digest() if has_journal and not has_ids and total else None)
+    return Facts(total, source.digest() if has_journal and not len(hashes) and total else None)
 
 
 def _first(source: DataSource) -> Row | None:
@@ -123,7 +122,10 @@ def _check_table(
             )
     if template is not None:
         present = {name: "" if first.fields[name] is None else first.fields[name] for name in template.fields}
-        template.fill(present, first.place)  # columns of the wrong type
+        try:
+            template.fill(present)
+        except InvalidArgumentError as error:  # a column of the wrong type
+            raise type(error)(f"{first.place}: {error}") from None
     if id is not None and first.fields[id] is not None:
         id_text(first.fields[id], f"{first.place}: {id!r} (id=)")
 
@@ -171,6 +173,9 @@ class _Hashes:
 
     def __init__(self) -> None:
         self._buckets = [array("q") for _ in range(_BUCKETS)]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._buckets))
 
     def add(self, text: str) -> None:
         """Add a text."""

@@ -111,10 +111,10 @@ class Input:
 
     def _raw(self) -> io.BufferedReader:
         if self._path is not None:
-            if os.path.isdir(self._path):
-                hint = "for the files in it, pass Path(…, '*.csv')"
-                raise InvalidArgumentError(f"requests: {self._path!r} is a folder, not a file ({hint})")
-            return open(self._path, "rb", buffering=_BLOCK_BYTES)
+            try:
+                return open(self._path, "rb", buffering=_BLOCK_BYTES)
+            except IsADirectoryError:
+                raise self._refusal("a folder", "for the files in it, pass Path(…, '*.csv')") from None
         if self._start is not None:
             self._file.seek(self._start)
         return io.BufferedReader(_Borrowed(self._file), _BLOCK_BYTES)

@@ -63,22 +63,19 @@ class Template:
     def __repr__(self) -> str:
         return f"<Template of {names_of(self.fields)}>"
 
-    def fill(self, row: Mapping[str, Any], place: str) -> str:
+    def fill(self, row: Mapping[str, Any]) -> str:
         """Return the prompt of a row.
 
-        Args:
-            row: its fields.
-            place: where it is, for messages.
-
         Raises:
-            InvalidArgumentError: a field is missing, null, or not something that has a text.
+            InvalidArgumentError: a field is missing, null, or not something that has a text. The caller adds
+                which row it is.
         """
         texts: list[str] = []
         for literal, name in self._parts:
             texts.append(literal)
             if name is not None:
                 value = row.get(name)
-                texts.append(value if type(value) is str else _text(value, name, row, place))
+                texts.append(value if type(value) is str else _text(value, name, row))
         return "".join(texts)
 
 
@@ -94,14 +91,14 @@ def _check_field(text: str, name: str, specification: str | None, conversion: st
         raise refusal("prompt", text, must, hint=hint)
 
 
-def _text(value: Any, name: str, row: Mapping[str, Any], place: str) -> str:
+def _text(value: Any, name: str, row: Mapping[str, Any]) -> str:
     if value is None:
         if name in row:
-            raise InvalidArgumentError(f"{place}: the field {name!r} is null")
-        raise InvalidArgumentError(f"{place} has no field {name!r}; it has {names_of(row)}")
+            raise InvalidArgumentError(f"the field {name!r} of the prompt is null")
+        raise InvalidArgumentError(f"there is no field {name!r} for the prompt, only {names_of(row)}")
     value = scalar(value)
     if isinstance(value, float) and value != value:
-        raise InvalidArgumentError(f"{place}: the field {name!r} is null (NaN)")
+        raise InvalidArgumentError(f"the field {name!r} of the prompt is null (NaN)")
     if not isinstance(value, (str, *_TEXTUAL)):
-        raise refusal(f"{place}: the field {name!r}", value, _BE_VALUE, is_type=True, got=shown(value))
+        raise refusal(f"the field {name!r} of the prompt", value, _BE_VALUE, is_type=True, got=shown(value))
     return str(value)
