@@ -188,7 +188,7 @@ def test_a_missing_library_is_an_error_that_names_the_extra(
 ) -> None:
     if name.endswith(".zst") and sys.version_info >= (3, 14):
         pytest.skip("the standard library reads it")
-    plain, _, compression = name.partition(".zst")
+    plain = name.removesuffix(".zst")
     content = zst(CONTENTS[plain]()) if name.endswith(".zst") else CONTENTS[plain]()
     path = written(tmp_path, name, content)
     monkeypatch.setitem(sys.modules, module, None)

@@ -52,7 +52,7 @@ class Dataset:
     """A Hugging Face dataset, as far as it is used: batches of columns, and rows."""
 
     features: Any = None
-    column_names = list(COLUMNS)
+    column_names = tuple(COLUMNS)
 
     def __len__(self) -> int:
         return 3
@@ -68,7 +68,7 @@ class Dataset:
 class Capsule:
     """A table of another library, known by the Arrow PyCapsule interface alone."""
 
-    columns = list(COLUMNS)
+    columns = tuple(COLUMNS)
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         return arrow_table().__arrow_c_stream__(requested_schema)
