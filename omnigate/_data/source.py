@@ -137,8 +137,9 @@ def data_source(requests: Any) -> DataSource:
 
 def is_open_file(requests: object) -> bool:
     """Return whether something is an open file that is read without awaiting."""
-    kind = type(requests)
-    return hasattr(kind, "read") and hasattr(kind, "readline") and not hasattr(kind, "__aiter__")
+    # Of the instance, not of its class: temporary files pass calls on to a file.
+    methods = (getattr(requests, name, None) for name in ("read", "readline"))
+    return not hasattr(type(requests), "__aiter__") and all(map(callable, methods))
 
 
 def _is_paths(requests: object) -> bool:
