@@ -334,7 +334,7 @@ def main() -> None:
 
             result = anyio.run(measure, contender, case, backend=case["backend"])
     else:
-        measures = {
+        measures: dict[str, Callable[[str, Case], dict[str, float]]] = {
             "sync_calls": measure_sync_calls,
             "sync_stream": measure_sync_stream,
             "batch": measure_batch,

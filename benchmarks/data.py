@@ -49,7 +49,7 @@ def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
             path = Path(folder, f"{items}.{kind}")
             result.case |= {"what": "data", "path": str(path)}
             if not path.exists():
-                command = [sys.executable, "-m", "benchmarks.data", "write", path, str(items)]
+                command = [sys.executable, "-m", "benchmarks.data", "write", str(path), str(items)]
                 subprocess.run(command, check=True, timeout=300)
         for result in sizes.values():
             url = f"http://127.0.0.1:{port}"
@@ -78,7 +78,7 @@ def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
     return f"Rows of data, {ROWS // scale:,} of them", [*times.values(), *sizes.values()], checks
 
 
-def measure_data(_contender: str, case: dict[str, Any]) -> dict[str, float]:
+def measure_data(contender: str, case: dict[str, Any]) -> dict[str, float]:
     """Return the CPU time per row over that of text in memory, in microseconds."""
     from omnigate._batch.items import open_source
     from omnigate._batch.recipe import Recipe
@@ -106,7 +106,7 @@ def measure_data(_contender: str, case: dict[str, Any]) -> dict[str, float]:
     return {"microseconds": (total - text) / case["items"] * 1e6}
 
 
-def measure_data_batch(_contender: str, case: dict[str, Any]) -> dict[str, float]:
+def measure_data_batch(contender: str, case: dict[str, Any]) -> dict[str, float]:
     """Return the peak memory of a batch of a file, in MB."""
     import anyio
 
@@ -136,9 +136,8 @@ def write(path: Path, count: int) -> None:
     """Write a file of rows."""
     rows = ({"key": f"key-{number}", "text": text_of(number), "label": "x"} for number in range(count))
     if path.suffix == ".parquet":
-        import pyarrow
-        from pyarrow import parquet
-
+        pyarrow: Any = import_module("pyarrow")
+        parquet: Any = import_module("pyarrow.parquet")
         parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
         return
     with path.open("w", newline="") as file:
