@@ -61,10 +61,12 @@ def inspect(
         return Facts()
     total = source.count()
     missing = set(template.fields if template is not None else ())
-    first = _first(source)
-    if first is not None and first.origin.is_table:
-        _check_table(source, first, template, id, is_item)
-        missing.clear()
+    first: Row | None = None
+    for row in source.firsts():
+        first = first or row
+        if row.origin.is_table:
+            _check_table(source, row, template, id, is_item)
+            missing.clear()
     fields = (id,) if id is not None else _ID_FIELDS if is_item else ()
     wants_ids = id is not None or (is_item and has_journal)
     hashes = _Hashes()
@@ -96,19 +98,11 @@ def inspect(
     return Facts(total, source.digest() if has_journal and not len(hashes) and total else None)
 
 
-def _first(source: DataSource) -> Row | None:
-    """Return the first valid row."""
-    rows = source.rows()
-    try:
-        return next((row for row in rows if isinstance(row, Row)), None)
-    finally:
-        rows.close()
-
-
 def _check_table(
     source: DataSource, first: Row, template: Template | None, id: str | None, is_item: bool
 ) -> None:
-    """Check the columns of a table by its first row."""
+    """Check the columns of a table, or of one of several files, by its first row."""
+    table = repr(first.origin.name) if first.origin.name else source.name
     if is_item and ITEM_FIELDS.isdisjoint(first.fields):
         raise _not_items(source, first, id)
     columns = names_of(first.fields)
@@ -118,7 +112,7 @@ def _check_table(
     for argument, name in wanted:
         if name not in first.fields:
             raise InvalidArgumentError(
-                f"{argument} names the column {name!r}, which {source.name} does not have; it has {columns}"
+                f"{argument} names the column {name!r}, which {table} does not have; it has {columns}"
             )
     if template is not None:
         present = {name: "" if first.fields[name] is None else first.fields[name] for name in template.fields}

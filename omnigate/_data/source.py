@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Generator, Iterator, Sequence
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
@@ -49,6 +50,14 @@ class Files:
             with given.open() as opened:
                 yield from read_rows(opened, columns)
 
+    def firsts(self) -> Iterator[Row]:
+        """Yield the first valid row of each file."""
+        for given in self.inputs:
+            with given.open() as opened:
+                first = next((row for row in read_rows(opened) if isinstance(row, Row)), None)
+            if first is not None:
+                yield first
+
     def count(self) -> int | None:
         """Return how many rows there are, if that is known without reading them."""
         count = 0
@@ -86,6 +95,10 @@ class TableSource:
     def rows(self, columns: Sequence[str] | None = None) -> Rows:
         """Yield the rows."""
         yield from self._table.rows()
+
+    def firsts(self) -> Iterator[Row]:
+        """Yield the first row."""
+        yield from islice(self._table.rows(), 1)
 
     def count(self) -> int | None:
         """Return how many rows there are, if that is known without reading them."""
