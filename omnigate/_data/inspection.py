@@ -60,20 +60,59 @@ def inspect(
     if not source.is_repeatable:
         return Facts()
     total = source.count()
-    missing = set(template.fields if template is not None else ())
+    reading = _Reading(
+        missing=set(template.fields if template is not None else ()),
+        is_usable=not is_item,
+        fields=(id,) if id is not None else _ID_FIELDS if is_item and has_journal else (),
+    )
     first: Row | None = None
     for row in source.firsts():
         first = first or row
         if row.origin.is_table:
             _check_table(source, row, template, id, is_item)
-            missing.clear()
-    fields = (id,) if id is not None else _ID_FIELDS if is_item else ()
-    wants_ids = id is not None or (is_item and has_journal)
-    hashes = _Hashes()
-    is_usable = not is_item or first is None or first.origin.is_table
-    if missing or wants_ids or total is None:
+            reading.missing.clear()
+            reading.is_usable = True
+    if total is None or reading.missing or reading.fields:
+        total = reading.run(source)
+    if not total and isinstance(source, Files):
+        raise InvalidArgumentError(f"requests: {source.name} is empty: there are no rows in it")
+    if first is not None and not reading.is_usable:
+        raise _not_items(source, first, id)
+    if first is not None and reading.missing:
+        name = min(reading.missing)
+        raise InvalidArgumentError(
+            f"prompt has the field {name!r}, which no row of {source.name} has; the first has"
+            f" {names_of(first.fields)}"
+        )
+    is_numbered = has_journal and total and not len(reading.hashes)
+    return Facts(total, source.digest() if is_numbered else None)
+
+
+class _Reading:
+    """Reads all rows, as far as they are needed.
+
+    Attributes:
+        missing: fields of the template that no row has had so far.
+        is_usable: whether a row has been an item by itself, or need not be.
+        fields: those that may hold the id of a row, if ids have to be unique.
+        hashes: of the ids.
+    """
+
+    def __init__(self, *, missing: set[str], is_usable: bool, fields: Sequence[str]) -> None:
+        self.missing: set[str] = missing
+        self.is_usable: bool = is_usable
+        self.fields: Sequence[str] = fields
+        self.hashes: _Hashes = _Hashes()
+
+    def run(self, source: DataSource) -> int:
+        """Read the rows and return how many there are.
+
+        Raises:
+            InvalidArgumentError: two rows have the same id.
+        """
+        missing, fields, hashes, is_usable = self.missing, self.fields, self.hashes, self.is_usable
         total = 0
-        for row in source.rows(fields if not missing else None):
+        for row in source.rows(None if missing else fields):
             total += 1
             if isinstance(row, InvalidRow):
                 continue
@@ -81,21 +120,12 @@ def inspect(
                 missing.difference_update(row.fields)
             if not is_usable:
                 is_usable = not ITEM_FIELDS.isdisjoint(row.fields)
-            if wants_ids and (text := _id_of(row, fields)) is not None:
+            if fields and (text := _id_of(row, fields)) is not None:
                 hashes.add(text)
+        self.is_usable = is_usable
         if suspects := hashes.repeated():
             _check_ids(source, fields, suspects)
-    if not total and isinstance(source, Files):
-        raise InvalidArgumentError(f"requests: {source.name} is empty: there are no rows in it")
-    if not is_usable and first is not None:
-        raise _not_items(source, first, id)
-    if missing and first is not None:
-        name = sorted(missing)[0]
-        raise InvalidArgumentError(
-            f"prompt has the field {name!r}, which no row of {source.name} has; the first has"
-            f" {names_of(first.fields)}"
-        )
-    return Facts(total, source.digest() if has_journal and not len(hashes) and total else None)
+        return total
 
 
 def _check_table(

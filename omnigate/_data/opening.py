@@ -80,10 +80,10 @@ class Input:
         self._start: int | None = None
         if isinstance(given, os.PathLike):
             self._path = os.fsdecode(given)
-            self.name = PurePath(self._path).name
+            self.name: str = PurePath(self._path).name
             # What is missing, or a folder, is to be found out before anything is sent; a pipe is read once.
             is_pipe = os.path.exists(self._path) and not os.path.isfile(self._path)
-            self.is_repeatable = not is_pipe or os.path.isdir(self._path)
+            self.is_repeatable: bool = not is_pipe or os.path.isdir(self._path)
             self._told: str = self._path
         else:
             self._file = given

@@ -185,7 +185,7 @@ def read_parquet(opened: Opened, columns: Sequence[str] | None = None) -> Iterat
         file = _parquet(opened, stack)
         names: list[str] = file.schema_arrow.names
         check_columns(names, origin)
-        wanted = None if columns is None else [name for name in columns if name in names]
+        wanted = [name for name in columns or () if name in names] or None  # rows without columns are none
         batches = file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False)
         yield from rows_of_batches(batches, origin)
 

@@ -36,8 +36,8 @@ class Files:
     """
 
     def __init__(self, inputs: Sequence[Input], name: str) -> None:
-        self.inputs = inputs
-        self.name = name
+        self.inputs: Sequence[Input] = inputs
+        self.name: str = name
         self.is_repeatable: bool = all(given.is_repeatable for given in inputs)
 
     def rows(self, columns: Sequence[str] | None = None) -> Rows:
@@ -88,7 +88,7 @@ class TableSource:
 
     def __init__(self, given: Any) -> None:
         kind = type(cast("object", given))
-        self.name = f"the {kind.__module__.partition('.')[0]}.{kind.__name__}"
+        self.name: str = f"the {kind.__module__.partition('.')[0]}.{kind.__name__}"
         self._table = Table(given)
         self.is_repeatable: bool = self._table.is_repeatable
 

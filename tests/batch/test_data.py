@@ -25,6 +25,8 @@ from omnigate import (
     Message,
     Outcome,
 )
+from omnigate._batch.recipe import Recipe
+from omnigate._data.source import data_source
 from omnigate.testing import LocalGateway
 
 from ..support.provider import Provider
@@ -368,6 +370,15 @@ async def test_a_file_with_other_columns_than_the_others_is_told_before_anything
     with pytest.raises(InvalidArgumentError, match="the column 'text', which 'part-2.csv' does not have; it"):
         await run(provider, tmp_path / "part-*.csv", **WITH_ID)
     assert provider.prompts == []
+
+
+@pytest.mark.parametrize("arguments", [{"prompt": PROMPT}, WITH_ID])
+def test_the_rows_of_files_of_several_formats_are_counted(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    paths = [csv_file(tmp_path), parquet(tmp_path, key=[7, 8], text=["a", "b"])]
+    recipe = Recipe(MODEL, **arguments)
+    facts = recipe.inspect(data_source(paths), has_journal=True)
+    assert facts.total == 5
+    assert (facts.digest is None) == ("id" in arguments)
 
 
 class Slow(io.RawIOBase):
