@@ -93,12 +93,15 @@ class Recipe:
                 f"prompt has the field {name!r}, which no item of requests has; the first has {first}"
             )
 
-    def inspect(self, source: DataSource, *, has_journal: bool) -> Facts:
+    def inspect(
+        self, source: DataSource, *, has_journal: bool, counted: Callable[[int], object] | None = None
+    ) -> Facts:
         """Read data from end to end before anything is sent; see `inspection`. Blocks.
 
         Args:
             source: of its rows.
             has_journal: whether there is one, which needs ids.
+            counted: called now and then with the number of rows so far.
 
         Raises:
             InvalidArgumentError: it cannot be read, or this does not fit it.
@@ -110,6 +113,7 @@ class Recipe:
             id=self._id,
             is_item=self._prompt is None,
             has_journal=has_journal,
+            counted=counted,
         )
 
     def read(self, raw: object, index: int) -> Item:

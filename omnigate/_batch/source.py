@@ -54,11 +54,13 @@ class Source:
             OSError: a file cannot be read.
         """
         if is_data(self._requests):
-            source: DataSource = await in_thread(data_source, self._requests)
-            self._requests = source  # even if it is refused: an open file stands elsewhere then
-            self.facts = await in_thread(
-                lambda: recipe.inspect(source, has_journal=has_journal), lingers=True
-            )
+            given = self._requests = await in_thread(data_source, self._requests)
+
+            def inspect() -> tuple[DataSource, Facts]:
+                source = data_source(given)
+                return source, recipe.inspect(source, has_journal=has_journal)
+
+            self._requests, self.facts = await in_thread(inspect, lingers=True)
 
     def open(self) -> None:
         """Start iterating; an exception of the user's `__iter__` propagates."""

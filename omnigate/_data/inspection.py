@@ -8,7 +8,7 @@ bytes each: their hashes are kept, and only if two are equal, the rows are read 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -28,6 +28,8 @@ _BUCKETS: Final = 256
 
 _SUSPECTS_MAX: Final = 1024
 
+_TELL_EVERY: Final = 1024
+
 
 class Facts(NamedTuple):
     """What an inspection found.
@@ -42,7 +44,13 @@ class Facts(NamedTuple):
 
 
 def inspect(
-    source: DataSource, *, template: Template | None, id: str | None, is_item: bool, has_journal: bool
+    source: DataSource,
+    *,
+    template: Template | None,
+    id: str | None,
+    is_item: bool,
+    has_journal: bool,
+    counted: Callable[[int], object] | None = None,
 ) -> Facts:
     """Read a source from end to end, as far as needed, and return what is known of it.
 
@@ -52,6 +60,7 @@ def inspect(
         id: the field that identifies a row, or None.
         is_item: whether each row is an item by itself, without `prompt`.
         has_journal: whether each row needs an id of its own, and the files a digest.
+        counted: called now and then with the number of rows so far.
 
     Raises:
         InvalidArgumentError: it cannot be read, is an empty file, or fits neither the template nor the ids.
@@ -73,7 +82,7 @@ def inspect(
             reading.missing.clear()
             reading.is_usable = True
     if total is None or reading.missing or reading.fields:
-        total = reading.run(source)
+        total = reading.run(source, counted)
     if not total and isinstance(source, Files):
         raise InvalidArgumentError(f"requests: {source.name} is empty: there are no rows in it")
     if first is not None and not reading.is_usable:
@@ -104,8 +113,8 @@ class _Reading:
         self.fields: Sequence[str] = fields
         self.hashes: _Hashes = _Hashes()
 
-    def run(self, source: DataSource) -> int:
-        """Read the rows and return how many there are.
+    def run(self, source: DataSource, counted: Callable[[int], object] | None) -> int:
+        """Read the rows and return how many there are; `counted` is called with the number so far.
 
         Raises:
             InvalidArgumentError: two rows have the same id.
@@ -114,6 +123,8 @@ class _Reading:
         total = 0
         for row in source.rows(None if missing else fields):
             total += 1
+            if counted is not None and total % _TELL_EVERY == 0:
+                counted(total)
             if isinstance(row, InvalidRow):
                 continue
             if missing:

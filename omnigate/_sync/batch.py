@@ -213,9 +213,13 @@ class SyncBatch(UnpicklableReader):
         inside, portal = self._inside, self._portal
         options = inside.batch._options
         if is_data(self._requests):
-            data = self._requests = data_source(self._requests)
-            inside.batch._source.facts = options.recipe.inspect(data, has_journal=options.journal is not None)
-        source = cast("Iterator[Any]", open_source(self._requests))
+            self._requests = data_source(self._requests)  # once: it knows where an open file stood
+        requests: SyncBatchSource | DataSource = self._requests
+        if is_data(requests):
+            requests = data_source(requests)
+            facts = options.recipe.inspect(requests, has_journal=options.journal is not None)
+            inside.batch._source.facts = facts
+        source = cast("Iterator[Any]", open_source(requests))
         try:
             portal.call(partial(inside.enter, portal))
             self._source = source
