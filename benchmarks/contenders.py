@@ -289,7 +289,14 @@ SYNC = {
 def main() -> None:
     contender, case = sys.argv[1], json.loads(sys.argv[2])
     what = case["what"]
-    result = run(ASYNC[what], contender, case) if what in ASYNC else SYNC[what](contender, case)
+    if what.startswith("data"):
+        sys.path.insert(0, str(Path(__file__).parents[1]))  # on it is this script's folder
+        from benchmarks import data
+
+        measures = {"data": data.measure_data, "data_batch": data.measure_data_batch}
+        result = measures[what](contender, case)
+    else:
+        result = run(ASYNC[what], contender, case) if what in ASYNC else SYNC[what](contender, case)
     print(json.dumps(result))
 
 

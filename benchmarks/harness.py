@@ -115,16 +115,17 @@ def measure(contender: str, case: dict[str, Any]) -> dict[str, float]:
     environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # litellm would fetch it
     if contender in ENVIRONMENTS:
         environment.pop("PYTHONPATH", None)  # may lead to this package
+    seconds = case.get("timeout_seconds", 300)
     command = [str(python_of(contender)), str(HERE / "contenders.py"), contender, json.dumps(case)]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=300, check=True, env=environment
+            command, capture_output=True, text=True, timeout=seconds, check=True, env=environment
         )
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no output"])[-1]
         raise RuntimeError(f"{contender} failed: {last}") from error
     except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"{contender} took longer than 300 s") from error
+        raise RuntimeError(f"{contender} took longer than {seconds} s") from error
     result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 

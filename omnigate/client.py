@@ -6,15 +6,16 @@ docstrings are written out for editors and `help()`; a test compares them with t
 
 import os
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, Unpack, cast, overload
 
 from omnigate._batch.answers import Answers
 from omnigate._batch.enough import StopAfterFailures
-from omnigate._batch.items import BatchItem, check_ids, check_source
+from omnigate._batch.items import SyncBatchSource, check_ids, check_source
 from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchSettings, ProgressArgument, StopOn
+from omnigate._batch.recipe import PromptArgument
 from omnigate._calls.retry import RetryConfig
 from omnigate._calls.structured import RESPONSE_RETRIES
 from omnigate._streams.chat import ChatStream
@@ -24,7 +25,13 @@ from omnigate._sync.loop_thread import Backend
 from omnigate._sync.streams import SyncChatStream, SyncCompletionStream
 from omnigate._transport.carrier import MAX_RESPONSE_BYTES
 from omnigate._wire.arguments import Timeout
-from omnigate._wire.options import CallOptions, ChatStreamOptions, SamplingOptions, check_known
+from omnigate._wire.options import (
+    CallOptions,
+    ChatDefaults,
+    ChatStreamOptions,
+    SamplingOptions,
+    check_known,
+)
 from omnigate._wire.results import DictResult, ListResult, Parsed
 from omnigate._wire.values import Id, Integer, Number
 from omnigate.async_client import AsyncClient, Transport
@@ -485,9 +492,11 @@ class Client(BaseClient):
 
     def batch(
         self,
-        requests: Iterable[BatchItem] | os.PathLike[str],
+        requests: SyncBatchSource,
         *,
         model: str | None = None,
+        prompt: PromptArgument | None = None,
+        id: str | None = None,
         max_concurrency: Integer | Literal["auto"] = "auto",
         ordered: bool = False,
         stop_on: StopOn = STOP_ON,
@@ -500,7 +509,7 @@ class Client(BaseClient):
         user_id: Id | None = None,
         response_type: type[Parsed] | None = None,
         response_retries: Integer = RESPONSE_RETRIES,
-        **options: Unpack[CallOptions],
+        **options: Unpack[ChatDefaults],
     ) -> SyncBatch[Parsed]:
         """Return a batch: chats run concurrently, within the rate limit and the provider's capacity.
 
@@ -514,12 +523,20 @@ class Client(BaseClient):
         for an item. So a source must not wait for an outcome of the same batch.
 
         Args:
-            requests: an iterable of items, read no faster than they can be sent; or a
-                `pathlib.Path` (or other `os.PathLike`) of a file of JSON lines: OpenAI's batch input, or
-                `{"messages": …}`, or `{"prompt": …}`. An item is a `ChatRequest`, a dict of its fields (and
-                `id`), or, if `model` is given, messages: text, a message, or a list of messages. An invalid
-                item becomes a failed outcome.
+            requests: an iterable of items, read no faster than they can be sent. An
+                item is a `ChatRequest`, a dict of its fields (and `id`), or, if `model` is given, messages:
+                text, a message, or a list of messages. An invalid item becomes a failed outcome.
+                Or data, see docs/data.md: a `pathlib.Path` of a file (JSON lines, such as OpenAI's batch
+                input, a JSON array, CSV, TSV or Parquet, compressed or not; or a pattern,
+                `Path("part-*.csv")`), a list of paths, an open file, or a frame or table of pandas, polars,
+                Arrow or Hugging Face. A row is a dict of a request's fields, unless there is a `prompt`. Data
+                that cannot be read is an error before anything is sent.
             model: model of items that name none.
+            prompt: how a row, or a dict, becomes messages: a template with its fields in braces,
+                `"Summarise: {text}"`; or a callable that takes the row and returns messages. All fields
+                travel along, as `outcome.item`.
+            id: the field that identifies a row. Otherwise that is its index, and a changed file cannot be
+                resumed from a journal.
             max_concurrency: the most calls in flight, at least 1; "auto" adapts it to the provider's
                 capacity, for all such batches with the same key and model together. Never exceeds the
                 transport's connections.
@@ -555,19 +572,22 @@ class Client(BaseClient):
             response_type: a type that all responses have to fit, as in `chat`. A success in the journal that
                 does not fit is called again.
             response_retries: as in `chat`; each ask is paced like an item, and counts in `outcome.attempts`.
-            options: `timeout`, `deadline_seconds` (from the first send), `extra_headers`, for each call; see
-                `CallOptions`.
+            options: `ChatDefaults`, for items that have none: `system`, `max_tokens`, `temperature`, `top_p`,
+                `stop`, `presence_penalty`, `frequency_penalty`, `seed`, `fallback_models`, `cache`; and for
+                each call `timeout`, `deadline_seconds` (from the first send), `extra_headers`.
 
         Raises:
             InvalidArgumentError: an argument is not allowed; nothing was sent.
 
         """
         check_source(requests, is_sync=True)
-        if journal is not None:
-            check_ids(requests)
+        if journal is not None or id is not None:
+            check_ids(requests, id)
         make = partial(
             self._async.batch,
             model=model,
+            prompt=prompt,
+            id=id,
             max_concurrency=max_concurrency,
             ordered=ordered,
             stop_on=stop_on,
@@ -587,7 +607,7 @@ class Client(BaseClient):
     @overload
     def chat_many(
         self,
-        requests: Iterable[BatchItem] | os.PathLike[str],
+        requests: SyncBatchSource,
         *,
         response_type: type[Parsed] | None = None,
         return_exceptions: Literal[False] = False,
@@ -597,7 +617,7 @@ class Client(BaseClient):
     @overload
     def chat_many(
         self,
-        requests: Iterable[BatchItem] | os.PathLike[str],
+        requests: SyncBatchSource,
         *,
         response_type: type[Parsed] | None = None,
         return_exceptions: Literal[True],
@@ -607,7 +627,7 @@ class Client(BaseClient):
     @overload
     def chat_many(
         self,
-        requests: Iterable[BatchItem] | os.PathLike[str],
+        requests: SyncBatchSource,
         *,
         response_type: type[Parsed] | None = None,
         return_exceptions: bool,
@@ -616,7 +636,7 @@ class Client(BaseClient):
 
     def chat_many(
         self,
-        requests: Iterable[BatchItem] | os.PathLike[str],
+        requests: SyncBatchSource,
         *,
         response_type: type[Parsed] | None = None,
         return_exceptions: bool = False,
@@ -631,8 +651,9 @@ class Client(BaseClient):
                 (`stop_on` has its default, a wait is too long, the journal cannot be written) stands in the
                 place of each item that was not called. If False, the first error cancels the other calls and
                 is raised.
-            options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
-                `stop_after_failures`, `user_id`, `response_retries`,
+            options: `model`, `prompt`, `id`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
+                `stop_after_failures`, `user_id`, `response_retries`, defaults of items (`system`,
+                `max_tokens`, …),
                 `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for details.
 
         Raises:

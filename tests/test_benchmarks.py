@@ -1,10 +1,12 @@
 """The benchmarks run: a few calls for each contender that needs only the tests' dependencies."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import data as data_benchmark
 from benchmarks.harness import Result, measure, run, server
 from benchmarks.report import Mark, data, page
 from benchmarks.server import CHUNKS
@@ -97,3 +99,14 @@ def test_plots_are_drawn_from_a_table(tmp_path: Path) -> None:
     section = Section("calls", "A call", "A note.", "concurrency", "microseconds", "µs")
     section.results.append(Result("ours", {"backend": "trio", "concurrency": 1}, 1, [{"microseconds": 50.0}]))
     assert [file.name for file in draw([section], tmp_path)] == ["calls.png"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_benchmark_reads_rows_of_data(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"rows.{kind}"
+    data_benchmark.write(path, 100)
+    case = {"kind": kind, "id": "key", "items": 100, "path": str(path), "concurrency": 8}
+    assert math.isfinite(measure("ours", case | {"what": "data"})["microseconds"])
+    with server() as port:
+        url = f"http://127.0.0.1:{port}"
+        assert measure("ours", case | {"what": "data_batch", "url": url})["megabytes"] > 0

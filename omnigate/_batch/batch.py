@@ -39,7 +39,7 @@ import anyio.lowlevel
 
 from omnigate._batch.caller import Caller, Entry, Ready
 from omnigate._batch.enough import Enough
-from omnigate._batch.items import Item, read_item
+from omnigate._batch.items import Item
 from omnigate._batch.journal.file import NotCompactedError
 from omnigate._batch.journal.journal import JournalWarning, RepeatedIdError, Replay
 from omnigate._batch.lifecycle import Lifecycle, State
@@ -101,6 +101,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         self._session = session
         self._gates = gates
         self._options = replace(options, requests=())
+        self._read_item = options.recipe.read
         self._is_auto = options.max_concurrency == "auto"
         limits = (options.max_concurrency, session.carrier.max_connections)
         self._most = min((limit for limit in limits if isinstance(limit, int)), default=_MOST)
@@ -195,6 +196,9 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         self._prepare_caller()
         await self._record.open()
         try:
+            has_journal = self._options.journal is not None
+            await self._source.inspect(self._options.recipe, has_journal=has_journal)
+            self._record.identify(self._source.facts.digest)
             self._source.open()
             self._running = anyio.CancelScope()
             self._group = anyio.create_task_group()
@@ -462,7 +466,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 lifecycle.advance(State.DRAINING, source.error)
             if raw is END or lifecycle.state > State.OPEN:  # the state may have changed during the await
                 return None
-            item = read_item(raw, outbox.read, self._options.model)
+            item = self._read_item(raw, outbox.read)
             outbox.expect()
             read_at = self._clock()
             prepared = self._prepare(item)
@@ -528,19 +532,22 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 request = item.request if format is None else format.instruct(item.request)
                 call = self._caller.prepare(request)
             except InvalidArgumentError as refused:
-                item = Item(item.index, item.id, None, refused)
+                item = Item(item.index, item.id, None, refused, item.row)
         digest: str | None
         try:
             digest, found = self._record.claim(item)
         except RepeatedIdError as repeated:  # the journal's line is that of the first item with this id
             call = digest = found = None
-            item = Item(item.index, item.id, item.request, InvalidArgumentError(str(repeated)))
+            item = Item(item.index, item.id, item.request, InvalidArgumentError(str(repeated)), item.row)
         if found is not None and _fits(found, format):
             self._replay(item, found)
         elif call is not None and digest is not None:
             return call, digest
         else:
-            self._end(Outcome(index=item.index, id=item.id, request=item.request, error=item.error), digest)
+            ended = Outcome(
+                index=item.index, id=item.id, request=item.request, error=item.error, item=item.row
+            )
+            self._end(ended, digest)
         return None
 
     def _replay(self, item: Item, found: Replay) -> None:
@@ -558,6 +565,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 attempts=found.attempts,
                 elapsed=found.elapsed,
                 replayed=True,
+                item=item.row,
             )
         )
 

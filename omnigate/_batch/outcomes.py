@@ -1,10 +1,10 @@
 """Results of a batch: an `Outcome` for each item, and `BatchStats` for the whole."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import GenericAlias
-from typing import TYPE_CHECKING, Final, Generic, Literal, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeAlias
 
 import msgspec
 
@@ -30,6 +30,7 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         elapsed: seconds from reading the item to its outcome, waits included. If replayed, in the run that
             sent it.
         replayed: whether the response comes from the journal of an earlier run.
+        item: the row or dict that the item was, with all of its fields; None for other items.
 
     """
 
@@ -41,6 +42,7 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     attempts: int = 0
     elapsed: float = 0.0
     replayed: bool = False
+    item: Mapping[str, Any] | None = None
 
     if not TYPE_CHECKING:  # for annotations that are read at run time
         __class_getitem__ = classmethod(GenericAlias)

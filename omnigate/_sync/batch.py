@@ -12,11 +12,10 @@ side, so a batch whose `__exit__` was prevented by an interrupt still ends when 
 
 from __future__ import annotations
 
-import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -25,8 +24,9 @@ from typing import Any, Final, Generic, Self, cast
 import anyio
 
 from omnigate._batch.batch import Batch
-from omnigate._batch.items import BatchItem, open_source
+from omnigate._batch.items import SyncBatchSource, open_source
 from omnigate._batch.outcomes import AnyOutcome, BatchStats, OutcomeOf
+from omnigate._data.source import DataSource, data_source, is_data
 from omnigate._runtime.frames import warn
 from omnigate._sync.portal import Portal
 from omnigate._wire.pickling import UnpicklableReader
@@ -187,13 +187,12 @@ class SyncBatch(UnpicklableReader, Generic[ParsedT_co]):
     `RuntimeWarning`; `run` runs one whose outcomes nobody reads.
     """
 
-    def __init__(
-        self, portal: Portal, requests: Iterable[BatchItem] | os.PathLike[str], make: Callable[[Any], Batch]
-    ) -> None:
+    def __init__(self, portal: Portal, requests: SyncBatchSource, make: Callable[[Any], Batch]) -> None:
         """Prepare; `make` returns an async batch for a source."""
         self._portal = portal
-        self._requests = requests
+        self._requests: SyncBatchSource | DataSource = requests
         self._inside = _Inside(make)
+        self._inside.batch._options.recipe.check(requests)
         self._source: Iterator[Any] | None = None
         self._is_open = False
         self._is_read = False
@@ -213,7 +212,15 @@ class SyncBatch(UnpicklableReader, Generic[ParsedT_co]):
 
     def __enter__(self) -> Self:
         inside, portal = self._inside, self._portal
-        source = cast("Iterator[Any]", open_source(self._requests))
+        options = inside.batch._options
+        if is_data(self._requests):
+            self._requests = data_source(self._requests)  # once: it knows where an open file stood
+        requests: SyncBatchSource | DataSource = self._requests
+        if is_data(requests):
+            requests = data_source(requests)
+            facts = options.recipe.inspect(requests, has_journal=options.journal is not None)
+            inside.batch._source.facts = facts
+        source = cast("Iterator[Any]", open_source(requests))
         try:
             portal.call(partial(inside.enter, portal))
             self._source = source

@@ -422,7 +422,11 @@ REPEATED = Status(400, {"detail": f"bad {GATEWAY_KEY}"})
 @pytest.mark.parametrize(
     "example",
     # older releases of openai print the gateway's message
-    [pytest.param(example, id=example.name) for example in EXAMPLES if not example.name.startswith("openai_sdk")],
+    [
+        pytest.param(example, id=example.name)
+        for example in EXAMPLES
+        if not example.name.startswith("openai_sdk")
+    ],
 )
 def test_failing_example_prints_and_logs_no_key(example: Path) -> None:
     """tests/test_examples.py tests the examples when nothing fails."""

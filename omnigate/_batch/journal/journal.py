@@ -49,6 +49,8 @@ __all__ = ["Journal", "JournalWarning", "NotCompactedError", "RepeatedIdError", 
 
 _READ_BYTES = 4096
 
+_SOURCES_MAX = 64
+
 
 class JournalWarning(UserWarning):
     """A finished run has all results, but its journal could not be compacted, or failed at the end."""
@@ -85,7 +87,17 @@ class Journal:
 
     """
 
-    __slots__ = ("_claimed", "_file", "_index", "_last_read", "_lock", "_path", "_superseded")
+    __slots__ = (
+        "_claimed",
+        "_file",
+        "_index",
+        "_last_read",
+        "_lock",
+        "_path",
+        "_source",
+        "_sources",
+        "_superseded",
+    )
 
     def __init__(self, path: str | os.PathLike[str], *, lock: bool = True) -> None:
         self._path = os.fsdecode(path)
@@ -95,6 +107,8 @@ class Journal:
         self._claimed: dict[str, int | None] = {}  # ids in flight, with the entry of an earlier failure
         self._last_read: tuple[int, Line] | None = None
         self._superseded = 0  # lines of ids that have a later one
+        self._source: str | None = None
+        self._sources: set[str] = set()  # of the lines
 
     def __len__(self) -> int:
         """Return how many ids have a line."""
@@ -119,6 +133,24 @@ class Journal:
         except BaseException:
             self.close(finished=False)
             raise
+
+    def identify(self, source: str) -> None:
+        """Say which files the items of this run come from, since their ids are the numbers of rows.
+
+        Args:
+            source: digest of the files; each line of this run names it.
+
+        Raises:
+            JournalError: lines name other files: the same number may be another row.
+
+        """
+        if self._sources and source not in self._sources:
+            raise JournalError(
+                f"The journal {self._path!r} is of another file, or of this one before it was changed, and "
+                "its rows are identified by their numbers. Restore the file, or pass another journal. (With "
+                "id= the rows of a file that changes keep their identity.)"
+            )
+        self._source = source
 
     def claim(
         self,
@@ -182,7 +214,7 @@ class Journal:
         """
         assert self._file is not None, "not open"
         id = outcome.id
-        line = encode_line(outcome, digest, created=int(time.time()))
+        line = encode_line(outcome, digest, created=int(time.time()), source=self._source)
         offset = self._file.append(line)
         new = make_entry(offset, succeeded=outcome.response is not None, seen=True)
         old = self._claimed.pop(id) if id in self._claimed else self._index.find(id)
@@ -234,6 +266,8 @@ class Journal:
             self._claimed.clear()
             self._last_read = None
             self._superseded = 0
+            self._source = None
+            self._sources.clear()
 
     def _read(self) -> None:
         file = self._file
@@ -256,6 +290,9 @@ class Journal:
                 continue
             self._last_read = offset, line
             id = line.custom_id
+            source = line.omnigate.source
+            if isinstance(source, str) and len(self._sources) < _SOURCES_MAX:
+                self._sources.add(source)
             new = make_entry(offset, succeeded=line.succeeded, seen=False)
             old = index.find(id)
             if old is None:

@@ -1,0 +1,1 @@
+"""People's data as rows: files, open files, frames and tables, and prompts made from rows."""
