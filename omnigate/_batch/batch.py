@@ -53,6 +53,7 @@ from omnigate._batch.pace.upstream import Upstream
 from omnigate._batch.progress import Progress
 from omnigate._batch.record import Record
 from omnigate._batch.source import END, Source
+from omnigate._batch.total import Total
 from omnigate._calls.attempts import Call
 from omnigate._runtime.frames import warn
 from omnigate._runtime.isolation import is_cancellation
@@ -105,6 +106,7 @@ class Batch(UnpicklableReader):
         self._most = min((limit for limit in limits if isinstance(limit, int)), default=_MOST)
         self._lifecycle = Lifecycle()
         self._source = Source(options.requests)
+        self._total = Total(options.requests)
         self._outbox = Outbox(self._lifecycle, ordered=options.ordered)
         self._record = Record(options.journal, lock=options.journal_lock, want_response=options.replay)
         self._in_flight = 0
@@ -143,6 +145,11 @@ class Batch(UnpicklableReader):
             rejections=caller.rejections,
             retries=caller.retries,
             concurrency_limits={upstream.model: upstream.limit for upstream in self._upstreams},
+            total=self._source.count if self._source.is_exhausted else self._total.value,
+            waits_in_journal=self._record.waiting,
+            journal=self._record.spending,
+            reading_percent=self._record.read_percent,
+            counting_percent=self._total.percent,
         )
 
     def _waiting(self) -> tuple[Reason | None, float | None]:
@@ -190,7 +197,9 @@ class Batch(UnpicklableReader):
         if lifecycle.state is not State.NEW:
             raise NotStartedError("a batch can be entered only once; create a new one")
         self._prepare_caller()
-        await self._record.open()
+        if self._options.progress is not False:
+            self._progress = Progress(self._options.progress, self._progress_stats)
+        await self._open_record()
         try:
             self._source.open()
             self._running = anyio.CancelScope()
@@ -201,11 +210,50 @@ class Batch(UnpicklableReader):
             raise
         lifecycle.advance(State.OPEN)
         self._last_stats = None
-        if self._options.progress is not False:
-            self._progress = Progress(self._options.progress, lambda: self.stats)
         logger.info("batch: began, max_concurrency=%r", self._options.max_concurrency)
         self._group.start_soon(self._run)
         return self
+
+    async def _open_record(self) -> None:
+        """Open the journal, and show how much of it has been read, if that takes time."""
+        progress = self._progress
+        if progress is None or self._options.journal is None:
+            await self._record.open()
+            return
+        errors: list[BaseException] = []  # collected, since the group would wrap them
+        opened = anyio.Event()
+        opening = anyio.CancelScope()
+
+        async def show() -> None:
+            try:
+                await progress.run_until(opened)
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised below
+                errors.append(error)
+                opening.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(show)
+            try:
+                with opening:
+                    await self._record.open()
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised below
+                errors.append(error)
+            finally:
+                opened.set()
+        if errors:
+            try:
+                await self._record.close_after(errors[0])
+                raise errors[0]
+            finally:
+                errors.clear()  # breaks the cycle of the error, its traceback and this frame
+
+    def _progress_stats(self) -> BatchStats:
+        """Return the stats to show; while the journal is read, those that tell how much of it has been."""
+        return self._stats(0) if self._lifecycle.state is State.NEW else self.stats
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -370,6 +418,8 @@ class Batch(UnpicklableReader):
                         self._workers.start_soon(self._guarded, self._progress.run)
                     if self._options.journal is not None:
                         self._workers.start_soon(self._guarded, self._record.run)
+                    if self._total.is_to_be_counted:
+                        self._workers.start_soon(self._guarded, self._total.count)
                     self._workers.start_soon(self._work)
         except BaseException as error:  # cancellations too: the reader may be shielded from them
             self._stop(error)

@@ -1,16 +1,20 @@
 """Results of a batch: an `Outcome` for each item, and `BatchStats` for the whole."""
 
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
 
+from omnigate._batch.spending import Spending
+from omnigate._wire.money import Usd
 from omnigate.exceptions import GatewayError
 from omnigate.models import ChatRequest, ChatResponse
 
 _RATE_SECONDS: Final = 30
+
+_FORECAST_SECONDS: Final = 300  # longer, so that the time left does not jump with each rate window
 
 
 class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
@@ -26,6 +30,7 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         elapsed: seconds from reading the item to its outcome, waits included. If replayed, in the run that
             sent it.
         replayed: whether the response comes from the journal of an earlier run.
+        item: the fields of the row that it was made from, by name; None if the item was not a row of data.
 
     """
 
@@ -37,6 +42,7 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     attempts: int = 0
     elapsed: float = 0.0
     replayed: bool = False
+    item: Mapping[str, object] | None = None
 
     def unwrap(self) -> ChatResponse:
         """Return the response, or raise the error.
@@ -92,6 +98,16 @@ class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
         retries: how many times items were sent again.
         concurrency_limits: by model, how many of its calls may be in flight; below 1 the share of the time
             that one is.
+        failures: items that failed, by the name of their error's type.
+        total: how many items there are; None if that is not known, or not yet. Known for sources with a
+            length; a file is counted while the batch runs.
+        seconds_left: about how long the rest takes, at the speed of the last five minutes; None if unknown.
+        projected_cost_usd: about what this run costs in the end, in USD, if the rest costs as much for each
+            item as those that ended in this run; None if unknown.
+        journal_tokens: all tokens of all responses in the journal, earlier runs included; None without one.
+        journal_cost_usd: their cost, in USD; None without a journal.
+        reading_percent: how much of the journal has been read, while it is read; else None.
+        counting_percent: how much of a file has been counted, while it is counted; else None.
 
     """
 
@@ -109,6 +125,27 @@ class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
     rejections: int = 0
     retries: int = 0
     concurrency_limits: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    failures: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    total: int | None = None
+    seconds_left: float | None = None
+    projected_cost_usd: float | None = None
+    journal_tokens: int | None = None
+    journal_cost_usd: float | None = None
+    reading_percent: float | None = None
+    counting_percent: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("cost_usd", "projected_cost_usd", "journal_cost_usd"):
+            if type(value := getattr(self, name)) is float:
+                msgspec.structs.force_setattr(self, name, Usd(value))
+
+    @property
+    def percent(self) -> float | None:
+        """How much has ended, as a percentage of all items; None if their number is not known."""
+        if self.total is None:
+            return None
+        ended = self.succeeded + self.failed + self.replayed
+        return min(100.0, 100 * ended / self.total) if self.total else 100.0
 
 
 def words_of(counts: "BatchStats | Tally") -> list[str]:
@@ -131,24 +168,19 @@ class Tally:
         self.replayed: int = 0
         self._clock = clock
         self._started = clock()
-        self._prompt_tokens = 0
-        self._completion_tokens = 0
-        self._total_tokens = 0
-        self._cost_usd = 0.0
-        self._recent: deque[list[float]] = deque(maxlen=_RATE_SECONDS)  # [second, items ended in it]
+        self._failures: Counter[str] = Counter()
+        self._spent = Spending()
+        self._recent: deque[list[float]] = deque(maxlen=_FORECAST_SECONDS)  # [second, items ended in it]
 
     def add(self, outcome: Outcome) -> None:
         """Count an outcome of this run."""
         response = outcome.response
         if response is None:
             self.failed += 1
+            self._failures[type(outcome.error).__name__] += 1
         else:
             self.succeeded += 1
-            usage = response.usage
-            self._prompt_tokens += usage.prompt_tokens
-            self._completion_tokens += usage.completion_tokens
-            self._total_tokens += usage.total_tokens
-            self._cost_usd += response.cost_usd
+            self._spent.add(response.usage, response.cost_usd)
         second = self._clock() // 1
         if self._recent and self._recent[-1][0] == second:
             self._recent[-1][1] += 1
@@ -164,24 +196,67 @@ class Tally:
         rejections: int = 0,
         retries: int = 0,
         concurrency_limits: dict[str, float] | None = None,
+        total: int | None = None,
+        waits_in_journal: int = 0,
+        journal: Spending | None = None,
+        reading_percent: float | None = None,
+        counting_percent: float | None = None,
     ) -> BatchStats:
-        """Return the current numbers, with those that others count."""
-        now = self._clock()
-        since = max(self._started, now - _RATE_SECONDS)
-        ended = sum(count for second, count in self._recent if second >= since - 1)
+        """Return the current numbers, with those that others count.
+
+        Args:
+            in_flight: calls in flight.
+            waiting_until: when the next request may go.
+            waiting_for: what it waits for.
+            rejections: responses with status 429.
+            retries: how many times items were sent again.
+            concurrency_limits: by model.
+            total: how many items there are.
+            waits_in_journal: how many of them are successes in the journal that were not reached yet.
+            journal: what the responses in the journal have used.
+            reading_percent: how much of the journal has been read.
+            counting_percent: how much of the source has been counted.
+        """
+        rate = self._rate(_RATE_SECONDS)
+        spent = self._spent
+        cost_usd = spent.cost_usd
+        seconds_left = projected_cost_usd = None
+        if total is not None:
+            ended = self.succeeded + self.failed
+            left = max(0, total - ended - self.replayed - waits_in_journal)
+            pace = self._rate(_FORECAST_SECONDS)
+            if left == 0 or pace:
+                seconds_left = left / pace if left else 0.0
+            if left == 0 or ended:
+                projected_cost_usd = cost_usd * (ended + left) / ended if left else cost_usd
         return BatchStats(
             succeeded=self.succeeded,
             failed=self.failed,
             replayed=self.replayed,
             in_flight=in_flight,
-            calls_per_second=ended / max(now - since, 1.0),
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._completion_tokens,
-            total_tokens=self._total_tokens,
-            cost_usd=self._cost_usd,
+            calls_per_second=rate,
+            prompt_tokens=spent.prompt_tokens,
+            completion_tokens=spent.completion_tokens,
+            total_tokens=spent.total_tokens,
+            cost_usd=cost_usd,
             waiting_until=waiting_until,
             waiting_for=waiting_for,
             rejections=rejections,
             retries=retries,
             concurrency_limits=concurrency_limits or {},
+            failures=dict(self._failures),
+            total=total,
+            seconds_left=seconds_left,
+            projected_cost_usd=projected_cost_usd,
+            journal_tokens=None if journal is None else journal.total_tokens,
+            journal_cost_usd=None if journal is None else journal.cost_usd,
+            reading_percent=reading_percent,
+            counting_percent=counting_percent,
         )
+
+    def _rate(self, seconds: int) -> float:
+        """Return how many items ended per second, over about the last `seconds`."""
+        now = self._clock()
+        since = max(self._started, now - seconds)
+        ended = sum(count for second, count in self._recent if second >= since - 1)
+        return ended / max(now - since, 1.0)

@@ -13,16 +13,18 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import anyio
 
 from omnigate._batch.outcomes import BatchStats, words_of
 from omnigate._wire.checks import check_not_async, check_not_awaitable, refusal
+from omnigate._wire.money import shown_usd
 from omnigate.exceptions import GatewayError
 
 if TYPE_CHECKING:
@@ -71,6 +73,14 @@ class Progress:
         while True:
             self._update()
             await anyio.sleep(_SECONDS)
+
+    async def run_until(self, over: anyio.Event) -> None:
+        """Show the stats periodically until something is over; not at all if that is soon."""
+        while True:
+            with anyio.move_on_after(_SECONDS):
+                await over.wait()
+                return
+            self._update()
 
     def close(self) -> None:
         """Show the stats one last time, unless the callable has failed before."""
@@ -188,17 +198,53 @@ def _print(console: Console, stats: BatchStats) -> None:
     console.print(words(stats), highlight=False, soft_wrap=True, markup=False)
 
 
-def words(stats: BatchStats, *, timezone: Any = None) -> str:
-    """Format the stats as a line of text; times are local, or in `timezone`."""
+_WAITS: Final = {
+    "rate window": "the next window",
+    "provider": "the provider",
+    "outage": "the end of an outage",
+    "concurrency": "a free slot",
+}
+
+
+def words(stats: BatchStats, *, now: datetime | None = None) -> str:
+    """Format the stats as a line of text, as of `now`; by default the present moment."""
+    if stats.reading_percent is not None:
+        return f"reading the journal, {stats.reading_percent:.0f} %"
     parts = [
         *words_of(stats),
         f"{stats.in_flight:,} in flight",
         f"{stats.calls_per_second:,.1f}/s",
         f"{stats.total_tokens:,} tokens",
-        f"{stats.cost_usd:,.4f} USD",
+        _cost(stats),
     ]
+    if stats.percent is not None:
+        parts[0] = f"{stats.percent:.0f} % of {stats.total:,}: {parts[0]}"
+    elif stats.counting_percent is not None:
+        parts.append(f"counting the items, {stats.counting_percent:.0f} %")
+    if stats.seconds_left:
+        parts.append(f"{duration(stats.seconds_left)} left")
     if stats.waiting_until is not None:
-        moment: datetime = stats.waiting_until.astimezone(timezone)
-        reason = "rate limit" if stats.waiting_for in (None, "rate window") else stats.waiting_for
-        parts.append(f"{reason}: waiting until {moment:%H:%M:%S}")
+        seconds = max(0.0, (stats.waiting_until - (now or datetime.now(UTC))).total_seconds())
+        parts.append(f"waiting for {_WAITS[stats.waiting_for or 'rate window']}, {duration(seconds)}")
     return ", ".join(parts)
+
+
+def _cost(stats: BatchStats) -> str:
+    projected = stats.projected_cost_usd
+    spent = shown_usd(stats.cost_usd)
+    return (
+        spent if projected is None or not stats.seconds_left else f"{spent} of about {shown_usd(projected)}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in its two largest units, rounded up to whole seconds."""
+    left = math.ceil(seconds)
+    minutes, hours, days = left // 60, left // 3_600, left // 86_400
+    if minutes == 0:
+        return f"{left} s"
+    if hours == 0:
+        return f"{minutes} min {left % 60:02} s"
+    if days == 0:
+        return f"{hours} h {minutes % 60:02} min"
+    return f"{days} d {hours % 24} h"

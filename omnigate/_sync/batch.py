@@ -27,6 +27,7 @@ import anyio
 from omnigate._batch.batch import Batch
 from omnigate._batch.items import BatchItem, open_source
 from omnigate._batch.outcomes import AnyOutcome, BatchStats
+from omnigate._batch.total import Total
 from omnigate._runtime.frames import warn
 from omnigate._sync.portal import Portal
 from omnigate._wire.pickling import UnpicklableReader
@@ -193,6 +194,7 @@ class SyncBatch(UnpicklableReader):
         self._portal = portal
         self._requests = requests
         self._inside = _Inside(make)
+        self._inside.batch._total = Total(requests)  # of the caller's source, not of the feed
         self._source: Iterator[Any] | None = None
         self._is_open = False
         self._is_read = False

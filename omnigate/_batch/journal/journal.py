@@ -41,6 +41,7 @@ from omnigate._batch.journal.lines import (
     split_lines,
 )
 from omnigate._batch.outcomes import Outcome
+from omnigate._batch.spending import Spending
 from omnigate._wire.redaction import shown
 from omnigate.exceptions import InvalidArgumentError, JournalError
 from omnigate.models import ChatRequest, ChatResponse
@@ -83,9 +84,25 @@ class Journal:
         path: path of the file, created readable by its owner only if it does not exist.
         lock: False to take no lock, on a file system that has none.
 
+    Attributes:
+        read_percent: how much of the file has been read, while `open` reads it; else None.
+        spending: tokens and cost of the responses in it, those of this run included.
+        waiting: how many of its successes have not been claimed in this run.
+
     """
 
-    __slots__ = ("_claimed", "_file", "_index", "_last_read", "_lock", "_path", "_superseded")
+    __slots__ = (
+        "_claimed",
+        "_file",
+        "_index",
+        "_last_read",
+        "_lock",
+        "_path",
+        "_superseded",
+        "read_percent",
+        "spending",
+        "waiting",
+    )
 
     def __init__(self, path: str | os.PathLike[str], *, lock: bool = True) -> None:
         self._path = os.fsdecode(path)
@@ -95,6 +112,9 @@ class Journal:
         self._claimed: dict[str, int | None] = {}  # ids in flight, with the entry of an earlier failure
         self._last_read: tuple[int, Line] | None = None
         self._superseded = 0  # lines of ids that have a later one
+        self.read_percent: float | None = None
+        self.spending = Spending()
+        self.waiting: int = 0
 
     def __len__(self) -> int:
         """Return how many ids have a line."""
@@ -119,6 +139,8 @@ class Journal:
         except BaseException:
             self.close(finished=False)
             raise
+        finally:
+            self.read_percent = None
 
     def claim(
         self,
@@ -165,6 +187,7 @@ class Journal:
                 "give all of them ids.)"
             )
         self._index.replace(id, entry, entry | SEEN)
+        self.waiting -= 1
         response = line.chat_response() if want_response else None
         return Replay(response, line.omnigate.attempts, line.omnigate.elapsed)
 
@@ -184,7 +207,10 @@ class Journal:
         id = outcome.id
         line = encode_line(outcome, digest, created=int(time.time()))
         offset = self._file.append(line)
-        new = make_entry(offset, succeeded=outcome.response is not None, seen=True)
+        response = outcome.response
+        new = make_entry(offset, succeeded=response is not None, seen=True)
+        if response is not None:
+            self.spending.add(response.usage, response.cost_usd)
         old = self._claimed.pop(id) if id in self._claimed else self._index.find(id)
         if old is None:
             self._index.add(id, new)
@@ -246,6 +272,7 @@ class Journal:
         for number, (offset, raw) in enumerate(split_lines(file.read_at), 1):
             if damaged is not None:
                 raise self._not_a_journal(damaged[0])
+            self.read_percent = 100 * offset / end
             line = decode_line(raw)
             if line is None and offset + len(raw) == end and (line := decode_line(raw.rstrip(b"\0"))):
                 raw = raw.rstrip(b"\0")  # a whole line, before zeros where its newline never arrived
@@ -261,8 +288,11 @@ class Journal:
             if old is None:
                 index.add(id, new)
             else:
+                if old & SUCCEEDED:  # two journals were concatenated, say
+                    self._count(self._line_at(offset_of(old)), -1)
                 index.replace(id, old, new)
                 self._superseded += 1
+            self._count(line, 1)
             if offset + len(raw) == end:
                 file.append(b"\n")
         if damaged is not None:
@@ -270,6 +300,12 @@ class Journal:
             if not is_torn(raw, has_newline=offset + len(raw) < end):
                 raise self._not_a_journal(number)
             file.truncate(offset)
+
+    def _count(self, line: Line, times: int) -> None:
+        """Count a success; -1 times takes it away again."""
+        if line.response is not None:
+            self.waiting += times
+            self.spending.add(line.response.body.usage, line.cost_usd, times)
 
     def _not_a_journal(self, number: int) -> JournalError:
         return JournalError(

@@ -109,6 +109,11 @@ class Line(msgspec.Struct, gc=False):
         """Digest of the request; "" if the item was not a valid one."""
         return self.omnigate.digest or ""
 
+    @property
+    def cost_usd(self) -> float:
+        """Cost of a success in USD."""
+        return cast("float", self.omnigate.cost_usd)
+
     def chat_response(self) -> ChatResponse:
         """Rebuild the response of a success; its `meta` has what the line recorded of it."""
         assert self.response is not None
@@ -119,7 +124,7 @@ class Line(msgspec.Struct, gc=False):
             model=body.model,
             content=body.choices[0].message.content,
             usage=body.usage,
-            cost_usd=cast("float", extra.cost_usd),
+            cost_usd=self.cost_usd,
             finish_reason=body.choices[0].finish_reason,
             cached=cast("bool", extra.cached),
             fallback_used=cast("bool", extra.fallback_used),
