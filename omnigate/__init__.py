@@ -9,6 +9,7 @@ with Client(api_key="llmg_…", base_url="https://gateway.example") as client:
 from omnigate import _homes
 from omnigate._batch.batch import Batch
 from omnigate._batch.journal.journal import JournalWarning
+from omnigate._batch.journal.reading import failed, read_journal
 from omnigate._batch.journal.recovery import JournalRecovery, recover_journal
 from omnigate._batch.options import BatchSettings
 from omnigate._batch.outcomes import AnyOutcome as Outcome
@@ -140,6 +141,8 @@ __all__ = [
     "Usage",
     "__version__",
     "classify",
+    "failed",
+    "read_journal",
     "recover_journal",
 ]
 

@@ -3,11 +3,12 @@
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 
 from omnigate._batch.spending import Spending
+from omnigate._data.cells import plain_cell, plain_row
 from omnigate._wire.money import Usd
 from omnigate.exceptions import GatewayError
 from omnigate.models import ChatRequest, ChatResponse
@@ -55,6 +56,49 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             assert self.error is not None
             raise self.error
         return self.response
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as a dict of values that JSON has, nested ones included.
+
+        Its keys are the attributes. `request` and `response` are dicts of their fields or None; `response`
+        has the `request_id`, too. `error` is None or a dict with `type`, `message`, `request_id`, and, where
+        it has them, `status_code`, `detail`, `retry_after`, `provider` and `provider_status`.
+        """
+        response, error = self.response, self.error
+        made: dict[str, Any] = {
+            "index": self.index,
+            "id": self.id,
+            "request": None if self.request is None else self.request.model_dump(mode="json"),
+            "response": None,
+            "error": None if error is None else _dict_of(error),
+            "attempts": self.attempts,
+            "elapsed": self.elapsed,
+            "replayed": self.replayed,
+            "item": None if self.item is None else msgspec.to_builtins(plain_row(self.item)),
+        }
+        if response is not None:
+            made["response"] = {**response.model_dump(mode="json"), "request_id": request_id_of(self)}
+        return made
+
+
+def request_id_of(outcome: Outcome) -> str | None:
+    """Return the id of the request that an outcome comes from, if it is known."""
+    if outcome.error is not None:
+        return outcome.error.request_id
+    meta = getattr(outcome.response, "_meta", None)
+    return None if meta is None else meta.request_id
+
+
+def _dict_of(error: GatewayError) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "type": type(error).__name__,
+        "message": str(error),
+        "request_id": error.request_id,
+    }
+    for name in ("status_code", "detail", "retry_after", "provider", "provider_status"):
+        if (value := getattr(error, name, None)) is not None:
+            made[name] = msgspec.to_builtins(plain_cell(value))
+    return made
 
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
@@ -36,6 +37,8 @@ logger: Final = logging.getLogger("omnigate")
 Show: TypeAlias = Callable[[BatchStats], object]
 
 _CALLABLE: Final = "a callable that takes BatchStats"
+
+ProgressArgument: TypeAlias = bool | Show
 
 _SECONDS: Final = 0.25
 
@@ -97,6 +100,33 @@ class Progress:
         except BaseException:
             self._has_failed = True
             raise
+
+
+class Reading:
+    """Shows how much of a file has been read, in the thread that reads it."""
+
+    def __init__(self, progress: ProgressArgument) -> None:
+        self._show: Show | None = None
+        self._bar = None
+        if callable(progress):
+            self._show = progress
+        elif progress:
+            self._bar = Bar()
+            self._show = self._bar.show
+        self._is_due_at = time.monotonic() + _SECONDS
+
+    def update(self, stats: Callable[[], BatchStats]) -> None:
+        """Show the stats that `stats` returns, if it is time."""
+        if self._show is not None and time.monotonic() >= self._is_due_at:
+            self._show(stats())
+            self._is_due_at = time.monotonic() + _SECONDS
+
+    def close(self, stats: BatchStats) -> None:
+        """Show the stats one last time."""
+        if self._bar is not None:
+            self._bar.close(stats)
+        elif self._show is not None:
+            self._show(stats)
 
 
 class Bar:

@@ -8,7 +8,11 @@ from typing import Final
 
 _GATEWAY: Final = ("pydantic", "starlette", "uvicorn")
 
-_PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {"gateway": _GATEWAY, "cli": (*_GATEWAY, "click", "rich")}
+_PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
+    "gateway": _GATEWAY,
+    "cli": (*_GATEWAY, "click", "rich"),
+    "data": ("ijson", "pyarrow", "zstandard"),
+}
 
 
 class MissingExtraError(ImportError):
