@@ -14,6 +14,7 @@ from omnigate._batch.journal.recovery import JournalRecovery, recover_journal
 from omnigate._batch.options import BatchSettings
 from omnigate._batch.outcomes import AnyOutcome as Outcome
 from omnigate._batch.outcomes import BatchStats
+from omnigate._batch.writing import write_outcomes
 from omnigate._calls.configuration import PlaintextKeyWarning
 from omnigate._calls.retry import RetryConfig
 from omnigate._limits import Budget, RateLimit
@@ -144,6 +145,7 @@ __all__ = [
     "failed",
     "read_journal",
     "recover_journal",
+    "write_outcomes",
 ]
 
 

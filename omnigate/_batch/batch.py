@@ -28,14 +28,17 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 
 from omnigate._batch.caller import Caller, Entry, Ready
 from omnigate._batch.enough import Enough
@@ -54,9 +57,12 @@ from omnigate._batch.progress import Progress
 from omnigate._batch.record import Record
 from omnigate._batch.source import END, Source
 from omnigate._batch.total import Total
+from omnigate._batch.writing import ADD_TOGETHER, OutcomeFile, frame_of
 from omnigate._calls.attempts import Call
+from omnigate._data.frames import FrameKind, load_library
 from omnigate._runtime.frames import warn
-from omnigate._runtime.isolation import is_cancellation
+from omnigate._runtime.isolation import bounded, is_cancellation
+from omnigate._runtime.threads import in_thread
 from omnigate._transport.messages import Origin
 from omnigate._wire import endpoints
 from omnigate._wire.pickling import UnpicklableReader
@@ -121,6 +127,8 @@ class Batch(UnpicklableReader):
         self._enough = Enough(options.stop_after_failures)
         self._last_stats: BatchStats | None = BatchStats()  # while it is not open
         self._progress: Progress | None = None
+        self._drained: list[Outcome] = []  # by `to_frame`
+        self._has_raised = False  # in `to_frame`
         self._caller: Caller
         self._clock: Callable[[], float]
         self._tally: Tally
@@ -368,6 +376,92 @@ class Batch(UnpicklableReader):
         async for _ in self:
             pass
         return self.stats
+
+    async def to_frame(self, kind: FrameKind = "pandas") -> Any:
+        """Run the batch to its end and return its outcomes as a frame, in the order of the input.
+
+        Each outcome is a row, with the columns of `write_outcomes`. Lists and dicts stay such, unless their
+        shapes differ: polars and Arrow then get JSON text. Enters and leaves the batch itself, unless called
+        inside its block; outcomes that were read before are not in the frame. All are kept in memory.
+
+        An error that ends the batch is raised, as iterating raises it. Nothing that was paid for is lost:
+        another call of `to_frame` then returns the outcomes before the error.
+
+        Args:
+            kind: "pandas", "polars" or "arrow" (a `pyarrow.Table`); the library must be installed.
+
+        Raises:
+            GatewayError: an error that ended the batch, as iterating raises it.
+            InvalidArgumentError: there is no such kind; nothing was sent.
+            MissingExtraError: the library is not installed; nothing was sent.
+            NotStartedError: the batch was left before.
+
+        """
+        await in_thread(load_library, kind)
+        if not self._drained or not self._has_raised:
+            try:
+                await self._drain(self._drained.append)
+            except Exception as error:
+                self._has_raised = True
+                if self._drained:
+                    count = f"{len(self._drained):,}"
+                    error.add_note(f"to_frame() returns the {count} outcomes before when it is called again")
+                raise
+        frame = await in_thread(frame_of, self._drained, kind)
+        self._drained = []
+        return frame
+
+    async def write(self, path: str | os.PathLike[str], *, spreadsheet_safe: bool = False) -> BatchStats:
+        """Run the batch to its end, write its outcomes to a file in the order of the input; return its stats.
+
+        The file, its columns and the arguments are those of `write_outcomes`, which also says what an error
+        leaves. Enters and leaves the batch itself, unless called inside its block; outcomes that were read
+        before are not in the file.
+
+        Args:
+            path: of the file; its suffix tells the format, such as `.csv`, `.jsonl.gz` or `.parquet`.
+            spreadsheet_safe: put a single quote before text that a spreadsheet program would run.
+
+        Raises:
+            GatewayError: an error that ended the batch, as iterating raises it. The outcomes before it are in
+                another file, which a note on the error names.
+            InvalidArgumentError: the path is not allowed; nothing was sent.
+            OSError: the file cannot be written.
+            NotStartedError: the batch was left before.
+
+        """
+        make = partial(OutcomeFile, path, spreadsheet_safe=spreadsheet_safe)
+        output = await in_thread(make, dispose=OutcomeFile.discard)
+        try:
+            some: list[Outcome] = []
+
+            async def add(outcome: Outcome) -> None:
+                some.append(outcome)
+                if len(some) >= ADD_TOGETHER:
+                    full = some.copy()
+                    some.clear()
+                    await in_thread(output.add, full)
+
+            try:
+                await self._drain(add)
+            except Exception as error:
+                await in_thread(output.finish_after, error, some)
+                raise
+            await in_thread(output.finish, some)
+        finally:
+            await bounded(partial(anyio.to_thread.run_sync, output.discard))
+        return self.stats
+
+    async def _drain(self, take: Callable[[Outcome], Awaitable[None] | None]) -> None:
+        """Pass all outcomes to `take`; enter and leave the batch unless it is open."""
+        if self._lifecycle.state is State.NEW:
+            async with self:
+                await self._drain(take)
+            return
+        async for outcome in self:
+            taking = take(outcome)
+            if taking is not None:
+                await taking
 
     def _is_of_source(self, error: BaseException) -> bool:
         """Return whether the source raised the error."""

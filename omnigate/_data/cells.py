@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from omnigate._wire.money import positional
 from omnigate._wire.values import is_sequence, scalar
 
 _PLAIN: Final = frozenset(
@@ -69,7 +70,7 @@ def plain_cell(value: Any, depth: int = 0) -> Any:
 
 def _foreign(value: Any, depth: int) -> Any:
     """Return a value of another library: of an array its items, of a pandas or numpy time Python's own."""
-    if str(value) in ("NaT", "<NA>"):  # what pandas and numpy have for a missing value
+    if type(value).__name__ in ("NaTType", "NAType"):  # pandas' missing values
         return None
     for name in ("to_pydatetime", "to_pytimedelta", "tolist", "to_list"):
         convert = getattr(value, name, None)
@@ -104,7 +105,9 @@ def text_of(value: Any) -> str:
         return value
     if isinstance(value, datetime.datetime | datetime.date | datetime.time):
         return value.isoformat()
-    if isinstance(value, float | decimal.Decimal | uuid.UUID):
+    if isinstance(value, float):
+        return positional(value)
+    if isinstance(value, decimal.Decimal | uuid.UUID):
         return str(value)
     if isinstance(value, bytes | datetime.timedelta):
         return json_of(value).strip('"')

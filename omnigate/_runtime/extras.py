@@ -11,7 +11,7 @@ _GATEWAY: Final = ("pydantic", "starlette", "uvicorn")
 _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "gateway": _GATEWAY,
     "cli": (*_GATEWAY, "click", "rich"),
-    "data": ("ijson", "pyarrow", "zstandard"),
+    "data": ("backports", "ijson", "pyarrow"),
 }
 
 

@@ -28,6 +28,8 @@ from omnigate._batch.batch import Batch
 from omnigate._batch.items import BatchItem, open_source
 from omnigate._batch.outcomes import AnyOutcome, BatchStats
 from omnigate._batch.total import Total
+from omnigate._batch.writing import ADD_TOGETHER, OutcomeFile, frame_of
+from omnigate._data.frames import FrameKind, load_library
 from omnigate._runtime.frames import warn
 from omnigate._sync.portal import Portal
 from omnigate._wire.pickling import UnpicklableReader
@@ -198,6 +200,8 @@ class SyncBatch(UnpicklableReader):
         self._source: Iterator[Any] | None = None
         self._is_open = False
         self._is_read = False
+        self._drained: list[AnyOutcome] = []  # by `to_frame`
+        self._has_raised = False  # in `to_frame`
         # for an interrupt outside our code, e.g. just as `__exit__` is called
         weakref.finalize(self, self._inside.leave_soon).atexit = False
 
@@ -267,6 +271,88 @@ class SyncBatch(UnpicklableReader):
         for _ in self:
             pass
         return self.stats
+
+    def to_frame(self, kind: FrameKind = "pandas") -> Any:
+        """Run the batch to its end and return its outcomes as a frame, in the order of the input.
+
+        Each outcome is a row, with the columns of `write_outcomes`. Lists and dicts stay such, unless their
+        shapes differ: polars and Arrow then get JSON text. Enters and leaves the batch itself, unless called
+        inside its block; outcomes that were read before are not in the frame. All are kept in memory.
+
+        An error that ends the batch is raised, as iterating raises it. Nothing that was paid for is lost:
+        another call of `to_frame` then returns the outcomes before the error.
+
+        Args:
+            kind: "pandas", "polars" or "arrow" (a `pyarrow.Table`); the library must be installed.
+
+        Raises:
+            GatewayError: an error that ended the batch, as iterating raises it.
+            InvalidArgumentError: there is no such kind; nothing was sent.
+            MissingExtraError: the library is not installed; nothing was sent.
+            NotStartedError: the batch was left before.
+
+        """
+        load_library(kind)
+        if not self._drained or not self._has_raised:
+            try:
+                self._drain(self._drained.append)
+            except Exception as error:
+                self._has_raised = True
+                if self._drained:
+                    count = f"{len(self._drained):,}"
+                    error.add_note(f"to_frame() returns the {count} outcomes before when it is called again")
+                raise
+        frame = frame_of(self._drained, kind)
+        self._drained = []
+        return frame
+
+    def write(self, path: str | os.PathLike[str], *, spreadsheet_safe: bool = False) -> BatchStats:
+        """Run the batch to its end, write its outcomes to a file in the order of the input; return its stats.
+
+        The file, its columns and the arguments are those of `write_outcomes`, which also says what an error
+        leaves. Enters and leaves the batch itself, unless called inside its block; outcomes that were read
+        before are not in the file.
+
+        Args:
+            path: of the file; its suffix tells the format, such as `.csv`, `.jsonl.gz` or `.parquet`.
+            spreadsheet_safe: put a single quote before text that a spreadsheet program would run.
+
+        Raises:
+            GatewayError: an error that ended the batch, as iterating raises it. The outcomes before it are in
+                another file, which a note on the error names.
+            InvalidArgumentError: the path is not allowed; nothing was sent.
+            OSError: the file cannot be written.
+            NotStartedError: the batch was left before.
+
+        """
+        output = OutcomeFile(path, spreadsheet_safe=spreadsheet_safe)
+        try:
+            some: list[AnyOutcome] = []
+
+            def add(outcome: AnyOutcome) -> None:
+                some.append(outcome)
+                if len(some) >= ADD_TOGETHER:
+                    output.add(some)
+                    some.clear()
+
+            try:
+                self._drain(add)
+            except Exception as error:
+                output.finish_after(error, some)
+                raise
+            output.finish(some)
+        finally:
+            output.discard()
+        return self.stats
+
+    def _drain(self, take: Callable[[AnyOutcome], None]) -> None:
+        """Pass all outcomes to `take`; enter and leave the batch unless it is open."""
+        if not self._is_open:
+            with self:
+                self._drain(take)
+            return
+        for outcome in self:
+            take(outcome)
 
     def _is_of_source(self, error: BaseException) -> bool:
         """Return whether the source raised the error."""

@@ -220,8 +220,8 @@ class _ReadingFile:
     def _not_a_journal(self, number: int) -> JournalError:
         return JournalError(
             f"{self._path!r}, line {number}, is not a line of a journal that this version understands: it "
-            "was damaged, or another program wrote it, or a later version. After a crash of the machine, call "
-            f"omnigate.recover_journal({self._path!r}), which keeps all lines that are whole."
+            "was damaged, or another program wrote it, or a later version. After a crash of the machine, "
+            f"call omnigate.recover_journal({self._path!r}), which keeps all lines that are whole."
         )
 
     def _read_at(self, offset: int, size: int) -> bytes:
