@@ -53,14 +53,14 @@ def _input_of(outcome: Outcome) -> dict[str, Any]:
     """Return the input's columns; of an item that was no row its id, and its prompt or messages."""
     item, request = outcome.item, outcome.request
     if item is not None:
-        row = plain_row(item)
-        if RESULT_COLUMNS.keys().isdisjoint(row):
-            return row
+        given = plain_row(item)
+        if RESULT_COLUMNS.keys().isdisjoint(given):
+            return given
         made: dict[str, Any] = {}
-        for name, value in row.items():
-            made[_free(name, row) if name in RESULT_COLUMNS else name] = value
+        for name, value in given.items():
+            made[_free(name, given) if name in RESULT_COLUMNS else name] = value
         return made
-    row = {"id": outcome.id}
+    row: dict[str, Any] = {"id": outcome.id}
     if request is not None:
         messages = request.messages
         if len(messages) == 1 and messages[0].role == "user":

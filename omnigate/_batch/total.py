@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sized
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from omnigate._batch.files import path_of
 from omnigate._runtime.threads import in_thread
@@ -30,7 +30,7 @@ class Total:
         self._path: Path | None = None
         self._is_stopped = False
         if isinstance(requests, os.PathLike):
-            self._path = path_of(requests)
+            self._path = path_of(cast("os.PathLike[str]", requests))
         elif isinstance(requests, Sized):
             try:
                 self.value = len(requests)

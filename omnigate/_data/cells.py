@@ -44,7 +44,7 @@ def plain_row(row: Mapping[str, object]) -> dict[str, Any]:
 
 def plain_cell(value: Any, depth: int = 0) -> Any:
     """Return a value as one of the plain types."""
-    kind = type(value)
+    kind: type[object] = type(value)
     if kind is str:
         return _encodable(value)
     if kind in _PLAIN:
@@ -64,7 +64,7 @@ def plain_cell(value: Any, depth: int = 0) -> Any:
     if is_sequence(value) or isinstance(value, AbstractSet):
         return [plain_cell(nested, depth + 1) for nested in cast("Iterable[Any]", value)]
     if isinstance(value, bytearray | memoryview):
-        return bytes(value)
+        return bytes(cast("bytearray", value))
     return _foreign(value, depth)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from omnigate._data.cells import json_of, text_of
 from omnigate.exceptions import InvalidArgumentError
@@ -102,4 +102,4 @@ def _kind_of(value: object) -> Kind:
 
 def flat(value: Any) -> Any:
     """Return a nested value as JSON; any other as it is."""
-    return json_of(value) if isinstance(value, list | dict) else value
+    return json_of(cast("object", value)) if isinstance(value, list | dict) else value

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from omnigate._data.columns import Columns, Kind, flat
@@ -31,7 +31,7 @@ def load_library(kind: FrameKind) -> None:
         raise refusal("kind", kind, f"be {one_of(get_args(FrameKind))}")
     package, install = _PACKAGES[kind]
     try:
-        importlib.import_module(package)
+        import_module(package)
     except ImportError as error:
         if error.name != package:
             raise
@@ -56,21 +56,14 @@ def make_frame(kind: FrameKind, rows: Sequence[Mapping[str, Any]], columns: Colu
         for name in columns.names
     }
     if kind == "pandas":
-        import pandas
-
-        return pandas.DataFrame(made)
+        return import_module("pandas").DataFrame(made)
     if kind == "polars":
-        import polars
-
-        return polars.DataFrame(list(made.values()))
-    import pyarrow
-
-    return pyarrow.Table.from_arrays(list(made.values()), names=list(made))
+        return import_module("polars").DataFrame(list(made.values()))
+    return import_module("pyarrow").Table.from_arrays(list(made.values()), names=list(made))
 
 
 def _pandas(name: str, cells: list[Any], kind: Kind) -> Any:
-    import pandas
-
+    pandas = import_module("pandas")
     dtypes: dict[Kind, Any] = {"float": "float64", "nested": "object", "bytes": "object"}
     has_missing = any(cell is None for cell in cells)
     dtypes["int"] = "Int64" if has_missing else "int64"
@@ -79,8 +72,7 @@ def _pandas(name: str, cells: list[Any], kind: Kind) -> Any:
 
 
 def _polars(name: str, cells: list[Any], kind: Kind) -> Any:
-    import polars
-
+    polars = import_module("polars")
     types: dict[Kind, Any] = {
         "bool": polars.Boolean,
         "int": polars.Int64,
@@ -101,8 +93,7 @@ def _polars(name: str, cells: list[Any], kind: Kind) -> Any:
 
 
 def _arrow(name: str, cells: list[Any], kind: Kind) -> Any:
-    import pyarrow
-
+    pyarrow = import_module("pyarrow")
     if kind == "nested":
         try:
             return pyarrow.array(cells)

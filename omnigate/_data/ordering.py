@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import pickle
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Final
 
@@ -57,7 +57,7 @@ class Ordering:
 
 
 @contextmanager
-def _as_os_error() -> Iterator[None]:
+def _as_os_error() -> Generator[None]:
     try:
         yield
     except sqlite3.Error as error:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
 from typing import Any, BinaryIO, Final, Literal, TypeAlias, cast
 
@@ -74,7 +75,7 @@ class Format:
             raise refusal("path", path, _MUST)
         if layout == "parquet":
             with extra("data", "writing Parquet"):
-                import pyarrow.parquet  # noqa: F401  # pyright: ignore[reportUnusedImport]
+                import_module("pyarrow.parquet")
         if compression == ".zst":
             _zstd()
         return cls(layout, name[len(name) - len(suffix) - len(compression) :], compression)
@@ -123,11 +124,9 @@ def _compressor(compression: str, file: BinaryIO) -> AbstractContextManager[Bina
 
 def _zstd() -> Any:
     if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        with extra("data", "writing .zst files"):
-            from backports import zstd
-    return zstd
+        return import_module("compression.zstd")
+    with extra("data", "writing .zst files"):
+        return import_module("backports.zstd")
 
 
 def _write_json_lines(sink: BinaryIO, rows: Iterable[dict[str, Any]]) -> None:
@@ -163,12 +162,10 @@ def _safe_text(value: Any) -> str:
 
 
 def _write_parquet(sink: BinaryIO, rows: Iterable[dict[str, Any]], columns: Columns) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
+    pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     schema = pyarrow.schema([(name, arrow_type(columns.kind(name))) for name in columns.names])
     source = iter(rows)
-    with pyarrow.parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
+    with parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
         for group in _groups(source):
             arrays = [
                 pyarrow.array([flat(columns.cell(row, name)) for row in group], schema.field(name).type)
@@ -184,8 +181,7 @@ def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 def arrow_type(kind: Kind) -> Any:
     """Return Arrow's type for the values of a column; nested ones as JSON text."""
-    import pyarrow
-
+    pyarrow = import_module("pyarrow")
     types: dict[Kind, Any] = {
         "bool": pyarrow.bool_(),
         "int": pyarrow.int64(),

@@ -164,9 +164,10 @@ class Line(msgspec.Struct, gc=False):
 
 def _error_type(name: str) -> type[GatewayError]:
     """Return the type of errors with a name; the base class for one of another version."""
-    kind = getattr(exceptions, name, None)
-    is_ours = isinstance(kind, type) and issubclass(kind, GatewayError) and not issubclass(kind, RaceError)
-    return kind if is_ours else GatewayError
+    kind: object = getattr(exceptions, name, None)
+    if isinstance(kind, type) and issubclass(kind, GatewayError) and not issubclass(kind, RaceError):
+        return kind
+    return GatewayError
 
 
 class _LineId(msgspec.Struct, gc=False):
