@@ -24,7 +24,7 @@ from omnigate._sync.streams import SyncChatStream, SyncCompletionStream
 from omnigate._transport.anyio_transport import AnyIOTransport
 from omnigate._version import __version__
 from omnigate._wire.head import Meta
-from omnigate._wire.options import CallOptions, ChatStreamOptions, SamplingOptions
+from omnigate._wire.options import CallOptions, ChatDefaults, ChatStreamOptions, SamplingOptions
 from omnigate._wire.results import DictResult, ListResult
 from omnigate.admin import AdminClient, AsyncAdminClient
 from omnigate.async_client import AsyncClient
@@ -89,6 +89,7 @@ __all__ = [
     "Budget",
     "BudgetExceededError",
     "CallOptions",
+    "ChatDefaults",
     "ChatRequest",
     "ChatResponse",
     "ChatStream",

@@ -23,6 +23,7 @@ from omnigate._batch.options import (
 )
 from omnigate._batch.pace.gate import Gates
 from omnigate._batch.progress import ProgressArgument
+from omnigate._batch.recipe import PromptArgument, Recipe
 from omnigate._calls.base_client import BaseAsyncClient
 from omnigate._calls.racing import hedged, race
 from omnigate._calls.retry import RetryConfig
@@ -39,6 +40,7 @@ from omnigate._wire.arguments import (
 from omnigate._wire.checks import check_bool, check_choice, check_seconds, check_text, refusal
 from omnigate._wire.options import (
     CallOptions,
+    ChatDefaults,
     ChatStreamOptions,
     SamplingOptions,
     check_known,
@@ -594,6 +596,8 @@ class AsyncClient(BaseAsyncClient):
         requests: BatchSource,
         *,
         model: str | None = None,
+        prompt: PromptArgument | None = None,
+        id: str | None = None,
         max_concurrency: Integer | Literal["auto"] = "auto",
         ordered: bool = False,
         stop_on: StopOn = STOP_ON,
@@ -604,7 +608,7 @@ class AsyncClient(BaseAsyncClient):
         max_wait_seconds: Number = MAX_WAIT_SECONDS,
         stop_after_failures: StopAfterFailures = "auto",
         user_id: Id | None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[ChatDefaults],
     ) -> Batch:
         """Return a batch: chats run concurrently, within the rate limit and the provider's capacity.
 
@@ -615,12 +619,21 @@ class AsyncClient(BaseAsyncClient):
         for.
 
         Args:
-            requests: an iterable or async iterable of items, read no faster than they can be sent; or a
-                `pathlib.Path` (or other `os.PathLike`) of a file of JSON lines: OpenAI's batch input, or
-                `{"messages": …}`, or `{"prompt": …}`. An item is a `ChatRequest`, a dict of its fields (and
-                `id`), or, if `model` is given, messages: text, a message, or a list of messages. An invalid
-                item becomes a failed outcome. An async generator is closed at the end.
+            requests: an iterable or async iterable of items, read no faster than they can be sent. An
+                item is a `ChatRequest`, a dict of its fields (and `id`), or, if `model` is given, messages:
+                text, a message, or a list of messages. An invalid item becomes a failed outcome.
+                An async generator is closed at the end.
+                Or data, see docs/data.md: a `pathlib.Path` of a file (JSON lines, such as OpenAI's batch
+                input, a JSON array, CSV, TSV or Parquet, compressed or not; or a pattern,
+                `Path("part-*.csv")`), a list of paths, an open file, or a frame or table of pandas, polars,
+                Arrow or Hugging Face. A row is a dict of a request's fields, unless there is a `prompt`. Data
+                that cannot be read is an error before anything is sent.
             model: model of items that name none.
+            prompt: how a row, or a dict, becomes messages: a template with its fields in braces,
+                `"Summarise: {text}"`; or a sync callable that takes the row and returns messages. All fields
+                travel along, as `outcome.item`.
+            id: the field that identifies a row. Otherwise that is its index, and a changed file cannot be
+                resumed from a journal.
             max_concurrency: the most calls in flight, at least 1; "auto" adapts it to the provider's
                 capacity, for all such batches with the same key and model together. Never exceeds the
                 transport's connections.
@@ -653,19 +666,23 @@ class AsyncClient(BaseAsyncClient):
                 integer; or a float, a share (above 0, at most 1) of the items that ended, once twenty have;
                 or None for never. "auto": when the first twenty items fail with the same 400, 404 or 422.
             user_id: the end user, overriding the client's; "" for none.
-            options: `timeout`, `deadline_seconds` (from the first send), `extra_headers`, for each call; see
-                `CallOptions`.
+            options: `ChatDefaults`, for items that have none: `system`, `max_tokens`, `temperature`, `top_p`,
+                `stop`, `presence_penalty`, `frequency_penalty`, `seed`, `fallback_models`, `cache`; and for
+                each call `timeout`, `deadline_seconds` (from the first send), `extra_headers`.
 
         Raises:
             InvalidArgumentError: an argument is not allowed; nothing was sent.
 
         """
+        method = f"{self._session.owner}.batch"
+        defaults, _, call_options = split_options(options, ChatDefaults, method)
+        system = defaults.pop("system", None)
         return Batch(
             self._session,
             self._gates,
             BatchOptions(
                 requests=requests,
-                model=model,
+                recipe=Recipe(model, prompt, system, id, defaults),
                 max_concurrency=cast("int | Literal['auto']", max_concurrency),  # it converts these
                 ordered=ordered,
                 stop_on=stop_on,
@@ -676,8 +693,8 @@ class AsyncClient(BaseAsyncClient):
                 max_wait_seconds=cast("float", max_wait_seconds),
                 stop_after_failures=stop_after_failures,
                 user_id=cast("str | None", user_id),
-                call_options=options,
-                method=f"{self._session.owner}.batch",
+                call_options=call_options,
+                method=method,
             ),
         )
 
@@ -723,8 +740,8 @@ class AsyncClient(BaseAsyncClient):
                 (`stop_on` has its default, a wait is too long, the journal cannot be written) stands in the
                 place of each item that was not called. If False, the first error cancels the other calls and
                 is raised.
-            options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
-                `stop_after_failures`, `user_id`,
+            options: `model`, `prompt`, `id`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
+                `stop_after_failures`, `user_id`, defaults of items (`system`, `max_tokens`, …),
                 `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for details.
 
         Raises:

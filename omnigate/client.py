@@ -6,16 +6,17 @@ docstrings are written out for editors and `help()`; a test compares them with t
 
 import os
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, Unpack, overload
 
 from omnigate._batch.answers import Answers
 from omnigate._batch.enough import StopAfterFailures
-from omnigate._batch.items import BatchItem, check_ids, check_source
+from omnigate._batch.items import SyncBatchSource, check_ids, check_source
 from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchSettings, StopOn
 from omnigate._batch.progress import ProgressArgument
+from omnigate._batch.recipe import PromptArgument
 from omnigate._calls.retry import RetryConfig
 from omnigate._streams.chat import ChatStream
 from omnigate._sync.batch import SyncBatch
@@ -24,7 +25,13 @@ from omnigate._sync.loop_thread import Backend
 from omnigate._sync.streams import SyncChatStream, SyncCompletionStream
 from omnigate._transport.carrier import MAX_RESPONSE_BYTES
 from omnigate._wire.arguments import Timeout
-from omnigate._wire.options import CallOptions, ChatStreamOptions, SamplingOptions, check_known
+from omnigate._wire.options import (
+    CallOptions,
+    ChatDefaults,
+    ChatStreamOptions,
+    SamplingOptions,
+    check_known,
+)
 from omnigate._wire.results import DictResult, ListResult
 from omnigate._wire.values import Id, Integer, Number
 from omnigate.async_client import AsyncClient, Transport
@@ -475,9 +482,11 @@ class Client(BaseClient):
 
     def batch(
         self,
-        requests: Iterable[BatchItem] | os.PathLike[str],
+        requests: SyncBatchSource,
         *,
         model: str | None = None,
+        prompt: PromptArgument | None = None,
+        id: str | None = None,
         max_concurrency: Integer | Literal["auto"] = "auto",
         ordered: bool = False,
         stop_on: StopOn = STOP_ON,
@@ -488,7 +497,7 @@ class Client(BaseClient):
         max_wait_seconds: Number = MAX_WAIT_SECONDS,
         stop_after_failures: StopAfterFailures = "auto",
         user_id: Id | None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[ChatDefaults],
     ) -> SyncBatch:
         """Return a batch: chats run concurrently, within the rate limit and the provider's capacity.
 
@@ -502,12 +511,20 @@ class Client(BaseClient):
         for an item. So a source must not wait for an outcome of the same batch.
 
         Args:
-            requests: an iterable of items, read no faster than they can be sent; or a
-                `pathlib.Path` (or other `os.PathLike`) of a file of JSON lines: OpenAI's batch input, or
-                `{"messages": …}`, or `{"prompt": …}`. An item is a `ChatRequest`, a dict of its fields (and
-                `id`), or, if `model` is given, messages: text, a message, or a list of messages. An invalid
-                item becomes a failed outcome.
+            requests: an iterable of items, read no faster than they can be sent. An
+                item is a `ChatRequest`, a dict of its fields (and `id`), or, if `model` is given, messages:
+                text, a message, or a list of messages. An invalid item becomes a failed outcome.
+                Or data, see docs/data.md: a `pathlib.Path` of a file (JSON lines, such as OpenAI's batch
+                input, a JSON array, CSV, TSV or Parquet, compressed or not; or a pattern,
+                `Path("part-*.csv")`), a list of paths, an open file, or a frame or table of pandas, polars,
+                Arrow or Hugging Face. A row is a dict of a request's fields, unless there is a `prompt`. Data
+                that cannot be read is an error before anything is sent.
             model: model of items that name none.
+            prompt: how a row, or a dict, becomes messages: a template with its fields in braces,
+                `"Summarise: {text}"`; or a callable that takes the row and returns messages. All fields
+                travel along, as `outcome.item`.
+            id: the field that identifies a row. Otherwise that is its index, and a changed file cannot be
+                resumed from a journal.
             max_concurrency: the most calls in flight, at least 1; "auto" adapts it to the provider's
                 capacity, for all such batches with the same key and model together. Never exceeds the
                 transport's connections.
@@ -540,19 +557,22 @@ class Client(BaseClient):
                 integer; or a float, a share (above 0, at most 1) of the items that ended, once twenty have;
                 or None for never. "auto": when the first twenty items fail with the same 400, 404 or 422.
             user_id: the end user, overriding the client's; "" for none.
-            options: `timeout`, `deadline_seconds` (from the first send), `extra_headers`, for each call; see
-                `CallOptions`.
+            options: `ChatDefaults`, for items that have none: `system`, `max_tokens`, `temperature`, `top_p`,
+                `stop`, `presence_penalty`, `frequency_penalty`, `seed`, `fallback_models`, `cache`; and for
+                each call `timeout`, `deadline_seconds` (from the first send), `extra_headers`.
 
         Raises:
             InvalidArgumentError: an argument is not allowed; nothing was sent.
 
         """
         check_source(requests, is_sync=True)
-        if journal is not None:
-            check_ids(requests)
+        if journal is not None or id is not None:
+            check_ids(requests, id)
         make = partial(
             self._async.batch,
             model=model,
+            prompt=prompt,
+            id=id,
             max_concurrency=max_concurrency,
             ordered=ordered,
             stop_on=stop_on,
@@ -570,7 +590,7 @@ class Client(BaseClient):
     @overload
     def chat_many(
         self,
-        requests: Iterable[BatchItem] | os.PathLike[str],
+        requests: SyncBatchSource,
         *,
         return_exceptions: Literal[False] = False,
         **options: Unpack[BatchSettings],
@@ -579,7 +599,7 @@ class Client(BaseClient):
     @overload
     def chat_many(
         self,
-        requests: Iterable[BatchItem] | os.PathLike[str],
+        requests: SyncBatchSource,
         *,
         return_exceptions: Literal[True],
         **options: Unpack[BatchSettings],
@@ -588,7 +608,7 @@ class Client(BaseClient):
     @overload
     def chat_many(
         self,
-        requests: Iterable[BatchItem] | os.PathLike[str],
+        requests: SyncBatchSource,
         *,
         return_exceptions: bool,
         **options: Unpack[BatchSettings],
@@ -596,7 +616,7 @@ class Client(BaseClient):
 
     def chat_many(
         self,
-        requests: Iterable[BatchItem] | os.PathLike[str],
+        requests: SyncBatchSource,
         *,
         return_exceptions: bool = False,
         **options: Unpack[BatchSettings],
@@ -609,8 +629,8 @@ class Client(BaseClient):
                 (`stop_on` has its default, a wait is too long, the journal cannot be written) stands in the
                 place of each item that was not called. If False, the first error cancels the other calls and
                 is raised.
-            options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
-                `stop_after_failures`, `user_id`,
+            options: `model`, `prompt`, `id`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
+                `stop_after_failures`, `user_id`, defaults of items (`system`, `max_tokens`, …),
                 `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for details.
 
         Raises:

@@ -42,7 +42,7 @@ import anyio.to_thread
 
 from omnigate._batch.caller import Caller, Entry, Ready
 from omnigate._batch.enough import Enough
-from omnigate._batch.items import Item, read_item
+from omnigate._batch.items import Item
 from omnigate._batch.journal.file import NotCompactedError
 from omnigate._batch.journal.journal import JournalWarning, RepeatedIdError, Replay
 from omnigate._batch.lifecycle import Lifecycle, State
@@ -56,7 +56,6 @@ from omnigate._batch.pace.upstream import Upstream
 from omnigate._batch.progress import Progress
 from omnigate._batch.record import Record
 from omnigate._batch.source import END, Source
-from omnigate._batch.total import Total
 from omnigate._batch.writing import ADD_TOGETHER, OutcomeFile, frame_of
 from omnigate._calls.attempts import Call
 from omnigate._data.frames import FrameKind, load_library
@@ -107,12 +106,12 @@ class Batch(UnpicklableReader):
         self._session = session
         self._gates = gates
         self._options = replace(options, requests=())
+        self._read_item = options.recipe.read
         self._is_auto = options.max_concurrency == "auto"
         limits = (options.max_concurrency, session.carrier.max_connections)
         self._most = min((limit for limit in limits if isinstance(limit, int)), default=_MOST)
         self._lifecycle = Lifecycle()
         self._source = Source(options.requests)
-        self._total = Total(options.requests)
         self._outbox = Outbox(self._lifecycle, ordered=options.ordered)
         self._record = Record(options.journal, lock=options.journal_lock, want_response=options.replay)
         self._in_flight = 0
@@ -153,11 +152,11 @@ class Batch(UnpicklableReader):
             rejections=caller.rejections,
             retries=caller.retries,
             concurrency_limits={upstream.model: upstream.limit for upstream in self._upstreams},
-            total=self._source.count if self._source.is_exhausted else self._total.value,
+            total=self._source.total,
             waits_in_journal=self._record.waiting,
             journal=self._record.spending,
             reading_percent=self._record.read_percent,
-            counting_percent=self._total.percent,
+            counted=self._source.counted,
         )
 
     def _waiting(self) -> tuple[Reason | None, float | None]:
@@ -207,8 +206,11 @@ class Batch(UnpicklableReader):
         self._prepare_caller()
         if self._options.progress is not False:
             self._progress = Progress(self._options.progress, self._progress_stats)
-        await self._open_record()
         try:
+            if self._options.journal is not None:
+                await self._while_shown(self._record.open)
+            await self._while_shown(self._inspect)
+            self._record.identify(self._source.facts.digest)
             self._source.open()
             self._running = anyio.CancelScope()
             self._group = anyio.create_task_group()
@@ -222,45 +224,47 @@ class Batch(UnpicklableReader):
         self._group.start_soon(self._run)
         return self
 
-    async def _open_record(self) -> None:
-        """Open the journal, and show how much of it has been read, if that takes time."""
+    async def _inspect(self) -> None:
+        await self._source.inspect(self._options.recipe, has_journal=self._options.journal is not None)
+
+    async def _while_shown(self, func: Callable[[], Awaitable[None]]) -> None:
+        """Await `func()`, which reads the journal or the input; show how far it is, if that takes time."""
         progress = self._progress
-        if progress is None or self._options.journal is None:
-            await self._record.open()
+        if progress is None:
+            await func()
             return
         errors: list[BaseException] = []  # collected, since the group would wrap them
-        opened = anyio.Event()
-        opening = anyio.CancelScope()
+        over = anyio.Event()
+        scope = anyio.CancelScope()
 
         async def show() -> None:
             try:
-                await progress.run_until(opened)
+                await progress.run_until(over)
             except anyio.get_cancelled_exc_class():
                 raise
             except BaseException as error:  # noqa: BLE001 - raised below
                 errors.append(error)
-                opening.cancel()
+                scope.cancel()
 
         async with anyio.create_task_group() as group:
             group.start_soon(show)
             try:
-                with opening:
-                    await self._record.open()
+                with scope:
+                    await func()
             except anyio.get_cancelled_exc_class():
                 raise
             except BaseException as error:  # noqa: BLE001 - raised below
                 errors.append(error)
             finally:
-                opened.set()
+                over.set()
         if errors:
             try:
-                await self._record.close_after(errors[0])
                 raise errors[0]
             finally:
                 errors.clear()  # breaks the cycle of the error, its traceback and this frame
 
     def _progress_stats(self) -> BatchStats:
-        """Return the stats to show; while the journal is read, those that tell how much of it has been."""
+        """Return the stats to show; before the start, those that tell how much has been read."""
         return self._stats(0) if self._lifecycle.state is State.NEW else self.stats
 
     async def __aexit__(
@@ -512,8 +516,6 @@ class Batch(UnpicklableReader):
                         self._workers.start_soon(self._guarded, self._progress.run)
                     if self._options.journal is not None:
                         self._workers.start_soon(self._guarded, self._record.run)
-                    if self._total.is_to_be_counted:
-                        self._workers.start_soon(self._guarded, self._total.count)
                     self._workers.start_soon(self._work)
         except BaseException as error:  # cancellations too: the reader may be shielded from them
             self._stop(error)
@@ -603,7 +605,7 @@ class Batch(UnpicklableReader):
                 lifecycle.advance(State.DRAINING, source.error)
             if raw is END or lifecycle.state > State.OPEN:  # the state may have changed during the await
                 return None
-            item = read_item(raw, outbox.read, self._options.model)
+            item = self._read_item(raw, outbox.read)
             outbox.expect()
             read_at = self._clock()
             prepared = self._prepare(item)
@@ -670,19 +672,22 @@ class Batch(UnpicklableReader):
                     endpoints.CHAT, body=item.request, user_id=options.user_id, options=options.call_options
                 )
             except InvalidArgumentError as refused:
-                item = Item(item.index, item.id, None, refused)
+                item = Item(item.index, item.id, None, refused, item.row)
         digest: str | None
         try:
             digest, found = self._record.claim(item)
         except RepeatedIdError as repeated:  # the journal's line is that of the first item with this id
             call = digest = found = None
-            item = Item(item.index, item.id, item.request, InvalidArgumentError(str(repeated)))
+            item = Item(item.index, item.id, item.request, InvalidArgumentError(str(repeated)), item.row)
         if found is not None:
             self._replay(item, found)
         elif call is not None and digest is not None:
             return call, digest
         else:
-            self._end(Outcome(index=item.index, id=item.id, request=item.request, error=item.error), digest)
+            ended = Outcome(
+                index=item.index, id=item.id, request=item.request, error=item.error, item=item.row
+            )
+            self._end(ended, digest)
         return None
 
     def _replay(self, item: Item, found: Replay) -> None:
@@ -700,6 +705,7 @@ class Batch(UnpicklableReader):
                 attempts=found.attempts,
                 elapsed=found.elapsed,
                 replayed=True,
+                item=item.row,
             )
         )
 

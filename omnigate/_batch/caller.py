@@ -146,6 +146,7 @@ class Caller:
             error=error,
             attempts=attempts,
             elapsed=self.clock() - read_at,
+            item=item.row,
         )
 
     def try_enter(self, ready: Ready) -> Entry | None:

@@ -6,26 +6,51 @@ failed outcome, while the batch continues. Problems with the source as a whole a
 
 from __future__ import annotations
 
-import numbers
 import os
-import uuid
 from collections.abc import AsyncIterable, AsyncIterator, ItemsView, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypeAlias, cast
+from types import MappingProxyType
+from typing import IO, Any, Final, Protocol, TypeAlias, cast
 
 import msgspec
 
-from omnigate._batch.files import InvalidLine, path_of, read_lines
-from omnigate._wire.checks import BE_ENCODABLE, one_of, refusal
+from omnigate._data.ids import id_text
+from omnigate._data.rows import InvalidRow, Row, names_of
+from omnigate._data.source import DataSource, data_source, is_data
+from omnigate._wire.checks import one_of, refusal
 from omnigate._wire.redaction import shown
 from omnigate._wire.structs import WireStruct, construct
 from omnigate._wire.values import is_sequence
 from omnigate.exceptions import InvalidArgumentError, InvalidArgumentTypeError
-from omnigate.models import ChatRequest, CompletionRequest, Message, MessagesInput
+from omnigate.models import ChatRequest, CompletionRequest, Message
 
 BatchItem: TypeAlias = ChatRequest | Message | str | Mapping[str, Any] | Sequence[Any]
 """A `ChatRequest`, a dict of its fields (and `id`), or, where `model=` is given, messages."""
 
-BatchSource: TypeAlias = Iterable[BatchItem] | AsyncIterable[BatchItem] | os.PathLike[str]
+
+class ArrowTable(Protocol):
+    """A frame or table that offers the Arrow PyCapsule interface."""
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> object: ...
+
+
+class DataFrame(Protocol):
+    """A frame or table that offers the dataframe interchange protocol."""
+
+    def __dataframe__(self, nan_as_null: bool = False, allow_copy: bool = True) -> Any: ...
+
+
+SyncBatchSource: TypeAlias = (
+    Iterable[BatchItem]
+    | os.PathLike[str]
+    | Sequence[os.PathLike[str]]
+    | IO[str]
+    | IO[bytes]
+    | ArrowTable
+    | DataFrame
+)
+"""Items, or data: a path or several, an open file, a frame or table."""
+
+BatchSource: TypeAlias = SyncBatchSource | AsyncIterable[BatchItem]
 
 _BE_ITEM: Final = (
     "be a ChatRequest, a dict of its fields (and id), or, where model= is given, messages: "
@@ -36,10 +61,10 @@ _ID_FIELDS: Final = ("id", "custom_id")
 
 _URLS: Final = ("/v1/chat", "/v1/chat/completions")
 
-_ID_BITS: Final = 8192  # Python refuses to format integers of more than a few thousand digits
+_TABLE_FIELDS: Final = frozenset({*ChatRequest.__struct_fields__, "prompt"})
+"""Columns of a table that are fields of the request."""
 
-_TABLE_MARKS: Final = ("__dataframe__", "itertuples", "iter_rows", "to_pylist", "read_pandas")
-"""What only the classes of tables have: pandas and its kin, polars, Arrow's tables and readers."""
+_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 _IGNORABLE: Final[Mapping[str, Any]] = {"n": 1, "stream": False}
 """Fields of OpenAI's requests that are dropped if they have this value: the only supported one."""
@@ -53,12 +78,14 @@ class Item(msgspec.Struct, frozen=True, gc=False):
         id: its id, else its index as text.
         request: the request, or None if invalid.
         error: why it is invalid, or None.
+        row: the fields it was made from, if it was a row or a mapping.
     """
 
     index: int
     id: str
     request: ChatRequest | None
     error: InvalidArgumentError | None
+    row: Mapping[str, Any] | None = None
 
 
 def check_source(requests: Any, *, is_sync: bool) -> None:
@@ -66,17 +93,17 @@ def check_source(requests: Any, *, is_sync: bool) -> None:
 
     Raises:
         InvalidArgumentTypeError: it is not, looks like a single item, or iterates over something else than
-            items: a table over the names of its columns, an open file over its lines.
+            items: an array of several dimensions over its rows, an async file over its lines.
     """
     given: object = requests
-    must = "be an iterable of items, or a pathlib.Path of a file"
+    must = "be an iterable of items, or data: a pathlib.Path of a file, an open file, a frame or table"
     if isinstance(given, str | bytes | bytearray):
         hint = "for a file, write Path(…); for one item, write [item]"
         raise refusal("requests", given, must, is_type=True, hint=hint)
     if isinstance(given, Mapping | WireStruct):
         hint = "for one item, write [item]"
         raise refusal("requests", cast("object", given), must, is_type=True, hint=hint)
-    if is_file(requests):
+    if is_data(requests):
         return
     if instead := _not_of_items(given):
         what, hint = instead
@@ -84,33 +111,37 @@ def check_source(requests: Any, *, is_sync: bool) -> None:
     if isinstance(requests, Iterable):
         return
     if not isinstance(requests, AsyncIterable):
-        must = (
-            f"be an iterable{'' if is_sync else ' or async iterable'} of items, or a pathlib.Path of a file"
-        )
+        if not is_sync:
+            must = must.replace("iterable", "iterable or async iterable")
         raise refusal("requests", given, must, is_type=True)
     if is_sync:
         must = "be an iterable or a pathlib.Path for the sync client"
         raise refusal("requests", given, must, is_type=True, hint="AsyncClient reads async iterables")
 
 
-def check_ids(requests: object) -> None:
+def check_ids(requests: object, id: str | None = None) -> None:
     """Check that no two items of a list have the same id; other sources are checked while they are read.
+
+    Args:
+        requests: the source.
+        id: the field that identifies an item, in place of `id` and `custom_id`.
 
     Raises:
         InvalidArgumentError: two have.
     """
-    if not isinstance(requests, list | tuple):
+    if not isinstance(requests, list | tuple) or is_data(cast("object", requests)):
         return
     items = cast("list[object]", requests)
     seen: set[str] = set()
     for index, raw in enumerate(items):
-        id = _id_or_index(raw, index)
-        if id in seen:
-            first = next(other for other, raw in enumerate(items) if _id_or_index(raw, other) == id)
-            must = "give each item an id of its own, since there is a journal"
-            got = f"{shown(id)} for items {first} and {index}"
-            raise refusal("requests", None, must, got=got, hint="items without an id get their index")
-        seen.add(id)
+        found = _id_or_index(raw, index, id)
+        if found in seen:
+            first = next(other for other, raw in enumerate(items) if _id_or_index(raw, other, id) == found)
+            must = "give each item an id of its own" + (", since there is a journal" if id is None else "")
+            got = f"{shown(found)} for items {first} and {index}"
+            hint = "items without an id get their index" if id is None else f"by id={id!r}"
+            raise refusal("requests", None, must, got=got, hint=hint)
+        seen.add(found)
 
 
 def _not_of_items(requests: object) -> tuple[str, str] | None:
@@ -118,12 +149,13 @@ def _not_of_items(requests: object) -> tuple[str, str] | None:
     kind = type(requests)
     name = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
     if hasattr(kind, "readline") or hasattr(kind, "readlines"):
-        hint = "pass its path, or [json.loads(line) for line in file]"
-        return f"an open file ({name}), which iterates over raw lines", hint
-    is_table = any(hasattr(kind, mark) for mark in _TABLE_MARKS)
+        hint = "pass its path, or the file opened with open()"
+        return f"an open file ({name}) that is not read so", hint
+    if hasattr(kind, "collect") and hasattr(kind, "collect_schema"):
+        return f"a query ({name}), not its result", "pass frame.collect()"
     columns = getattr(kind, "columns", None)  # of the class: an instance might compute it
-    if is_table or (columns is not None and not callable(columns)):
-        hint = "pass its rows: df.to_dict('records') of pandas, .to_dicts() of polars, .to_pylist() of Arrow"
+    if columns is not None and not callable(columns):
+        hint = "pass its rows as dicts, or a frame of pandas, polars or Arrow"
         return f"a table ({name}), which does not iterate over rows", hint
     if getattr(kind, "ndim", None) is not None and getattr(requests, "ndim", 1) != 1:
         return f"an array of {getattr(requests, 'ndim', 0)} dimensions", "pass a list of items"
@@ -132,130 +164,194 @@ def _not_of_items(requests: object) -> tuple[str, str] | None:
     return None
 
 
-def is_file(requests: object) -> bool:
-    """Return whether a source is the path of a file."""
-    return isinstance(requests, os.PathLike)
-
-
-def is_async_source(requests: BatchSource) -> bool:
+def is_async_source(requests: BatchSource | DataSource) -> bool:
     """Return whether `open_source` returns an async iterator, which itself need not have `__aiter__`."""
-    return not isinstance(requests, (os.PathLike, Iterable))
+    return not (is_data(requests) or isinstance(requests, Iterable))
 
 
-def open_source(requests: BatchSource) -> Iterator[Any] | AsyncIterator[Any]:
-    """Return an iterator over the raw items of a source."""
-    if isinstance(requests, os.PathLike):
-        return read_lines(path_of(requests))
+def open_source(requests: BatchSource | DataSource) -> Iterator[Any] | AsyncIterator[Any]:
+    """Return an iterator over the raw items of a source: for data, over its rows."""
+    if is_data(requests):
+        return data_source(requests).rows()
     if isinstance(requests, Iterable):
-        return iter(requests)
-    return aiter(requests)
+        return iter(cast("Iterable[Any]", requests))
+    return aiter(cast("AsyncIterable[Any]", requests))
 
 
-def read_item(raw: object, index: int, model: str | None) -> Item:
+def read_item(
+    raw: object,
+    index: int,
+    model: str | None,
+    defaults: Mapping[str, Any] = _NONE,
+    *,
+    system: str | None = None,
+    id: str | None = None,
+) -> Item:
     """Parse a raw item; an invalid one is returned with its error.
 
     Args:
         raw: the item, as the source yielded it.
         index: its position.
         model: model to use if it names none.
+        defaults: other fields of the request, for those that it lacks.
+        system: the system message, if it has none.
+        id: the field that identifies it, in place of `id` and `custom_id`.
     """
+    row: Mapping[str, Any] | None = None
     if type(raw) is str and model is not None:  # the most common
-        fields: dict[str, Any] = {"model": model, "messages": raw}
-        id = str(index)
+        fields: dict[str, Any] = {"model": model, "messages": raw, **defaults}
+        own_id = str(index)
     elif isinstance(raw, ChatRequest):
-        return _checked(raw, index, str(index))
-    elif isinstance(raw, InvalidLine):
+        return _checked(_with_defaults(raw, defaults, system), raw, index, str(index), None)
+    elif isinstance(raw, InvalidRow):
         return Item(index, str(index), None, raw.error)
     else:
+        if isinstance(raw, Row):
+            row = raw.fields
+        elif isinstance(raw, Mapping):
+            row = cast("Mapping[str, Any]", raw)
+        elif not (isinstance(raw, str | Message) or is_sequence(raw)):
+            hint = "for files, pass a list of their paths" if isinstance(raw, os.PathLike) else ""
+            error = refusal(f"item {index}", cast("object", raw), _BE_ITEM, is_type=True, hint=hint)
+            return Item(index, str(index), None, error)
         try:
-            id, fields = _fields(raw, index)
+            own_id = str(index) if row is None else item_id(row, index, id)
+            fields = {"messages": raw} if row is None else _fields(raw, row, id)
         except InvalidArgumentError as error:
-            return Item(index, _id_or_index(raw, index), None, error)
+            problem = type(error)(f"{place_of(raw, index)}: {error}")
+            return Item(index, _id_or_index(row, index, id), None, problem, row)
         if model is not None and fields.get("model") is None:
             fields["model"] = model
+        for name, value in defaults.items():
+            if fields.get(name) is None:
+                fields[name] = value
+    return make_item(fields, raw, index, own_id, row, system)
+
+
+def make_item(
+    fields: dict[str, Any],
+    raw: object,
+    index: int,
+    id: str,
+    row: Mapping[str, Any] | None,
+    system: str | None,
+) -> Item:
+    """Return the item of a request's fields, with its error if they are not valid.
+
+    Args:
+        fields: of the request.
+        raw: the item, as the source yielded it.
+        index: the item's position.
+        id: its id.
+        row: the fields it was made from, or None.
+        system: the system message, if there is none among its messages.
+    """
     try:
-        return _checked(construct(ChatRequest, fields), index, id)
+        request = construct(ChatRequest, fields)
     except InvalidArgumentError as error:
         problem = str(error)
         if fields.get("model") is None:
             problem = "model is required: name it in the item, or pass model= to the batch"
-        return Item(index, id, None, type(error)(f"item {index} (id {shown(id)}): {problem}"))
+        return Item(index, id, None, type(error)(f"{place_of(raw, index)} (id {shown(id)}): {problem}"), row)
+    if system is not None:
+        _add_system(request, system)
+    return _checked(request, raw, index, id, row)
 
 
-def _checked(request: ChatRequest, index: int, id: str) -> Item:
+def place_of(raw: object, index: int) -> str:
+    """Return where an item is in the input, for messages."""
+    return raw.place if isinstance(raw, Row) else f"item {index}"
+
+
+def _with_defaults(request: ChatRequest, defaults: Mapping[str, Any], system: str | None) -> ChatRequest:
+    """Return a request with the fields and the system message that it lacks; the given one is unchanged."""
+    lacking = {name: value for name, value in defaults.items() if getattr(request, name) is None}
+    if lacking:
+        request = request.model_copy(update=lacking)
+    if system is not None:
+        request = request.model_copy(update={"messages": list(request.messages)})
+        _add_system(request, system)
+    return request
+
+
+def _add_system(request: ChatRequest, text: str) -> None:
+    if all(message.role != "system" for message in request.messages):
+        request.messages.insert(0, Message(role="system", content=text))
+
+
+def _checked(request: ChatRequest, raw: object, index: int, id: str, row: Mapping[str, Any] | None) -> Item:
     if request.stream:
-        error = refusal(f"item {index} (id {shown(id)}): stream", request.stream, "be False in a batch")
-        return Item(index, id, None, error)
-    return Item(index, id, request, None)
+        argument = f"{place_of(raw, index)} (id {shown(id)}): stream"
+        return Item(index, id, None, refusal(argument, request.stream, "be False in a batch"), row)
+    return Item(index, id, request, None, row)
 
 
-def _fields(raw: object, index: int) -> tuple[str, dict[str, Any]]:
-    """Return an item's id and the fields of its request."""
-    if isinstance(raw, str | Message) or is_sequence(raw):
-        return str(index), {"messages": cast("MessagesInput", raw)}
-    if not isinstance(raw, Mapping):
-        raise refusal(f"item {index}", raw, _BE_ITEM, is_type=True)
-    mapping = cast("Mapping[str, Any]", raw)
-    id = _id(mapping, index)
-    if "role" in mapping:
-        return id, {"messages": {name: value for name, value in mapping.items() if name not in _ID_FIELDS}}
-    if "body" in mapping:
-        return id, _body(mapping, index)
-    fields = {name: value for name, value in mapping.items() if name not in _ID_FIELDS}
+def _fields(raw: object, row: Mapping[str, Any], id: str | None) -> dict[str, Any]:
+    """Return the fields of the request that a mapping, or a row, is by itself.
+
+    The columns of a table that no request has are data; an empty cell of a text file is no value.
+    """
+    if isinstance(raw, Row) and raw.origin.is_table:
+        row = {name: value for name, value in row.items() if name in _TABLE_FIELDS and not _is_empty(value)}
+    ignored = _ID_FIELDS if id is None else (*_ID_FIELDS, id)
+    if "role" in row:
+        return {"messages": {name: value for name, value in row.items() if name not in ignored}}
+    if "body" in row:
+        return _body(row)
+    fields = {name: value for name, value in row.items() if name not in ignored}
     if "prompt" in fields:
         if "messages" in fields:
-            must = "not be given together with messages"
-            raise refusal(f"item {index}: prompt", fields["prompt"], must)
+            raise refusal("prompt", fields["prompt"], "not be given together with messages")
         fields["messages"] = fields.pop("prompt")
-    _refuse_unknown(fields, index)
-    return id, fields
+    _refuse_unknown(fields)
+    return fields
 
 
-def _id(mapping: Mapping[str, Any], index: int) -> str:
-    value: Any = mapping.get("id") if mapping.get("custom_id") is None else mapping["custom_id"]
-    if value is None:
-        return str(index)
-    argument = f"item {index}: id"
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):  # numpy's, too
-        number = int(value)
-        if number.bit_length() > _ID_BITS:
-            raise refusal(argument, value, f"be text, or an integer of at most {_ID_BITS} bits")
-        return str(number)
-    if isinstance(value, uuid.UUID):
-        return str(value)
-    if not isinstance(value, str):
-        raise refusal(argument, value, "be text, an integer or a UUID", is_type=True)
-    if not value:
-        raise refusal(argument, value, "be text that is not empty, an integer or a UUID")
-    if not _is_text(value):
-        raise refusal(argument, value, BE_ENCODABLE)
-    return "".join(value)  # plain text, even from a subclass of str
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value)
 
 
-def _is_text(value: str) -> bool:
+def item_id(row: Mapping[str, Any], index: int, id: str | None) -> str:
+    """Return the id of an item, or its index as text if it has none.
+
+    Args:
+        row: its fields.
+        index: its position.
+        id: the field that has it, which then must be there; None for `custom_id` or `id`.
+
+    Raises:
+        InvalidArgumentError: it has none in that field, or one that is not valid. The caller adds which item
+            it is.
+    """
+    if id is not None:
+        value: Any = row.get(id)
+        if type(value) is str and value and value.isascii():
+            return value
+        if value is None:
+            what = "is null" if id in row else f"is missing, there are only {names_of(row)}"
+            raise InvalidArgumentError(f"the field {id!r} (id=) {what}")
+        return id_text(value, f"the field {id!r} (id=)")
+    value = row.get("id") if row.get("custom_id") is None else row["custom_id"]
+    return str(index) if value is None else id_text(value, "id")
+
+
+def _id_or_index(raw: object, index: int, id: str | None = None) -> str:
+    row = raw.fields if isinstance(raw, Row) else raw
     try:
-        value.encode()
-    except UnicodeEncodeError:  # a lone surrogate
-        return False
-    return True
-
-
-def _id_or_index(raw: object, index: int) -> str:
-    try:
-        return _id(cast("Mapping[str, Any]", raw), index) if isinstance(raw, Mapping) else str(index)
+        return item_id(cast("Mapping[str, Any]", row), index, id) if isinstance(row, Mapping) else str(index)
     except InvalidArgumentError:
         return str(index)
 
 
-def _body(line: Mapping[str, Any], index: int) -> dict[str, Any]:
+def _body(line: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a request of OpenAI's batch input to the fields of `/v1/chat`."""
     method, url, body = line.get("method", "POST"), line.get("url", _URLS[1]), line["body"]
     if method != "POST":
-        raise refusal(f"item {index}: method", method, "be 'POST'")
+        raise refusal("method", method, "be 'POST'")
     if url not in _URLS:
-        raise refusal(f"item {index}: url", url, f"be {one_of(_URLS)}")
+        raise refusal("url", url, f"be {one_of(_URLS)}")
     if not isinstance(body, Mapping):
-        raise refusal(f"item {index}: body", body, "be a JSON object", is_type=True)
+        raise refusal("body", body, "be a JSON object", is_type=True)
     fields = {
         name: value
         for name, value in cast("Mapping[str, Any]", body).items()
@@ -266,14 +362,14 @@ def _body(line: Mapping[str, Any], index: int) -> dict[str, Any]:
         fields.setdefault(
             "max_tokens", most
         )  # read where max_tokens is absent (docs/protocol.md, "OpenAI-compatible")
-    _refuse_unknown(fields, index)
+    _refuse_unknown(fields)
     CompletionRequest._prepare(fields)
     return fields
 
 
-def _refuse_unknown(fields: Mapping[str, Any], index: int) -> None:
+def _refuse_unknown(fields: Mapping[str, Any]) -> None:
     if unknown := fields.keys() - set(ChatRequest.__struct_fields__):
         raise InvalidArgumentTypeError(
-            f"item {index}: {', '.join(map(repr, sorted(map(str, unknown))))} cannot be sent to /v1/chat; "
+            f"{', '.join(map(repr, sorted(map(str, unknown))))} cannot be sent to /v1/chat; "
             f"it takes {', '.join(ChatRequest.__struct_fields__)}"
         )

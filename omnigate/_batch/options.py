@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, cast
 
 from omnigate._batch.enough import StopAfterFailures, check_stop_after_failures
 from omnigate._batch.items import BatchSource, check_ids, check_source
 from omnigate._batch.pace.signs import seconds_at_limit
 from omnigate._batch.progress import ProgressArgument, check_progress
+from omnigate._batch.recipe import PromptArgument, Recipe
 from omnigate._wire.arguments import check_user_id
 from omnigate._wire.checks import (
     check_bool,
@@ -20,11 +21,9 @@ from omnigate._wire.checks import (
     check_number,
     refusal,
 )
-from omnigate._wire.options import CallOptions, check_options
-from omnigate._wire.structs import construct
+from omnigate._wire.options import CallOptions, ChatDefaults, check_options
 from omnigate._wire.values import Id, Integer, Number
 from omnigate.exceptions import AuthError, BudgetExceededError, GatewayError
-from omnigate.models import ChatRequest
 
 StopOn: TypeAlias = type[GatewayError] | tuple[type[GatewayError], ...] | Callable[[GatewayError], bool]
 """Types of errors, or a predicate, that end a batch. `BatchOptions` says which errors they are applied to."""
@@ -36,11 +35,13 @@ MAX_WAIT_SECONDS: Final = 3_600.0
 _STOP_CALLABLE: Final = "a callable that takes an error and returns whether to stop"
 
 
-class BatchSettings(CallOptions, total=False):
-    """Arguments shared by `chat_many` and `batch`, on top of `CallOptions`.
+class BatchSettings(ChatDefaults, total=False):
+    """Arguments shared by `chat_many` and `batch`, on top of `ChatDefaults`.
 
     Attributes:
         model: model of items that name none.
+        prompt: how a row becomes messages: a template with its fields in braces, or a callable.
+        id: the field that identifies a row.
         max_concurrency: calls in flight at the same time, at least 1; "auto" adapts it to what the provider
             can serve.
         journal: path of a file that records outcomes; a later run resumes from it.
@@ -56,6 +57,8 @@ class BatchSettings(CallOptions, total=False):
     """
 
     model: str | None
+    prompt: PromptArgument | None
+    id: str | None
     max_concurrency: Integer | Literal["auto"]
     journal: str | os.PathLike[str] | None
     journal_lock: bool
@@ -79,7 +82,7 @@ class BatchOptions:
     """
 
     requests: BatchSource
-    model: str | None = None
+    recipe: Recipe = field(default_factory=Recipe)
     max_concurrency: int | Literal["auto"] = "auto"
     ordered: bool = False
     stop_on: StopOn = STOP_ON
@@ -95,10 +98,8 @@ class BatchOptions:
 
     def __post_init__(self) -> None:
         check_source(self.requests, is_sync=False)
+        self.recipe.check(self.requests)
         checked: dict[str, object] = {}
-        if self.model is not None:
-            request = construct(ChatRequest, {"model": self.model, "messages": "checks the model's name"})
-            checked["model"] = request.model
         if self.max_concurrency != "auto":
             checked["max_concurrency"] = check_integer(
                 self.max_concurrency, "max_concurrency", minimum=1, otherwise=", or 'auto'"
@@ -147,10 +148,11 @@ class BatchOptions:
 
     def _check_journal(self) -> None:
         given: object = self.journal
+        if given is not None or self.recipe.id is not None:
+            check_ids(self.requests, self.recipe.id)
         if given is None:
             return
         if not isinstance(given, str | os.PathLike):
             raise refusal("journal", given, "be a path, or None", is_type=True)
         if not os.fspath(given):
             raise refusal("journal", given, "be a path that is not empty, or None")
-        check_ids(self.requests)

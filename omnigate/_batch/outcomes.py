@@ -31,7 +31,7 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         elapsed: seconds from reading the item to its outcome, waits included. If replayed, in the run that
             sent it.
         replayed: whether the response comes from the journal of an earlier run.
-        item: the fields of the row that it was made from, by name; None if the item was not a row of data.
+        item: the row or dict that the item was, with all of its fields; None for other items.
 
     """
 
@@ -43,7 +43,7 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     attempts: int = 0
     elapsed: float = 0.0
     replayed: bool = False
-    item: Mapping[str, object] | None = None
+    item: Mapping[str, Any] | None = None
 
     def unwrap(self) -> ChatResponse:
         """Return the response, or raise the error.
@@ -143,15 +143,15 @@ class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
         concurrency_limits: by model, how many of its calls may be in flight; below 1 the share of the time
             that one is.
         failures: items that failed, by the name of their error's type.
-        total: how many items there are; None if that is not known, or not yet. Known for sources with a
-            length; a file is counted while the batch runs.
+        total: how many items there are; None if that is not known, or not yet. Known from the start for
+            files, tables, and sources with a length.
         seconds_left: about how long the rest takes, at the speed of the last five minutes; None if unknown.
         projected_cost_usd: about what this run costs in the end, in USD, if the rest costs as much for each
             item as those that ended in this run; None if unknown.
         journal_tokens: all tokens of all responses in the journal, earlier runs included; None without one.
         journal_cost_usd: their cost, in USD; None without a journal.
         reading_percent: how much of the journal has been read, while it is read; else None.
-        counting_percent: how much of a file has been counted, while it is counted; else None.
+        counted: how many rows of the input have been counted, while they are, before the start; else None.
 
     """
 
@@ -176,7 +176,7 @@ class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
     journal_tokens: int | None = None
     journal_cost_usd: float | None = None
     reading_percent: float | None = None
-    counting_percent: float | None = None
+    counted: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("cost_usd", "projected_cost_usd", "journal_cost_usd"):
@@ -244,7 +244,7 @@ class Tally:
         waits_in_journal: int = 0,
         journal: Spending | None = None,
         reading_percent: float | None = None,
-        counting_percent: float | None = None,
+        counted: int | None = None,
     ) -> BatchStats:
         """Return the current numbers, with those that others count.
 
@@ -259,7 +259,7 @@ class Tally:
             waits_in_journal: how many of them are successes in the journal that were not reached yet.
             journal: what the responses in the journal have used.
             reading_percent: how much of the journal has been read.
-            counting_percent: how much of the source has been counted.
+            counted: how many rows have been counted, while they are.
         """
         rate = self._rate(_RATE_SECONDS)
         spent = self._spent
@@ -295,7 +295,7 @@ class Tally:
             journal_tokens=None if journal is None else journal.total_tokens,
             journal_cost_usd=None if journal is None else journal.cost_usd,
             reading_percent=reading_percent,
-            counting_percent=counting_percent,
+            counted=counted,
         )
 
     def _rate(self, seconds: int) -> float:

@@ -114,12 +114,19 @@ class Reading:
             self._bar = Bar()
             self._show = self._bar.show
         self._is_due_at = time.monotonic() + _SECONDS
+        self._last: BatchStats | None = None
 
     def update(self, stats: Callable[[], BatchStats]) -> None:
         """Show the stats that `stats` returns, if it is time."""
         if self._show is not None and time.monotonic() >= self._is_due_at:
-            self._show(stats())
+            self._last = stats()
+            self._show(self._last)
             self._is_due_at = time.monotonic() + _SECONDS
+
+    def end(self) -> None:
+        """Leave what was shown last on screen."""
+        if self._bar is not None and self._last is not None:
+            self._bar.close(self._last)
 
     def close(self, stats: BatchStats) -> None:
         """Show the stats one last time."""
@@ -240,6 +247,8 @@ def words(stats: BatchStats, *, now: datetime | None = None) -> str:
     """Format the stats as a line of text, as of `now`; by default the present moment."""
     if stats.reading_percent is not None:
         return f"reading the journal, {stats.reading_percent:.0f} %"
+    if stats.counted is not None:
+        return f"counting the items, {stats.counted:,} so far"
     parts = [
         *words_of(stats),
         f"{stats.in_flight:,} in flight",
@@ -249,8 +258,6 @@ def words(stats: BatchStats, *, now: datetime | None = None) -> str:
     ]
     if stats.percent is not None:
         parts[0] = f"{stats.percent:.0f} % of {stats.total:,}: {parts[0]}"
-    elif stats.counting_percent is not None:
-        parts.append(f"counting the items, {stats.counting_percent:.0f} %")
     if stats.seconds_left:
         parts.append(f"{duration(stats.seconds_left)} left")
     if stats.waiting_until is not None:

@@ -72,6 +72,18 @@ class Record:
         await in_thread(journal.open, dispose=lambda _: journal.close(finished=False), lingers=True)
         self._journal = journal
 
+    def identify(self, digest: str | None) -> None:
+        """Say which files the items come from, if these are identified by the numbers of their rows.
+
+        Args:
+            digest: of the files, or None.
+
+        Raises:
+            JournalError: the journal has items of other files, or of these before they were changed.
+        """
+        if self._journal is not None and digest is not None:
+            self._journal.identify(digest)
+
     async def run(self) -> None:
         """Flush new lines to disk every few seconds, until cancelled.
 

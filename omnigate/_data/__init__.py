@@ -1,1 +1,1 @@
-"""Rows of data: read from files and frames, and written to them. Knows nothing of calls and batches."""
+"""People's data as rows: read from files, frames and tables, made into prompts, and written again."""

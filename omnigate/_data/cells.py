@@ -42,14 +42,13 @@ def plain_row(row: Mapping[str, object]) -> dict[str, Any]:
     return {name if type(name) is str else str(name): plain_cell(value) for name, value in row.items()}
 
 
-def plain_cell(value: Any, depth: int = 0) -> Any:
+def plain_cell(given: object, depth: int = 0) -> Any:
     """Return a value as one of the plain types."""
-    kind: type[object] = type(value)
-    if kind is str:
-        return _encodable(value)
-    if kind in _PLAIN:
-        return value
-    value = scalar(value)
+    if type(given) is str:
+        return _encodable(given)
+    if type(given) in _PLAIN:
+        return given
+    value: Any = scalar(given)
     if isinstance(value, str):
         return _encodable(value)
     if type(value) in _PLAIN:

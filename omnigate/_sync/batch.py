@@ -16,7 +16,7 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -25,11 +25,14 @@ from typing import Any, Final, Self, cast
 import anyio
 
 from omnigate._batch.batch import Batch
-from omnigate._batch.items import BatchItem, open_source
+from omnigate._batch.items import SyncBatchSource, open_source
 from omnigate._batch.outcomes import AnyOutcome, BatchStats
-from omnigate._batch.total import Total
+from omnigate._batch.progress import Reading
+from omnigate._batch.source import length_of
 from omnigate._batch.writing import ADD_TOGETHER, OutcomeFile, frame_of
 from omnigate._data.frames import FrameKind, load_library
+from omnigate._data.inspection import Facts
+from omnigate._data.source import DataSource, data_source, is_data
 from omnigate._runtime.frames import warn
 from omnigate._sync.portal import Portal
 from omnigate._wire.pickling import UnpicklableReader
@@ -189,14 +192,13 @@ class SyncBatch(UnpicklableReader):
     `RuntimeWarning`; `run` runs one whose outcomes nobody reads.
     """
 
-    def __init__(
-        self, portal: Portal, requests: Iterable[BatchItem] | os.PathLike[str], make: Callable[[Any], Batch]
-    ) -> None:
+    def __init__(self, portal: Portal, requests: SyncBatchSource, make: Callable[[Any], Batch]) -> None:
         """Prepare; `make` returns an async batch for a source."""
         self._portal = portal
         self._requests = requests
         self._inside = _Inside(make)
-        self._inside.batch._total = Total(requests)  # of the caller's source, not of the feed
+        self._inside.batch._source.facts = Facts(length_of(requests))  # not of the feed
+        self._inside.batch._options.recipe.check(requests)
         self._source: Iterator[Any] | None = None
         self._is_open = False
         self._is_read = False
@@ -218,7 +220,20 @@ class SyncBatch(UnpicklableReader):
 
     def __enter__(self) -> Self:
         inside, portal = self._inside, self._portal
-        source = cast("Iterator[Any]", open_source(self._requests))
+        options = inside.batch._options
+        requests: SyncBatchSource | DataSource = self._requests
+        if is_data(requests):
+            requests = data_source(requests)
+            reading = Reading(options.progress)
+            try:
+                inside.batch._source.facts = options.recipe.inspect(
+                    requests,
+                    has_journal=options.journal is not None,
+                    counted=lambda rows: reading.update(lambda: BatchStats(counted=rows)),
+                )
+            finally:
+                reading.end()
+        source = cast("Iterator[Any]", open_source(requests))
         try:
             portal.call(partial(inside.enter, portal))
             self._source = source

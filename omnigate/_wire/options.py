@@ -32,29 +32,56 @@ class CallOptions(TypedDict, total=False):
     extra_headers: Mapping[str, str | None] | None
 
 
-class SamplingOptions(CallOptions, total=False):
-    """Sampling parameters and the user id, with `CallOptions`. None leaves a field to the provider.
-
-    Attributes:
-        max_tokens: maximum tokens in the answer, at least 1.
-        temperature: 0 to 2.
-        user_id: the end user, replacing the client's; "" for none. At most 255 Latin-1 characters.
-        top_p: 0 to 1.
-        stop: one or more stop sequences.
-        presence_penalty: -2 to 2.
-        frequency_penalty: -2 to 2.
-        seed: a signed 64-bit integer.
-
-    """
+class _SamplingParameters(CallOptions, total=False):
+    """What both `SamplingOptions` and `ChatDefaults` have."""
 
     max_tokens: Integer | None
     temperature: Number | None
-    user_id: Id | None
     top_p: Number | None
     stop: str | Sequence[str] | None
     presence_penalty: Number | None
     frequency_penalty: Number | None
     seed: Integer | None
+
+
+class SamplingOptions(_SamplingParameters, total=False):
+    """Sampling parameters and the user id, with `CallOptions`. None leaves a field to the provider.
+
+    Attributes:
+        max_tokens: maximum tokens in the answer, at least 1.
+        temperature: 0 to 2.
+        top_p: 0 to 1.
+        stop: one or more stop sequences.
+        presence_penalty: -2 to 2.
+        frequency_penalty: -2 to 2.
+        seed: a signed 64-bit integer.
+        user_id: the end user, replacing the client's; "" for none. At most 255 Latin-1 characters.
+
+    """
+
+    user_id: Id | None
+
+
+class ChatDefaults(_SamplingParameters, total=False):
+    """Parameters of a batch's chats, for items that have none of their own, with `CallOptions`.
+
+    Attributes:
+        max_tokens: maximum tokens in the answer, at least 1.
+        temperature: 0 to 2.
+        top_p: 0 to 1.
+        stop: one or more stop sequences.
+        presence_penalty: -2 to 2.
+        frequency_penalty: -2 to 2.
+        seed: a signed 64-bit integer.
+        system: the system message, for items without one.
+        fallback_models: up to five models to try if the first fails.
+        cache: whether to use the gateway's cache; only takes effect with `temperature=0`.
+
+    """
+
+    system: str | None
+    fallback_models: Sequence[str] | None
+    cache: bool | None
 
 
 class ChatStreamOptions(SamplingOptions, total=False):
@@ -112,7 +139,7 @@ def check_options(
 
 
 def split_options(
-    options: SamplingOptions, kind: type[Any], method: str
+    options: SamplingOptions | ChatDefaults, kind: type[Any], method: str
 ) -> tuple[dict[str, Any], str | None, CallOptions]:
     """Split options into the request's fields, the user id, and the call's options.
 

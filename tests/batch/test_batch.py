@@ -458,27 +458,27 @@ class AsyncCallable:
     [
         (
             {"requests": "one prompt"},
-            r"requests must be an iterable of items, or a pathlib\.Path of a file, got 'one prompt' \(for a file, write Path\(…\); for one item, write \[item\]\)",
+            r"requests must be an iterable of items, or data: a pathlib\.Path of a file, an open file, a frame or table, got 'one prompt' \(for a file, write Path\(…\); for one item, write \[item\]\)",
         ),
         (
             {"requests": b"x"},
-            r"requests must be an iterable of items, or a pathlib\.Path of a file, got b'x' \(for a file, write Path\(…\); for one item, write \[item\]\)",
+            r"requests must be an iterable of items, or data: a pathlib\.Path of a file, an open file, a frame or table, got b'x' \(for a file, write Path\(…\); for one item, write \[item\]\)",
         ),
         (
             {"requests": {"messages": "x"}},
-            r"requests must be an iterable of items, or a pathlib\.Path of a file, got \{'messages': 'x'\} \(for one item, write \[item\]\)",
+            r"requests must be an iterable of items, or data: a pathlib\.Path of a file, an open file, a frame or table, got \{'messages': 'x'\} \(for one item, write \[item\]\)",
         ),
         (
             {"requests": omnigate.Message(role="user", content="x")},
-            r"requests must be an iterable of items, or a pathlib\.Path of a file, got Message\(role='user', content='x'\) \(for one item, write \[item\]\)",
+            r"requests must be an iterable of items, or data: a pathlib\.Path of a file, an open file, a frame or table, got Message\(role='user', content='x'\) \(for one item, write \[item\]\)",
         ),
         (
             {"requests": 7},
-            r"requests must be an iterable or async iterable of items, or a pathlib\.Path of a file, got 7",
+            r"requests must be an iterable or async iterable of items, or data: a pathlib\.Path of a file, an open file, a frame or table, got 7",
         ),
         (
             {"requests": None},
-            r"requests must be an iterable or async iterable of items, or a pathlib\.Path of a file, got None",
+            r"requests must be an iterable or async iterable of items, or data: a pathlib\.Path of a file, an open file, a frame or table, got None",
         ),
         ({"model": ""}, "model must be text of 1 to 128 printable Latin-1 characters, got ''"),
         ({"model": "x\n"}, r"model must be text of 1 to 128 printable Latin-1 characters, got 'x\\n'"),

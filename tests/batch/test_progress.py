@@ -183,7 +183,7 @@ def test_progress_words_tell_the_share_the_time_left_and_the_projected_cost_of_a
 
 def test_progress_words_tell_how_much_of_the_journal_and_of_the_file_has_been_read() -> None:
     assert words(BatchStats(reading_percent=45.4)) == "reading the journal, 45 %"
-    assert words(BatchStats(counting_percent=12.0)).endswith(", counting the items, 12 %")
+    assert words(BatchStats(counted=12_000)) == "counting the items, 12,000 so far"
 
 
 @pytest.mark.parametrize(

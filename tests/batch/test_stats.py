@@ -4,11 +4,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 
 from omnigate import AsyncClient, BatchStats, JournalError
 from omnigate._batch.journal.journal import Journal
+from omnigate._batch.recipe import Recipe
 
 from ..support.provider import Provider
 
@@ -60,16 +60,30 @@ async def test_a_source_whose_length_cannot_be_told_has_no_total() -> None:
         assert batch.stats.total is None
 
 
-async def test_the_items_of_a_file_are_counted_while_the_batch_runs(tmp_path: Path) -> None:
+async def test_the_items_of_a_file_are_counted_before_the_first_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "items.jsonl"
-    path.write_bytes(b'{"prompt": "sleep=9 a"}\n\n  \n' * 20_000 + b'{"prompt": "sleep=9 b"}')
-    async with client().batch(path, model=MODEL, max_concurrency=1) as batch:
+    path.write_bytes(b'{"prompt": "sleep=9 a"}\n\n' * 5_000)
+    shown, inspect = threading.Event(), Recipe.inspect
+    counts: set[int | None] = set()
+
+    def show(stats: BatchStats) -> None:
+        counts.add(stats.counted)
+        if stats.counted:
+            shown.set()
+
+    def inspect_slowly(recipe: Recipe, source: Any, *, counted: Any, **options: Any) -> Any:
+        found = inspect(recipe, source, counted=counted, **options)
+        shown.wait(5)
+        return found
+
+    monkeypatch.setattr(Recipe, "inspect", inspect_slowly)
+    async with client().batch(path, model=MODEL, max_concurrency=1, progress=show) as batch:
+        assert batch.stats.total == 5_000
         await anext(batch)
-        with anyio.fail_after(1_000_000):
-            while batch.stats.total is None:
-                await anyio.sleep(0.1)
-    assert batch.stats.total == 20_001
-    assert batch.stats.counting_percent is None
+        assert (batch.stats.counted, batch.stats.percent) == (None, 0.02)
+    assert 4_096 in counts
 
 
 async def test_failures_are_counted_by_kind() -> None:

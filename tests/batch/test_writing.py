@@ -335,7 +335,7 @@ class TestArguments:
         ):
             write_outcomes([], tmp_path / "out.parquet")
         if sys.version_info < (3, 14):
-            monkeypatch.setitem(sys.modules, "backports", None)
+            monkeypatch.setitem(sys.modules, "backports.zstd", None)
             with pytest.raises(ImportError, match=r"needs backports: pip install 'omnigate\[data\]'"):
                 write_outcomes([], tmp_path / "out.csv.zst")
         assert os.listdir(tmp_path) == []

@@ -198,7 +198,8 @@ def test_the_help_of_a_sync_class_mentions_nothing_async(kind: type) -> None:
         (omnigate.CallOptions, None),
         (omnigate.SamplingOptions, omnigate.CallOptions),
         (omnigate.ChatStreamOptions, omnigate.SamplingOptions),
-        (omnigate.BatchSettings, omnigate.CallOptions),
+        (omnigate.ChatDefaults, omnigate.CallOptions),
+        (omnigate.BatchSettings, omnigate.ChatDefaults),
     ],
 )
 def test_each_shared_argument_is_documented_in_its_typed_dict(options: Any, base: Any) -> None:

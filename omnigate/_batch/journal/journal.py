@@ -50,6 +50,8 @@ __all__ = ["Journal", "JournalWarning", "NotCompactedError", "RepeatedIdError", 
 
 _READ_BYTES = 4096
 
+_SOURCES_MAX = 64
+
 
 class JournalWarning(UserWarning):
     """A finished run has all results, but its journal could not be compacted, or failed at the end."""
@@ -98,6 +100,8 @@ class Journal:
         "_last_read",
         "_lock",
         "_path",
+        "_source",
+        "_sources",
         "_superseded",
         "read_percent",
         "spending",
@@ -115,6 +119,8 @@ class Journal:
         self.read_percent: float | None = None
         self.spending = Spending()
         self.waiting: int = 0
+        self._source: str | None = None
+        self._sources: set[str] = set()  # of the lines
 
     def __len__(self) -> int:
         """Return how many ids have a line."""
@@ -141,6 +147,24 @@ class Journal:
             raise
         finally:
             self.read_percent = None
+
+    def identify(self, source: str) -> None:
+        """Say which files the items of this run come from, since their ids are the numbers of rows.
+
+        Args:
+            source: digest of the files; each line of this run names it.
+
+        Raises:
+            JournalError: lines name other files: the same number may be another row.
+
+        """
+        if self._sources and source not in self._sources:
+            raise JournalError(
+                f"The journal {self._path!r} is of another file, or of this one before it was changed, and "
+                "its rows are identified by their numbers. Restore the file, or pass another journal. (With "
+                "id= the rows of a file that changes keep their identity.)"
+            )
+        self._source = source
 
     def claim(
         self,
@@ -205,7 +229,7 @@ class Journal:
         """
         assert self._file is not None, "not open"
         id = outcome.id
-        line = encode_line(outcome, digest, created=int(time.time()))
+        line = encode_line(outcome, digest, created=int(time.time()), source=self._source)
         offset = self._file.append(line)
         response = outcome.response
         new = make_entry(offset, succeeded=response is not None, seen=True)
@@ -260,6 +284,8 @@ class Journal:
             self._claimed.clear()
             self._last_read = None
             self._superseded = 0
+            self._source = None
+            self._sources.clear()
 
     def _read(self) -> None:
         file = self._file
@@ -272,7 +298,7 @@ class Journal:
         for number, (offset, raw) in enumerate(split_lines(file.read_at), 1):
             if damaged is not None:
                 raise self._not_a_journal(damaged[0])
-            self.read_percent = 100 * offset / end
+            self.read_percent = 100 * offset / max(end, 1)
             line = decode_line(raw)
             if line is None and offset + len(raw) == end and (line := decode_line(raw.rstrip(b"\0"))):
                 raw = raw.rstrip(b"\0")  # a whole line, before zeros where its newline never arrived
@@ -283,6 +309,9 @@ class Journal:
                 continue
             self._last_read = offset, line
             id = line.custom_id
+            source = line.omnigate.source
+            if isinstance(source, str) and len(self._sources) < _SOURCES_MAX:
+                self._sources.add(source)
             new = make_entry(offset, succeeded=line.succeeded, seen=False)
             old = index.find(id)
             if old is None:

@@ -80,6 +80,7 @@ class _Extra(msgspec.Struct, gc=False, kw_only=True):
     attempts: int
     elapsed: float
     provider: str | msgspec.UnsetType | None = msgspec.UNSET
+    source: str | msgspec.UnsetType = msgspec.UNSET  # digest of the files, if the id is the number of a row
     # Without the messages, for a success; else with them, unless there is a row.
     request: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     # Successes only.
@@ -219,19 +220,22 @@ def digest_with(request: ChatRequest, settings: Mapping[str, Any]) -> str:
     )
 
 
-def encode_line(outcome: Outcome, digest: str, *, created: int) -> bytes:
+def encode_line(outcome: Outcome, digest: str, *, created: int, source: str | None = None) -> bytes:
     """Encode an outcome as a line, newline included.
 
     Args:
         outcome: the outcome of an item.
         digest: digest of its request; "" if it was not a valid one.
         created: Unix time in seconds, for OpenAI's field of that name.
+        source: digest of the files whose rows are identified by their numbers, or None.
 
     """
     response = outcome.response
     extra = _Extra(
         digest=digest or None, index=outcome.index, attempts=outcome.attempts, elapsed=outcome.elapsed
     )
+    if source is not None:
+        extra.source = source
     line = Line(f"omnigate-{outcome.index}-{digest}", outcome.id, None, None, extra)
     if response is not None:
         extra.provider = response.provider

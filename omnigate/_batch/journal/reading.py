@@ -102,6 +102,8 @@ def _fields_of(line: Line, model: str | None) -> dict[str, Any] | None:
         fields = request
     else:
         return None
+    if model is not None and isinstance(fields.get("body"), dict):  # a request of OpenAI's batch input
+        return {**fields, "body": {**fields["body"], "model": model}}
     id = {} if "id" in fields or "custom_id" in fields else {"id": line.custom_id}
     return {**id, **fields} if model is None else {**id, **fields, "model": model}
 

@@ -1,0 +1,160 @@
+"""How the items of a batch become requests: `prompt=`, `system=`, `id=`, and the defaults of every item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias, cast
+
+from omnigate._batch.items import Item, item_id, make_item, place_of, read_item
+from omnigate._data.inspection import Facts, inspect
+from omnigate._data.rows import InvalidRow, Row, names_of
+from omnigate._data.source import DataSource, is_data
+from omnigate._data.templates import Template
+from omnigate._wire.checks import check_not_async, check_not_awaitable, check_text, refusal
+from omnigate._wire.structs import construct
+from omnigate.exceptions import GatewayError, InvalidArgumentError
+from omnigate.models import ChatRequest, MessagesInput
+
+PromptArgument: TypeAlias = str | Callable[[Mapping[str, Any]], MessagesInput]
+"""A template, "Summarise: {text}", or a callable that takes a row, a dict, and returns messages."""
+
+_BE_PROMPT: Final = "a callable that takes a row and returns messages"
+
+
+class Recipe:
+    """Makes requests of items, and of rows.
+
+    Args:
+        model: model of items that name none.
+        prompt: how a row becomes messages, or None where each item is a request by itself.
+        system: the system message of items that have none.
+        id: the field that identifies a row.
+        defaults: fields of the request for items that lack them, by name.
+
+    Attributes:
+        model: the checked name of the model, or None.
+
+    Raises:
+        InvalidArgumentError: an argument is invalid.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        prompt: PromptArgument | None = None,
+        system: str | None = None,
+        id: str | None = None,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        given = {name: value for name, value in (defaults or {}).items() if value is not None}
+        request = construct(
+            ChatRequest,
+            {"model": "none" if model is None else model, "messages": "checks the other fields", **given},
+        )
+        self.model: str | None = None if model is None else request.model
+        self._system = None if system is None else check_text(system, "system")
+        self._id = None if id is None else check_text(id, "id")
+        self._defaults: dict[str, Any] = {name: getattr(request, name) for name in given}
+        self._prompt: Template | Callable[[Mapping[str, Any]], MessagesInput] | None = None
+        if callable(prompt):
+            check_not_async(prompt, "prompt", _BE_PROMPT)
+            self._prompt = prompt
+        elif isinstance(cast("object", prompt), str):
+            self._prompt = Template(cast("str", prompt))
+        elif prompt is not None:
+            raise refusal("prompt", prompt, f"be a template, or {_BE_PROMPT}", is_type=True)
+
+    @property
+    def id(self) -> str | None:
+        """The field that identifies a row, or None."""
+        return self._id
+
+    def check(self, requests: object) -> None:
+        """Check that the template fits a list of rows: that each of its fields is in one of them.
+
+        Raises:
+            InvalidArgumentError: it does not.
+        """
+        if (
+            not isinstance(self._prompt, Template)
+            or not isinstance(requests, list | tuple)
+            or is_data(requests)
+        ):
+            return
+        missing = dict.fromkeys(self._prompt.fields)
+        rows = [
+            cast("Mapping[str, Any]", row)
+            for row in cast("list[object]", requests)
+            if isinstance(row, Mapping)
+        ]
+        for row in rows:
+            for name in row.keys() & missing.keys():
+                del missing[name]
+            if not missing:
+                return
+        if rows:
+            name = next(iter(missing))
+            first = names_of(rows[0])
+            raise InvalidArgumentError(
+                f"prompt has the field {name!r}, which no item of requests has; the first has {first}"
+            )
+
+    def inspect(
+        self, source: DataSource, *, has_journal: bool, counted: Callable[[int], object] | None = None
+    ) -> Facts:
+        """Read data from end to end before anything is sent; see `inspection`. Blocks.
+
+        Args:
+            source: of its rows.
+            has_journal: whether there is one, which needs ids.
+            counted: called now and then with the number of rows so far.
+
+        Raises:
+            InvalidArgumentError: it cannot be read, or this does not fit it.
+            OSError: a file cannot be read.
+        """
+        return inspect(
+            source,
+            template=self._prompt if isinstance(self._prompt, Template) else None,
+            id=self._id,
+            is_item=self._prompt is None,
+            has_journal=has_journal,
+            counted=counted,
+        )
+
+    def read(self, raw: object, index: int) -> Item:
+        """Parse an item, as the source yielded it; an invalid one is returned with its error."""
+        if self._prompt is None or isinstance(raw, InvalidRow):
+            return read_item(raw, index, self.model, self._defaults, system=self._system, id=self._id)
+        row = raw.fields if isinstance(raw, Row) else raw
+        if not isinstance(row, Mapping):
+            error = refusal(
+                place_of(raw, index), row, "be a row, that is a dict, since prompt= is given", is_type=True
+            )
+            return Item(index, str(index), None, error)
+        fields = cast("Mapping[str, Any]", row)
+        id = str(index)
+        try:
+            if self._id is not None:
+                id = item_id(fields, index, self._id)
+            messages = self._messages(fields)
+        except InvalidArgumentError as error:
+            problem = type(error)(f"{place_of(raw, index)}: {error}")
+            problem.__cause__ = error.__cause__
+            return Item(index, id, None, problem, fields)
+        made = {"model": self.model, "messages": messages, **self._defaults}
+        return make_item(made, raw, index, id, fields, self._system)
+
+    def _messages(self, row: Mapping[str, Any]) -> MessagesInput:
+        prompt = self._prompt
+        if isinstance(prompt, Template):
+            return prompt.fill(row)
+        assert prompt is not None
+        try:
+            messages = prompt(row)
+            check_not_awaitable(messages, "prompt")
+        except GatewayError as error:
+            raise InvalidArgumentError(str(error)) from error
+        except Exception as error:
+            raise InvalidArgumentError(f"prompt raised {type(error).__name__}: {error}") from error
+        return messages
