@@ -40,13 +40,7 @@ class DataFrame(Protocol):
 
 
 SyncBatchSource: TypeAlias = (
-    Iterable[BatchItem]
-    | os.PathLike[str]
-    | Sequence[os.PathLike[str]]
-    | IO[str]
-    | IO[bytes]
-    | ArrowTable
-    | DataFrame
+    Iterable[BatchItem | os.PathLike[str]] | os.PathLike[str] | IO[str] | IO[bytes] | ArrowTable | DataFrame
 )
 """Items, or data: a path or several, an open file, a frame or table."""
 
@@ -206,13 +200,10 @@ def read_item(
     elif isinstance(raw, InvalidRow):
         return Item(index, str(index), None, raw.error)
     else:
-        if isinstance(raw, Row):
-            row = raw.fields
-        elif isinstance(raw, Mapping):
-            row = cast("Mapping[str, Any]", raw)
-        elif not (isinstance(raw, str | Message) or is_sequence(raw)):
-            hint = "for files, pass a list of their paths" if isinstance(raw, os.PathLike) else ""
-            error = refusal(f"item {index}", cast("object", raw), _BE_ITEM, is_type=True, hint=hint)
+        row = row_of(raw)
+        if row is None and not (isinstance(raw, str | Message) or is_sequence(raw)):
+            hint = "for files, pass a list of their paths" if hasattr(raw, "__fspath__") else ""
+            error = refusal(f"item {index}", raw, _BE_ITEM, is_type=True, hint=hint)
             return Item(index, str(index), None, error)
         try:
             own_id = str(index) if row is None else item_id(row, index, id)
@@ -256,6 +247,13 @@ def make_item(
     if system is not None:
         _add_system(request, system)
     return _checked(request, raw, index, id, row)
+
+
+def row_of(raw: object) -> Mapping[str, Any] | None:
+    """Return the fields of an item that is a row or a mapping; None for another."""
+    if isinstance(raw, Row):
+        return raw.fields
+    return cast("Mapping[str, Any]", raw) if isinstance(raw, Mapping) else None
 
 
 def place_of(raw: object, index: int) -> str:
@@ -336,9 +334,9 @@ def item_id(row: Mapping[str, Any], index: int, id: str | None) -> str:
 
 
 def _id_or_index(raw: object, index: int, id: str | None = None) -> str:
-    row = raw.fields if isinstance(raw, Row) else raw
+    row = row_of(raw)
     try:
-        return item_id(cast("Mapping[str, Any]", row), index, id) if isinstance(row, Mapping) else str(index)
+        return str(index) if row is None else item_id(row, index, id)
     except InvalidArgumentError:
         return str(index)
 

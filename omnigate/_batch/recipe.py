@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias, cast
 
-from omnigate._batch.items import Item, item_id, make_item, place_of, read_item
+from omnigate._batch.items import Item, item_id, make_item, place_of, read_item, row_of
 from omnigate._data.inspection import Facts, inspect
-from omnigate._data.rows import InvalidRow, Row, names_of
+from omnigate._data.rows import InvalidRow, names_of
 from omnigate._data.source import DataSource, is_data
 from omnigate._data.templates import Template
 from omnigate._wire.checks import check_not_async, check_not_awaitable, check_text, refusal
@@ -75,18 +75,12 @@ class Recipe:
         Raises:
             InvalidArgumentError: it does not.
         """
-        if (
-            not isinstance(self._prompt, Template)
-            or not isinstance(requests, list | tuple)
-            or is_data(requests)
-        ):
+        if not isinstance(self._prompt, Template) or is_data(requests):
+            return
+        if not isinstance(requests, list | tuple):
             return
         missing = dict.fromkeys(self._prompt.fields)
-        rows = [
-            cast("Mapping[str, Any]", row)
-            for row in cast("list[object]", requests)
-            if isinstance(row, Mapping)
-        ]
+        rows = [row for row in map(row_of, cast("list[object]", requests)) if row is not None]
         for row in rows:
             for name in row.keys() & missing.keys():
                 del missing[name]
@@ -126,13 +120,10 @@ class Recipe:
         """Parse an item, as the source yielded it; an invalid one is returned with its error."""
         if self._prompt is None or isinstance(raw, InvalidRow):
             return read_item(raw, index, self.model, self._defaults, system=self._system, id=self._id)
-        row = raw.fields if isinstance(raw, Row) else raw
-        if not isinstance(row, Mapping):
-            error = refusal(
-                place_of(raw, index), row, "be a row, that is a dict, since prompt= is given", is_type=True
-            )
-            return Item(index, str(index), None, error)
-        fields = cast("Mapping[str, Any]", row)
+        fields = row_of(raw)
+        if fields is None:
+            must = "be a row, that is a dict, since prompt= is given"
+            return Item(index, str(index), None, refusal(place_of(raw, index), raw, must, is_type=True))
         id = str(index)
         try:
             if self._id is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from omnigate._data.ids import id_text
 from omnigate._data.rows import InvalidRow, Row, names_of
@@ -157,7 +157,7 @@ def _id_of(row: Row, fields: Sequence[str]) -> str | None:
         if value is None:
             continue
         if type(value) is str:
-            return cast("str", value)
+            return value
         try:
             return id_text(value, name)
         except InvalidArgumentError:  # later, as the error of the row

@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import PurePath
 from typing import IO, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
@@ -114,7 +115,7 @@ class Input:
     def _raw(self) -> io.BufferedReader:
         if self._path is not None:
             try:
-                return open(self._path, "rb", buffering=_BLOCK_BYTES)
+                return io.BufferedReader(io.FileIO(self._path), _BLOCK_BYTES)
             except IsADirectoryError:
                 raise self._refusal("a folder", "for the files in it, pass Path(…, '*.csv')") from None
         if self._start is not None:
@@ -234,11 +235,8 @@ def _xz(file: io.BufferedReader) -> Any:
 
 
 def _zst(file: io.BufferedReader) -> Any:
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        with extra("data", "reading .zst files"):
-            from backports import zstd
+    with extra("data", "reading .zst files"):
+        zstd: Any = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
     return zstd.ZstdFile(file)
 
 

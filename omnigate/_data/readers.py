@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from importlib import import_module
 from typing import Any, Final
 
 import msgspec
@@ -92,7 +93,7 @@ def read_json_array(opened: Opened) -> Iterator[Row | InvalidRow]:
 
 def _elements(opened: Opened) -> Iterator[Any]:
     try:
-        import ijson
+        ijson: Any = import_module("ijson")
     except ImportError:
         text = opened.stream.read(_ARRAY_MAX + 1)
         if len(text) > _ARRAY_MAX:
@@ -135,7 +136,7 @@ def read_csv(opened: Opened) -> Iterator[Row | InvalidRow]:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         number = 0
         try:
-            header = next(reader, [])
+            header = next(reader, list[str]())
             while not header and (found := next(reader, None)) is not None:
                 header = found  # below empty lines
             check_columns(header, origin)
@@ -198,7 +199,7 @@ def count_parquet(opened: Opened) -> int:
 
 def _parquet(opened: Opened, stack: ExitStack) -> Any:
     with extra("data", "reading Parquet files"):
-        import pyarrow.parquet
+        parquet: Any = import_module("pyarrow.parquet")
     stream: Any = opened.stream
     if not isinstance(stream.raw, io.FileIO) or not stream.seekable():  # compressed, or a pipe
         unpacked = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
@@ -206,7 +207,7 @@ def _parquet(opened: Opened, stack: ExitStack) -> Any:
         unpacked.seek(0)
         stream = unpacked
     # Neither whole column chunks nor the pages of all columns are held in memory.
-    return pyarrow.parquet.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
+    return parquet.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
 
 
 def rows_of_batches(batches: Iterator[Any], origin: Origin) -> Iterator[Row]:

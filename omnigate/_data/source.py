@@ -78,7 +78,7 @@ class TableSource:
     """
 
     def __init__(self, given: Any) -> None:
-        kind = type(given)
+        kind = type(cast("object", given))
         self.name = f"the {kind.__module__.partition('.')[0]}.{kind.__name__}"
         self._table = Table(given)
         self.is_repeatable: bool = self._table.is_repeatable

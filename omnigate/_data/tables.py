@@ -8,7 +8,8 @@ dataframe interchange protocol, which needs pyarrow.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from importlib import import_module
+from typing import Any, Final, cast
 
 from omnigate._data.readers import BATCH_ROWS, check_columns, rows_of_batches
 from omnigate._data.rows import Origin, Row
@@ -41,12 +42,12 @@ class Table:
         count = getattr(self._given, "num_rows", None)
         if isinstance(count, int):
             return count
-        return len(self._given) if hasattr(type(self._given), "__len__") else None
+        return len(self._given) if hasattr(type(cast("object", self._given)), "__len__") else None
 
 
 def is_table(given: Any) -> bool:
     """Return whether something is a table that can be read, and not a column or an array."""
-    kind = type(given)
+    kind = type(cast("object", given))
     if _reader_of(given) is not None:
         return True
     has_columns = any(hasattr(kind, name) for name in ("columns", "column_names"))
@@ -54,7 +55,7 @@ def is_table(given: Any) -> bool:
 
 
 def _reader_of(given: Any) -> Callable[[Any], Iterator[Row]] | None:
-    kind = type(given)
+    kind = type(cast("object", given))
     if hasattr(kind, "iter_slices") and hasattr(kind, "to_dicts"):
         return _read_polars
     if hasattr(kind, "iloc") and hasattr(kind, "itertuples"):
@@ -72,7 +73,7 @@ def _reader_of(given: Any) -> Callable[[Any], Iterator[Row]] | None:
 
 def _is_stream(given: Any) -> bool:
     """Return whether reading a table uses it up."""
-    kind = type(given)
+    kind = type(cast("object", given))
     is_dataset = hasattr(kind, "features") and not hasattr(kind, "__len__")  # an iterable one
     return hasattr(kind, "read_next_batch") or is_dataset
 
@@ -121,8 +122,8 @@ def _read_dataset(dataset: Any) -> Iterator[Row]:
 
 def _read_foreign(table: Any) -> Iterator[Row]:
     with extra("data", f"reading a {type(table).__name__}"):
-        import pyarrow
-        import pyarrow.interchange
+        pyarrow: Any = import_module("pyarrow")
+        interchange: Any = import_module("pyarrow.interchange")
     if hasattr(table, "__arrow_c_stream__"):
         return _read_batches(pyarrow.RecordBatchReader.from_stream(table))
-    return _read_arrow(pyarrow.interchange.from_dataframe(table))
+    return _read_arrow(interchange.from_dataframe(table))

@@ -541,4 +541,4 @@ def test_a_killed_batch_resumes_with_every_kind_of_input(tmp_path: Path, id: str
             ]
         again = {f"Summarise: number {name.lstrip('k')}" for name in done} & set(prompts)
         assert not again, path
-        assert len(prompts) == COUNT - len(done), path
+        assert len(set(prompts)) == COUNT - len(done), path  # of the killed process some may arrive late

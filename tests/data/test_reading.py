@@ -179,8 +179,12 @@ def test_a_json_array_without_ijson_is_read_up_to_a_size(
 @pytest.mark.parametrize(
     ("name", "module", "message"),
     [
-        ("rows.parquet", "pyarrow", r"reading Parquet files needs pyarrow: pip install 'omnigate\[data\]'"),
-        ("rows.csv.zst", "backports", r"reading \.zst files needs backports: pip install"),
+        (
+            "rows.parquet",
+            "pyarrow.parquet",
+            r"reading Parquet files needs pyarrow: pip install 'omnigate\[data\]'",
+        ),
+        ("rows.csv.zst", "backports.zstd", r"reading \.zst files needs backports: pip install"),
     ],
 )
 def test_a_missing_library_is_an_error_that_names_the_extra(

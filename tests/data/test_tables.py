@@ -105,6 +105,13 @@ def test_a_frame_or_table_is_read_as_rows(make: Any) -> None:
     assert [row.place for row in rows] == ["row 1", "row 2", "row 3"]
 
 
+def test_a_table_that_only_arrow_can_read_names_the_extra_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    message = r"reading a Capsule needs pyarrow: pip install 'omnigate\[data\]'"
+    with pytest.raises(ImportError, match=message):
+        list(data_source(Capsule()).rows())
+
+
 @pytest.mark.parametrize("make", [pandas_frame, polars_frame, arrow_table])
 def test_a_long_frame_is_read_in_slices_with_the_numbers_of_all_rows(make: Any) -> None:
     frame = make()
