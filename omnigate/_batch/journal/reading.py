@@ -19,6 +19,7 @@ from omnigate._batch.journal.lines import Line, decode_id, decode_line, is_torn,
 from omnigate._batch.outcomes import AnyOutcome, BatchStats, Outcome
 from omnigate._batch.progress import ProgressArgument, Reading, check_progress
 from omnigate._batch.spending import Spending
+from omnigate._data.rows import Again
 from omnigate._runtime.frames import warn
 from omnigate._wire.checks import refusal
 from omnigate.exceptions import JournalError
@@ -54,7 +55,8 @@ def failed(
     """Iterate over the items of a journal that failed, to run them again: `client.batch(failed(path), …)`.
 
     A row of data is returned with its columns, so that it takes another `prompt=`; any other item as the
-    fields of its request. Each has its `id`, so that the new run may use the same journal, or another one.
+    fields of its request. Each keeps its id, whatever `id=` is, so that the new run may use the same journal
+    or another one; a copy of the dict does not.
     Items that are not in the journal, because they never were valid requests or an earlier version wrote
     their line, are left out, with a `JournalWarning` at the end.
 
@@ -99,13 +101,16 @@ def _fields_of(line: Line, model: str | None) -> dict[str, Any] | None:
     if not isinstance(item, msgspec.UnsetType):
         fields = item
     elif not isinstance(request, msgspec.UnsetType) and "messages" in request:
-        fields = request
+        fields = {"id": line.custom_id, **request}
     else:
         return None
-    if model is not None and isinstance(fields.get("body"), dict):  # a request of OpenAI's batch input
-        return {**fields, "body": {**fields["body"], "model": model}}
-    id = {} if "id" in fields or "custom_id" in fields else {"id": line.custom_id}
-    return {**id, **fields} if model is None else {**id, **fields, "model": model}
+    again = Again(fields, line.custom_id)
+    if model is not None:
+        if isinstance(body := fields.get("body"), dict):  # a request of OpenAI's batch input
+            again["body"] = {**cast("dict[str, Any]", body), "model": model}
+        else:
+            again["model"] = model
+    return again
 
 
 def _outcome(line: Line) -> Outcome:

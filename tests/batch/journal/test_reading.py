@@ -182,7 +182,7 @@ def test_a_failed_row_is_returned_with_its_columns(path: Path) -> None:
         index=4, id="4", request=ChatRequest(model="m", messages="x"), error=GatewayError("x"), item=row
     )
     path.write_bytes(text(lost))
-    assert list(failed(path)) == [{"id": "4", "text": "hello", "n": 3}]
+    assert list(failed(path)) == [row]
     assert b'"content"' not in path.read_bytes()  # the prompt is made of the row again
 
 
@@ -225,6 +225,53 @@ async def test_failed_items_are_run_again_with_another_model_and_the_same_journa
     outcomes = {outcome.id: outcome for outcome in read_journal(path)}
     assert sorted(outcomes) == ["0", "1", "2"]
     assert all(outcome.response is not None for outcome in outcomes.values())
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+@pytest.mark.blocks  # journals are read in the thread that iterates over them
+@pytest.mark.parametrize("id", [None, "key"])
+@pytest.mark.parametrize("model", [None, "other"])
+async def test_failed_rows_of_a_file_are_run_again_with_another_prompt_under_their_ids(
+    id: str | None, model: str | None, tmp_path: Path, path: Path
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("id,key,word\nx,k0,a\ny,k1,once=400\nz,k2,c\n")
+    provider = Provider()
+    client = AsyncClient("llmg_x", base_url="http://gateway.test", transport=provider)
+    first = await client.batch(rows, model="gpt-4o", prompt="{word} one", id=id, journal=path).run()
+    assert (first.succeeded, first.failed) == (2, 1)
+    items = list(failed(path, model=model))
+    async with client.batch(items, model="gpt-4o", prompt="again {key}", id=id, journal=path) as batch:
+        (outcome,) = [outcome async for outcome in batch]
+    assert provider.prompts[-1] == "again k1"
+    assert outcome.id == ("1" if id is None else "k1")
+    assert list(failed(path)) == []
+    assert sorted(outcome.id for outcome in read_journal(path)) == (
+        ["0", "1", "2"] if id is None else ["k0", "k1", "k2"]
+    )
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+@pytest.mark.blocks
+async def test_failed_rows_that_are_items_by_themselves_are_run_again_as_they_are(
+    tmp_path: Path, path: Path
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("custom_id,prompt,note\nx,once=400 a,n\ny,b,n\n")
+    body = {"model": "m", "messages": [{"role": "user", "content": "once=400 c"}]}
+    client = AsyncClient("llmg_x", base_url="http://gateway.test", transport=(provider := Provider()))
+    assert (await client.batch(rows, model="gpt-4o", journal=path).run()).failed == 1
+    assert (await client.batch([{"custom_id": "z", "body": body}], journal=path).run()).failed == 1
+    async with client.batch(failed(path, model="other"), journal=path) as batch:
+        outcomes = [outcome async for outcome in batch]
+    assert sorted((outcome.id, outcome.request.model) for outcome in outcomes if outcome.request) == [
+        ("x", "other"),
+        ("z", "other"),
+    ]
+    assert sorted(provider.prompts[-2:]) == ["once=400 a", "once=400 c"]
+    assert list(failed(path)) == []
 
 
 def test_reading_a_journal_does_not_keep_the_file_open_after_it_is_left(path: Path) -> None:
