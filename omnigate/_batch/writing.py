@@ -38,9 +38,10 @@ def write_outcomes(
     was not a row of data has the columns `id` and `prompt`, or `messages` if there are several.
 
     The file appears, or replaces the old one, when it is complete: an error, a full disk or a crash leaves
-    the old one. It is readable by its owner only, unless it replaces a file. If iterating raises an error,
-    the outcomes so far are written to another file, `answers.partial.csv` for `answers.csv`, which a note on
-    the error names. Memory: some 20 MiB; rows wait for their turn in SQLite's directory for temporary files.
+    the old one (a killed process also leaves a hidden file named `.writing`). It is readable by its owner
+    only, unless it replaces a file. If iterating raises an error, the outcomes so far are written to another
+    file, `answers.partial.csv` for `answers.csv`, which a note on the error names. Memory is bounded: some
+    20 MiB, for Parquet about 100 MiB; rows wait for their turn in SQLite's directory for temporary files.
 
     Args:
         outcomes: the outcomes, in any order.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import pickle
-import sqlite3
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Final
@@ -19,7 +18,10 @@ class Ordering:
     """Rows by their places; those with equal places in the order they were added."""
 
     def __init__(self) -> None:
-        with _as_os_error():
+        import sqlite3  # when it is needed: some builds of Python lack it
+
+        self._error = sqlite3.Error
+        with self._as_os_error():
             # Each of its calls may come from another thread, one at a time.
             self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
             for statement in (
@@ -37,14 +39,14 @@ class Ordering:
         Raises:
             OSError: the disk is full.
         """
-        with _as_os_error():
+        with self._as_os_error():
             self._database.executemany(
                 "INSERT INTO rows VALUES (?, ?)",
                 ((place, pickle.dumps(row, protocol=5)) for place, row in rows),
             )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        with _as_os_error():
+        with self._as_os_error():
             self._database.execute("CREATE INDEX places ON rows (place)")
             query = "SELECT row FROM rows ORDER BY place, rowid"
             with closing(self._database.execute(query)) as found:
@@ -55,12 +57,10 @@ class Ordering:
         """Delete the rows."""
         self._database.close()
 
-
-@contextmanager
-def _as_os_error() -> Generator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise OSError(
-            errno.EIO, f"cannot put the rows in order on the disk for temporary files: {error}"
-        ) from error
+    @contextmanager
+    def _as_os_error(self) -> Generator[None]:
+        try:
+            yield
+        except self._error as error:
+            message = f"cannot put the rows in order on the disk for temporary files: {error}"
+            raise OSError(errno.EIO, message) from error

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import islice
 from typing import Any, BinaryIO, Final, Literal, TypeAlias, cast
 
 import msgspec
@@ -39,6 +38,8 @@ _MUST: Final = (
 )
 
 _GROUP_ROWS: Final = 10_000
+
+_GROUP_TEXT: Final = 1 << 23
 
 _FORMULAS: Final = ("=", "+", "-", "@", "\t", "\r")
 
@@ -164,9 +165,8 @@ def _safe_text(value: Any) -> str:
 def _write_parquet(sink: BinaryIO, rows: Iterable[dict[str, Any]], columns: Columns) -> None:
     pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     schema = pyarrow.schema([(name, arrow_type(columns.kind(name))) for name in columns.names])
-    source = iter(rows)
     with parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for group in _groups(source):
+        for group in _groups(rows):
             arrays = [
                 pyarrow.array([flat(columns.cell(row, name)) for row in group], schema.field(name).type)
                 for name in columns.names
@@ -174,8 +174,17 @@ def _write_parquet(sink: BinaryIO, rows: Iterable[dict[str, Any]], columns: Colu
             writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
 
 
-def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    while group := list(islice(rows, _GROUP_ROWS)):
+def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows in groups, each bounded in rows and text."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += sum(len(value) for value in row.values() if isinstance(value, str | bytes))
+        if len(group) >= _GROUP_ROWS or size >= _GROUP_TEXT:
+            yield group
+            group, size = [], 0
+    if group:
         yield group
 
 

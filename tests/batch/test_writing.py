@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import stat
+import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
@@ -283,6 +284,37 @@ class TestFormats:
                 columns.see({f"c{n}": 1})
 
 
+WRITES = """
+import resource, sys
+from omnigate import Outcome, write_outcomes
+from tests.batch.journal import success
+
+made = success(text="x" * 500)
+
+def outcomes(count):
+    for n in range(count):
+        index = n ^ 511  # nearly in order, as the outcomes of a batch are
+        item = {"text": "y" * 200 + str(index), "n": index}
+        yield Outcome(index=index, id=str(index), request=made.request, response=made.response, item=item)
+
+assert write_outcomes(outcomes(int(sys.argv[1])), sys.argv[2]) == int(sys.argv[1])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.proof
+@pytest.mark.skipif(sys.platform != "linux", reason="measures in Linux's units")
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl.gz", ".parquet"])
+def test_writing_many_outcomes_takes_no_more_memory_than_writing_a_few(suffix: str, tmp_path: Path) -> None:
+    kib = []
+    for count in (51_200, 204_800):
+        command = [sys.executable, "-c", WRITES, str(count), str(tmp_path / f"out{suffix}")]
+        root = Path(__file__).parents[2]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root, timeout=50)
+        kib.append(int(done.stdout))
+    assert kib[1] - kib[0] < 40 * 1024
+
+
 class TestOrdering:
     def test_rows_come_back_by_place_and_equal_places_in_the_order_they_were_added(self) -> None:
         ordering = Ordering()
@@ -438,6 +470,17 @@ class TestAsyncBatch:
         stats = await client_of(Provider()).batch(items, model=MODEL).write(path)
         assert stats.succeeded == 600
         assert [row["prompt"] for row in rows_in(path)] == items
+
+    async def test_the_rows_of_a_file_are_written_with_their_columns(self, tmp_path: Path) -> None:
+        rows = tmp_path / "rows.csv"
+        rows.write_text("name,content\na,x\nstatus=400,y\n")
+        batch = client_of(Provider()).batch(rows, model=MODEL, prompt="{name}")
+        stats = await batch.write(tmp_path / "out.csv")
+        assert (stats.total, stats.succeeded, stats.failures) == (2, 1, {"APIError": 1})
+        first, second = rows_in(tmp_path / "out.csv")
+        assert list(first) == ["name", "input_content", *RESULTS]
+        assert (first["name"], first["input_content"], first["content"]) == ("a", "x", "a")
+        assert (second["input_content"], second["content"]) == ("y", "")
 
     async def test_write_inside_the_block_writes_the_outcomes_that_were_not_read(
         self, tmp_path: Path
