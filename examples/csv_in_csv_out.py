@@ -1,6 +1,6 @@
 """Asks for each row of a CSV file, and writes the answers to another, with a journal to resume from.
 
-python examples/csv_in_csv_out.py     (with OMNIGATE_BASE_URL and OMNIGATE_API_KEY set: see `omnigate gateway`)
+python examples/csv_in_csv_out.py    (with OMNIGATE_BASE_URL and OMNIGATE_API_KEY set: see `omnigate gateway`)
 """
 
 import tempfile
