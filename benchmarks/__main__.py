@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import batches, calls, streams, sync_calls
+from benchmarks import batches, calls, data, streams, sync_calls
 from benchmarks.harness import Check, Result, main, report
 
 
@@ -11,7 +11,7 @@ def benchmark(quick: bool) -> tuple[str, list[Result], list[Check]]:
     results: list[Result] = []
     checks: list[Check] = []
     title = ""
-    for module in (calls, streams, sync_calls, batches):
+    for module in (calls, streams, sync_calls, batches, data):
         if checks:
             report(title, checks)
         title, more, checks = module.benchmark(quick)

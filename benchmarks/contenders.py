@@ -334,12 +334,17 @@ def main() -> None:
 
             result = anyio.run(measure, contender, case, backend=case["backend"])
     else:
-        measures = {
+        measures: dict[str, Callable[[str, Case], dict[str, float]]] = {
             "sync_calls": measure_sync_calls,
             "sync_stream": measure_sync_stream,
             "batch": measure_batch,
             "sync_batch": measure_batch,
         }
+        if case["what"].startswith("data"):
+            sys.path.insert(0, str(Path(__file__).parents[1]))  # on it is this script's folder
+            from benchmarks import data
+
+            measures |= {"data": data.measure_data, "data_batch": data.measure_data_batch}
         result = measures[case["what"]](contender, case)
     print(json.dumps(result))
 

@@ -62,7 +62,7 @@ def measure(contender: str, case: dict[str, Any]) -> dict[str, float]:
         [python, HERE / "contenders.py", contender, json.dumps(case)],
         stdout=subprocess.PIPE,
         text=True,
-        timeout=300,
+        timeout=case.get("timeout_seconds", 300),
         check=True,
     )
     result: dict[str, float] = json.loads(done.stdout)

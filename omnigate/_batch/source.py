@@ -61,17 +61,16 @@ class Source:
             OSError: a file cannot be read.
         """
         if is_data(self._requests):
-            given = self._requests
-
-            def inspect() -> tuple[DataSource, Facts]:
-                source = data_source(given)
-                return source, recipe.inspect(source, has_journal=has_journal, counted=count)
+            source: DataSource = await in_thread(data_source, self._requests)
+            self._requests = source  # even if it is refused: an open file stands elsewhere then
 
             def count(rows: int) -> None:
                 self.counted = rows
 
             try:
-                self._requests, self.facts = await in_thread(inspect, lingers=True)
+                self.facts = await in_thread(
+                    lambda: recipe.inspect(source, has_journal=has_journal, counted=count), lingers=True
+                )
             finally:
                 self.counted = None
 

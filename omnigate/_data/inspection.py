@@ -69,18 +69,63 @@ def inspect(
     if not source.is_repeatable:
         return Facts()
     total = source.count()
-    missing = set(template.fields if template is not None else ())
-    first = _first(source)
-    if first is not None and first.origin.is_table:
-        _check_table(source, first, template, id, is_item)
-        missing.clear()
-    fields = (id,) if id is not None else _ID_FIELDS if is_item else ()
-    wants_ids = id is not None or (is_item and has_journal)
-    hashes = _Hashes()
-    is_usable = not is_item or first is None or first.origin.is_table
-    if missing or wants_ids or total is None:
+    reading = _Reading(
+        missing=set(template.fields if template is not None else ()),
+        is_usable=not is_item,
+        fields=(id,) if id is not None else _ID_FIELDS if is_item and has_journal else (),
+    )
+    first: Row | None = None
+    for row in source.firsts():
+        first = first or row
+        if row.origin.is_table:
+            _check_table(source, row, template, id, is_item)
+            reading.missing.clear()
+            reading.is_usable = True
+    if total is None or reading.missing or reading.fields:
+        total = reading.run(source, counted)
+    if not total and isinstance(source, Files):
+        raise InvalidArgumentError(f"requests: {source.name} is empty: there are no rows in it")
+    if first is not None and not reading.is_usable:
+        raise _not_items(source, first, id)
+    if first is not None and reading.missing:
+        name = min(reading.missing)
+        raise InvalidArgumentError(
+            f"prompt has the field {name!r}, which no row of {source.name} has; the first has"
+            f" {names_of(first.fields)}"
+        )
+    is_numbered = has_journal and total and not len(reading.hashes)
+    return Facts(total, source.digest() if is_numbered else None)
+
+
+class _Reading:
+    """Reads all rows, as far as they are needed.
+
+    Attributes:
+        missing: fields of the template that no row has had so far.
+        is_usable: whether a row has been an item by itself, or need not be.
+        fields: those that may hold the id of a row, if ids have to be unique.
+        hashes: of the ids.
+    """
+
+    def __init__(self, *, missing: set[str], is_usable: bool, fields: Sequence[str]) -> None:
+        self.missing: set[str] = missing
+        self.is_usable: bool = is_usable
+        self.fields: Sequence[str] = fields
+        self.hashes: _Hashes = _Hashes()
+
+    def run(self, source: DataSource, counted: Callable[[int], object] | None) -> int:
+        """Read the rows and return how many there are.
+
+        Args:
+            source: of the rows.
+            counted: called now and then with the number of rows so far.
+
+        Raises:
+            InvalidArgumentError: two rows have the same id.
+        """
+        missing, fields, hashes, is_usable = self.missing, self.fields, self.hashes, self.is_usable
         total = 0
-        for row in source.rows(fields if not missing else None):
+        for row in source.rows(None if missing else fields):
             total += 1
             if counted is not None and total % _TELL_EVERY == 0:
                 counted(total)
@@ -90,36 +135,19 @@ def inspect(
                 missing.difference_update(row.fields)
             if not is_usable:
                 is_usable = not ITEM_FIELDS.isdisjoint(row.fields)
-            if wants_ids and (text := _id_of(row, fields)) is not None:
+            if fields and (text := _id_of(row, fields)) is not None:
                 hashes.add(text)
+        self.is_usable = is_usable
         if suspects := hashes.repeated():
             _check_ids(source, fields, suspects)
-    if not total and isinstance(source, Files):
-        raise InvalidArgumentError(f"requests: {source.name} is empty: there are no rows in it")
-    if not is_usable and first is not None:
-        raise _not_items(source, first, id)
-    if missing and first is not None:
-        name = sorted(missing)[0]
-        raise InvalidArgumentError(
-            f"prompt has the field {name!r}, which no row of {source.name} has; the first has"
-            f" {names_of(first.fields)}"
-        )
-    return Facts(total, source.digest() if has_journal and not len(hashes) and total else None)
-
-
-def _first(source: DataSource) -> Row | None:
-    """Return the first valid row."""
-    rows = source.rows()
-    try:
-        return next((row for row in rows if isinstance(row, Row)), None)
-    finally:
-        rows.close()
+        return total
 
 
 def _check_table(
     source: DataSource, first: Row, template: Template | None, id: str | None, is_item: bool
 ) -> None:
-    """Check the columns of a table by its first row."""
+    """Check the columns of a table, or of one of several files, by its first row."""
+    table = repr(first.origin.name) if first.origin.name else source.name
     if is_item and ITEM_FIELDS.isdisjoint(first.fields):
         raise _not_items(source, first, id)
     columns = names_of(first.fields)
@@ -129,7 +157,7 @@ def _check_table(
     for argument, name in wanted:
         if name not in first.fields:
             raise InvalidArgumentError(
-                f"{argument} names the column {name!r}, which {source.name} does not have; it has {columns}"
+                f"{argument} names the column {name!r}, which {table} does not have; it has {columns}"
             )
     if template is not None:
         present = {name: "" if first.fields[name] is None else first.fields[name] for name in template.fields}

@@ -39,17 +39,17 @@ _HEAD_BYTES: Final = 4096
 
 _BLOCK_BYTES: Final = 1 << 16
 
-_ENCODE: Final = "convert it to UTF-8, or pass open(path, encoding=…, newline='')"
+ENCODE: Final = "convert it to UTF-8, or pass open(path, encoding=…, newline='')"
 
 _REFUSED: Final = (
     (b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it, or save its sheet as CSV"),
     (b"\x04\x22\x4d\x18", "compressed (lz4)", "decompress it first"),
     (b"7z\xbc\xaf\x27\x1c", "compressed (7z)", "decompress it first"),
     (b"ARROW1", "an Arrow file", "pass the table: pyarrow.feather.read_table(path)"),
-    (codecs.BOM_UTF32_LE, "UTF-32 text", _ENCODE),
-    (codecs.BOM_UTF32_BE, "UTF-32 text", _ENCODE),
-    (codecs.BOM_UTF16_LE, "UTF-16 text", _ENCODE),
-    (codecs.BOM_UTF16_BE, "UTF-16 text", _ENCODE),
+    (codecs.BOM_UTF32_LE, "UTF-32 text", ENCODE),
+    (codecs.BOM_UTF32_BE, "UTF-32 text", ENCODE),
+    (codecs.BOM_UTF16_LE, "UTF-16 text", ENCODE),
+    (codecs.BOM_UTF16_BE, "UTF-16 text", ENCODE),
 )
 """First bytes of what is not read, what it is, and what to do. UTF-32 comes before UTF-16, since its byte
 order mark starts with that of UTF-16."""
@@ -80,10 +80,10 @@ class Input:
         self._start: int | None = None
         if isinstance(given, os.PathLike):
             self._path = os.fsdecode(given)
-            self.name = PurePath(self._path).name
+            self.name: str = PurePath(self._path).name
             # What is missing, or a folder, is to be found out before anything is sent; a pipe is read once.
             is_pipe = os.path.exists(self._path) and not os.path.isfile(self._path)
-            self.is_repeatable = not is_pipe or os.path.isdir(self._path)
+            self.is_repeatable: bool = not is_pipe or os.path.isdir(self._path)
             self._told: str = self._path
         else:
             self._file = given
@@ -133,7 +133,7 @@ class Input:
         if named == "parquet":
             raise self._refusal("not a Parquet file: damaged, or of another kind", "name it by what it is")
         if b"\0" in head:
-            raise self._refusal("not text, or UTF-16 without its mark", _ENCODE)
+            raise self._refusal("not text, or UTF-16 without its mark", ENCODE)
         text = head.removeprefix(codecs.BOM_UTF8).lstrip()
         if text[:1] == b"{":
             if named in ("csv", "tsv"):
@@ -159,9 +159,9 @@ class Input:
             yield
         except UnicodeDecodeError as error:
             what = f"not UTF-8 (the byte 0x{error.object[error.start]:02x} cannot be read)"
-            raise self._refusal(what, _ENCODE) from None
+            raise self._refusal(what, ENCODE) from None
         except UnicodeEncodeError:
-            raise self._refusal("not valid text (lone surrogates)", _ENCODE) from None
+            raise self._refusal("not valid text (lone surrogates)", ENCODE) from None
         except Exception as error:
             if not _is_damage(error):
                 raise

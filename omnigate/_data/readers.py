@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from omnigate._data.opening import Opened
+from omnigate._data.opening import ENCODE, Opened
 from omnigate._data.rows import InvalidRow, Origin, Row
 from omnigate._runtime.extras import extra
 from omnigate._wire.redaction import shown
@@ -108,7 +108,7 @@ def _elements(opened: Opened) -> Iterator[Any]:
         yield from ijson.items(opened.stream, "item", use_float=True)
     except ijson.JSONError as error:
         if "utf" in str(error).lower():
-            raise UnicodeDecodeError("utf-8", b"?", 0, 1, str(error)) from None
+            raise InvalidArgumentError(f"requests: {opened.name!r} is not UTF-8 ({ENCODE})") from None
         raise _not_json(opened, error) from None
 
 
@@ -185,7 +185,7 @@ def read_parquet(opened: Opened, columns: Sequence[str] | None = None) -> Iterat
         file = _parquet(opened, stack)
         names: list[str] = file.schema_arrow.names
         check_columns(names, origin)
-        wanted = None if columns is None else [name for name in columns if name in names]
+        wanted = [name for name in columns or () if name in names] or None  # rows without columns are none
         batches = file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False)
         yield from rows_of_batches(batches, origin)
 

@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Generator, Iterator, Sequence
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
@@ -35,8 +36,8 @@ class Files:
     """
 
     def __init__(self, inputs: Sequence[Input], name: str) -> None:
-        self.inputs = inputs
-        self.name = name
+        self.inputs: Sequence[Input] = inputs
+        self.name: str = name
         self.is_repeatable: bool = all(given.is_repeatable for given in inputs)
 
     def rows(self, columns: Sequence[str] | None = None) -> Rows:
@@ -48,6 +49,14 @@ class Files:
         for given in self.inputs:
             with given.open() as opened:
                 yield from read_rows(opened, columns)
+
+    def firsts(self) -> Iterator[Row]:
+        """Yield the first valid row of each file."""
+        for given in self.inputs:
+            with given.open() as opened:
+                first = next((row for row in read_rows(opened) if isinstance(row, Row)), None)
+            if first is not None:
+                yield first
 
     def count(self) -> int | None:
         """Return how many rows there are, if that is known without reading them."""
@@ -79,13 +88,17 @@ class TableSource:
 
     def __init__(self, given: Any) -> None:
         kind = type(cast("object", given))
-        self.name = f"the {kind.__module__.partition('.')[0]}.{kind.__name__}"
+        self.name: str = f"the {kind.__module__.partition('.')[0]}.{kind.__name__}"
         self._table = Table(given)
         self.is_repeatable: bool = self._table.is_repeatable
 
     def rows(self, columns: Sequence[str] | None = None) -> Rows:
         """Yield the rows."""
         yield from self._table.rows()
+
+    def firsts(self) -> Iterator[Row]:
+        """Yield the first row."""
+        yield from islice(self._table.rows(), 1)
 
     def count(self) -> int | None:
         """Return how many rows there are, if that is known without reading them."""
@@ -137,8 +150,9 @@ def data_source(requests: Any) -> DataSource:
 
 def is_open_file(requests: object) -> bool:
     """Return whether something is an open file that is read without awaiting."""
-    kind = type(requests)
-    return hasattr(kind, "read") and hasattr(kind, "readline") and not hasattr(kind, "__aiter__")
+    # Of the instance, not of its class: temporary files pass calls on to a file.
+    methods = (getattr(requests, name, None) for name in ("read", "readline"))
+    return not hasattr(type(requests), "__aiter__") and all(map(callable, methods))
 
 
 def _is_paths(requests: object) -> bool:

@@ -64,7 +64,9 @@ def _reader_of(given: Any) -> Callable[[Any], Iterator[Row]] | None:
         return _read_arrow
     if hasattr(kind, "read_next_batch"):
         return _read_batches
-    if hasattr(kind, "to_batches") or hasattr(kind, "iter_batches"):
+    if hasattr(kind, "iter_batches") and hasattr(kind, "schema_arrow"):
+        return _read_arrow
+    if hasattr(kind, "to_batches") and (hasattr(kind, "schema") or hasattr(kind, "projected_schema")):
         return _read_arrow
     if hasattr(kind, "iter") and hasattr(kind, "column_names") and hasattr(kind, "features"):
         return _read_dataset
@@ -100,7 +102,7 @@ def _read_pandas(frame: Any) -> Iterator[Row]:
 
 
 def _read_arrow(table: Any) -> Iterator[Row]:
-    if hasattr(table, "iter_batches"):  # a Parquet file of pyarrow
+    if hasattr(table, "schema_arrow"):  # a Parquet file of pyarrow
         return rows_of_batches(table.iter_batches(batch_size=BATCH_ROWS), ORIGIN)
     if hasattr(table, "to_batches"):  # a table, a data set, a scanner
         return rows_of_batches(iter(table.to_batches()), ORIGIN)

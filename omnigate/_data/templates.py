@@ -101,4 +101,8 @@ def _text(value: Any, name: str, row: Mapping[str, Any]) -> str:
         raise InvalidArgumentError(f"the field {name!r} of the prompt is null (NaN)")
     if not isinstance(value, (str, *_TEXTUAL)):
         raise refusal(f"the field {name!r} of the prompt", value, _BE_VALUE, is_type=True, got=shown(value))
-    return str(value)
+    try:
+        return str(value)
+    except ValueError:  # an integer of thousands of digits
+        must = "be text, or a number of fewer digits"
+        raise refusal(f"the field {name!r} of the prompt", value, must) from None

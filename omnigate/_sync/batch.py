@@ -195,7 +195,7 @@ class SyncBatch(UnpicklableReader):
     def __init__(self, portal: Portal, requests: SyncBatchSource, make: Callable[[Any], Batch]) -> None:
         """Prepare; `make` returns an async batch for a source."""
         self._portal = portal
-        self._requests = requests
+        self._requests: SyncBatchSource | DataSource = requests
         self._inside = _Inside(make)
         self._inside.batch._source.facts = Facts(length_of(requests))  # not of the feed
         self._inside.batch._options.recipe.check(requests)
@@ -221,19 +221,18 @@ class SyncBatch(UnpicklableReader):
     def __enter__(self) -> Self:
         inside, portal = self._inside, self._portal
         options = inside.batch._options
-        requests: SyncBatchSource | DataSource = self._requests
-        if is_data(requests):
-            requests = data_source(requests)
+        if is_data(self._requests):
+            data = self._requests = data_source(self._requests)
             reading = Reading(options.progress)
             try:
                 inside.batch._source.facts = options.recipe.inspect(
-                    requests,
+                    data,
                     has_journal=options.journal is not None,
                     counted=lambda rows: reading.update(lambda: BatchStats(counted=rows)),
                 )
             finally:
                 reading.end()
-        source = cast("Iterator[Any]", open_source(requests))
+        source = cast("Iterator[Any]", open_source(self._requests))
         try:
             portal.call(partial(inside.enter, portal))
             self._source = source

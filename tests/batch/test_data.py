@@ -1,9 +1,11 @@
 """Batches of data: files and frames become requests, and what is wrong with them is told before anything is sent."""
 
 import gzip
+import io
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,8 @@ from omnigate import (
     Message,
     Outcome,
 )
+from omnigate._batch.recipe import Recipe
+from omnigate._data.source import data_source
 from omnigate.testing import LocalGateway
 
 from ..support.provider import Provider
@@ -357,6 +361,62 @@ async def test_bad_data_is_one_clear_error_before_anything_is_sent(
     assert provider.prompts == []
 
 
+async def test_a_file_with_other_columns_than_the_others_is_told_before_anything_is_sent(
+    tmp_path: Path,
+) -> None:
+    csv_file(tmp_path, "part-1.csv")
+    (tmp_path / "part-2.csv").write_text("key,body\nk9,text 9\n")
+    provider = Provider()
+    with pytest.raises(InvalidArgumentError, match="the column 'text', which 'part-2.csv' does not have; it"):
+        await run(provider, tmp_path / "part-*.csv", **WITH_ID)
+    assert provider.prompts == []
+
+
+@pytest.mark.parametrize("arguments", [{"prompt": PROMPT}, WITH_ID])
+def test_the_rows_of_files_of_several_formats_are_counted(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    paths = [csv_file(tmp_path), parquet(tmp_path, key=[7, 8], text=["a", "b"])]
+    recipe = Recipe(MODEL, **arguments)
+    facts = recipe.inspect(data_source(paths), has_journal=True)
+    assert facts.total == 5
+    assert (facts.digest is None) == ("id" in arguments)
+
+
+class Slow(io.RawIOBase):
+    """An open file that is read once it may be."""
+
+    def __init__(self) -> None:
+        self.began, self.may_go_on = threading.Event(), threading.Event()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return 0
+
+    def readinto(self, buffer: Any) -> int:
+        self.began.set()
+        self.may_go_on.wait(10)
+        return 0
+
+
+async def test_a_batch_cancelled_while_its_file_is_checked_releases_its_journal(tmp_path: Path) -> None:
+    journal, file = tmp_path / "journal.jsonl", Slow()
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(run, Provider(), file, prompt=PROMPT, journal=journal))
+            await anyio.to_thread.run_sync(file.began.wait, 10)
+            group.cancel_scope.cancel()
+            file.may_go_on.set()
+    outcomes = await run(Provider(), csv_file(tmp_path), prompt=PROMPT, journal=journal)
+    assert len(outcomes) == 3
+
+
 async def test_a_missing_file_is_an_error_before_anything_is_sent(tmp_path: Path) -> None:
     provider = Provider()
     with pytest.raises(FileNotFoundError):
@@ -449,6 +509,7 @@ async def test_json_lines_with_ids_of_their_own_may_change_between_runs(tmp_path
 
 KILLED = """
 import sys
+import threading
 import anyio
 import omnigate
 from functools import partial

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,13 @@ def test_csv_is_read_with_the_delimiter_of_its_header(tmp_path: Path, delimiter:
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
 def test_a_byte_order_mark_is_skipped(tmp_path: Path, name: str) -> None:
     assert rows_of(written(tmp_path, name, codecs.BOM_UTF8 + CONTENTS[name]())) == ROWS
+
+
+def test_a_temporary_file_is_an_open_file_and_no_list_of_lines() -> None:
+    with tempfile.NamedTemporaryFile("w+", suffix=".csv") as file:
+        file.write("id,text\n1,x\n")
+        file.seek(0)
+        assert rows_of(file) == [{"id": "1", "text": "x"}]
 
 
 def test_several_paths_and_patterns_are_read_in_order(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Frames and tables are read as rows, with None for what is missing, and without importing their libraries."""
 
 import datetime
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,6 +49,18 @@ def arrow_dataset() -> Any:
     return dataset.dataset(table)
 
 
+def arrow_scanner() -> Any:
+    return arrow_dataset().scanner()
+
+
+def parquet_file() -> Any:
+    table, file = arrow_table(), io.BytesIO()
+    from pyarrow import parquet
+
+    parquet.write_table(table, file)
+    return parquet.ParquetFile(file)
+
+
 class Dataset:
     """A Hugging Face dataset, as far as it is used: batches of columns, and rows."""
 
@@ -90,6 +103,8 @@ class Interchange:
         arrow_batch,
         arrow_reader,
         arrow_dataset,
+        arrow_scanner,
+        parquet_file,
         Dataset,
         Capsule,
         Interchange,

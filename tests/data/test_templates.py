@@ -73,6 +73,11 @@ def test_a_field_without_a_value_is_an_error(row: dict[str, Any], message: str) 
         Template("{text}").fill(row)
 
 
+def test_an_integer_of_too_many_digits_is_an_error() -> None:
+    with pytest.raises(InvalidArgumentError, match="must be text, or a number of fewer digits, got <int>"):
+        Template("{text}").fill({"text": 10**5_000})
+
+
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, b"a", object()])
 def test_a_field_of_the_wrong_type_is_an_error(value: object) -> None:
     must = "the field 'text' of the prompt must be text, a number, a date, a time or a UUID, got"

@@ -690,10 +690,10 @@ def test_any_file_is_read_line_by_line_or_refused_as_a_whole(content: bytes) -> 
         try:
             items = list(source)
         except InvalidArgumentError as error:
-            assert str(error).startswith("requests must be a file of JSON objects")
+            assert str(error).startswith("requests: ")
         else:
-            assert len(items) <= content.count(b"\n") + 1
-            assert not items or content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+            assert len(items) <= max(content.count(b"\n") + 1, content.count(b","))
+            assert not items or content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in b"{["
 
 
 @given(
@@ -704,11 +704,20 @@ def test_any_line_of_a_batch_file_is_a_request_or_carries_its_error(
     texts: list[bytes], model: str | None
 ) -> None:
     with tempfile.NamedTemporaryFile() as file:
-        file.write(b"\n".join([b'{"prompt": "x"}'.ljust(8192), *texts]))  # no other kind of file
+        file.write(b"\n".join([b'{"prompt": "x"}'.ljust(1 << 16), *texts]))  # no other kind of file
         file.flush()
         source = open_source(Path(file.name))
         assert isinstance(source, Iterator)
-        for index, raw in enumerate(source):
+        index = 0
+        while True:
+            try:
+                raw = next(source)
+            except StopIteration:
+                break
+            except InvalidArgumentError as error:
+                assert "is not UTF-8" in str(error)
+                break
+            index += 1
             item = read_item(raw, index, model)
             assert item.id.encode()
             assert (item.request is None) == isinstance(item.error, InvalidArgumentError)

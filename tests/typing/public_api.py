@@ -1,7 +1,7 @@
 """Only type-checked, never run: what a type checker must know of the public surface."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +12,7 @@ import anyio
 import httpx
 import httpx2
 import numpy
+import polars
 
 from omnigate import (
     AdminClient,
@@ -163,6 +164,22 @@ def synchronous(sync: Client, admin: AdminClient) -> None:
     assert_type(admin.create_project(org_id="o", name="p"), ProjectCreated)
     assert_type(admin.list_projects(), ListResult[ProjectInfo])
     assert_type(admin.org_metrics("o"), MetricsResponse)
+
+
+async def data(client: AsyncClient, sync: Client, path: Path, frame: polars.DataFrame) -> None:
+    def messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
+        return [{"role": "user", "content": row["text"]}]
+
+    async with client.batch(path, model="m", prompt="{text}", id="key", system="s", temperature=0) as batch:
+        async for outcome in batch:
+            assert_type(outcome.item, Mapping[str, Any] | None)
+    await client.chat_many([path, path / "*.csv"], model="m", prompt=messages, max_tokens=5, cache=True)
+    await client.chat_many(frame, model="m", prompt="{text}")
+    with path.open() as text, path.open("rb") as binary:
+        sync.chat_many(text, model="m", prompt="{text}", stop="x", seed=1, fallback_models=["n"])
+        sync.batch(binary, model="m", prompt=messages, id=None, top_p=0.5).run()
+    sync.chat_many(frame, model="m", prompt=messages)
+    client.batch(["a"], model="m", colour=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 async def values_of_other_libraries(
