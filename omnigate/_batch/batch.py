@@ -32,7 +32,6 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -56,12 +55,11 @@ from omnigate._batch.pace.upstream import Upstream
 from omnigate._batch.progress import Progress
 from omnigate._batch.record import Record
 from omnigate._batch.source import END, Source
-from omnigate._batch.writing import ADD_TOGETHER, OutcomeFile, frame_of
+from omnigate._batch.tables import Drained, frame_of_all, write_all
 from omnigate._calls.attempts import Call
-from omnigate._data.frames import FrameKind, load_library
+from omnigate._data.frames import FrameKind
 from omnigate._runtime.frames import warn
-from omnigate._runtime.isolation import bounded, is_cancellation
-from omnigate._runtime.threads import in_thread
+from omnigate._runtime.isolation import is_cancellation
 from omnigate._transport.messages import Origin
 from omnigate._wire import endpoints
 from omnigate._wire.pickling import UnpicklableReader
@@ -126,8 +124,7 @@ class Batch(UnpicklableReader):
         self._enough = Enough(options.stop_after_failures)
         self._last_stats: BatchStats | None = BatchStats()  # while it is not open
         self._progress: Progress | None = None
-        self._drained: list[Outcome] = []  # by `to_frame`
-        self._has_raised = False  # in `to_frame`
+        self._drained = Drained()
         self._caller: Caller
         self._clock: Callable[[], float]
         self._tally: Tally
@@ -208,8 +205,8 @@ class Batch(UnpicklableReader):
             self._progress = Progress(self._options.progress, self._progress_stats)
         try:
             if self._options.journal is not None:
-                await self._while_shown(self._record.open)
-            await self._while_shown(self._inspect)
+                await self._shown(self._record.open)
+            await self._shown(self._inspect)
             self._record.identify(self._source.facts.digest)
             self._source.open()
             self._running = anyio.CancelScope()
@@ -227,41 +224,9 @@ class Batch(UnpicklableReader):
     async def _inspect(self) -> None:
         await self._source.inspect(self._options.recipe, has_journal=self._options.journal is not None)
 
-    async def _while_shown(self, func: Callable[[], Awaitable[None]]) -> None:
-        """Await `func()`, which reads the journal or the input; show how far it is, if that takes time."""
-        progress = self._progress
-        if progress is None:
-            await func()
-            return
-        errors: list[BaseException] = []  # collected, since the group would wrap them
-        over = anyio.Event()
-        scope = anyio.CancelScope()
-
-        async def show() -> None:
-            try:
-                await progress.run_until(over)
-            except anyio.get_cancelled_exc_class():
-                raise
-            except BaseException as error:  # noqa: BLE001 - raised below
-                errors.append(error)
-                scope.cancel()
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(show)
-            try:
-                with scope:
-                    await func()
-            except anyio.get_cancelled_exc_class():
-                raise
-            except BaseException as error:  # noqa: BLE001 - raised below
-                errors.append(error)
-            finally:
-                over.set()
-        if errors:
-            try:
-                raise errors[0]
-            finally:
-                errors.clear()  # breaks the cycle of the error, its traceback and this frame
+    async def _shown(self, func: Callable[[], Awaitable[None]]) -> None:
+        """Await `func()`, which reads the journal or the input, and show how far it is."""
+        await (func() if self._progress is None else self._progress.show_while(func))
 
     def _progress_stats(self) -> BatchStats:
         """Return the stats to show; before the start, those that tell how much has been read."""
@@ -401,19 +366,7 @@ class Batch(UnpicklableReader):
             NotStartedError: the batch was left before.
 
         """
-        await in_thread(load_library, kind)
-        if not self._drained or not self._has_raised:
-            try:
-                await self._drain(self._drained.append)
-            except Exception as error:
-                self._has_raised = True
-                if self._drained:
-                    count = f"{len(self._drained):,}"
-                    error.add_note(f"to_frame() returns the {count} outcomes before when it is called again")
-                raise
-        frame = await in_thread(frame_of, self._drained, kind)
-        self._drained = []
-        return frame
+        return await frame_of_all(self._drain, self._drained, kind)
 
     async def write(self, path: str | os.PathLike[str], *, spreadsheet_safe: bool = False) -> BatchStats:
         """Run the batch to its end, write its outcomes to a file in the order of the input; return its stats.
@@ -434,26 +387,7 @@ class Batch(UnpicklableReader):
             NotStartedError: the batch was left before.
 
         """
-        make = partial(OutcomeFile, path, spreadsheet_safe=spreadsheet_safe)
-        output = await in_thread(make, dispose=OutcomeFile.discard)
-        try:
-            some: list[Outcome] = []
-
-            async def add(outcome: Outcome) -> None:
-                some.append(outcome)
-                if len(some) >= ADD_TOGETHER:
-                    full = some.copy()
-                    some.clear()
-                    await in_thread(output.add, full)
-
-            try:
-                await self._drain(add)
-            except Exception as error:
-                await in_thread(output.finish_after, error, some)
-                raise
-            await in_thread(output.finish, some)
-        finally:
-            await bounded(partial(anyio.to_thread.run_sync, output.discard))
+        await write_all(self._drain, path, spreadsheet_safe=spreadsheet_safe)
         return self.stats
 
     async def _drain(self, take: Callable[[Outcome], Awaitable[None] | None]) -> None:

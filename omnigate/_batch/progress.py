@@ -17,7 +17,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
@@ -77,13 +77,41 @@ class Progress:
             self._update()
             await anyio.sleep(_SECONDS)
 
-    async def run_until(self, over: anyio.Event) -> None:
-        """Show the stats periodically until something is over; not at all if that is soon."""
-        while True:
-            with anyio.move_on_after(_SECONDS):
-                await over.wait()
-                return
-            self._update()
+    async def show_while(self, func: Callable[[], Awaitable[None]]) -> None:
+        """Await `func()` and show the stats periodically until it ends; not at all if that is soon."""
+        errors: list[BaseException] = []  # collected, since the group would wrap them
+        over = anyio.Event()
+        scope = anyio.CancelScope()
+
+        async def show() -> None:
+            try:
+                while True:
+                    with anyio.move_on_after(_SECONDS):
+                        await over.wait()
+                        return
+                    self._update()
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised below
+                errors.append(error)
+                scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(show)
+            try:
+                with scope:
+                    await func()
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised below
+                errors.append(error)
+            finally:
+                over.set()
+        if errors:
+            try:
+                raise errors[0]
+            finally:
+                errors.clear()  # breaks the cycle of the error, its traceback and this frame
 
     def close(self) -> None:
         """Show the stats one last time, unless the callable has failed before."""

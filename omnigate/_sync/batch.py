@@ -29,6 +29,7 @@ from omnigate._batch.items import SyncBatchSource, open_source
 from omnigate._batch.outcomes import AnyOutcome, BatchStats
 from omnigate._batch.progress import Reading
 from omnigate._batch.source import length_of
+from omnigate._batch.tables import Drained
 from omnigate._batch.writing import ADD_TOGETHER, OutcomeFile, frame_of
 from omnigate._data.frames import FrameKind, load_library
 from omnigate._data.inspection import Facts
@@ -202,8 +203,7 @@ class SyncBatch(UnpicklableReader):
         self._source: Iterator[Any] | None = None
         self._is_open = False
         self._is_read = False
-        self._drained: list[AnyOutcome] = []  # by `to_frame`
-        self._has_raised = False  # in `to_frame`
+        self._drained = Drained()
         # for an interrupt outside our code, e.g. just as `__exit__` is called
         weakref.finalize(self, self._inside.leave_soon).atexit = False
 
@@ -307,17 +307,15 @@ class SyncBatch(UnpicklableReader):
 
         """
         load_library(kind)
-        if not self._drained or not self._has_raised:
+        drained = self._drained
+        if drained.is_wanting:
             try:
-                self._drain(self._drained.append)
+                self._drain(drained.outcomes.append)
             except Exception as error:
-                self._has_raised = True
-                if self._drained:
-                    count = f"{len(self._drained):,}"
-                    error.add_note(f"to_frame() returns the {count} outcomes before when it is called again")
+                drained.note(error)
                 raise
-        frame = frame_of(self._drained, kind)
-        self._drained = []
+        frame = frame_of(drained.outcomes, kind)
+        drained.outcomes = []
         return frame
 
     def write(self, path: str | os.PathLike[str], *, spreadsheet_safe: bool = False) -> BatchStats:
