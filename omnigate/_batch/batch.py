@@ -37,7 +37,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 
 from omnigate._batch.caller import Caller, Entry, Ready
 from omnigate._batch.enough import Enough

@@ -92,4 +92,5 @@ async def write_all(drain: Drain, path: str | os.PathLike[str], *, spreadsheet_s
             raise
         await in_thread(output.finish, some)
     finally:
-        await bounded(partial(anyio.to_thread.run_sync, output.discard, abandon_on_cancel=True))
+        # Not abandoned: it is soon over, as `finish` in another thread ends at the next row.
+        await bounded(partial(anyio.to_thread.run_sync, output.discard))
