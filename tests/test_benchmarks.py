@@ -1,10 +1,12 @@
 """The benchmarks run: a few calls for each contender that needs only the tests' dependencies."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import data
 from benchmarks.harness import Check, Result, measure, report, run, server
 from benchmarks.server import CHUNKS
 
@@ -34,6 +36,17 @@ def test_a_benchmark_completes_a_batch(contender: str, what: str) -> None:
         case = {"what": what, "url": f"http://127.0.0.1:{port}", "backend": "trio", "journal": True}
         figures = measure(contender, case | {"items": 64, "concurrency": 8})
     assert min(figures.values()) > 0
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_benchmark_reads_rows_of_data(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"rows.{kind}"
+    data.write(path, 100)
+    case = {"kind": kind, "id": "key", "items": 100, "path": str(path), "concurrency": 8}
+    assert math.isfinite(measure("ours", case | {"what": "data"})["microseconds"])
+    with server() as port:
+        url = f"http://127.0.0.1:{port}"
+        assert measure("ours", case | {"what": "data_batch", "url": url})["megabytes"] > 0
 
 
 def test_a_benchmark_reports_the_best_of_its_rounds(capsys: pytest.CaptureFixture[str]) -> None:
