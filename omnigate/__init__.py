@@ -9,10 +9,12 @@ with Client(api_key="llmg_…", base_url="https://gateway.example") as client:
 from omnigate import _homes
 from omnigate._batch.batch import Batch
 from omnigate._batch.journal.journal import JournalWarning
+from omnigate._batch.journal.reading import failed, read_journal
 from omnigate._batch.journal.recovery import JournalRecovery, recover_journal
 from omnigate._batch.options import BatchSettings
 from omnigate._batch.outcomes import AnyOutcome as Outcome
 from omnigate._batch.outcomes import BatchStats
+from omnigate._batch.writing import write_outcomes
 from omnigate._calls.configuration import PlaintextKeyWarning
 from omnigate._calls.retry import RetryConfig
 from omnigate._limits import Budget, RateLimit
@@ -143,7 +145,10 @@ __all__ = [
     "Usage",
     "__version__",
     "classify",
+    "failed",
+    "read_journal",
     "recover_journal",
+    "write_outcomes",
 ]
 
 

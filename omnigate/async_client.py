@@ -19,10 +19,10 @@ from omnigate._batch.options import (
     STOP_ON,
     BatchOptions,
     BatchSettings,
-    ProgressArgument,
     StopOn,
 )
 from omnigate._batch.pace.gate import Gates
+from omnigate._batch.progress import ProgressArgument
 from omnigate._batch.recipe import PromptArgument, Recipe
 from omnigate._calls.asking import fetch_chat, fetch_fitting
 from omnigate._calls.base_client import BaseAsyncClient

@@ -14,7 +14,8 @@ from typing import Any, Literal, Unpack, cast, overload
 from omnigate._batch.answers import Answers
 from omnigate._batch.enough import StopAfterFailures
 from omnigate._batch.items import SyncBatchSource, check_ids, check_source
-from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchSettings, ProgressArgument, StopOn
+from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchSettings, StopOn
+from omnigate._batch.progress import ProgressArgument
 from omnigate._batch.recipe import PromptArgument
 from omnigate._calls.retry import RetryConfig
 from omnigate._calls.structured import RESPONSE_RETRIES

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -53,8 +54,10 @@ from omnigate._batch.pace.upstream import Upstream
 from omnigate._batch.progress import Progress
 from omnigate._batch.record import Record
 from omnigate._batch.source import END, Source
+from omnigate._batch.tables import Drained, frame_of_all, write_all
 from omnigate._calls.attempts import Call
 from omnigate._calls.structured import MisfitError, ResponseFormat, complete
+from omnigate._data.frames import FrameKind
 from omnigate._runtime.frames import warn
 from omnigate._runtime.isolation import is_cancellation
 from omnigate._transport.messages import Origin
@@ -123,6 +126,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         self._enough = Enough(options.stop_after_failures)
         self._last_stats: BatchStats | None = BatchStats()  # while it is not open
         self._progress: Progress | None = None
+        self._drained = Drained()
         self._caller: Caller
         self._clock: Callable[[], float]
         self._tally: Tally
@@ -147,6 +151,11 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             rejections=caller.rejections,
             retries=caller.retries,
             concurrency_limits={upstream.model: upstream.limit for upstream in self._upstreams},
+            total=self._source.total,
+            waits_in_journal=self._record.waiting,
+            journal=self._record.spending,
+            reading_percent=self._record.read_percent,
+            counted=self._source.counted,
         )
 
     def _waiting(self) -> tuple[Reason | None, float | None]:
@@ -194,10 +203,12 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         if lifecycle.state is not State.NEW:
             raise NotStartedError("a batch can be entered only once; create a new one")
         self._prepare_caller()
-        await self._record.open()
+        if self._options.progress is not False:
+            self._progress = Progress(self._options.progress, self._progress_stats)
         try:
-            has_journal = self._options.journal is not None
-            await self._source.inspect(self._options.recipe, has_journal=has_journal)
+            if self._options.journal is not None:
+                await self._shown(self._record.open)
+            await self._shown(self._inspect)
             self._record.identify(self._source.facts.digest)
             self._source.open()
             self._running = anyio.CancelScope()
@@ -208,11 +219,20 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             raise
         lifecycle.advance(State.OPEN)
         self._last_stats = None
-        if self._options.progress is not False:
-            self._progress = Progress(self._options.progress, lambda: self.stats)
         logger.info("batch: began, max_concurrency=%r", self._options.max_concurrency)
         self._group.start_soon(self._run)
         return self
+
+    async def _inspect(self) -> None:
+        await self._source.inspect(self._options.recipe, has_journal=self._options.journal is not None)
+
+    async def _shown(self, func: Callable[[], Awaitable[None]]) -> None:
+        """Await `func()`, which reads the journal or the input, and show how far it is."""
+        await (func() if self._progress is None else self._progress.show_while(func))
+
+    def _progress_stats(self) -> BatchStats:
+        """Return the stats to show; before the start, those that tell how much has been read."""
+        return self._stats(0) if self._lifecycle.state is State.NEW else self.stats
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -327,6 +347,61 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         async for _ in self:
             pass
         return self.stats
+
+    async def to_frame(self, kind: FrameKind = "pandas") -> Any:
+        """Run the batch to its end and return its outcomes as a frame, in the order of the input.
+
+        Each outcome is a row, with the columns of `write_outcomes`. Lists and dicts stay such, unless their
+        shapes differ: polars and Arrow then get JSON text. Enters and leaves the batch itself, unless called
+        inside its block; outcomes that were read before are not in the frame. All are kept in memory.
+
+        An error that ends the batch is raised, as iterating raises it. Nothing that was paid for is lost:
+        another call of `to_frame` then returns the outcomes before the error.
+
+        Args:
+            kind: "pandas", "polars" or "arrow" (a `pyarrow.Table`); the library must be installed.
+
+        Raises:
+            GatewayError: an error that ended the batch, as iterating raises it.
+            InvalidArgumentError: there is no such kind; nothing was sent.
+            MissingExtraError: the library is not installed; nothing was sent.
+            NotStartedError: the batch was left before.
+
+        """
+        return await frame_of_all(self._drain, self._drained, kind)
+
+    async def write(self, path: str | os.PathLike[str], *, spreadsheet_safe: bool = False) -> BatchStats:
+        """Run the batch to its end, write its outcomes to a file in the order of the input; return its stats.
+
+        The file, its columns and the arguments are those of `write_outcomes`, which also says what an error
+        leaves. Enters and leaves the batch itself, unless called inside its block; outcomes that were read
+        before are not in the file.
+
+        Args:
+            path: of the file; its suffix tells the format, such as `.csv`, `.jsonl.gz` or `.parquet`.
+            spreadsheet_safe: put a single quote before text that a spreadsheet program would run.
+
+        Raises:
+            GatewayError: an error that ended the batch, as iterating raises it. The outcomes before it are in
+                another file, which a note on the error names.
+            InvalidArgumentError: the path is not allowed; nothing was sent.
+            OSError: the file cannot be written.
+            NotStartedError: the batch was left before.
+
+        """
+        await write_all(self._drain, path, spreadsheet_safe=spreadsheet_safe)
+        return self.stats
+
+    async def _drain(self, take: Callable[[Outcome], Awaitable[None] | None]) -> None:
+        """Pass all outcomes to `take`; enter and leave the batch unless it is open."""
+        if self._lifecycle.state is State.NEW:
+            async with self:
+                await self._drain(take)
+            return
+        async for outcome in self:
+            taking = take(outcome)
+            if taking is not None:
+                await taking
 
     def _is_of_source(self, error: BaseException) -> bool:
         """Return whether the source raised the error."""

@@ -14,7 +14,7 @@ from typing import IO, Any, Final, Protocol, TypeAlias, cast
 import msgspec
 
 from omnigate._data.ids import id_text
-from omnigate._data.rows import InvalidRow, Row, names_of
+from omnigate._data.rows import Again, InvalidRow, Row, names_of
 from omnigate._data.source import DataSource, data_source, is_data
 from omnigate._wire.checks import one_of, refusal
 from omnigate._wire.redaction import shown
@@ -289,7 +289,8 @@ def _fields(raw: object, row: Mapping[str, Any], id: str | None) -> dict[str, An
 
     The columns of a table that no request has are data; an empty cell of a text file is no value.
     """
-    if isinstance(raw, Row) and raw.origin.is_table:
+    was_row = isinstance(raw, Again) and raw.keys().isdisjoint(("role", "body"))  # of a table, perhaps
+    if was_row or (isinstance(raw, Row) and raw.origin.is_table):
         row = {name: value for name, value in row.items() if name in _TABLE_FIELDS and not _is_empty(value)}
     ignored = _ID_FIELDS if id is None else (*_ID_FIELDS, id)
     if "role" in row:
@@ -321,6 +322,8 @@ def item_id(row: Mapping[str, Any], index: int, id: str | None) -> str:
         InvalidArgumentError: it has none in that field, or one that is not valid. The caller adds which item
             it is.
     """
+    if isinstance(row, Again):
+        return row.id
     if id is not None:
         value: Any = row.get(id)
         if type(value) is str and value and value.isascii():

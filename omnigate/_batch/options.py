@@ -9,9 +9,8 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 from omnigate._batch.enough import StopAfterFailures, check_stop_after_failures
 from omnigate._batch.items import BatchSource, check_ids, check_source
-from omnigate._batch.outcomes import BatchStats
 from omnigate._batch.pace.signs import seconds_at_limit
-from omnigate._batch.progress import check_progress
+from omnigate._batch.progress import ProgressArgument, check_progress
 from omnigate._batch.recipe import PromptArgument, Recipe
 from omnigate._calls.structured import RESPONSE_RETRIES, ResponseFormat, check_response_type
 from omnigate._wire.arguments import check_user_id
@@ -29,8 +28,6 @@ from omnigate.exceptions import AuthError, BudgetExceededError, GatewayError
 
 StopOn: TypeAlias = type[GatewayError] | tuple[type[GatewayError], ...] | Callable[[GatewayError], bool]
 """Types of errors, or a predicate, that end a batch. `BatchOptions` says which errors they are applied to."""
-
-ProgressArgument: TypeAlias = bool | Callable[[BatchStats], object]
 
 STOP_ON: Final = (AuthError, BudgetExceededError)
 

@@ -1,19 +1,23 @@
 """Results of a batch: an `Outcome` for each item, and `BatchStats` for the whole."""
 
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeAlias
 
 import msgspec
 
-from omnigate._calls.structured import spent
+from omnigate._batch.spending import Spending
+from omnigate._data.cells import plain_cell, plain_row
+from omnigate._wire.money import Usd
 from omnigate._wire.results import Parsed, ParsedT_co
 from omnigate.exceptions import GatewayError
-from omnigate.models import ChatRequest, ChatResponse, Usage
+from omnigate.models import ChatRequest, ChatResponse
 
 _RATE_SECONDS: Final = 30
+
+_FORECAST_SECONDS: Final = 300  # longer, so that the time left does not jump with each rate window
 
 
 class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
@@ -58,6 +62,49 @@ class Outcome(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             assert self.error is not None
             raise self.error
         return self.response
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as a dict of values that JSON has, nested ones included.
+
+        Its keys are the attributes. `request` and `response` are dicts of their fields or None; `response`
+        has the `request_id`, too. `error` is None or a dict with `type`, `message`, `request_id`, and, where
+        it has them, `status_code`, `detail`, `retry_after`, `provider` and `provider_status`.
+        """
+        response, error = self.response, self.error
+        made: dict[str, Any] = {
+            "index": self.index,
+            "id": self.id,
+            "request": None if self.request is None else self.request.model_dump(mode="json"),
+            "response": None,
+            "error": None if error is None else _dict_of(error),
+            "attempts": self.attempts,
+            "elapsed": self.elapsed,
+            "replayed": self.replayed,
+            "item": None if self.item is None else msgspec.to_builtins(plain_row(self.item)),
+        }
+        if response is not None:
+            made["response"] = {**response.model_dump(mode="json"), "request_id": request_id_of(self)}
+        return made
+
+
+def request_id_of(outcome: Outcome) -> str | None:
+    """Return the id of the request that an outcome comes from, if it is known."""
+    if outcome.error is not None:
+        return outcome.error.request_id
+    meta = getattr(outcome.response, "_meta", None)
+    return None if meta is None else meta.request_id
+
+
+def _dict_of(error: GatewayError) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "type": type(error).__name__,
+        "message": str(error),
+        "request_id": error.request_id,
+    }
+    for name in ("status_code", "detail", "retry_after", "provider", "provider_status"):
+        if (value := getattr(error, name, None)) is not None:
+            made[name] = msgspec.to_builtins(plain_cell(value))
+    return made
 
 
 if TYPE_CHECKING:
@@ -108,6 +155,16 @@ class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
         retries: how many times items were sent again.
         concurrency_limits: by model, how many of its calls may be in flight; below 1 the share of the time
             that one is.
+        failures: items that failed, by the name of their error's type.
+        total: how many items there are; None if that is not known, or not yet. Known from the start for
+            files, tables, and sources with a length.
+        seconds_left: about how long the rest takes, at the speed of the last five minutes; None if unknown.
+        projected_cost_usd: about what this run costs in the end, in USD, if the rest costs as much for each
+            item as those that ended in this run; None if unknown.
+        journal_tokens: all tokens of all responses in the journal, earlier runs included; None without one.
+        journal_cost_usd: their cost, in USD; None without a journal.
+        reading_percent: how much of the journal has been read, while it is read; else None.
+        counted: how many rows of the input have been counted, while they are, before the start; else None.
 
     """
 
@@ -125,6 +182,34 @@ class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
     rejections: int = 0
     retries: int = 0
     concurrency_limits: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    failures: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    total: int | None = None
+    seconds_left: float | None = None
+    projected_cost_usd: float | None = None
+    journal_tokens: int | None = None
+    journal_cost_usd: float | None = None
+    reading_percent: float | None = None
+    counted: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("cost_usd", "projected_cost_usd", "journal_cost_usd"):
+            if type(value := getattr(self, name)) is float:
+                msgspec.structs.force_setattr(self, name, Usd(value))
+
+    @property
+    def percent(self) -> float | None:
+        """How much has ended, as a percentage of all items; None if their number is not known."""
+        if self.total is None:
+            return None
+        ended = self.succeeded + self.failed + self.replayed
+        return min(100.0, 100 * ended / self.total) if self.total else 100.0
+
+
+def billed_answers(outcome: Outcome) -> Sequence[ChatResponse]:
+    """Return the answers that an outcome's cost is of: its response, or those before its error."""
+    if outcome.response is not None:
+        return (outcome.response,)
+    return outcome.error.billed if outcome.error is not None else ()
 
 
 def words_of(counts: "BatchStats | Tally") -> list[str]:
@@ -147,33 +232,24 @@ class Tally:
         self.replayed: int = 0
         self._clock = clock
         self._started = clock()
-        self._prompt_tokens = 0
-        self._completion_tokens = 0
-        self._total_tokens = 0
-        self._cost_usd = 0.0
-        self._recent: deque[list[float]] = deque(maxlen=_RATE_SECONDS)  # [second, items ended in it]
+        self._failures: Counter[str] = Counter()
+        self._spent = Spending()
+        self._recent: deque[list[float]] = deque(maxlen=_FORECAST_SECONDS)  # [second, items ended in it]
 
     def add(self, outcome: Outcome) -> None:
         """Count an outcome of this run."""
-        response, error = outcome.response, outcome.error
-        if response is None:
+        if outcome.response is None:
             self.failed += 1
-            if error is not None and error.billed:
-                self._bill(*spent(error.billed))
+            self._failures[type(outcome.error).__name__] += 1
         else:
             self.succeeded += 1
-            self._bill(response.usage, response.cost_usd)
+        for answer in billed_answers(outcome):
+            self._spent.add(answer.usage, answer.cost_usd)
         second = self._clock() // 1
         if self._recent and self._recent[-1][0] == second:
             self._recent[-1][1] += 1
         else:
             self._recent.append([second, 1])
-
-    def _bill(self, usage: Usage, cost_usd: float) -> None:
-        self._prompt_tokens += usage.prompt_tokens
-        self._completion_tokens += usage.completion_tokens
-        self._total_tokens += usage.total_tokens
-        self._cost_usd += cost_usd
 
     def stats(
         self,
@@ -184,24 +260,67 @@ class Tally:
         rejections: int = 0,
         retries: int = 0,
         concurrency_limits: dict[str, float] | None = None,
+        total: int | None = None,
+        waits_in_journal: int = 0,
+        journal: Spending | None = None,
+        reading_percent: float | None = None,
+        counted: int | None = None,
     ) -> BatchStats:
-        """Return the current numbers, with those that others count."""
-        now = self._clock()
-        since = max(self._started, now - _RATE_SECONDS)
-        ended = sum(count for second, count in self._recent if second >= since - 1)
+        """Return the current numbers, with those that others count.
+
+        Args:
+            in_flight: calls in flight.
+            waiting_until: when the next request may go.
+            waiting_for: what it waits for.
+            rejections: responses with status 429.
+            retries: how many times items were sent again.
+            concurrency_limits: by model.
+            total: how many items there are.
+            waits_in_journal: how many of them are successes in the journal that were not reached yet.
+            journal: what the responses in the journal have used.
+            reading_percent: how much of the journal has been read.
+            counted: how many rows have been counted, while they are.
+        """
+        rate = self._rate(_RATE_SECONDS)
+        spent = self._spent
+        cost_usd = spent.cost_usd
+        seconds_left = projected_cost_usd = None
+        if total is not None:
+            ended = self.succeeded + self.failed
+            left = max(0, total - ended - self.replayed - waits_in_journal)
+            pace = self._rate(_FORECAST_SECONDS)
+            if left == 0 or pace:
+                seconds_left = left / pace if left else 0.0
+            if left == 0 or ended:
+                projected_cost_usd = cost_usd * (ended + left) / ended if left else cost_usd
         return BatchStats(
             succeeded=self.succeeded,
             failed=self.failed,
             replayed=self.replayed,
             in_flight=in_flight,
-            calls_per_second=ended / max(now - since, 1.0),
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._completion_tokens,
-            total_tokens=self._total_tokens,
-            cost_usd=self._cost_usd,
+            calls_per_second=rate,
+            prompt_tokens=spent.prompt_tokens,
+            completion_tokens=spent.completion_tokens,
+            total_tokens=spent.total_tokens,
+            cost_usd=cost_usd,
             waiting_until=waiting_until,
             waiting_for=waiting_for,
             rejections=rejections,
             retries=retries,
             concurrency_limits=concurrency_limits or {},
+            failures=dict(self._failures),
+            total=total,
+            seconds_left=seconds_left,
+            projected_cost_usd=projected_cost_usd,
+            journal_tokens=None if journal is None else journal.total_tokens,
+            journal_cost_usd=None if journal is None else journal.cost_usd,
+            reading_percent=reading_percent,
+            counted=counted,
         )
+
+    def _rate(self, seconds: int) -> float:
+        """Return how many items ended per second, over about the last `seconds`."""
+        now = self._clock()
+        since = max(self._started, now - seconds)
+        ended = sum(count for second, count in self._recent if second >= since - 1)
+        return ended / max(now - since, 1.0)

@@ -13,16 +13,19 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable
-from datetime import datetime
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import anyio
 
 from omnigate._batch.outcomes import BatchStats, words_of
 from omnigate._wire.checks import check_not_async, check_not_awaitable, refusal
+from omnigate._wire.money import shown_usd
 from omnigate.exceptions import GatewayError
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ logger: Final = logging.getLogger("omnigate")
 Show: TypeAlias = Callable[[BatchStats], object]
 
 _CALLABLE: Final = "a callable that takes BatchStats"
+
+ProgressArgument: TypeAlias = bool | Show
 
 _SECONDS: Final = 0.25
 
@@ -72,6 +77,42 @@ class Progress:
             self._update()
             await anyio.sleep(_SECONDS)
 
+    async def show_while(self, func: Callable[[], Awaitable[None]]) -> None:
+        """Await `func()` and show the stats periodically until it ends; not at all if that is soon."""
+        errors: list[BaseException] = []  # collected, since the group would wrap them
+        over = anyio.Event()
+        scope = anyio.CancelScope()
+
+        async def show() -> None:
+            try:
+                while True:
+                    with anyio.move_on_after(_SECONDS):
+                        await over.wait()
+                        return
+                    self._update()
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised below
+                errors.append(error)
+                scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(show)
+            try:
+                with scope:
+                    await func()
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised below
+                errors.append(error)
+            finally:
+                over.set()
+        if errors:
+            try:
+                raise errors[0]
+            finally:
+                errors.clear()  # breaks the cycle of the error, its traceback and this frame
+
     def close(self) -> None:
         """Show the stats one last time, unless the callable has failed before."""
         if self._bar is not None:
@@ -87,6 +128,40 @@ class Progress:
         except BaseException:
             self._has_failed = True
             raise
+
+
+class Reading:
+    """Shows how much of a file has been read, in the thread that reads it."""
+
+    def __init__(self, progress: ProgressArgument) -> None:
+        self._show: Show | None = None
+        self._bar = None
+        if callable(progress):
+            self._show = progress
+        elif progress:
+            self._bar = Bar()
+            self._show = self._bar.show
+        self._is_due_at = time.monotonic() + _SECONDS
+        self._last: BatchStats | None = None
+
+    def update(self, stats: Callable[[], BatchStats]) -> None:
+        """Show the stats that `stats` returns, if it is time."""
+        if self._show is not None and time.monotonic() >= self._is_due_at:
+            self._last = stats()
+            self._show(self._last)
+            self._is_due_at = time.monotonic() + _SECONDS
+
+    def end(self) -> None:
+        """Leave what was shown last on screen."""
+        if self._bar is not None and self._last is not None:
+            self._bar.close(self._last)
+
+    def close(self, stats: BatchStats) -> None:
+        """Show the stats one last time."""
+        if self._bar is not None:
+            self._bar.close(stats)
+        elif self._show is not None:
+            self._show(stats)
 
 
 class Bar:
@@ -188,17 +263,53 @@ def _print(console: Console, stats: BatchStats) -> None:
     console.print(words(stats), highlight=False, soft_wrap=True, markup=False)
 
 
-def words(stats: BatchStats, *, timezone: Any = None) -> str:
-    """Format the stats as a line of text; times are local, or in `timezone`."""
+_WAITS: Final = {
+    "rate window": "the next window",
+    "provider": "the provider",
+    "outage": "the end of an outage",
+    "concurrency": "a free slot",
+}
+
+
+def words(stats: BatchStats, *, now: datetime | None = None) -> str:
+    """Format the stats as a line of text, as of `now`; by default the present moment."""
+    if stats.reading_percent is not None:
+        return f"reading the journal, {stats.reading_percent:.0f} %"
+    if stats.counted is not None:
+        return f"counting the items, {stats.counted:,} so far"
     parts = [
         *words_of(stats),
         f"{stats.in_flight:,} in flight",
         f"{stats.calls_per_second:,.1f}/s",
         f"{stats.total_tokens:,} tokens",
-        f"{stats.cost_usd:,.4f} USD",
+        _cost(stats),
     ]
+    if stats.percent is not None:
+        parts[0] = f"{stats.percent:.0f} % of {stats.total:,}: {parts[0]}"
+    if stats.seconds_left:
+        parts.append(f"{duration(stats.seconds_left)} left")
     if stats.waiting_until is not None:
-        moment: datetime = stats.waiting_until.astimezone(timezone)
-        reason = "rate limit" if stats.waiting_for in (None, "rate window") else stats.waiting_for
-        parts.append(f"{reason}: waiting until {moment:%H:%M:%S}")
+        seconds = max(0.0, (stats.waiting_until - (now or datetime.now(UTC))).total_seconds())
+        parts.append(f"waiting for {_WAITS[stats.waiting_for or 'rate window']}, {duration(seconds)}")
     return ", ".join(parts)
+
+
+def _cost(stats: BatchStats) -> str:
+    projected = stats.projected_cost_usd
+    spent = shown_usd(stats.cost_usd)
+    return (
+        spent if projected is None or not stats.seconds_left else f"{spent} of about {shown_usd(projected)}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in its two largest units, rounded up to whole seconds."""
+    left = math.ceil(seconds)
+    minutes, hours, days = left // 60, left // 3_600, left // 86_400
+    if minutes == 0:
+        return f"{left} s"
+    if hours == 0:
+        return f"{minutes} min {left % 60:02} s"
+    if days == 0:
+        return f"{hours} h {minutes % 60:02} min"
+    return f"{days} d {hours % 24} h"

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias, cast
 
 from omnigate._batch.items import Item, item_id, make_item, place_of, read_item, row_of
 from omnigate._data.inspection import Facts, inspect
-from omnigate._data.rows import InvalidRow, names_of
+from omnigate._data.rows import Again, InvalidRow, names_of
 from omnigate._data.source import DataSource, is_data
 from omnigate._data.templates import Template
 from omnigate._wire.checks import check_not_async, check_not_awaitable, check_text, refusal
@@ -126,7 +126,7 @@ class Recipe:
             return Item(index, str(index), None, refusal(place_of(raw, index), raw, must, is_type=True))
         id = str(index)
         try:
-            if self._id is not None:
+            if self._id is not None or isinstance(fields, Again):
                 id = item_id(fields, index, self._id)
             messages = self._messages(fields)
         except InvalidArgumentError as error:

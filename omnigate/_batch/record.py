@@ -12,6 +12,7 @@ from omnigate._batch.items import Item
 from omnigate._batch.journal.journal import Journal, Replay
 from omnigate._batch.journal.lines import digest_of
 from omnigate._batch.outcomes import Outcome
+from omnigate._batch.spending import Spending
 from omnigate._runtime.isolation import bounded, isolated
 from omnigate._runtime.threads import in_thread
 from omnigate.exceptions import JournalError
@@ -38,6 +39,22 @@ class Record:
         self._lock = lock
         self._want_response = want_response
         self._journal: Journal | None = None
+        self._numbers: Journal | None = None  # the same, also while it is being opened and once it is closed
+
+    @property
+    def spending(self) -> Spending | None:
+        """Tokens and cost of all responses in the journal; None without one."""
+        return None if self._numbers is None else self._numbers.spending
+
+    @property
+    def waiting(self) -> int:
+        """How many successes of the journal have not been claimed in this run."""
+        return 0 if self._numbers is None else self._numbers.waiting
+
+    @property
+    def read_percent(self) -> float | None:
+        """How much of the journal has been read, while it is read; else None."""
+        return None if self._numbers is None else self._numbers.read_percent
 
     async def open(self) -> None:
         """Open the journal, in a thread because it may be long.
@@ -50,7 +67,8 @@ class Record:
         """
         if self._path is None:
             return
-        journal = Journal(self._path, lock=self._lock)
+        journal = self._numbers = Journal(self._path, lock=self._lock)
+        journal.read_percent = 0.0
         await in_thread(journal.open, dispose=lambda _: journal.close(finished=False), lingers=True)
         self._journal = journal
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sized
 from typing import Any, Final, cast
 
 import anyio
@@ -29,13 +29,15 @@ class Source:
         count: how many items were read.
         error: what the source raised, or None.
         facts: what is known of it before it is read.
+        counted: how many rows of data have been counted, while they are; else None.
     """
 
     def __init__(self, requests: BatchSource) -> None:
         self.is_exhausted = False
         self.count = 0
         self.error: BaseException | None = None
-        self.facts: Facts = Facts()
+        self.facts: Facts = Facts(length_of(requests))
+        self.counted: int | None = None
         self._requests: BatchSource | DataSource = requests
         self._is_async = False
         self._is_own = False  # our own generator over rows, not the user's iterator
@@ -46,6 +48,11 @@ class Source:
         """Whether there are no more items."""
         return self.is_exhausted or self.error is not None
 
+    @property
+    def total(self) -> int | None:
+        """How many items there are; None if that is not known, or not yet."""
+        return self.count if self.is_exhausted else self.facts.total
+
     async def inspect(self, recipe: Recipe, *, has_journal: bool) -> None:
         """Read data from end to end, in a thread, to find what is wrong with it before anything is sent.
 
@@ -54,13 +61,18 @@ class Source:
             OSError: a file cannot be read.
         """
         if is_data(self._requests):
-            given = self._requests = await in_thread(data_source, self._requests)
+            source: DataSource = await in_thread(data_source, self._requests)
+            self._requests = source  # even if it is refused: an open file stands elsewhere then
 
-            def inspect() -> tuple[DataSource, Facts]:
-                source = data_source(given)
-                return source, recipe.inspect(source, has_journal=has_journal)
+            def count(rows: int) -> None:
+                self.counted = rows
 
-            self._requests, self.facts = await in_thread(inspect, lingers=True)
+            try:
+                self.facts = await in_thread(
+                    lambda: recipe.inspect(source, has_journal=has_journal, counted=count), lingers=True
+                )
+            finally:
+                self.counted = None
 
     def open(self) -> None:
         """Start iterating; an exception of the user's `__iter__` propagates."""
@@ -119,6 +131,16 @@ class Source:
             await bounded(cast("AsyncGenerator[Any, None]", items).aclose)
         elif self._is_own:  # which closes its file
             cast("Generator[Any, None, None]", items).close()
+
+
+def length_of(requests: object) -> int | None:
+    """Return how many items a source has, if that is known without reading it."""
+    if not isinstance(requests, Sized) or is_data(requests):
+        return None
+    try:
+        return len(requests)
+    except (TypeError, NotImplementedError):
+        return None  # the class has `__len__`, for other objects than this one
 
 
 async def _anext(source: AsyncIterator[Any]) -> Any:

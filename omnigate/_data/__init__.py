@@ -1,1 +1,1 @@
-"""People's data as rows: files, open files, frames and tables, and prompts made from rows."""
+"""People's data as rows: read from files, frames and tables, made into prompts, and written again."""

@@ -114,7 +114,11 @@ class _Reading:
         self.hashes: _Hashes = _Hashes()
 
     def run(self, source: DataSource, counted: Callable[[int], object] | None) -> int:
-        """Read the rows and return how many there are; `counted` is called with the number so far.
+        """Read the rows and return how many there are.
+
+        Args:
+            source: of the rows.
+            counted: called now and then with the number of rows so far.
 
         Raises:
             InvalidArgumentError: two rows have the same id.

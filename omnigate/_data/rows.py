@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from omnigate.exceptions import InvalidArgumentError
@@ -43,6 +44,18 @@ class InvalidRow(NamedTuple):
     """A row that cannot be read; the others can."""
 
     error: InvalidArgumentError
+
+
+class Again(dict[str, Any]):
+    """A row, or the fields of a request, that is run again under the id it had.
+
+    Attributes:
+        id: the id, whatever the fields are.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], id: str) -> None:
+        super().__init__(fields)
+        self.id = id
 
 
 def names_of(names: Any, most: int = 10) -> str:

@@ -12,6 +12,7 @@ side, so a batch whose `__exit__` was prevented by an interrupt still ends when 
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from collections import deque
@@ -26,6 +27,12 @@ import anyio
 from omnigate._batch.batch import Batch
 from omnigate._batch.items import SyncBatchSource, open_source
 from omnigate._batch.outcomes import AnyOutcome, BatchStats, OutcomeOf
+from omnigate._batch.progress import Reading
+from omnigate._batch.source import length_of
+from omnigate._batch.tables import Drained
+from omnigate._batch.writing import ADD_TOGETHER, OutcomeFile, frame_of
+from omnigate._data.frames import FrameKind, load_library
+from omnigate._data.inspection import Facts
 from omnigate._data.source import DataSource, data_source, is_data
 from omnigate._runtime.frames import warn
 from omnigate._sync.portal import Portal
@@ -192,10 +199,12 @@ class SyncBatch(UnpicklableReader, Generic[ParsedT_co]):
         self._portal = portal
         self._requests: SyncBatchSource | DataSource = requests
         self._inside = _Inside(make)
+        self._inside.batch._source.facts = Facts(length_of(requests))  # not of the feed
         self._inside.batch._options.recipe.check(requests)
         self._source: Iterator[Any] | None = None
         self._is_open = False
         self._is_read = False
+        self._drained = Drained()
         # for an interrupt outside our code, e.g. just as `__exit__` is called
         weakref.finalize(self, self._inside.leave_soon).atexit = False
 
@@ -214,13 +223,17 @@ class SyncBatch(UnpicklableReader, Generic[ParsedT_co]):
         inside, portal = self._inside, self._portal
         options = inside.batch._options
         if is_data(self._requests):
-            self._requests = data_source(self._requests)  # once: it knows where an open file stood
-        requests: SyncBatchSource | DataSource = self._requests
-        if is_data(requests):
-            requests = data_source(requests)
-            facts = options.recipe.inspect(requests, has_journal=options.journal is not None)
-            inside.batch._source.facts = facts
-        source = cast("Iterator[Any]", open_source(requests))
+            data = self._requests = data_source(self._requests)
+            reading = Reading(options.progress)
+            try:
+                inside.batch._source.facts = options.recipe.inspect(
+                    data,
+                    has_journal=options.journal is not None,
+                    counted=lambda rows: reading.update(lambda: BatchStats(counted=rows)),
+                )
+            finally:
+                reading.end()
+        source = cast("Iterator[Any]", open_source(self._requests))
         try:
             portal.call(partial(inside.enter, portal))
             self._source = source
@@ -273,6 +286,86 @@ class SyncBatch(UnpicklableReader, Generic[ParsedT_co]):
         for _ in self:
             pass
         return self.stats
+
+    def to_frame(self, kind: FrameKind = "pandas") -> Any:
+        """Run the batch to its end and return its outcomes as a frame, in the order of the input.
+
+        Each outcome is a row, with the columns of `write_outcomes`. Lists and dicts stay such, unless their
+        shapes differ: polars and Arrow then get JSON text. Enters and leaves the batch itself, unless called
+        inside its block; outcomes that were read before are not in the frame. All are kept in memory.
+
+        An error that ends the batch is raised, as iterating raises it. Nothing that was paid for is lost:
+        another call of `to_frame` then returns the outcomes before the error.
+
+        Args:
+            kind: "pandas", "polars" or "arrow" (a `pyarrow.Table`); the library must be installed.
+
+        Raises:
+            GatewayError: an error that ended the batch, as iterating raises it.
+            InvalidArgumentError: there is no such kind; nothing was sent.
+            MissingExtraError: the library is not installed; nothing was sent.
+            NotStartedError: the batch was left before.
+
+        """
+        load_library(kind)
+        drained = self._drained
+        if drained.is_wanting:
+            try:
+                self._drain(drained.outcomes.append)
+            except Exception as error:
+                drained.note(error)
+                raise
+        frame = frame_of(drained.outcomes, kind)
+        drained.outcomes = []
+        return frame
+
+    def write(self, path: str | os.PathLike[str], *, spreadsheet_safe: bool = False) -> BatchStats:
+        """Run the batch to its end, write its outcomes to a file in the order of the input; return its stats.
+
+        The file, its columns and the arguments are those of `write_outcomes`, which also says what an error
+        leaves. Enters and leaves the batch itself, unless called inside its block; outcomes that were read
+        before are not in the file.
+
+        Args:
+            path: of the file; its suffix tells the format, such as `.csv`, `.jsonl.gz` or `.parquet`.
+            spreadsheet_safe: put a single quote before text that a spreadsheet program would run.
+
+        Raises:
+            GatewayError: an error that ended the batch, as iterating raises it. The outcomes before it are in
+                another file, which a note on the error names.
+            InvalidArgumentError: the path is not allowed; nothing was sent.
+            OSError: the file cannot be written.
+            NotStartedError: the batch was left before.
+
+        """
+        output = OutcomeFile(path, spreadsheet_safe=spreadsheet_safe)
+        try:
+            some: list[AnyOutcome] = []
+
+            def add(outcome: AnyOutcome) -> None:
+                some.append(outcome)
+                if len(some) >= ADD_TOGETHER:
+                    output.add(some)
+                    some.clear()
+
+            try:
+                self._drain(add)
+            except Exception as error:
+                output.finish_after(error, some)
+                raise
+            output.finish(some)
+        finally:
+            output.discard()
+        return self.stats
+
+    def _drain(self, take: Callable[[AnyOutcome], None]) -> None:
+        """Pass all outcomes to `take`; enter and leave the batch unless it is open."""
+        if not self._is_open:
+            with self:
+                self._drain(take)
+            return
+        for outcome in self:
+            take(outcome)
 
     def _is_of_source(self, error: BaseException) -> bool:
         """Return whether the source raised the error."""

@@ -19,7 +19,7 @@ from rich.console import Console
 
 import omnigate
 from omnigate import AsyncClient, BatchStats
-from omnigate._batch.progress import Bar, words
+from omnigate._batch.progress import Bar, duration, words
 
 from ..support.provider import Provider
 
@@ -160,15 +160,60 @@ class TestCallable:
             assert len([outcome async for outcome in batch]) == 2
         printed = capsys.readouterr()
         assert printed.out == ""
-        assert printed.err.splitlines()[-1].startswith("2 done, 0 in flight")
+        assert printed.err.splitlines()[-1].startswith("100 % of 2: 2 done, 0 in flight")
 
 
 def test_progress_words_summarize_the_stats_in_one_line() -> None:
-    assert words(STATS, timezone=UTC) == (
+    now = datetime(2026, 11, 24, 12, 29, 37, tzinfo=UTC)
+    assert words(STATS, now=now) == (
         "1,234 done, 5 failed, 70 from the journal, 64 in flight, 31.2/s, 98,765 tokens, 1.2500 USD, "
-        "rate limit: waiting until 12:30:00"
+        "waiting for the next window, 23 s"
     )
     assert words(BatchStats(succeeded=1)) == "1 done, 0 in flight, 0.0/s, 0 tokens, 0.0000 USD"
+
+
+def test_progress_words_tell_the_share_the_time_left_and_the_projected_cost_of_a_known_total() -> None:
+    stats = BatchStats(
+        succeeded=1_000, total=4_000, cost_usd=0.00008, projected_cost_usd=0.00032, seconds_left=250.2
+    )
+    assert words(stats) == (
+        "25 % of 4,000: 1,000 done, 0 in flight, 0.0/s, 0 tokens, 0.00008 USD of about 0.00032 USD, 4 min 11 s left"
+    )
+
+
+def test_progress_words_tell_how_much_of_the_journal_and_of_the_file_has_been_read() -> None:
+    assert words(BatchStats(reading_percent=45.4)) == "reading the journal, 45 %"
+    assert words(BatchStats(counted=12_000)) == "counting the items, 12,000 so far"
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("rate window", "the next window"),
+        ("provider", "the provider"),
+        ("outage", "the end of an outage"),
+        (None, "the next window"),
+    ],
+)
+def test_progress_words_tell_what_is_waited_for(reason: Any, told: str) -> None:
+    now = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+    stats = BatchStats(waiting_until=datetime(2026, 11, 24, 13, 5, tzinfo=UTC), waiting_for=reason)
+    assert words(stats, now=now).endswith(f", waiting for {told}, 1 h 05 min")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (22.1, "23 s"),
+        (59.5, "1 min 00 s"),
+        (3_599, "59 min 59 s"),
+        (3_600, "1 h 00 min"),
+        (200_000, "2 d 7 h"),
+    ],
+)
+def test_a_duration_is_told_in_its_two_largest_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_progress_bar_in_a_log_prints_a_line_every_30_seconds_and_a_last_one() -> None:

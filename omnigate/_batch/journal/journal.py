@@ -40,7 +40,8 @@ from omnigate._batch.journal.lines import (
     settings_of,
     split_lines,
 )
-from omnigate._batch.outcomes import Outcome
+from omnigate._batch.outcomes import Outcome, billed_answers
+from omnigate._batch.spending import Spending
 from omnigate._wire.redaction import shown
 from omnigate.exceptions import InvalidArgumentError, JournalError
 from omnigate.models import ChatRequest, ChatResponse
@@ -85,6 +86,11 @@ class Journal:
         path: path of the file, created readable by its owner only if it does not exist.
         lock: False to take no lock, on a file system that has none.
 
+    Attributes:
+        read_percent: how much of the file has been read, while `open` reads it; else None.
+        spending: tokens and cost of the responses in it, those of this run included.
+        waiting: how many of its successes have not been claimed in this run.
+
     """
 
     __slots__ = (
@@ -97,6 +103,9 @@ class Journal:
         "_source",
         "_sources",
         "_superseded",
+        "read_percent",
+        "spending",
+        "waiting",
     )
 
     def __init__(self, path: str | os.PathLike[str], *, lock: bool = True) -> None:
@@ -107,6 +116,9 @@ class Journal:
         self._claimed: dict[str, int | None] = {}  # ids in flight, with the entry of an earlier failure
         self._last_read: tuple[int, Line] | None = None
         self._superseded = 0  # lines of ids that have a later one
+        self.read_percent: float | None = None
+        self.spending = Spending()
+        self.waiting: int = 0
         self._source: str | None = None
         self._sources: set[str] = set()  # of the lines
 
@@ -133,6 +145,8 @@ class Journal:
         except BaseException:
             self.close(finished=False)
             raise
+        finally:
+            self.read_percent = None
 
     def identify(self, source: str) -> None:
         """Say which files the items of this run come from, since their ids are the numbers of rows.
@@ -197,6 +211,7 @@ class Journal:
                 "give all of them ids.)"
             )
         self._index.replace(id, entry, entry | SEEN)
+        self.waiting -= 1
         response = line.chat_response() if want_response else None
         return Replay(response, line.omnigate.attempts, line.omnigate.elapsed)
 
@@ -216,7 +231,10 @@ class Journal:
         id = outcome.id
         line = encode_line(outcome, digest, created=int(time.time()), source=self._source)
         offset = self._file.append(line)
-        new = make_entry(offset, succeeded=outcome.response is not None, seen=True)
+        response = outcome.response
+        new = make_entry(offset, succeeded=response is not None, seen=True)
+        for billed in billed_answers(outcome):
+            self.spending.add(billed.usage, billed.cost_usd)
         old = self._claimed.pop(id) if id in self._claimed else self._index.find(id)
         if old is None:
             self._index.add(id, new)
@@ -280,6 +298,7 @@ class Journal:
         for number, (offset, raw) in enumerate(split_lines(file.read_at), 1):
             if damaged is not None:
                 raise self._not_a_journal(damaged[0])
+            self.read_percent = 100 * offset / max(end, 1)
             line = decode_line(raw)
             if line is None and offset + len(raw) == end and (line := decode_line(raw.rstrip(b"\0"))):
                 raw = raw.rstrip(b"\0")  # a whole line, before zeros where its newline never arrived
@@ -298,8 +317,11 @@ class Journal:
             if old is None:
                 index.add(id, new)
             else:
+                if old & SUCCEEDED:  # two journals were concatenated, say
+                    self._count(self._line_at(offset_of(old)), -1)
                 index.replace(id, old, new)
                 self._superseded += 1
+            self._count(line, 1)
             if offset + len(raw) == end:
                 file.append(b"\n")
         if damaged is not None:
@@ -307,6 +329,12 @@ class Journal:
             if not is_torn(raw, has_newline=offset + len(raw) < end):
                 raise self._not_a_journal(number)
             file.truncate(offset)
+
+    def _count(self, line: Line, times: int) -> None:
+        """Count a success, and what a line cost; -1 times takes it away again."""
+        if line.succeeded:
+            self.waiting += times
+        self.spending.add(line.usage, line.cost_usd, times)
 
     def _not_a_journal(self, number: int) -> JournalError:
         return JournalError(

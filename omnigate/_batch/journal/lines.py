@@ -7,7 +7,8 @@ The rules:
 2. The layout is that of OpenAI's batch output, so tools for that can read it. `response.body` is a chat
    completion; the gateway's other fields, and the bookkeeping, are in an object `omnigate`.
 3. A success round-trips: decoding gives an equal `ChatResponse`, whose `meta` has the request id. Of an
-   error only the type and text are kept, for humans: failed items are called again.
+   error the type, the text and the plain attributes are kept. A failed item's line also has what is needed
+   to run it again, prompts included: its row, or its request.
 4. A partial line is recognisable: part of a JSON object is never a JSON object.
 5. API keys stay out. Error texts are redacted once more; a model's output is kept verbatim.
 """
@@ -22,12 +23,14 @@ from typing import Any, cast
 import httpx
 import msgspec
 
+from omnigate import exceptions
 from omnigate._batch.outcomes import Outcome
 from omnigate._calls.structured import spent
+from omnigate._data.cells import plain_row
 from omnigate._wire.head import Meta
 from omnigate._wire.redaction import redact
 from omnigate._wire.values import encode_foreign
-from omnigate.exceptions import APIError, ProviderError
+from omnigate.exceptions import APIError, GatewayError, ProviderError, RaceError
 from omnigate.models import ChatRequest, ChatResponse, Usage
 
 _BEGINNING = b'{"id":"omnigate-'
@@ -79,14 +82,16 @@ class _Extra(msgspec.Struct, gc=False, kw_only=True):
     elapsed: float
     provider: str | msgspec.UnsetType | None = msgspec.UNSET
     source: str | msgspec.UnsetType = msgspec.UNSET  # digest of the files, if the id is the number of a row
-    # Successes only, but for the cost.
+    # Without the messages, for a success; else with them, unless there is a row.
     request: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    # Successes only, but for the cost.
     cost_usd: float | msgspec.UnsetType = msgspec.UNSET
     cached: bool | msgspec.UnsetType = msgspec.UNSET
     fallback_used: bool | msgspec.UnsetType = msgspec.UNSET
     latency_ms: int | msgspec.UnsetType = msgspec.UNSET
     # Errors only; with `cost_usd`, if answers were billed.
     usage: Usage | msgspec.UnsetType = msgspec.UNSET
+    item: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     request_id: str | msgspec.UnsetType | None = msgspec.UNSET
     status_code: int | msgspec.UnsetType | None = msgspec.UNSET
     provider_status: int | msgspec.UnsetType | None = msgspec.UNSET
@@ -112,6 +117,32 @@ class Line(msgspec.Struct, gc=False):
         """Digest of the request; "" if the item was not a valid one."""
         return self.omnigate.digest or ""
 
+    @property
+    def cost_usd(self) -> float:
+        """Cost in USD: of a success, or of a failure's answers that did not fit."""
+        return self.omnigate.cost_usd or 0.0
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens that the cost is of."""
+        return self.response.body.usage if self.response is not None else self.omnigate.usage or Usage()
+
+    def gateway_error(self) -> GatewayError:
+        """Rebuild the error of a failure: its type, text and plain attributes."""
+        assert self.error is not None
+        kind, text, extra = _error_type(self.error.code), self.error.message, self.omnigate
+        status_code = extra.status_code or None
+        error: GatewayError
+        if issubclass(kind, APIError):
+            error = kind(text.removeprefix(f"[{status_code}] "), status_code=status_code)
+            error.retry_after = extra.retry_after or None
+        else:
+            error = kind(text)
+        if isinstance(error, ProviderError):
+            error.provider, error.provider_status = extra.provider or None, extra.provider_status or None
+        error.request_id, error.attempts = extra.request_id or None, extra.attempts
+        return error
+
     def chat_response(self) -> ChatResponse:
         """Rebuild the response of a success; its `meta` has what the line recorded of it."""
         assert self.response is not None
@@ -122,7 +153,7 @@ class Line(msgspec.Struct, gc=False):
             model=body.model,
             content=body.choices[0].message.content,
             usage=body.usage,
-            cost_usd=cast("float", extra.cost_usd),
+            cost_usd=self.cost_usd,
             finish_reason=body.choices[0].finish_reason,
             cached=cast("bool", extra.cached),
             fallback_used=cast("bool", extra.fallback_used),
@@ -137,6 +168,14 @@ class Line(msgspec.Struct, gc=False):
             elapsed=extra.elapsed,
         )
         return result
+
+
+def _error_type(name: str) -> type[GatewayError]:
+    """Return the type of errors with a name; the base class for one of another version."""
+    kind: object = getattr(exceptions, name, None)
+    if isinstance(kind, type) and issubclass(kind, GatewayError) and not issubclass(kind, RaceError):
+        return kind
+    return GatewayError
 
 
 class _LineId(msgspec.Struct, gc=False):
@@ -233,6 +272,17 @@ def encode_line(outcome: Outcome, digest: str, *, created: int, source: str | No
         if isinstance(error, ProviderError):
             extra.provider = None if error.provider is None else _utf8(error.provider)
             extra.provider_status = error.provider_status
+        request = outcome.request
+        if outcome.item is not None:
+            extra.item = plain_row(outcome.item)
+        if request is not None:
+            extra.request = settings_of(request)
+            if outcome.item is None:
+                extra.request["messages"] = request.messages
+        try:
+            return _encode(line) + b"\n"
+        except UnicodeEncodeError:  # a lone surrogate in the prompt: it could not be sent again either
+            extra.item = extra.request = msgspec.UNSET
     return _encode(line) + b"\n"
 
 

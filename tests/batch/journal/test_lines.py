@@ -142,7 +142,8 @@ def test_a_journalled_failure_keeps_its_type_message_and_details(
     expected = (
         {**book_keeping, "provider": None, **extra} if "provider" in extra else {**book_keeping, **extra}
     )
-    assert line["omnigate"] == expected
+    prompt = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+    assert line["omnigate"] == {**expected, "request": prompt}
 
 
 def test_a_journal_line_of_an_invalid_item_has_no_digest() -> None:

@@ -1,0 +1,70 @@
+"""An outcome as a row of a table: the input's columns, and then those of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from omnigate._batch.outcomes import Outcome, request_id_of
+from omnigate._data.cells import plain_row
+from omnigate._data.columns import Kind
+
+RESULT_COLUMNS: Final[Mapping[str, Kind]] = {
+    "content": "text",
+    "error": "text",
+    "prompt_tokens": "int",
+    "completion_tokens": "int",
+    "total_tokens": "int",
+    "cost_usd": "float",
+    "latency_ms": "int",
+    "attempts": "int",
+    "request_id": "text",
+}
+"""What is told of every outcome."""
+
+_PREFIX: Final = "input_"
+
+
+def row_of(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome as a row of plain values; a column that is not known is None."""
+    response, error = outcome.response, outcome.error
+    row = _input_of(outcome)
+    row["content"] = None if response is None else response.content
+    row["error"] = None if error is None else f"{type(error).__name__}: {error}"
+    usage = None if response is None else response.usage
+    row["prompt_tokens"] = None if usage is None else usage.prompt_tokens
+    row["completion_tokens"] = None if usage is None else usage.completion_tokens
+    row["total_tokens"] = None if usage is None else usage.total_tokens
+    row["cost_usd"] = None if response is None else response.cost_usd
+    row["latency_ms"] = None if response is None else response.latency_ms
+    row["attempts"] = outcome.attempts
+    row["request_id"] = request_id_of(outcome)
+    return row
+
+
+def _free(name: str, row: Mapping[str, object]) -> str:
+    """Return the name of an input's column that has the name of a result's."""
+    while name in RESULT_COLUMNS or name in row:
+        name = _PREFIX + name
+    return name
+
+
+def _input_of(outcome: Outcome) -> dict[str, Any]:
+    """Return the input's columns; of an item that was no row its id, and its prompt or messages."""
+    item, request = outcome.item, outcome.request
+    if item is not None:
+        given = plain_row(item)
+        if RESULT_COLUMNS.keys().isdisjoint(given):
+            return given
+        made: dict[str, Any] = {}
+        for name, value in given.items():
+            made[_free(name, given) if name in RESULT_COLUMNS else name] = value
+        return made
+    row: dict[str, Any] = {"id": outcome.id}
+    if request is not None:
+        messages = request.messages
+        if len(messages) == 1 and messages[0].role == "user":
+            row["prompt"] = messages[0].content
+        else:
+            row["messages"] = [message.model_dump() for message in messages]
+    return row
