@@ -11,12 +11,15 @@ from omnigate._data.rows import Again, InvalidRow, names_of
 from omnigate._data.source import DataSource, is_data
 from omnigate._data.templates import Template
 from omnigate._wire.checks import check_not_async, check_not_awaitable, check_text, refusal
+from omnigate._wire.redaction import one_line, redact
 from omnigate._wire.structs import construct
 from omnigate.exceptions import GatewayError, InvalidArgumentError
 from omnigate.models import ChatRequest, MessagesInput
 
 PromptArgument: TypeAlias = str | Callable[[Mapping[str, Any]], MessagesInput]
 """A template, "Summarise: {text}", or a callable that takes a row, a dict, and returns messages."""
+
+_SHOWN_LENGTH: Final = 200
 
 _BE_PROMPT: Final = "a callable that takes a row and returns messages"
 
@@ -147,5 +150,6 @@ class Recipe:
         except GatewayError as error:
             raise InvalidArgumentError(str(error)) from error
         except Exception as error:
-            raise InvalidArgumentError(f"prompt raised {type(error).__name__}: {error}") from error
+            text = one_line(redact(str(error)), _SHOWN_LENGTH)
+            raise InvalidArgumentError(f"prompt raised {type(error).__name__}: {text}") from error
         return messages

@@ -101,6 +101,15 @@ async def test_a_callable_that_raises_fails_its_row_and_says_which() -> None:
     assert outcomes[1].item == {"other": "b"}
 
 
+async def test_the_error_of_a_callable_shows_no_key_and_no_endless_text() -> None:
+    def prompt(row: Any) -> str:
+        raise ValueError("llmg_0123456789abcdef " + "x" * 10_000)
+
+    (outcome,) = await run(Provider(), [{"text": "a"}], prompt=prompt)
+    assert "0123456789abcdef" not in str(outcome.error)
+    assert len(str(outcome.error)) < 300
+
+
 async def test_an_async_callable_as_prompt_is_refused() -> None:
     async def prompt(row: Any) -> str:
         return ""
