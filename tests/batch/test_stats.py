@@ -83,7 +83,7 @@ async def test_the_items_of_a_file_are_counted_before_the_first_is_sent(
         assert batch.stats.total == 5_000
         await anext(batch)
         assert (batch.stats.counted, batch.stats.percent) == (None, 0.02)
-    assert 4_096 in counts
+    assert counts & {2_048, 4_096}  # whichever was shown first
 
 
 async def test_failures_are_counted_by_kind() -> None:
