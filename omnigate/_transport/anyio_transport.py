@@ -25,7 +25,7 @@ import httpx
 
 from omnigate._runtime.loops import PerLoop
 from omnigate._runtime.threads import is_exiting
-from omnigate._transport.connection import Connection, close_now
+from omnigate._transport.connection import Connection
 from omnigate._transport.connector import Connector
 from omnigate._transport.exchange import Exchange, Timeouts
 from omnigate._transport.messages import Origin, OutgoingMessage, PreparedRequest, outgoing
@@ -110,30 +110,24 @@ class AnyIOTransport(UnpicklableClient, httpx.AsyncBaseTransport):
             httpx.TransportError: under the same conditions as with httpx's own transports.
             ClientClosedError: the transport is closed, or was closed meanwhile (a `RuntimeError`).
         """
-        if self._closed:
-            raise ClientClosedError("the transport is closed")
-        pool = self._pools.current()
         message = (
             OutgoingMessage(request.method, request.origin, request.message, None)
             if isinstance(request, PreparedRequest)
             else outgoing(request)
         )
-        timeouts: Timeouts = request.extensions.get("timeout") or {}
-        is_last = False
-        while True:
-            connection = await self._connection(pool, message.origin, timeouts)
-            exchange = Exchange(message, connection, timeouts)
-            try:
-                await exchange.run()
-            except BaseException as error:
-                was_used = connection.used
-                pool.discard(connection)
-                if is_last or not was_used or not exchange.may_repeat(error):
-                    raise
-                is_last = True
-                pool.drop_idle(message.origin)
-                continue
-            return exchange.response(pool)
+        exchange = self.exchange(message, request.extensions.get("timeout") or {})
+        await exchange.run()
+        return exchange.response()
+
+    def exchange(self, message: OutgoingMessage, timeouts: Timeouts) -> Exchange:
+        """Return the exchange of a request and its response, for `handle_async_request` and the clients.
+
+        Raises:
+            ClientClosedError: the transport is closed.
+        """
+        if self._closed:
+            raise ClientClosedError("the transport is closed")
+        return Exchange(self._pools.current(), self, message, timeouts)
 
     async def aclose(self) -> None:
         """Close all connections, in other event loops on their next iteration; calls in flight fail."""
@@ -162,10 +156,16 @@ class AnyIOTransport(UnpicklableClient, httpx.AsyncBaseTransport):
         ]
         return f"<AnyIOTransport {'closed' if self._closed else '; '.join(origins) or 'without connections'}>"
 
-    async def _connection(self, pool: Pool, origin: Origin, timeouts: Timeouts) -> Connection:
-        """Take a connection from the pool, or open one, waiting if necessary."""
-        found = pool.take(origin)
-        if found is False:
+    async def connection(
+        self, pool: Pool, origin: Origin, timeouts: Timeouts, *, has_slot: bool
+    ) -> Connection:
+        """Open a connection, for an exchange; without a slot for it, wait for one, or for a connection.
+
+        Raises:
+            httpx.TransportError: it could not be opened, or none became free.
+            ClientClosedError: the transport was closed.
+        """
+        if not has_slot:
             seconds = timeouts.get("pool")
             try:
                 with anyio.fail_after(seconds):
@@ -185,8 +185,6 @@ class AnyIOTransport(UnpicklableClient, httpx.AsyncBaseTransport):
                 return waited
             if waited is not None:
                 pool.keep_slot(waited)
-        elif found is not True:
-            return found
         stream = None
         try:
             with anyio.CancelScope() as scope:
@@ -204,6 +202,6 @@ class AnyIOTransport(UnpicklableClient, httpx.AsyncBaseTransport):
             return pool.add(stream, origin)
         except BaseException:
             if stream is not None:
-                close_now(stream)
+                stream.abort()
             pool.free_slot()
             raise
