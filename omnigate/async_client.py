@@ -231,9 +231,7 @@ class AsyncClient(BaseAsyncClient):
             return await self._session.fetch(ChatResponse, call)
         hedge_after = check_seconds(hedge_after, "hedge_after", otherwise=", or None")
         # Both are held to the time at which the call began: its deadline, and what it took.
-        copies = [
-            partial(self._session.fetch, ChatResponse, call, self._session.fetching(call)) for _ in range(2)
-        ]
+        copies = [self._session.fetching(ChatResponse, call).run for _ in range(2)]
         return await hedged(copies, hedge_after)
 
     @overload

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from typing import Final, Protocol, TypeAlias, cast
 
-import anyio
-import anyio.lowlevel
 import httpx
 
 from omnigate._runtime.isolation import bounded, close_soon
@@ -60,9 +57,8 @@ class Exchange:
         Raises:
             httpx.TransportError: under the same conditions as with httpx's own transports.
         """
-        if anyio.current_effective_deadline() == -math.inf:
-            await anyio.lowlevel.checkpoint()  # a stream may send without one: a cancelled call sends nothing
         pool, message = self._pool, self._message
+        await pool.checkpoint_if_cancelled()  # a stream may send without one: a cancelled call sends nothing
         is_small = message.body is None and len(message.start) <= _SMALL_BYTES
         is_last = False
         while True:

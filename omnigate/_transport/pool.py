@@ -14,13 +14,16 @@ then, too.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
+import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import anyio
+import anyio.lowlevel
 
 from omnigate._runtime.loops import has_ended
 from omnigate._transport.byte_stream import ByteStream
@@ -59,6 +62,7 @@ class Pool:
     Attributes:
         loop: the event loop.
         in_use: the connections in use.
+        checkpoint_if_cancelled: raises if the caller is cancelled.
         opening: cancel scopes of the requests that are opening a connection.
     """
 
@@ -80,6 +84,11 @@ class Pool:
         self._idle: dict[Origin, deque[Connection]] = {}
         self._idle_count = 0
         self.in_use: set[Connection] = set()
+        self.checkpoint_if_cancelled: Callable[[], Awaitable[None]] = (
+            anyio.lowlevel.checkpoint_if_cancelled
+            if isinstance(loop, asyncio.AbstractEventLoop)
+            else sys.modules["trio"].lowlevel.checkpoint_if_cancelled  # anyio's costs six times as much
+        )
         self.loop = loop
         self.opening: set[anyio.CancelScope] = set()
         self._watch = current_watch()
