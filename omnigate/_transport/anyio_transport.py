@@ -111,7 +111,7 @@ class AnyIOTransport(UnpicklableClient, httpx.AsyncBaseTransport):
             ClientClosedError: the transport is closed, or was closed meanwhile (a `RuntimeError`).
         """
         message = (
-            OutgoingMessage(request.method, request.origin, request.message, None)
+            OutgoingMessage(request.method, request.origin, request.message)
             if isinstance(request, PreparedRequest)
             else outgoing(request)
         )

@@ -232,6 +232,7 @@ class Carrier:
 
     def __init__(self, transport: httpx.AsyncBaseTransport, max_response_bytes: int) -> None:
         self.transport: httpx.AsyncBaseTransport = transport
+        self._own = cast("AnyIOTransport", transport)  # for the methods that a foreign one lacks
         self._limit = max_response_bytes
         # A subclass may have its own way of sending a request.
         self._is_direct = type(transport).handle_async_request is AnyIOTransport.handle_async_request
@@ -239,7 +240,7 @@ class Carrier:
     @property
     def max_connections(self) -> int | None:
         """How many requests can be in flight; None for no known limit."""
-        return cast("AnyIOTransport", self.transport).max_connections
+        return self._own.max_connections
 
     async def fetch(self, call: Sendable) -> Answer:
         """Send a request and return its answer, read and closed.
@@ -253,13 +254,14 @@ class Carrier:
             return await _read_and_discard(_reply_of(response, self._limit))
         exchange = self._exchange(call)
         await exchange.run()
-        status = exchange.status_code
-        if 200 <= status < 300:
+        reader = exchange.reader
+        if 200 <= reader.status_code < 300 and reader.head is not None:
             whole = exchange.take_whole()  # most answers come in one piece
             if whole is not None:
                 if len(whole) > self._limit:
-                    raise too_long(RawResponse(status, exchange.head, httpx.ByteStream(b"")), self._limit)
-                return Answer(status, exchange.head, whole)
+                    response = RawResponse(reader.status_code, reader.head, httpx.ByteStream(b""))
+                    raise too_long(response, self._limit)
+                return Answer(reader.status_code, reader.head, whole)
         return await _read_and_discard(_reply_of(exchange.response(), self._limit))
 
     async def send(self, call: Sendable) -> Reply:
@@ -287,9 +289,8 @@ class Carrier:
 
     def _exchange(self, call: Sendable) -> Exchange:
         """Return the exchange of a call with our own transport."""
-        message = OutgoingMessage(call.endpoint.method, call.origin, _message(call), None)
-        transport = cast("AnyIOTransport", self.transport)
-        return transport.exchange(message, call.extensions.get("timeout") or {})
+        message = OutgoingMessage(call.endpoint.method, call.origin, _message(call))
+        return self._own.exchange(message, call.extensions.get("timeout") or {})
 
     def aclose(self) -> Awaitable[None]:
         """Close the transport."""

@@ -33,11 +33,14 @@ class Exchange:
     """Sends a request on a connection of the pool, and reads the response head.
 
     When `run` has returned, the exchange owns the connection, until `take_whole` or `response`.
+
+    Attributes:
+        reader: parses the response.
     """
 
     __slots__ = (
-        "_broken", "_connection", "_is_cut_short", "_message", "_opener", "_pool", "_reader", "_sent",
-        "_timeouts",
+        "_broken", "_connection", "_is_cut_short", "_message", "_opener", "_pool", "_sent", "_timeouts",
+        "reader",
     )  # fmt: skip
 
     def __init__(self, pool: Pool, opener: Connections, message: OutgoingMessage, timeouts: Timeouts) -> None:
@@ -46,7 +49,7 @@ class Exchange:
         self._message = message
         self._timeouts = timeouts
         self._connection: Connection
-        self._reader: ResponseReader
+        self.reader: ResponseReader
         self._sent = False  # part of the request may have been written
         self._is_cut_short = False  # the request was not written completely
         self._broken: str | None = None  # the protocol error in body data that arrived with the head
@@ -66,7 +69,7 @@ class Exchange:
             if isinstance(found, bool):
                 found = await self._opener.connection(pool, message.origin, self._timeouts, has_slot=found)
             self._connection = found
-            reader = self._reader = ResponseReader(message.method)
+            reader = self.reader = ResponseReader(message.method)
             try:
                 if not is_small:
                     await self._large()
@@ -111,26 +114,15 @@ class Exchange:
 
     def _may_repeat(self, error: BaseException) -> bool:
         """Return whether the request can be resent on another connection without being processed twice."""
-        if self._reader.started or self._message.body is not None:
+        if self.reader.started or self._message.body is not None:
             return False
         if not isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
             return False
         return not self._sent or self._message.method in _IDEMPOTENT
 
-    @property
-    def status_code(self) -> int:
-        """The response's status."""
-        return self._reader.status_code
-
-    @property
-    def head(self) -> bytes:
-        """The response's status line and header block."""
-        assert self._reader.head is not None
-        return self._reader.head
-
     def take_whole(self) -> bytes | None:
         """Return the whole body if it has arrived and has no encoding, and give the connection back."""
-        reader = self._reader
+        reader = self.reader
         if not reader.complete or reader.is_encoded or self._broken is not None:
             return None
         if self._is_cut_short or self._message.closes or not reader.reusable:
@@ -141,12 +133,13 @@ class Exchange:
 
     def response(self) -> RawResponse:
         """Return the response, which takes ownership of the connection."""
-        reader = self._reader
+        reader = self.reader
         if self._is_cut_short or self._message.closes:
             reader.forbid_reuse()
         read = self._timeouts.get("read")
         stream = ResponseStream(self._pool, self._connection, reader, read, self._broken)
-        return RawResponse(reader.status_code, self.head, stream)
+        assert reader.head is not None
+        return RawResponse(reader.status_code, reader.head, stream)
 
     async def _large(self) -> None:
         """Send the request, whole or as its body is produced, and read the head, under separate limits."""
@@ -163,7 +156,7 @@ class Exchange:
             # The server may have answered and closed without reading the whole request.
             with suppress(httpx.NetworkError, httpx.RemoteProtocolError):
                 await self._receive_head()
-            if self._reader.head is None:
+            if self.reader.head is None:
                 raise
         else:
             await self._receive_head()
@@ -215,7 +208,7 @@ class Exchange:
             await self._send(pending)
 
     async def _receive_head(self) -> None:
-        connection, reader = self._connection, self._reader
+        connection, reader = self._connection, self.reader
         while reader.head is None:
             read = self._timeouts.get("read")
             try:

@@ -28,6 +28,7 @@ class FakeStream:
         self.incoming: list[bytes] = []
         self.arrived = anyio.Event()
         self.closed = False
+        self.is_noisy = False
 
     def send(self, item: bytes) -> Awaitable[None] | None:
         self._check_open()
@@ -62,7 +63,7 @@ class FakeStream:
         return piece
 
     def is_quiet(self) -> bool:
-        return True
+        return not self.is_noisy
 
     def has_clean_end(self) -> bool:
         return True

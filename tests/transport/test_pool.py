@@ -17,7 +17,6 @@ import pytest
 
 from omnigate import InvalidArgumentError
 from omnigate._transport.anyio_transport import AnyIOTransport
-from omnigate._transport.connection import Connection
 
 from ..support.event_loops import without_debug
 from ..support.fake_streams import OK, FakeNetwork
@@ -393,7 +392,7 @@ async def test_pool_does_not_hand_a_waiter_a_connection_closed_by_the_server(
             group.start_soon(post)
         await until(lambda: numbers(transport)[3] == 2)
         network.answer = FakeNetwork().answer
-        monkeypatch.setattr(Connection, "is_quiet", lambda self: self.stream is not network.streams[0])
+        network.streams[0].is_noisy = True
         network.streams[0].incoming.append(b"k")
         network.streams[0].arrived.set()
         assert await response.aread() == b"ok"
