@@ -210,23 +210,27 @@ class AsyncClient(BaseAsyncClient):
             TimeoutError: no response was received in time.
 
         """
-        request = construct(
-            ChatRequest,
-            {
-                "model": model,
-                "messages": messages,
-                "max_tokens": max_tokens,
-                "temperature": temperature,
-                "top_p": top_p,
-                "stop": stop,
-                "presence_penalty": presence_penalty,
-                "frequency_penalty": frequency_penalty,
-                "seed": seed,
-                "fallback_models": fallback_models,
-                "cache": cache,
-            },
+        call = self._session.prepare(
+            endpoints.CHAT,
+            body=construct(
+                ChatRequest,
+                {
+                    "model": model,
+                    "messages": messages,
+                    "max_tokens": max_tokens,
+                    "temperature": temperature,
+                    "top_p": top_p,
+                    "stop": stop,
+                    "presence_penalty": presence_penalty,
+                    "frequency_penalty": frequency_penalty,
+                    "seed": seed,
+                    "fallback_models": fallback_models,
+                    "cache": cache,
+                },
+            ),
+            user_id=user_id,
+            options=options,
         )
-        call = self._session.prepare(endpoints.CHAT, body=request, user_id=user_id, options=options)
         if hedge_after is None:
             return await self._session.fetch(ChatResponse, call)
         hedge_after = check_seconds(hedge_after, "hedge_after", otherwise=", or None")

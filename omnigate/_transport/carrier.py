@@ -253,8 +253,7 @@ class Carrier:
             response = await self.transport.handle_async_request(_prepared(call))
             return await _read_and_discard(_reply_of(response, self._limit))
         exchange = self._exchange(call)
-        await exchange.run()
-        reader = exchange.reader
+        reader = await exchange.run()
         if 200 <= reader.status_code < 300 and reader.head is not None:
             whole = exchange.take_whole()  # most answers come in one piece
             if whole is not None:

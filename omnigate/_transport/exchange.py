@@ -33,14 +33,11 @@ class Exchange:
     """Sends a request on a connection of the pool, and reads the response head.
 
     When `run` has returned, the exchange owns the connection, until `take_whole` or `response`.
-
-    Attributes:
-        reader: parses the response.
     """
 
     __slots__ = (
-        "_broken", "_connection", "_is_cut_short", "_message", "_opener", "_pool", "_sent", "_timeouts",
-        "reader",
+        "_broken", "_connection", "_is_cut_short", "_message", "_opener", "_pool", "_reader", "_sent",
+        "_timeouts",
     )  # fmt: skip
 
     def __init__(self, pool: Pool, opener: Connections, message: OutgoingMessage, timeouts: Timeouts) -> None:
@@ -49,13 +46,16 @@ class Exchange:
         self._message = message
         self._timeouts = timeouts
         self._connection: Connection
-        self.reader: ResponseReader
+        self._reader: ResponseReader | None = None
         self._sent = False  # part of the request may have been written
         self._is_cut_short = False  # the request was not written completely
         self._broken: str | None = None  # the protocol error in body data that arrived with the head
 
-    async def run(self) -> None:
-        """Send the request and read the response head.
+    async def run(self) -> ResponseReader:
+        """Send the request, read the response head, and return what has read it.
+
+        The reader is not made before the first bytes arrive: while a call waits, it shall hold few objects,
+        because the garbage collector looks at them again and again.
 
         Raises:
             httpx.TransportError: under the same conditions as with httpx's own transports.
@@ -69,11 +69,10 @@ class Exchange:
             if isinstance(found, bool):
                 found = await self._opener.connection(pool, message.origin, self._timeouts, has_slot=found)
             self._connection = found
-            reader = self.reader = ResponseReader(message.method)
+            reader = self._reader = None
             try:
                 if not is_small:
-                    await self._large()
-                    return
+                    return await self._large()
                 # In one write, under one limit that is moved in between.
                 limit, stream = found.limit, found.stream
                 write, read = self._timeouts.get("write"), self._timeouts.get("read")
@@ -90,18 +89,21 @@ class Exchange:
                     else:
                         limit.begin(httpx.ReadTimeout, read)
                     while True:
-                        take(found, reader, await stream.receive())
+                        data = await stream.receive()
+                        if reader is None:
+                            reader = self._reader = ResponseReader(message.method)
+                        take(found, reader, data)
                         if reader.head is not None:
-                            return
+                            return reader
                         limit.begin(httpx.ReadTimeout, read)
                 except OSError as error:
                     kind = httpx.ReadError if is_written else httpx.WriteError
                     raise limit.overdue() or kind(_words(error)) from None
                 except httpx.RemoteProtocolError as error:
-                    if reader.head is None:
+                    if reader is None or reader.head is None:
                         raise
                     self._broken = str(error)
-                    return
+                    return reader
                 finally:
                     limit.end()
             except BaseException as error:
@@ -114,7 +116,7 @@ class Exchange:
 
     def _may_repeat(self, error: BaseException) -> bool:
         """Return whether the request can be resent on another connection without being processed twice."""
-        if self.reader.started or self._message.body is not None:
+        if self._message.body is not None or (self._reader is not None and self._reader.started):
             return False
         if not isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
             return False
@@ -122,8 +124,8 @@ class Exchange:
 
     def take_whole(self) -> bytes | None:
         """Return the whole body if it has arrived and has no encoding, and give the connection back."""
-        reader = self.reader
-        if not reader.complete or reader.is_encoded or self._broken is not None:
+        reader = self._reader
+        if reader is None or not reader.complete or reader.is_encoded or self._broken is not None:
             return None
         if self._is_cut_short or self._message.closes or not reader.reusable:
             self._pool.discard(self._connection)
@@ -133,15 +135,16 @@ class Exchange:
 
     def response(self) -> RawResponse:
         """Return the response, which takes ownership of the connection."""
-        reader = self.reader
+        reader = self._reader
+        assert reader is not None
+        assert reader.head is not None
         if self._is_cut_short or self._message.closes:
             reader.forbid_reuse()
         read = self._timeouts.get("read")
         stream = ResponseStream(self._pool, self._connection, reader, read, self._broken)
-        assert reader.head is not None
         return RawResponse(reader.status_code, reader.head, stream)
 
-    async def _large(self) -> None:
+    async def _large(self) -> ResponseReader:
         """Send the request, whole or as its body is produced, and read the head, under separate limits."""
         body = self._message.body
         self._sent = True  # after a failure it is unknown how much was sent
@@ -155,11 +158,9 @@ class Exchange:
                 raise
             # The server may have answered and closed without reading the whole request.
             with suppress(httpx.NetworkError, httpx.RemoteProtocolError):
-                await self._receive_head()
-            if self.reader.head is None:
-                raise
-        else:
-            await self._receive_head()
+                return await self._receive_head()
+            raise
+        return await self._receive_head()
 
     async def _send(self, data: bytes) -> None:
         limit = self._connection.limit
@@ -207,16 +208,17 @@ class Exchange:
         if pending:
             await self._send(pending)
 
-    async def _receive_head(self) -> None:
-        connection, reader = self._connection, self.reader
+    async def _receive_head(self) -> ResponseReader:
+        connection, read = self._connection, self._timeouts.get("read")
+        reader = self._reader = ResponseReader(self._message.method)
         while reader.head is None:
-            read = self._timeouts.get("read")
             try:
                 await receive(connection, reader, read)
             except httpx.RemoteProtocolError as error:
                 if reader.head is None:
                     raise
                 self._broken = str(error)
+        return reader
 
 
 class ResponseStream(httpx.AsyncByteStream):

@@ -76,7 +76,7 @@ class PreparedRequest(httpx.Request):
         return httpx.ByteStream(self._content)
 
 
-class OutgoingMessage(msgspec.Struct, frozen=True):
+class OutgoingMessage(msgspec.Struct, frozen=True, gc=False):
     """A request as it is sent.
 
     Attributes:
