@@ -1,14 +1,14 @@
-"""`AnyIOTransport`: an HTTP/1.1 httpx transport on anyio streams, at a constant cost per request.
+"""`AnyIOTransport`: an HTTP/1.1 httpx transport on asyncio and trio, at a constant cost per request.
 
 What a cancelled await leaves behind, on trio or asyncio, cancelled by a scope or natively:
 
 - waiting for a connection: nothing; a connection assigned meanwhile goes to the next waiter;
-- connecting: nothing; anyio closes the socket, and the slot is freed;
+- connecting: nothing; the socket is closed, and the slot is freed;
 - writing the request, or reading the response or its body: the connection is closed immediately, without
   another await, since its state is unknown; its slot is freed.
 
-There are no background tasks, but a timer closes idle connections (on trio, which has none, a system task
-that ends with them). A response read to its end returns its connection to the pool before yielding its last
+There are no background tasks, but timers: one closes idle connections, another watches deadlines. On trio, which
+has no timers, each is a system task that ends when it has nothing left to wait for. A response read to its end returns its connection to the pool before yielding its last
 bytes.
 """
 
