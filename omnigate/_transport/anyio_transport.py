@@ -7,9 +7,9 @@ What a cancelled await leaves behind, on trio or asyncio, cancelled by a scope o
 - writing the request, or reading the response or its body: the connection is closed immediately, without
   another await, since its state is unknown; its slot is freed.
 
-There are no background tasks, but timers: one closes idle connections, another watches deadlines. On trio, which
-has no timers, each is a system task that ends when it has nothing left to wait for. A response read to its end returns its connection to the pool before yielding its last
-bytes.
+There are no background tasks, but timers: one closes idle connections, another watches deadlines. On trio,
+which has no timers, each is a system task that ends when it has nothing left to wait for. A response read to
+its end returns its connection to the pool before yielding its last bytes.
 """
 
 from __future__ import annotations
