@@ -115,11 +115,11 @@ class AnyIOTransport(UnpicklableClient, httpx.AsyncBaseTransport):
             if isinstance(request, PreparedRequest)
             else outgoing(request)
         )
-        exchange = self.exchange(message, request.extensions.get("timeout") or {})
+        exchange = self._exchange(message, request.extensions.get("timeout") or {})
         await exchange.run()
         return exchange.response()
 
-    def exchange(self, message: OutgoingMessage, timeouts: Timeouts) -> Exchange:
+    def _exchange(self, message: OutgoingMessage, timeouts: Timeouts) -> Exchange:
         """Return the exchange of a request and its response, for `handle_async_request` and the clients.
 
         Raises:
@@ -156,7 +156,7 @@ class AnyIOTransport(UnpicklableClient, httpx.AsyncBaseTransport):
         ]
         return f"<AnyIOTransport {'closed' if self._closed else '; '.join(origins) or 'without connections'}>"
 
-    async def connection(
+    async def _connection(
         self, pool: Pool, origin: Origin, timeouts: Timeouts, *, has_slot: bool
     ) -> Connection:
         """Open a connection, for an exchange; without a slot for it, wait for one, or for a connection.

@@ -289,7 +289,7 @@ class Carrier:
     def _exchange(self, call: Sendable) -> Exchange:
         """Return the exchange of a call with our own transport."""
         message = OutgoingMessage(call.endpoint.method, call.origin, _message(call))
-        return self._own.exchange(message, call.extensions.get("timeout") or {})
+        return self._own._exchange(message, call.extensions.get("timeout") or {})
 
     def aclose(self) -> Awaitable[None]:
         """Close the transport."""

@@ -24,7 +24,7 @@ _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRAC
 class Connections(Protocol):
     """Opens the connections that the pool has not."""
 
-    async def connection(
+    async def _connection(
         self, pool: Pool, origin: Origin, timeouts: Timeouts, *, has_slot: bool
     ) -> Connection: ...
 
@@ -67,7 +67,7 @@ class Exchange:
         while True:
             found = pool.take(message.origin)
             if isinstance(found, bool):
-                found = await self._opener.connection(pool, message.origin, self._timeouts, has_slot=found)
+                found = await self._opener._connection(pool, message.origin, self._timeouts, has_slot=found)
             self._connection = found
             reader = self._reader = None
             try:
