@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
+from omnigate._runtime.loops import call_soon
 from omnigate._transport.byte_stream import ByteStream
 from omnigate._transport.messages import Origin
 from omnigate._transport.timers import Limit
@@ -23,9 +24,11 @@ class Connection:
         is_quiet: whether nothing has arrived since the last response, neither data nor EOF.
     """
 
-    __slots__ = ("expires", "idle_since", "is_quiet", "limit", "origin", "state", "stream", "used")
+    __slots__ = ("_loop", "expires", "idle_since", "is_quiet", "limit", "origin", "state", "stream", "used")
 
-    def __init__(self, stream: ByteStream, origin: Origin, limit: Limit, expires: float) -> None:
+    def __init__(self, stream: ByteStream, origin: Origin, limit: Limit, expires: float, loop: Any) -> None:
+        """Start in use, in `loop`."""
+        self._loop = loop
         self.stream: ByteStream = stream
         self.is_quiet: Callable[[], bool] = stream.is_quiet
         self.origin: Origin = origin
@@ -40,6 +43,15 @@ class Connection:
         if self.state != "closed":
             self.state = "closed"
             self.stream.abort()
+
+    def __del__(self) -> None:
+        # Of a transport that was discarded without being closed. An event loop keeps what it reads from.
+        if getattr(self, "state", "closed") != "closed":
+            abort = self.stream.abort
+            try:
+                call_soon(self._loop, abort)  # this may be any thread
+            except RuntimeError:
+                abort()  # the loop has ended
 
     def __repr__(self) -> str:
         scheme, host, port = self.origin

@@ -150,7 +150,7 @@ class Pool:
         expires = math.inf
         if self._max_age is not None:
             expires = self._clock() + self._max_age * random.uniform(_SHORTEST_AGE, 1)  # noqa: S311
-        connection = Connection(stream, origin, Limit(self._watch), expires)
+        connection = Connection(stream, origin, Limit(self._watch), expires, self.loop)
         self.in_use.add(connection)
         return connection
 

@@ -1,6 +1,7 @@
 """The pool's byte streams: bounds on what nobody reads, waits for a full buffer, and the watch of deadlines."""
 
 import asyncio
+import gc
 from typing import Any
 
 import anyio
@@ -137,6 +138,15 @@ async def test_call_cancelled_while_its_request_is_partly_written_closes_the_con
         await until(lambda: len(open_sockets() - with_listener) <= 1)  # the server's end
         may_end.set()
     await until(lambda: open_sockets() == before)
+
+
+async def test_idle_connection_of_a_transport_that_is_discarded_without_being_closed_is_closed() -> None:
+    async with serving() as server:
+        transport = AnyIOTransport()
+        assert await get(transport, server.url) == b"ok"
+        del transport
+        gc.collect()
+        await until(lambda: server.open == 0)
 
 
 def watches() -> int:
