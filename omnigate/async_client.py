@@ -24,7 +24,7 @@ from omnigate._batch.options import (
 from omnigate._batch.pace.gate import Gates
 from omnigate._batch.progress import ProgressArgument
 from omnigate._batch.recipe import PromptArgument, Recipe
-from omnigate._calls.asking import fetch_chat, fetch_fitting
+from omnigate._calls.asking import fetch_copies, fetch_fitting
 from omnigate._calls.base_client import BaseAsyncClient
 from omnigate._calls.racing import race
 from omnigate._calls.retry import RetryConfig
@@ -222,6 +222,11 @@ class AsyncClient(BaseAsyncClient):
             ResponseFormatError: no response fitted `response_type`.
 
         """
+        session = self._session
+        format = check_response_type(response_type)
+        retries = check_integer(response_retries, "response_retries", minimum=0)
+        if hedge_after is not None:
+            hedge_after = check_seconds(hedge_after, "hedge_after", otherwise=", or None")
         request = construct(
             ChatRequest,
             {
@@ -238,20 +243,19 @@ class AsyncClient(BaseAsyncClient):
                 "cache": cache,
             },
         )
-        session = self._session
-        format = check_response_type(response_type)
-        retries = check_integer(response_retries, "response_retries", minimum=0)
-        if hedge_after is not None:
-            hedge_after = check_seconds(hedge_after, "hedge_after", otherwise=", or None")
-        if format is None:
-            call = session.prepare(endpoints.CHAT, body=request, user_id=user_id, options=options)
-            return cast("ChatResponse[Parsed]", await fetch_chat(session, call, hedge_after))
-        return await fetch_fitting(
-            session,
-            lambda request: session.prepare(endpoints.CHAT, body=request, user_id=user_id, options=options),
-            Asks(request, format, retries),
-            hedge_after,
-        )
+        if format is not None:
+            return await fetch_fitting(
+                session,
+                lambda body: session.prepare(endpoints.CHAT, body=body, user_id=user_id, options=options),
+                Asks(request, format, retries),
+                hedge_after,
+            )
+        call = session.prepare(endpoints.CHAT, body=request, user_id=user_id, options=options)
+        del request  # it is encoded, and may be large: not held while the call waits
+        if hedge_after is None:
+            return cast("ChatResponse[Parsed]", await session.fetch(ChatResponse, call))
+        copies = [session.fetching(ChatResponse, call) for _ in range(2)]
+        return cast("ChatResponse[Parsed]", await fetch_copies(copies, hedge_after))
 
     @overload
     def chat_stream(

@@ -114,16 +114,13 @@ class Caller:
 
     async def call(self, ready: Ready, entry: Entry) -> Outcome | None:
         """Make the call of an item, with its deadline; None if it was given up before it was sent again."""
-        session = self._session
-        attempts = _ItemAttempts(self, session, ready, entry)
+        attempts = _ItemAttempts(self, self._session, ready, entry)
         asks = self._asks_of(ready)
         response: ChatResponse | None = None
         failure: GatewayError | None = None
         try:
             while response is None:
-                answer = await attempts.run()
-                result: ChatResponse = session.decode(ChatResponse, answer, attempts.call)
-                result._meta = attempts.meta(answer)
+                result = await attempts.run()
                 if asks is None or asks.settles(result, attempts.call.secrets):
                     response = result
                 else:
@@ -288,7 +285,7 @@ class Caller:
             scope.cancel()
 
 
-class _ItemAttempts(Fetching):
+class _ItemAttempts(Fetching[ChatResponse]):
     """The attempts of an item's call.
 
     Attributes:
@@ -298,7 +295,7 @@ class _ItemAttempts(Fetching):
     __slots__ = ("_caller", "_failed", "_ready", "_rejected", "_send", "_sign", "_unproven", "_used", "slot")
 
     def __init__(self, caller: Caller, session: Session, ready: Ready, entry: Entry) -> None:
-        super().__init__(ready.call, *session.means)
+        super().__init__(ChatResponse, ready.call, *session.means)
         self._caller = caller
         self._ready = ready
         self.slot: Slot

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 from omnigate._calls.attempts import Call, Fetching
@@ -16,19 +15,6 @@ from omnigate.models import ChatRequest, ChatResponse
 T = TypeVar("T")
 
 
-async def fetch_chat(session: Session, call: Call, hedge_after: float | None) -> ChatResponse:
-    """Return the answer to a chat.
-
-    Args:
-        session: makes the call.
-        call: the request.
-        hedge_after: seconds after which to send a second copy; None for none.
-    """
-    if hedge_after is None:
-        return await session.fetch(ChatResponse, call)
-    return await _fetch_copies(session, call, [session.fetching(call), session.fetching(call)], hedge_after)
-
-
 async def fetch_fitting(
     session: Session, prepare: Callable[[ChatRequest], Call], asks: Asks[T], hedge_after: float | None
 ) -> ChatResponse[T]:
@@ -38,24 +24,24 @@ async def fetch_fitting(
         session: makes the calls.
         prepare: returns the call of a request.
         asks: what to ask.
-        hedge_after: as in `fetch_chat`, for each ask.
+        hedge_after: as in `fetch_copies`, for each ask.
 
     Raises:
         ResponseFormatError: none of the answers fits.
         GatewayError: there is no answer; the error has those that did not fit.
     """
-    first: Fetching | None = None
+    first: Fetching[ChatResponse] | None = None
     sent = 0
     while True:
         try:
             call = prepare(asks.request)
-            copies = [session.fetching(call) for _ in range(1 if hedge_after is None else 2)]
+            copies = [session.fetching(ChatResponse, call) for _ in range(1 if hedge_after is None else 2)]
             if first is None:
                 first = copies[0]
             else:
                 for copy in copies:
                     copy.follow(first, sent)
-            response = await _fetch_copies(session, call, copies, hedge_after)
+            response = await fetch_copies(copies, hedge_after)
         except GatewayError as error:
             error.billed = asks.rejected
             raise
@@ -64,10 +50,13 @@ async def fetch_fitting(
             return cast("ChatResponse[T]", response)
 
 
-async def _fetch_copies(
-    session: Session, call: Call, copies: list[Fetching], hedge_after: float | None
-) -> ChatResponse:
-    """Return the first answer of one or two copies of a call, which began at the same time."""
+async def fetch_copies(copies: Sequence[Fetching[ChatResponse]], hedge_after: float | None) -> ChatResponse:
+    """Return the first answer of one or two copies of a call, which are held to the time at which it began.
+
+    Args:
+        copies: one; or two, if there is a `hedge_after`.
+        hedge_after: seconds after which to send the second copy; None for none.
+    """
     if hedge_after is None:
-        return await session.fetch(ChatResponse, call, copies[0])
-    return await hedged([partial(session.fetch, ChatResponse, call, copy) for copy in copies], hedge_after)
+        return await copies[0].run()
+    return await hedged([copy.run for copy in copies], hedge_after)

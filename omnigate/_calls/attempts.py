@@ -28,8 +28,11 @@ from omnigate._transport.carrier import Answer, Carrier, Reply
 from omnigate._transport.messages import Origin
 from omnigate._wire.endpoints import Endpoint
 from omnigate._wire.head import Meta, headers_of
+from omnigate._wire.results import R
 from omnigate._wire.structs import decode, decoder_for
 from omnigate.exceptions import APIError, ClientClosedError, ConnectionError, GatewayError, TimeoutError
+
+A = TypeVar("A")
 
 T = TypeVar("T")
 
@@ -74,11 +77,12 @@ class Call(msgspec.Struct, frozen=True, gc=False):  # made faster than a named t
         return [("method", self.endpoint.method), ("url", str(self.url))]
 
 
-class Attempts(Generic[T]):
+class Attempts(Generic[A, T]):
     """The attempts of one call; after each failure, decides whether to retry, and waits.
 
-    A subclass defines an attempt. What a batch adds (its gate, its count of rejections) goes into the hooks
-    `begin`, `received`, `judge`, `delay` and `pause`.
+    A subclass defines an attempt, which results in an `A`, and makes of it the `T` that the call results in.
+    What a batch adds (its gate, its count of rejections) goes into the hooks `begin`, `received`, `judge`,
+    `delay` and `pause`.
 
     Attributes:
         call: the call.
@@ -104,7 +108,7 @@ class Attempts(Generic[T]):
             math.inf if call.deadline_seconds is None else anyio.current_time() + call.deadline_seconds
         )
 
-    def follow(self, earlier: Attempts[T], count: int) -> None:
+    def follow(self, earlier: Attempts[A, T], count: int) -> None:
         """Continue a call that asks again: keep its beginning and its deadline, and count on.
 
         Args:
@@ -145,11 +149,13 @@ class Attempts(Generic[T]):
                     failure = status = None  # breaks the cycle of the error, its traceback and this frame
             self.begin()
             try:
-                return self.received(await self.attempt())
+                result = self.received(await self.attempt())
             except BaseException as error:
                 failure = self.judge(error)
                 if failure is None:
                     raise
+            else:
+                return self.finish(result)
 
     async def _recover(self, failure: GatewayError, status: int | None) -> None:
         """Return when the next attempt may start, or raise `failure` because there is none."""
@@ -177,13 +183,17 @@ class Attempts(Generic[T]):
             raise self.closed()
         self.count += 1
 
-    def attempt(self) -> Awaitable[T]:
+    def attempt(self) -> Awaitable[A]:
         """Make one attempt and return its result."""
         raise NotImplementedError
 
-    def received(self, result: T) -> T:
+    def received(self, result: A) -> A:
         """Return the result of an attempt, or raise it as an error."""
         return result
+
+    def finish(self, result: A) -> T:
+        """Return the result of the call, given that of its last attempt; an error raised here is final."""
+        raise NotImplementedError
 
     def judge(self, error: BaseException) -> GatewayError | None:
         """Return the typed error for a failed attempt; None if `error` is a bug or a cancellation.
@@ -268,7 +278,7 @@ class Attempts(Generic[T]):
         return Meta(answer.status, answer.head, attempts=self.count, elapsed=time.monotonic() - self.started)
 
 
-class Fetching(Attempts[Answer]):
+class _Reading(Attempts[Answer, T]):
     """The attempts of a call whose answer is read whole."""
 
     __slots__ = ()
@@ -284,7 +294,39 @@ class Fetching(Attempts[Answer]):
         raise _error(result, self.call)
 
 
-class Reporting(Fetching):
+class Fetching(_Reading[R]):
+    """The attempts of a call that results in a `Result`."""
+
+    __slots__ = ("_kind",)
+
+    def __init__(
+        self, kind: type[R], call: Call, carrier: Carrier, config: RetryConfig, pauses: Pauses
+    ) -> None:
+        super().__init__(call, carrier, config, pauses)
+        self._kind = kind
+
+    def finish(self, result: Answer) -> R:
+        """Return the answer decoded, with its `meta`.
+
+        Raises:
+            InvalidResponseError: it is not of that type.
+        """
+        decoded: R = decode_answer(self._kind, result, self.call)
+        decoded._meta = self.meta(result)
+        return decoded
+
+
+class Answering(_Reading[Answer]):
+    """The attempts of a call that results in an answer which is not decoded yet."""
+
+    __slots__ = ()
+
+    def finish(self, result: Answer) -> Answer:
+        """Return the answer."""
+        return result
+
+
+class Reporting(Answering):
     """The attempts of a call for which a 503 from the gateway itself is also a result."""
 
     __slots__ = ()
@@ -296,7 +338,7 @@ class Reporting(Fetching):
         return super().received(result)
 
 
-class Opening(Attempts[Reply]):
+class Opening(Attempts[Reply, Reply]):
     """The attempts of a call whose answer is read as it arrives."""
 
     __slots__ = ()
@@ -320,6 +362,24 @@ class Opening(Attempts[Reply]):
             )
         finally:
             await reply.discard()
+
+    def finish(self, result: Reply) -> Reply:
+        """Return the reply."""
+        return result
+
+
+def decode_answer(kind: Any, answer: Answer, call: Call) -> Any:
+    """Decode the body of an answer to `call`.
+
+    Raises:
+        InvalidResponseError: it is not of that type.
+    """
+    try:
+        return decode(decoder_for(kind), answer.body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        problem = str(error)
+    # outside the except clause, because some of those errors contain the whole body
+    raise invalid_response(answer, problem, call.secrets, show_body=not call.endpoint.mints_key)
 
 
 def _is_html(reply: Reply) -> bool:

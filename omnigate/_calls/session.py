@@ -11,14 +11,12 @@ from collections.abc import Awaitable, Mapping
 from typing import Any, Final
 
 import httpx
-import msgspec
 
-from omnigate._calls.attempts import Call, Fetching, Means, Opening, Reporting
+from omnigate._calls.attempts import Answering, Call, Fetching, Means, Opening, Reporting, decode_answer
 from omnigate._calls.configuration import Configuration, replace_headers
-from omnigate._calls.failures import invalid_response
 from omnigate._calls.retry import RetryConfig
 from omnigate._runtime.pauses import Pauses
-from omnigate._transport.carrier import MAX_RESPONSE_BYTES, Answer, Carrier, carrier_over
+from omnigate._transport.carrier import MAX_RESPONSE_BYTES, Carrier, carrier_over
 from omnigate._wire.arguments import (
     USER_ID_HEADER,
     Timeout,
@@ -32,7 +30,7 @@ from omnigate._wire.head import Meta
 from omnigate._wire.options import CallOptions, check_options
 from omnigate._wire.redaction import secrets_of
 from omnigate._wire.results import DictResult, ListResult, R, list_with_meta
-from omnigate._wire.structs import decode, decoder_for, encode
+from omnigate._wire.structs import encode
 from omnigate._wire.values import Id, Integer
 from omnigate.exceptions import ClientClosedError
 from omnigate.models import ChatRequest, encode_request
@@ -153,27 +151,20 @@ class Session:
             settings.address,
         )
 
-    def fetching(self, call: Call) -> Fetching:
-        """Return the attempts of a call that begins now."""
-        return Fetching(call, *self.means)
+    def fetching(self, kind: type[R], call: Call) -> Fetching[R]:
+        """Return the attempts of a call that begins now and results in a `kind`."""
+        return Fetching(kind, call, *self.means)
 
     def opening(self, call: Call) -> Opening:
         """Return the attempts of a call that begins now and whose response is streamed."""
         return Opening(call, *self.means)
 
-    async def fetch(self, kind: type[R], call: Call, attempts: Fetching | None = None) -> R:
-        """Return the result of a call, with its `meta`; the errors are those of `Attempts.run` and `decode`.
+    def fetch(self, kind: type[R], call: Call) -> Awaitable[R]:
+        """Return the result of a call, a `kind`, with its `meta`.
 
-        Args:
-            kind: its type.
-            call: the request.
-            attempts: those of a call that began earlier; by default the call begins now.
+        The errors are those of `Attempts.run` and `decode_answer`.
         """
-        attempts = attempts or Fetching(call, *self.means)
-        answer = await attempts.run()
-        result: R = self.decode(kind, answer, call)
-        result._meta = attempts.meta(answer)
-        return result
+        return Fetching(kind, call, *self.means).run()
 
     async def fetch_list(self, kind: type[R], call: Call) -> ListResult[R]:
         """Return the result of a call that answers with a list."""
@@ -191,28 +182,15 @@ class Session:
         fields, meta = await self.fetch_any(dict[str, Any], call, attempts)
         return DictResult(fields, meta=meta)
 
-    async def fetch_any(self, kind: Any, call: Call, attempts: Fetching | None = None) -> tuple[Any, Meta]:
-        """Return the result of a call, of any type, and its metadata; the arguments are those of `fetch`."""
-        attempts = attempts or self.fetching(call)
+    async def fetch_any(self, kind: Any, call: Call, attempts: Answering | None = None) -> tuple[Any, Meta]:
+        """Return the result of a call, of any type, and its metadata; by default, the call begins now."""
+        attempts = attempts or Answering(call, *self.means)
         answer = await attempts.run()
-        return self.decode(kind, answer, call), attempts.meta(answer)
+        return decode_answer(kind, answer, call), attempts.meta(answer)
 
     def perform(self, call: Call) -> Awaitable[object]:
         """Make a call whose response has no content."""
-        return self.fetching(call).run()
-
-    def decode(self, kind: Any, answer: Answer, call: Call) -> Any:
-        """Decode the body of an answer to `call`.
-
-        Raises:
-            InvalidResponseError: it is not of that type.
-        """
-        try:
-            return decode(decoder_for(kind), answer.body)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            problem = str(error)
-        # outside the except clause, because some of those errors contain the whole body
-        raise invalid_response(answer, problem, call.secrets, show_body=not call.endpoint.mints_key)
+        return Answering(call, *self.means).run()
 
     async def aclose(self) -> None:
         """Close the transport; idempotent. Calls in flight or waiting fail immediately."""

@@ -27,7 +27,8 @@ def current_loop() -> Any:
     Raises:
         RuntimeError: no loop is running.
     """
-    if in_trio():
+    sniffio = sys.modules.get("sniffio")  # as in `in_trio`; every call passes here
+    if sniffio is not None and sniffio.thread_local.name == "trio":
         return sys.modules["trio"].lowlevel.current_trio_token()
     return asyncio.get_running_loop()
 

@@ -1,15 +1,15 @@
-"""`AnyIOTransport`: an HTTP/1.1 httpx transport on anyio streams, at a constant cost per request.
+"""`AnyIOTransport`: an HTTP/1.1 httpx transport on asyncio and trio, at a constant cost per request.
 
 What a cancelled await leaves behind, on trio or asyncio, cancelled by a scope or natively:
 
 - waiting for a connection: nothing; a connection assigned meanwhile goes to the next waiter;
-- connecting: nothing; anyio closes the socket, and the slot is freed;
+- connecting: nothing; the socket is closed, and the slot is freed;
 - writing the request, or reading the response or its body: the connection is closed immediately, without
   another await, since its state is unknown; its slot is freed.
 
-There are no background tasks, but a timer closes idle connections (on trio, which has none, a system task
-that ends with them). A response read to its end returns its connection to the pool before yielding its last
-bytes.
+There are no background tasks, but timers: one closes idle connections, another watches deadlines. On trio,
+which has no timers, each is a system task that ends when it has nothing left to wait for. A response read to
+its end returns its connection to the pool before yielding its last bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import httpx
 
 from omnigate._runtime.loops import PerLoop
 from omnigate._runtime.threads import is_exiting
-from omnigate._transport.connection import Connection, close_now
+from omnigate._transport.connection import Connection
 from omnigate._transport.connector import Connector
 from omnigate._transport.exchange import Exchange, Timeouts
 from omnigate._transport.httpx2_requests import answer_httpx2
@@ -129,30 +129,24 @@ class AnyIOTransport(UnpicklableClient, _Transport):
         """
         if not isinstance(request, httpx.Request):  # pyright: ignore[reportUnnecessaryIsInstance]
             return await answer_httpx2(request, partial(AnyIOTransport.handle_async_request, self))
-        if self._closed:
-            raise ClientClosedError("the transport is closed")
-        pool = self._pools.current()
         message = (
-            OutgoingMessage(request.method, request.origin, request.message, None)
+            OutgoingMessage(request.method, request.origin, request.message)
             if isinstance(request, PreparedRequest)
             else outgoing(request)
         )
-        timeouts: Timeouts = request.extensions.get("timeout") or {}
-        is_last = False
-        while True:
-            connection = await self._connection(pool, message.origin, timeouts)
-            exchange = Exchange(message, connection, timeouts)
-            try:
-                await exchange.run()
-            except BaseException as error:
-                was_used = connection.used
-                pool.discard(connection)
-                if is_last or not was_used or not exchange.may_repeat(error):
-                    raise
-                is_last = True
-                pool.drop_idle(message.origin)
-                continue
-            return exchange.response(pool)
+        exchange = self._exchange(message, request.extensions.get("timeout") or {})
+        await exchange.run()
+        return exchange.response()
+
+    def _exchange(self, message: OutgoingMessage, timeouts: Timeouts) -> Exchange:
+        """Return the exchange of a request and its response, for `handle_async_request` and the clients.
+
+        Raises:
+            ClientClosedError: the transport is closed.
+        """
+        if self._closed:
+            raise ClientClosedError("the transport is closed")
+        return Exchange(self._pools.current(), self, message, timeouts)
 
     async def aclose(self) -> None:
         """Close all connections, in other event loops on their next iteration; calls in flight fail."""
@@ -181,10 +175,16 @@ class AnyIOTransport(UnpicklableClient, _Transport):
         ]
         return f"<AnyIOTransport {'closed' if self._closed else '; '.join(origins) or 'without connections'}>"
 
-    async def _connection(self, pool: Pool, origin: Origin, timeouts: Timeouts) -> Connection:
-        """Take a connection from the pool, or open one, waiting if necessary."""
-        found = pool.take(origin)
-        if found is False:
+    async def _connection(
+        self, pool: Pool, origin: Origin, timeouts: Timeouts, *, has_slot: bool
+    ) -> Connection:
+        """Open a connection, for an exchange; without a slot for it, wait for one, or for a connection.
+
+        Raises:
+            httpx.TransportError: it could not be opened, or none became free.
+            ClientClosedError: the transport was closed.
+        """
+        if not has_slot:
             seconds = timeouts.get("pool")
             try:
                 with anyio.fail_after(seconds):
@@ -204,8 +204,6 @@ class AnyIOTransport(UnpicklableClient, _Transport):
                 return waited
             if waited is not None:
                 pool.keep_slot(waited)
-        elif found is not True:
-            return found
         stream = None
         try:
             with anyio.CancelScope() as scope:
@@ -223,6 +221,6 @@ class AnyIOTransport(UnpicklableClient, _Transport):
             return pool.add(stream, origin)
         except BaseException:
             if stream is not None:
-                close_now(stream)
+                stream.abort()
             pool.free_slot()
             raise

@@ -26,8 +26,8 @@ from omnigate._transport.adapters import adapt, async_chunks, close_stream
 from omnigate._transport.anyio_transport import AnyIOTransport
 from omnigate._transport.bodies import BodyReader, too_long
 from omnigate._transport.default import default_transport
-from omnigate._transport.exchange import ResponseStream
-from omnigate._transport.messages import Origin, PreparedRequest, RawResponse, request_head
+from omnigate._transport.exchange import Exchange, ResponseStream
+from omnigate._transport.messages import Origin, OutgoingMessage, PreparedRequest, RawResponse, request_head
 from omnigate._wire.endpoints import Endpoint
 from omnigate._wire.head import Head
 from omnigate.exceptions import InvalidResponseError
@@ -232,12 +232,15 @@ class Carrier:
 
     def __init__(self, transport: httpx.AsyncBaseTransport, max_response_bytes: int) -> None:
         self.transport: httpx.AsyncBaseTransport = transport
+        self._own = cast("AnyIOTransport", transport)  # for the methods that a foreign one lacks
         self._limit = max_response_bytes
+        # A subclass may have its own way of sending a request.
+        self._is_direct = type(transport).handle_async_request is AnyIOTransport.handle_async_request
 
     @property
     def max_connections(self) -> int | None:
         """How many requests can be in flight; None for no known limit."""
-        return cast("AnyIOTransport", self.transport).max_connections
+        return self._own.max_connections
 
     async def fetch(self, call: Sendable) -> Answer:
         """Send a request and return its answer, read and closed.
@@ -246,15 +249,19 @@ class Carrier:
             InvalidResponseError: a success's body is corrupt, too long, or in an unknown content encoding.
             httpx.TransportError: as the transport raises it.
         """
-        response = await self.transport.handle_async_request(_prepared(call))
-        status = response.status_code
-        if 200 <= status < 300 and isinstance(response, RawResponse) and not response.is_encoded:
-            whole = cast("ResponseStream", response.stream).take_whole()  # most answers come in one piece
-            if whole is not None and len(whole) <= self._limit:
-                return Answer(status, response.head, whole)
+        if not self._is_direct:
+            response = await self.transport.handle_async_request(_prepared(call))
+            return await _read_and_discard(_reply_of(response, self._limit))
+        exchange = self._exchange(call)
+        reader = await exchange.run()
+        if 200 <= reader.status_code < 300 and reader.head is not None:
+            whole = exchange.take_whole()  # most answers come in one piece
             if whole is not None:
-                raise too_long(response, self._limit)
-        return await _read_and_discard(_reply_of(response, self._limit))
+                if len(whole) > self._limit:
+                    response = RawResponse(reader.status_code, reader.head, httpx.ByteStream(b""))
+                    raise too_long(response, self._limit)
+                return Answer(reader.status_code, reader.head, whole)
+        return await _read_and_discard(_reply_of(exchange.response(), self._limit))
 
     async def send(self, call: Sendable) -> Reply:
         """Send a request and return its reply; a success is ready to be read.
@@ -263,7 +270,14 @@ class Carrier:
             InvalidResponseError: the body of a success has an unknown content encoding.
             httpx.TransportError: as the transport raises it.
         """
-        reply = _reply_of(await self.transport.handle_async_request(_prepared(call)), self._limit)
+        response: httpx.Response
+        if self._is_direct:
+            exchange = self._exchange(call)
+            await exchange.run()
+            response = exchange.response()
+        else:
+            response = await self.transport.handle_async_request(_prepared(call))
+        reply = _reply_of(response, self._limit)
         if reply.is_success:
             try:
                 reply.begin()
@@ -271,6 +285,11 @@ class Carrier:
                 await reply.discard()
                 raise
         return reply
+
+    def _exchange(self, call: Sendable) -> Exchange:
+        """Return the exchange of a call with our own transport."""
+        message = OutgoingMessage(call.endpoint.method, call.origin, _message(call))
+        return self._own._exchange(message, call.extensions.get("timeout") or {})
 
     def aclose(self) -> Awaitable[None]:
         """Close the transport."""
@@ -351,16 +370,20 @@ async def _read_and_discard(reply: Reply) -> Answer:
         await reply.discard()
 
 
-def _prepared(call: Sendable) -> PreparedRequest:
-    """Return a call as a request for our own transport: as bytes."""
-    method, content, head = call.endpoint.method, call.content, call.head
-    if head is None:
-        head = request_head(method, call.url.raw_path, list(call.headers.items()))
+def _message(call: Sendable) -> bytes:
+    """Return a call as it is sent."""
+    head = call.head or request_head(call.endpoint.method, call.url.raw_path, list(call.headers.items()))
+    content = call.content
     if content is None:
-        content = b""
-    else:
-        head += b"content-length: %d\r\n" % len(content)
-    return PreparedRequest(method, call.url, call.origin, head, content, call.extensions)
+        return head + b"\r\n"
+    return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(content), content)
+
+
+def _prepared(call: Sendable) -> PreparedRequest:
+    """Return a call as a request for a subclass of our own transport."""
+    message, content = _message(call), call.content or b""
+    head = message[: len(message) - len(content) - len(b"\r\n")]
+    return PreparedRequest(call.endpoint.method, call.url, call.origin, head, content, call.extensions)
 
 
 def _request(call: Sendable) -> httpx.Request:

@@ -1,4 +1,4 @@
-"""Opens connections: looks names up, races their addresses, and adds TLS.
+"""Opens byte streams: looks names up, connects to one of their addresses, and adds TLS.
 
 Names are resolved anew for each connection; nothing is cached. But simultaneous look-ups of one name are
 shared: each takes a thread, of which asyncio has only a few, and a thousand calls may start together. The
@@ -11,23 +11,19 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final, cast
 
 import anyio
 import httpx
-from anyio.abc import ByteStream
-from anyio.streams.tls import TLSStream
 
-from omnigate._runtime.loops import PerLoop
+from omnigate._runtime.loops import PerLoop, in_trio
+from omnigate._transport import asyncio_stream, sockets
+from omnigate._transport.byte_stream import ByteStream
 from omnigate._transport.certificates import ssl_context
-from omnigate._transport.connection import close_now
 from omnigate._transport.messages import Origin
 from omnigate._transport.problems import ConnectFailure, lack_of_files
 from omnigate._wire.arguments import address_of
-
-_NEXT_ADDRESS_SECONDS: Final = 0.25
-"""How long to try an address before also trying the next one (RFC 8305, section 5)."""
 
 
 class Connector:
@@ -63,7 +59,7 @@ class Connector:
             raise ConnectFailure(
                 f"{address}: the certificate is not trusted: {error.verify_message}", is_permanent=True
             ) from None
-        except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
+        except OSError as error:
             raise httpx.ConnectError(f"{address}: {lack_of_files(error) or _reason(error)}") from None
 
     async def _connect(self, origin: Origin) -> ByteStream:
@@ -71,25 +67,18 @@ class Connector:
         if not 0 < port < 65_536:
             raise OSError("the port must be between 1 and 65535")
         context = self._ssl_context() if scheme == "https" else None
-        stream: ByteStream
         if self._uds is not None:
-            stream = await anyio.connect_unix(self._uds)
+            sock = await sockets.connect_unix(self._uds)
         else:
             addresses = [host] if address_of(host) is not None else await self._look_up(host, port)
-            stream = await (
-                anyio.connect_tcp(addresses[0], port) if len(addresses) == 1 else _race(addresses, port)
-            )
-        if context is None:
-            return stream
+            sock = await sockets.connect(addresses, port)
         # A certificate and SNI name a host without its final dot (RFC 6066, section 3) and without a zone.
         hostname = host.partition("%")[0].rstrip(".")
-        try:
-            return await TLSStream.wrap(
-                stream, server_side=False, hostname=hostname, ssl_context=context, standard_compatible=False
-            )
-        except BaseException:
-            close_now(stream)
-            raise
+        if in_trio():
+            from omnigate._transport import trio_stream
+
+            return await trio_stream.open_stream(sock, context, hostname)
+        return await asyncio_stream.open_stream(sock, context, hostname)
 
     async def _look_up(self, host: str, port: int) -> list[str]:
         """Return the addresses of a name, in the order in which to try them.
@@ -153,46 +142,6 @@ def _interleaved(found: Iterable[tuple[Any, str]]) -> list[str]:
     return [column[row] for row in range(longest) for column in columns if row < len(column)]
 
 
-async def _race(addresses: Sequence[str], port: int) -> ByteStream:
-    """Connect to the address that answers first; attempts start one after another.
-
-    Raises:
-        OSError: no address answers.
-    """
-    connected: ByteStream | None = None
-    errors: list[OSError] = []
-
-    async def attempt(address: str, ended: anyio.Event) -> None:
-        nonlocal connected
-        try:
-            stream = await anyio.connect_tcp(address, port)
-        except OSError as error:
-            errors.append(error)
-        else:
-            if connected is None:
-                connected = stream
-                group.cancel_scope.cancel()
-            else:
-                close_now(stream)
-        finally:
-            ended.set()
-
-    try:
-        async with anyio.create_task_group() as group:
-            for address in addresses:
-                ended = anyio.Event()
-                group.start_soon(attempt, address, ended)
-                with anyio.move_on_after(_NEXT_ADDRESS_SECONDS):
-                    await ended.wait()
-    except BaseException:
-        if connected is not None:
-            close_now(connected)
-        raise
-    if connected is None:
-        raise OSError("no address answers") from ExceptionGroup("all addresses failed", errors)
-    return connected
-
-
 def _lack_of_files() -> OSError | None:
     """Return the error if no socket can be opened, which a look-up reports as an unknown name."""
     try:
@@ -203,10 +152,9 @@ def _lack_of_files() -> OSError | None:
 
 
 def _reason(error: BaseException) -> str:
-    """Return why connecting failed: anyio says only that all attempts failed, and chains the cause."""
+    """Return why connecting failed; if several addresses did, why each of them failed."""
     cause = error.__cause__
     if isinstance(cause, BaseExceptionGroup):
         causes = cast("BaseExceptionGroup[BaseException]", cause).exceptions
         return "; ".join(dict.fromkeys(_reason(each) for each in causes))
-    shown = cause if isinstance(cause, OSError) else error
-    return str(shown) or type(shown).__name__
+    return str(error) or type(error).__name__

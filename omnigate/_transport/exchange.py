@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
-from typing import Final, TypeAlias, cast
+from typing import Final, Protocol, TypeAlias, cast
 
-import anyio
 import httpx
 
 from omnigate._runtime.isolation import bounded, close_soon
-from omnigate._transport.connection import MAX_RECEIVE_BYTES, Connection
+from omnigate._transport.connection import Connection
 from omnigate._transport.http11 import ResponseReader
-from omnigate._transport.messages import OutgoingMessage, RawResponse
+from omnigate._transport.messages import Origin, OutgoingMessage, RawResponse
 from omnigate._transport.pool import Pool
 
 Timeouts: TypeAlias = dict[str, float | None]
@@ -22,77 +20,131 @@ _SMALL_BYTES: Final = 16_384
 
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 
-_BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError, ssl.SSLError)
+
+class Connections(Protocol):
+    """Opens the connections that the pool has not."""
+
+    async def _connection(
+        self, pool: Pool, origin: Origin, timeouts: Timeouts, *, has_slot: bool
+    ) -> Connection: ...
 
 
 class Exchange:
-    """Sends a request and reads the response head. Owns nothing: on failure the caller discards."""
+    """Sends a request on a connection of the pool, and reads the response head.
 
-    __slots__ = ("_broken", "_connection", "_is_cut_short", "_message", "_reader", "_sent", "_timeouts")
+    When `run` has returned, the exchange owns the connection, until `take_whole` or `response`.
+    """
 
-    def __init__(self, message: OutgoingMessage, connection: Connection, timeouts: Timeouts) -> None:
+    __slots__ = (
+        "_broken", "_connection", "_is_cut_short", "_message", "_opener", "_pool", "_reader", "_sent",
+        "_timeouts",
+    )  # fmt: skip
+
+    def __init__(self, pool: Pool, opener: Connections, message: OutgoingMessage, timeouts: Timeouts) -> None:
+        self._pool = pool
+        self._opener = opener
         self._message = message
-        self._connection = connection
         self._timeouts = timeouts
-        self._reader = ResponseReader(message.method)
+        self._connection: Connection
+        self._reader: ResponseReader | None = None
         self._sent = False  # part of the request may have been written
         self._is_cut_short = False  # the request was not written completely
         self._broken: str | None = None  # the protocol error in body data that arrived with the head
 
-    def run(self) -> Awaitable[None]:
-        """Send the request and read the response head.
+    async def run(self) -> ResponseReader:
+        """Send the request, read the response head, and return what has read it.
+
+        The reader is not made before the first bytes arrive: while a call waits, it shall hold few objects,
+        because the garbage collector looks at them again and again.
 
         Raises:
             httpx.TransportError: under the same conditions as with httpx's own transports.
         """
-        message = self._message
-        if message.body is not None or len(message.start) > _SMALL_BYTES:
-            return self._large()
-        return self._connection.limit.run(httpx.WriteTimeout, self._timeouts.get("write"), self._small)
+        pool, message = self._pool, self._message
+        await pool.checkpoint_if_cancelled()  # a stream may send without one: a cancelled call sends nothing
+        is_small = message.body is None and len(message.start) <= _SMALL_BYTES
+        is_last = False
+        while True:
+            found = pool.take(message.origin)
+            if isinstance(found, bool):
+                found = await self._opener._connection(pool, message.origin, self._timeouts, has_slot=found)
+            self._connection = found
+            reader = self._reader = None
+            try:
+                if not is_small:
+                    return await self._large()
+                # In one write, under one limit that is moved in between.
+                limit, stream = found.limit, found.stream
+                write, read = self._timeouts.get("write"), self._timeouts.get("read")
+                is_written = False
+                limit.begin(httpx.WriteTimeout, write)
+                try:
+                    pending = stream.send(message.start)
+                    if pending is not None:
+                        self._sent = True  # at least a part
+                        await pending
+                    self._sent = is_written = True
+                    if read == write:
+                        limit.kind = httpx.ReadTimeout  # writing took almost none of it
+                    else:
+                        limit.begin(httpx.ReadTimeout, read)
+                    while True:
+                        data = await stream.receive()
+                        if reader is None:
+                            reader = self._reader = ResponseReader(message.method)
+                        take(found, reader, data)
+                        if reader.head is not None:
+                            return reader
+                        limit.begin(httpx.ReadTimeout, read)
+                except OSError as error:
+                    kind = httpx.ReadError if is_written else httpx.WriteError
+                    raise limit.overdue() or kind(_words(error)) from None
+                except httpx.RemoteProtocolError as error:
+                    if reader is None or reader.head is None:
+                        raise
+                    self._broken = str(error)
+                    return reader
+                finally:
+                    limit.end()
+            except BaseException as error:
+                pool.discard(found)
+                if is_last or not found.used or not self._may_repeat(error):
+                    raise
+                is_last = True
+                self._sent = False
+                pool.drop_idle(message.origin)
 
-    def may_repeat(self, error: BaseException) -> bool:
+    def _may_repeat(self, error: BaseException) -> bool:
         """Return whether the request can be resent on another connection without being processed twice."""
-        if self._reader.started or self._message.body is not None:
+        if self._message.body is not None or (self._reader is not None and self._reader.started):
             return False
         if not isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
             return False
         return not self._sent or self._message.method in _IDEMPOTENT
 
-    def response(self, pool: Pool) -> RawResponse:
+    def take_whole(self) -> bytes | None:
+        """Return the whole body if it has arrived and has no encoding, and give the connection back."""
+        reader = self._reader
+        if reader is None or not reader.complete or reader.is_encoded or self._broken is not None:
+            return None
+        if self._is_cut_short or self._message.closes or not reader.reusable:
+            self._pool.discard(self._connection)
+        else:
+            self._pool.give_back(self._connection)
+        return reader.take_body()
+
+    def response(self) -> RawResponse:
         """Return the response, which takes ownership of the connection."""
         reader = self._reader
+        assert reader is not None
         assert reader.head is not None
         if self._is_cut_short or self._message.closes:
             reader.forbid_reuse()
-        stream = ResponseStream(pool, self._connection, reader, self._timeouts.get("read"), self._broken)
+        read = self._timeouts.get("read")
+        stream = ResponseStream(self._pool, self._connection, reader, read, self._broken)
         return RawResponse(reader.status_code, reader.head, stream)
 
-    async def _small(self) -> None:
-        """Send the request in one write and read the head, under one limit that is moved in between."""
-        stream, reader, timeouts = self._connection.stream, self._reader, self._timeouts
-        try:
-            await stream.send(self._message.start)
-            self._sent = True
-            read = timeouts.get("read")
-            if read == timeouts.get("write"):
-                self._connection.limit.kind = httpx.ReadTimeout  # writing took almost none of it
-            else:
-                self._connection.limit.move(httpx.ReadTimeout, read)
-            reader.feed(await stream.receive(MAX_RECEIVE_BYTES))
-            while reader.head is None:
-                self._connection.limit.move(httpx.ReadTimeout, read)
-                reader.feed(await stream.receive(MAX_RECEIVE_BYTES))
-        except anyio.EndOfStream:
-            reader.end()
-        except _BROKEN as error:
-            # The kernel accepts a small request whole or not at all.
-            raise (httpx.ReadError if self._sent else httpx.WriteError)(_words(error)) from None
-        except httpx.RemoteProtocolError as error:
-            if reader.head is None:
-                raise
-            self._broken = str(error)
-
-    async def _large(self) -> None:
+    async def _large(self) -> ResponseReader:
         """Send the request, whole or as its body is produced, and read the head, under separate limits."""
         body = self._message.body
         self._sent = True  # after a failure it is unknown how much was sent
@@ -106,22 +158,25 @@ class Exchange:
                 raise
             # The server may have answered and closed without reading the whole request.
             with suppress(httpx.NetworkError, httpx.RemoteProtocolError):
-                await self._receive_head()
-            if self._reader.head is None:
-                raise
-        else:
-            await self._receive_head()
+                return await self._receive_head()
+            raise
+        return await self._receive_head()
 
     async def _send(self, data: bytes) -> None:
-        write = self._timeouts.get("write")
-        await self._connection.limit.run(httpx.WriteTimeout, write, self._send_now, data)
-
-    async def _send_now(self, data: bytes) -> None:
+        limit = self._connection.limit
+        limit.begin(httpx.WriteTimeout, self._timeouts.get("write"))
         try:
-            await self._connection.stream.send(data)
-        except _BROKEN as error:
+            pending = self._connection.stream.send(data)
+            if pending is not None:
+                await pending
+        except OSError as error:
+            overdue = limit.overdue()
+            if overdue is not None:
+                raise overdue from None
             self._is_cut_short = True
             raise httpx.WriteError(_words(error)) from None
+        finally:
+            limit.end()
 
     async def _send_stream(self, body: AsyncIterator[bytes]) -> None:
         """Send a body as it is produced; the wait for its chunks is not limited."""
@@ -153,16 +208,17 @@ class Exchange:
         if pending:
             await self._send(pending)
 
-    async def _receive_head(self) -> None:
-        connection, reader = self._connection, self._reader
+    async def _receive_head(self) -> ResponseReader:
+        connection, read = self._connection, self._timeouts.get("read")
+        reader = self._reader = ResponseReader(self._message.method)
         while reader.head is None:
-            read = self._timeouts.get("read")
             try:
-                await connection.limit.run(httpx.ReadTimeout, read, receive, connection, reader)
+                await receive(connection, reader, read)
             except httpx.RemoteProtocolError as error:
                 if reader.head is None:
                     raise
                 self._broken = str(error)
+        return reader
 
 
 class ResponseStream(httpx.AsyncByteStream):
@@ -207,9 +263,7 @@ class ResponseStream(httpx.AsyncByteStream):
                     raise httpx.StreamClosed
                 raise StopAsyncIteration
             try:
-                await connection.limit.run(
-                    httpx.ReadTimeout, self._read_timeout, receive, connection, self._reader
-                )
+                await receive(connection, self._reader, self._read_timeout)
             except httpx.RemoteProtocolError as error:
                 self.abort()
                 self._broken = str(error)  # not the error itself: its traceback refers to this object
@@ -231,12 +285,6 @@ class ResponseStream(httpx.AsyncByteStream):
             self._is_aborted = True
             self._pool.discard(connection)
 
-    def take_whole(self) -> bytes | None:
-        """Return the whole body if it has arrived and none of it was taken, otherwise None."""
-        if self._connection is not None or self._is_aborted:
-            return None
-        return self._reader.take_body()
-
     def _finish(self, connection: Connection) -> None:
         self._connection = None
         if self._reader.reusable:
@@ -256,22 +304,36 @@ class ResponseStream(httpx.AsyncByteStream):
             close_soon(pool.loop, close)
 
 
-async def receive(connection: Connection, reader: ResponseReader) -> None:
-    """Receive the next bytes and feed them to `reader`.
+async def receive(connection: Connection, reader: ResponseReader, seconds: float | None) -> None:
+    """Receive the next bytes, within `seconds`, and feed them to `reader`.
 
     Raises:
         httpx.ReadError: the connection broke.
+        httpx.ReadTimeout: nothing arrived in time.
         httpx.RemoteProtocolError: the response ended too early, or is not HTTP.
     """
+    limit = connection.limit
+    limit.begin(httpx.ReadTimeout, seconds)
     try:
-        data = await connection.stream.receive(MAX_RECEIVE_BYTES)
-    except anyio.EndOfStream:
-        reader.end(is_clean=connection.has_clean_end())
-        return
-    except _BROKEN as error:
-        raise httpx.ReadError(_words(error)) from None
-    reader.feed(data)
+        data = await connection.stream.receive()
+    except OSError as error:
+        raise limit.overdue() or httpx.ReadError(_words(error)) from None
+    finally:
+        limit.end()
+    take(connection, reader, data)
 
 
-def _words(error: BaseException) -> str:
-    return str(error) or str(error.__cause__ or "") or "the connection was closed"
+def take(connection: Connection, reader: ResponseReader, data: bytes) -> None:
+    """Feed what was received to `reader`: bytes, or b"" for the end.
+
+    Raises:
+        httpx.RemoteProtocolError: the response ended too early, or is not HTTP.
+    """
+    if data:
+        reader.feed(data)
+    else:
+        reader.end(is_clean=connection.stream.has_clean_end())
+
+
+def _words(error: OSError) -> str:
+    return str(error) or "the connection was closed"

@@ -40,9 +40,9 @@ def _head_too_long() -> httpx.RemoteProtocolError:
     return httpx.RemoteProtocolError(f"the response's headers are longer than {MAX_HEAD_BYTES:,} bytes")
 
 
-def _check_coding(head: bytes) -> None:
-    if b"\ntransfer-encoding:" in head:
-        codings = [value for name, value in header_list(head) if name == b"transfer-encoding"]
+def _check_coding(lowered: bytes) -> None:
+    if b"\ntransfer-encoding:" in lowered:
+        codings = [value for name, value in header_list(lowered) if name == b"transfer-encoding"]
         if codings != [b"chunked"]:
             raise httpx.RemoteProtocolError("the response has an unsupported transfer coding")
 
@@ -56,6 +56,7 @@ class ResponseReader:
 
     Attributes:
         head: the status line and the header block, once they are complete.
+        is_encoded: whether the body may have a content encoding; known with the head.
         complete: whether the response has ended.
         reusable: whether another request may follow on its connection; known once it is complete.
         started: whether any byte of it has arrived.
@@ -63,13 +64,14 @@ class ResponseReader:
 
     __slots__ = (
         "_body", "_buffer", "_forbidden", "_framing", "_head_bytes", "_interim", "_is_head", "_parser",
-        "_progress", "complete", "head", "reusable", "started", "status_code",
+        "_progress", "complete", "head", "is_encoded", "reusable", "started", "status_code",
     )  # fmt: skip
 
     def __init__(self, method: str) -> None:
         """Prepare to parse the response to a request with this method."""
         self.head: bytes | None = None
         self.status_code: int = 0
+        self.is_encoded: bool = False
         self.complete: bool = False
         self.reusable: bool = False
         self.started: bool = False
@@ -212,8 +214,10 @@ class ResponseReader:
                 )
             self._buffer = bytes(buffer[end + 4 :])
             raise _InterimEnd
+        lowered = head.lower()
         if not self._is_head and status not in (204, 304):
-            _check_coding(head.lower())
+            _check_coding(lowered)
+        self.is_encoded = b"content-encoding" in lowered
         self._buffer = b""
         self.head = head
         self._progress = True

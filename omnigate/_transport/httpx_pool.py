@@ -83,7 +83,7 @@ class HttpxTransport(UnpicklableClient, httpx.AsyncBaseTransport):
         """Send `request`; see httpx."""
         loop = current_loop()
         if self._alarm is None or self._alarm.loop is not loop:
-            self._alarm = Alarm(loop, self._close_stale)
+            self._alarm = Alarm(loop, self._close_stale, "close idle connections")
         if not self._alarm.is_set:
             self._alarm.set(_SECONDS)
         try:

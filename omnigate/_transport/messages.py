@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterable, AsyncIterator
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import httpx
+import msgspec
 
 from omnigate._wire.head import header_list
 
@@ -75,7 +76,7 @@ class PreparedRequest(httpx.Request):
         return httpx.ByteStream(self._content)
 
 
-class OutgoingMessage(NamedTuple):
+class OutgoingMessage(msgspec.Struct, frozen=True, gc=False):
     """A request as it is sent.
 
     Attributes:
@@ -90,12 +91,15 @@ class OutgoingMessage(NamedTuple):
     method: str
     origin: Origin
     start: bytes
-    body: AsyncIterator[bytes] | None
+    body: AsyncIterator[bytes] | None = None
     length: int | None = None
     closes: bool = False
 
     def __repr__(self) -> str:  # hides keys: it is a local in many tracebacks
         return f"<OutgoingMessage {self.method} to {self.origin}>"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # in place of msgspec's, which shows all
+        return [("method", self.method), ("origin", self.origin)]
 
 
 def outgoing(request: httpx.Request) -> OutgoingMessage:

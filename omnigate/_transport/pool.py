@@ -19,16 +19,17 @@ import math
 import random
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import anyio
-from anyio.abc import ByteStream
+import anyio.lowlevel
 
 from omnigate._runtime.loops import has_ended
+from omnigate._transport.byte_stream import ByteStream
 from omnigate._transport.connection import Connection
 from omnigate._transport.messages import Origin
-from omnigate._transport.timers import Alarm, Limit, Watch
+from omnigate._transport.timers import Alarm, Limit, clock_of, current_watch
 
 _MANY: Final = 64
 
@@ -60,6 +61,8 @@ class Pool:
 
     Attributes:
         loop: the event loop.
+        in_use: the connections in use.
+        checkpoint_if_cancelled: raises if the caller is cancelled.
         opening: cancel scopes of the requests that are opening a connection.
     """
 
@@ -77,14 +80,20 @@ class Pool:
         self._max_idle = max_idle_connections
         self._idle_timeout = idle_timeout_seconds
         self._max_age = max_age_seconds
-        self._clock = clock or _clock_of(loop)
+        self._clock = clock or clock_of(loop)
         self._idle: dict[Origin, deque[Connection]] = {}
         self._idle_count = 0
-        self._in_use: set[Connection] = set()
+        self.in_use: set[Connection] = set()
+        self.checkpoint_if_cancelled: Callable[[], Awaitable[None]] = (
+            anyio.lowlevel.checkpoint_if_cancelled
+            if isinstance(loop, asyncio.AbstractEventLoop)
+            else sys.modules["trio"].lowlevel.checkpoint_if_cancelled  # anyio's costs six times as much
+        )
         self.loop = loop
         self.opening: set[anyio.CancelScope] = set()
-        self._watch = Watch(loop, self._in_use) if isinstance(loop, asyncio.AbstractEventLoop) else None
-        self._alarm = Alarm(loop, self._close_stale)
+        self._watch = current_watch()
+        self._watch.add(self)
+        self._alarm = Alarm(loop, self._close_stale, "close idle connections")
         self._slots = 0
         self._waiters: deque[Waiter] = deque()
         self._waiting = 0
@@ -106,7 +115,7 @@ class Pool:
                     and connection.is_quiet()
                 ):
                     connection.state = "in use"
-                    self._in_use.add(connection)
+                    self.in_use.add(connection)
                     return connection
                 self._drop(connection)
         if self._max_connections is None or self._slots < self._max_connections:
@@ -141,8 +150,8 @@ class Pool:
         expires = math.inf
         if self._max_age is not None:
             expires = self._clock() + self._max_age * random.uniform(_SHORTEST_AGE, 1)  # noqa: S311
-        connection = Connection(stream, origin, Limit(self._watch), expires)
-        self._in_use.add(connection)
+        connection = Connection(stream, origin, Limit(self._watch), expires, self.loop)
+        self.in_use.add(connection)
         return connection
 
     def give_back(self, connection: Connection) -> None:
@@ -151,7 +160,7 @@ class Pool:
         if connection.state != "in use" or connection.expires <= now:
             self.discard(connection)
             return
-        self._in_use.discard(connection)
+        self.in_use.discard(connection)
         connection.used = True
         if self._waiting:
             self._pass_on(connection)
@@ -174,14 +183,14 @@ class Pool:
 
     def discard(self, connection: Connection) -> None:
         """Close a connection in use and free its slot; idempotent."""
-        if connection in self._in_use:
-            self._in_use.discard(connection)
+        if connection in self.in_use:
+            self.in_use.discard(connection)
             connection.close()
             self.free_slot()
 
     def keep_slot(self, connection: Connection) -> None:
         """Close a connection in use, but keep its slot for opening another."""
-        self._in_use.discard(connection)
+        self.in_use.discard(connection)
         connection.close()
 
     def drop_idle(self, origin: Origin) -> None:
@@ -200,8 +209,6 @@ class Pool:
 
         In a loop that has ended there are no waiters, and nothing is being opened.
         """
-        if self._watch is not None:
-            self._watch.stop()
         self._alarm.stop()
         if has_ended(self.loop):
             self._waiters.clear()
@@ -211,8 +218,9 @@ class Pool:
             scope.cancel()
         for origin in self._idle:
             self.drop_idle(origin)
-        for connection in list(self._in_use):
+        for connection in list(self.in_use):
             self.discard(connection)
+        self._watch.remove(self)
         while self._waiting:
             self._slots += 1
             self._pass_on(None)
@@ -225,15 +233,15 @@ class Pool:
         origins: dict[Origin, dict[str, int]] = {}
         for origin, stack in list(self._idle.items()):
             origins.setdefault(origin, {"idle": 0, "in_use": 0, "waiting": 0})["idle"] = len(stack)
-        for connection in list(self._in_use):
+        for connection in list(self.in_use):
             origins.setdefault(connection.origin, {"idle": 0, "in_use": 0, "waiting": 0})["in_use"] += 1
         for waiter in list(self._waiters):
             if not waiter.abandoned:
                 origins.setdefault(waiter.origin, {"idle": 0, "in_use": 0, "waiting": 0})["waiting"] += 1
         return {
             "idle": self._idle_count,
-            "in_use": len(self._in_use),
-            "opening": self._slots - self._idle_count - len(self._in_use),
+            "in_use": len(self.in_use),
+            "opening": self._slots - self._idle_count - len(self.in_use),
             "waiting": self._waiting,
             "origins": {
                 f"{s}://{h}:{p}": numbers for (s, h, p), numbers in origins.items() if any(numbers.values())
@@ -258,11 +266,11 @@ class Pool:
             if connection is not None and (
                 connection.origin != waiter.origin or connection.state != "in use"
             ):
-                self._in_use.discard(connection)
+                self.in_use.discard(connection)
                 connection.close()
                 connection = None  # the waiter gets its slot
             if connection is not None:
-                self._in_use.add(connection)
+                self.in_use.add(connection)
             waiter.connection = connection
             waiter.event.set()
             return
@@ -302,8 +310,3 @@ class Pool:
     def _drop(self, connection: Connection) -> None:
         connection.close()
         self._slots -= 1
-
-
-def _clock_of(loop: Any) -> Callable[[], float]:
-    """Return the clock that an event loop's timers use."""
-    return loop.time if isinstance(loop, asyncio.AbstractEventLoop) else sys.modules["trio"].current_time

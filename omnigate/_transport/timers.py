@@ -1,10 +1,10 @@
 """Cheap timeouts: every call sets one, almost none fires.
 
-An anyio cancel scope takes 6 to 9 µs, a good part of a whole call, an asyncio timer 3. On asyncio, therefore,
-one timer watches all connections of a pool: it is set for the earliest deadline, and when it fires it checks
-which deadlines still apply. A call that ends in time costs nothing more. A connection that has timed out is
-closed, so that the read or write waiting on it fails. On trio, which runs nothing but tasks, a limit is
-trio's own cancel scope. A limit can be moved while it runs: from writing the request to reading the response.
+An anyio cancel scope takes 6 to 9 µs, a good part of a whole call, an asyncio timer 3. Therefore one watch
+for each event loop has all deadlines: it is set for the earliest one, and when it goes off it checks which
+still apply. A call that ends in time costs nothing more. A connection that has timed out is closed, so that
+the read or write waiting on it fails. A limit can be moved while it runs: from writing the request to reading
+the response.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ import logging
 import math
 import sys
 import weakref
-from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
-from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
+from collections.abc import Callable, Collection
+from typing import Any, Final, Protocol
 
 import httpx
 
-T = TypeVar("T")
-
-Args = TypeVarTuple("Args")
+from omnigate._runtime.loops import PerLoop
 
 logger: Final = logging.getLogger("omnigate")
 
@@ -31,6 +28,11 @@ _WORDS: Final[dict[type[httpx.TimeoutException], str]] = {
     httpx.WriteTimeout: "the request could not be written",
     httpx.ReadTimeout: "no data was received",
 }
+
+
+def clock_of(loop: Any) -> Callable[[], float]:
+    """Return the clock that an event loop's timers use."""
+    return loop.time if isinstance(loop, asyncio.AbstractEventLoop) else sys.modules["trio"].current_time
 
 
 class Limited(Protocol):
@@ -41,59 +43,70 @@ class Limited(Protocol):
     def close(self) -> None: ...
 
 
+class Watched(Protocol):
+    """An owner of objects with limits."""
+
+    @property
+    def in_use(self) -> Collection[Limited]: ...
+    def __hash__(self) -> int: ...
+
+
 class Watch:
-    """Watches the deadlines of a pool's connections in an asyncio event loop.
+    """Watches the deadlines of all connections in one event loop; holds their pools only weakly."""
 
-    Its timer refers to it only weakly, so that it does not keep a discarded transport alive.
-    """
+    def __init__(self, loop: Any) -> None:
+        """Start without a deadline."""
+        self._clock = clock_of(loop)
+        self._alarm = Alarm(loop, self.look, "watch deadlines")
+        self._next = math.inf  # what the alarm is set for
+        self._pools: weakref.WeakSet[Watched] = weakref.WeakSet()
 
-    __slots__ = ("__weakref__", "_connections", "_loop", "_next", "_timer")
+    def add(self, pool: Watched) -> None:
+        """Watch the connections that a pool has in use, from now on."""
+        self._pools.add(pool)
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, connections: Iterable[Limited]) -> None:
-        """Start without a timer; `connections` is read anew each time the timer fires."""
-        self._loop = loop
-        self._connections = connections
-        self._timer: asyncio.TimerHandle | None = None
-        self._next = math.inf
+    def remove(self, pool: Watched) -> None:
+        """Watch a pool no longer; without any deadline left, stop."""
+        self._pools.discard(pool)
+        if self._earliest() == math.inf:
+            self._next = math.inf
+            self._alarm.stop()
 
     def deadline(self, seconds: float) -> float:
-        """Return the deadline `seconds` from now and watch it."""
-        deadline = self._loop.time() + seconds
+        """Return the deadline `seconds` from now, which is watched if the caller sets it as its limit's."""
+        deadline = self._clock() + seconds
         if deadline < self._next:
-            self._set(deadline)
+            self._set(deadline, seconds)
         return deadline
 
-    def stop(self) -> None:
-        """Cancel the timer and stop watching."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self._next = None, math.inf
-
-    def _set(self, deadline: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._next = deadline
-        self._timer = self._loop.call_at(deadline, partial(_look, weakref.ref(self)))
+    def _set(self, deadline: float, seconds: float) -> None:
+        self._alarm.stop()
+        self._alarm.set(seconds)
+        self._next = deadline if self._alarm.is_set else math.inf
 
     def look(self) -> None:
-        """Expire the connections past their deadline, and set the timer for the next deadline."""
-        self._timer, self._next = None, math.inf
-        now = self._loop.time()
-        earliest = math.inf
-        for connection in list(self._connections):
-            limit = connection.limit
-            if limit.deadline <= now:
-                limit.expire(connection)
-            elif limit.deadline < earliest:
-                earliest = limit.deadline
-        if earliest < math.inf:
-            self._set(earliest)
+        """Expire the connections past their deadline, and set the alarm for the next deadline."""
+        self._next = math.inf
+        now = self._clock()
+        for pool in list(self._pools):
+            for connection in list(pool.in_use):
+                if connection.limit.deadline <= now:
+                    connection.limit.expire(connection)
+        earliest = self._earliest()
+        if earliest < self._next:
+            self._set(earliest, max(earliest - now, 0.0))
+
+    def _earliest(self) -> float:
+        deadlines = (connection.limit.deadline for pool in list(self._pools) for connection in pool.in_use)
+        return min(deadlines, default=math.inf)
 
 
-def _look(reference: weakref.ref[Watch]) -> None:
-    watch = reference()
-    if watch is not None:
-        watch.look()
+_WATCHES: Final = PerLoop(Watch)
+
+
+def current_watch() -> Watch:
+    """Return the watch of the running event loop."""
+    return _WATCHES.current()
 
 
 class Alarm:
@@ -105,11 +118,12 @@ class Alarm:
         loop: the event loop that it calls in.
     """
 
-    __slots__ = ("_method", "_timer", "loop")
+    __slots__ = ("_method", "_purpose", "_timer", "loop")
 
-    def __init__(self, loop: Any, method: Callable[[], None]) -> None:
-        """Start unset; `method` is called in `loop`."""
+    def __init__(self, loop: Any, method: Callable[[], None], purpose: str) -> None:
+        """Start unset; `method` is called in `loop`; `purpose` names trio's task."""
         self.loop = loop
+        self._purpose = purpose
         self._method = weakref.WeakMethod(method)
         self._timer: Any = None  # asyncio's handle, or the task's cancel scope
 
@@ -131,7 +145,7 @@ class Alarm:
             return self.loop.call_later(seconds, self._ring, context=contextvars.Context())
         trio = sys.modules["trio"]
         scope = trio.CancelScope(deadline=trio.current_time() + seconds)
-        trio.lowlevel.spawn_system_task(self._sleep, scope, name="omnigate: close idle connections")
+        trio.lowlevel.spawn_system_task(self._sleep, scope, name=f"omnigate: {self._purpose}")
         return scope
 
     def stop(self) -> None:
@@ -153,79 +167,53 @@ class Alarm:
             try:
                 self._ring()
             except Exception:  # an error in a system task would end the whole program
-                logger.exception("closing idle connections failed")
+                logger.exception("the task to %s failed", self._purpose)
 
 
 class Limit:
     """A time limit for the operations on one connection, one at a time.
 
+    Each operation is between `begin` and `end`. If it fails, `overdue` tells whether that was the reason.
+
     Attributes:
         kind: the exception raised when it is reached.
-        deadline: when that is, by asyncio's clock; infinity between operations, and on trio.
+        deadline: when that is, by the event loop's clock; infinity between operations.
     """
 
-    __slots__ = ("_reached", "_scope", "_seconds", "_watch", "deadline", "kind")
+    __slots__ = ("_reached", "_seconds", "_watch", "deadline", "kind")
 
-    def __init__(self, watch: Watch | None) -> None:
-        """Start without a deadline; `watch` is the pool's on asyncio, None on trio."""
+    def __init__(self, watch: Watch) -> None:
+        """Start without a deadline."""
         self._watch = watch
-        self._scope: Any = None
         self._seconds: float | None = None
         self._reached: tuple[type[httpx.TimeoutException], float | None] | None = None
         self.deadline: float = math.inf
         self.kind: type[httpx.TimeoutException] = httpx.ReadTimeout
 
-    async def run(
-        self,
-        kind: type[httpx.TimeoutException],
-        seconds: float | None,
-        func: Callable[[*Args], Awaitable[T]],
-        *args: *Args,
-    ) -> T:
-        """Await `func(*args)` for at most `seconds`; None for no limit, unless `move` sets one.
+    def begin(self, kind: type[httpx.TimeoutException], seconds: float | None) -> None:
+        """Allow an operation `seconds` from now, None for no limit; also restarts the running limit.
 
-        Raises:
-            httpx.TimeoutException: of this kind. The connection is then unusable.
+        Once the limit was reached that stays so: it has closed the connection, perhaps just after an await
+        had ended, and the next await fails.
         """
         self.kind = kind
         self._seconds = seconds
-        watch = self._watch
-        if watch is None:
-            trio = sys.modules["trio"]
-            deadline = math.inf if seconds is None else trio.current_time() + seconds
-            with trio.CancelScope(deadline=deadline) as self._scope:
-                return await func(*args)
-            raise _timeout(self.kind, self._seconds)
-        if seconds is not None:
-            self.deadline = watch.deadline(seconds)
-        try:
-            return await func(*args)
-        except Exception:
-            if self._reached is not None:  # perhaps just after the previous await ended
-                raise _timeout(*self._reached) from None
-            raise
-        finally:
-            self.deadline = math.inf
+        self.deadline = math.inf if seconds is None else self._watch.deadline(seconds)
 
-    def move(self, kind: type[httpx.TimeoutException], seconds: float | None) -> None:
-        """Restart the running limit with `seconds` from now."""
-        watch = self._watch
-        if watch is not None and self._reached is None:
-            self.deadline = math.inf if seconds is None else watch.deadline(seconds)
-        elif watch is None and not self._scope.cancel_called:
-            trio = sys.modules["trio"]
-            self._scope.deadline = math.inf if seconds is None else trio.current_time() + seconds
-        else:
-            return  # already reached
-        self.kind = kind
-        self._seconds = seconds
+    def end(self) -> None:
+        """End the operation."""
+        self.deadline = math.inf
+
+    def overdue(self) -> httpx.TimeoutException | None:
+        """Return the timeout if the limit was reached."""
+        if self._reached is None:
+            return None
+        kind, seconds = self._reached
+        return kind(f"{_WORDS[kind]} within {seconds:g} s")
 
     def expire(self, connection: Limited) -> None:
         """Close `connection`, so that its pending operation fails with a timeout."""
-        self._reached = (self.kind, self._seconds)
+        if self._reached is None:
+            self._reached = (self.kind, self._seconds)
         self.deadline = math.inf
         connection.close()
-
-
-def _timeout(kind: type[httpx.TimeoutException], seconds: float | None) -> httpx.TimeoutException:
-    return kind(f"{_WORDS[kind]} within {seconds:g} s")

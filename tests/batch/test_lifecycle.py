@@ -182,7 +182,12 @@ def test_a_batch_has_no_public_names_but_its_api(backend: str) -> None:
     with sync_client_of(Provider(), backend) as client:
         for batch in (client_of(Provider()).batch(["a"], model=MODEL), client.batch(["a"], model=MODEL)):
             for offered in (dir(batch), dir(type(batch))):
-                assert [name for name in offered if not name.startswith("_")] == ["run", "stats", "to_frame", "write"]
+                assert [name for name in offered if not name.startswith("_")] == [
+                    "run",
+                    "stats",
+                    "to_frame",
+                    "write",
+                ]
 
 
 def test_success_and_failure_outcomes_are_one_class_at_run_time() -> None:

@@ -38,6 +38,7 @@ from omnigate._batch.items import open_source, read_item
 from omnigate._batch.journal.journal import Journal
 from omnigate._batch.journal.lines import decode_id, decode_line, digest_of, encode_line
 from omnigate._batch.outcomes import Outcome
+from omnigate._calls.attempts import decode_answer
 from omnigate._calls.failures import response_error, stream_error
 from omnigate._calls.retry import compute_delay
 from omnigate._calls.session import Session
@@ -549,7 +550,7 @@ def test_any_response_body_is_a_result_or_an_invalid_response_error(
     for endpoint in (CHAT, SIGNUP):
         call = session.prepare(endpoint)
         try:
-            value = session.decode(kind, answer, call)
+            value = decode_answer(kind, answer, call)
         except InvalidResponseError as error:
             assert error.request_id == "r"
             assert endpoint is CHAT or error.detail is None
@@ -564,7 +565,7 @@ def test_any_response_body_is_a_result_or_an_invalid_response_error(
 
 @pytest.mark.parametrize(("kind", "body"), RESULTS, ids=[str(kind) for kind, _ in RESULTS])
 def test_sample_response_bodies_for_the_property_tests_are_valid(kind: Any, body: Any) -> None:
-    value = session.decode(kind, Answer(200, b"", json.dumps(body).encode()), session.prepare(CHAT))
+    value = decode_answer(kind, Answer(200, b"", json.dumps(body).encode()), session.prepare(CHAT))
     if isinstance(value, WireStruct):
         assert type(value).model_validate_json(value.model_dump_json()) == value
 

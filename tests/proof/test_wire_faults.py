@@ -712,4 +712,5 @@ async def test_response_sent_before_the_request_is_not_taken_on_a_reused_connect
     async with served(handle) as server, calling(server.url, transport) as client:
         for _ in range(3):
             assert await kind.call(client) == kind.result
+            await until(lambda: server.open == 0)  # a request that crosses the server's close would fail
         assert server.accepted == 3

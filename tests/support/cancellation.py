@@ -43,6 +43,8 @@ LOOPS_AND_WAYS = [
 TRIED: Counter[str] = Counter()
 """How many cancellations were tried in this process, by event loop and way."""
 
+_TIMERS = {"omnigate: close idle connections", "omnigate: watch deadlines"}
+
 _MOST = 5_000
 
 
@@ -211,7 +213,7 @@ async def cancelled_at_every_checkpoint(operation: Operation, way: str) -> Async
 
 
 def count_tasks() -> int:
-    """Return how many tasks the event loop has, without those that are trio's stand-in for a timer."""
+    """Return how many tasks the event loop has, without those that stand in for timers on trio."""
     try:
         return len(asyncio.all_tasks())
     except RuntimeError:
@@ -222,4 +224,4 @@ def count_tasks() -> int:
         found = [root]
         for task in found:  # grows meanwhile
             found += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-        return sum(task.name != "omnigate: close idle connections" for task in found)
+        return sum(task.name not in _TIMERS for task in found)

@@ -174,6 +174,19 @@ async def test_call_and_close_cancelled_at_any_await_leave_no_open_stream(way: s
         assert network.open == 0
 
 
+async def test_call_in_a_scope_that_is_cancelled_sends_nothing(way: str) -> None:
+    async with serving() as server:
+        transport = AnyIOTransport()
+        await whole(transport, server.url)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await whole(transport, server.url)
+        assert scope.cancelled_caught
+        await whole(transport, server.url)
+        assert len(server.received) == 2
+        await transport.aclose()
+
+
 @pytest.fixture(scope="module")
 def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     authority = trustme.CA()

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from omnigate import AsyncClient, ConnectionError, TimeoutError
+from omnigate._transport import sockets
 from omnigate._transport.anyio_transport import AnyIOTransport
 from omnigate._transport.connector import _interleaved
 
@@ -173,7 +174,7 @@ async def test_all_addresses_of_a_host_that_refuse_are_named(addresses: Callable
 async def test_second_address_is_tried_while_the_first_is_silent(
     addresses: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect = anyio.connect_tcp
+    connect = sockets._connect_to
     cancelled: list[str] = []
 
     async def slow(host: str, port: int) -> Any:
@@ -184,8 +185,8 @@ async def test_second_address_is_tried_while_the_first_is_silent(
         finally:
             cancelled.append(host)
 
-    monkeypatch.setattr(anyio, "connect_tcp", slow)
-    monkeypatch.setattr("omnigate._transport.connector._NEXT_ADDRESS_SECONDS", 0.01)
+    monkeypatch.setattr(sockets, "_connect_to", slow)
+    monkeypatch.setattr("omnigate._transport.sockets._NEXT_ADDRESS_SECONDS", 0.01)
     addresses("192.0.2.1", "192.0.2.2", "127.0.0.1")
     before = open_sockets()
     async with serving() as server:

@@ -17,10 +17,9 @@ import pytest
 
 from omnigate import InvalidArgumentError
 from omnigate._transport.anyio_transport import AnyIOTransport
-from omnigate._transport.connection import Connection
 
 from ..support.event_loops import without_debug
-from ..support.fake_streams import OK, FakeNetwork, FakeStream
+from ..support.fake_streams import OK, FakeNetwork
 from ..support.servers import Peer, serving, until
 
 pytestmark = pytest.mark.anyio
@@ -393,7 +392,7 @@ async def test_pool_does_not_hand_a_waiter_a_connection_closed_by_the_server(
             group.start_soon(post)
         await until(lambda: numbers(transport)[3] == 2)
         network.answer = FakeNetwork().answer
-        monkeypatch.setattr(Connection, "is_quiet", lambda self: self.stream is not network.streams[0])
+        network.streams[0].is_noisy = True
         network.streams[0].incoming.append(b"k")
         network.streams[0].arrived.set()
         assert await response.aread() == b"ok"
@@ -403,18 +402,17 @@ async def test_pool_does_not_hand_a_waiter_a_connection_closed_by_the_server(
     assert numbers(transport) == (1, 0, 0, 0)
 
 
-async def test_pool_closes_a_stream_it_cannot_wrap_and_frees_its_slot(
+async def test_pool_closes_a_stream_that_it_cannot_add_and_frees_its_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For example, one whose socket was closed just after it was opened."""
     network = FakeNetwork()
     transport = over(network, max_connections=1)
 
-    def broken(self: FakeStream, attribute: object, default: object = None) -> None:
+    def broken(*_: object) -> None:
         raise ValueError("closed")
 
     with monkeypatch.context() as patch, pytest.raises(ValueError, match="closed"):
-        patch.setattr(FakeStream, "extra", broken)
+        patch.setattr("omnigate._transport.pool.Connection", broken)
         await get(transport)
     assert (network.open, numbers(transport)) == (0, (0, 0, 0, 0))
     assert await get(transport) == b"ok"

@@ -9,6 +9,7 @@ import pytest
 import trustme
 
 from omnigate import AsyncClient, ConnectionError, RetryConfig, TimeoutError
+from omnigate._transport import sockets
 from omnigate._transport.proxies import environment_proxy, is_exempt
 
 from ..support.raw_server import chat_bytes
@@ -136,7 +137,7 @@ async def test_key_does_not_reach_a_proxy_from_which_its_host_is_exempt(
         async def unreachable(*_: object, **__: object) -> None:
             raise OSError("nobody there")
 
-        monkeypatch.setattr(anyio, "connect_tcp", unreachable)
+        monkeypatch.setattr(sockets, "connect", unreachable)
         monkeypatch.setattr(anyio, "getaddrinfo", unreachable)
         async with AsyncClient("llmg_KEY", base_url=f"http://{host}:8000", retries=0) as client:
             with pytest.raises(ConnectionError, match="nobody there"):

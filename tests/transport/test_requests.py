@@ -171,7 +171,7 @@ async def test_response_sent_before_the_server_aborts_a_large_request_is_read(
     async def breaking(self: FakeStream, item: bytes) -> None:
         await anyio.lowlevel.checkpoint()
         self.incoming.append(answer)
-        raise anyio.BrokenResourceError
+        raise ConnectionResetError
 
     network = FakeNetwork()
     transport = AnyIOTransport()
@@ -320,7 +320,6 @@ async def test_body_received_before_broken_framing_is_read_however_it_was_split(
     response = await transport.handle_async_request(httpx.Request("POST", "http://a/", content=content))
     assert response.status_code == 200
     assert isinstance(response.stream, ResponseStream)
-    assert response.stream.take_whole() is None
     read = b""
     with pytest.raises(httpx.RemoteProtocolError, match="not HTTP/1.1"):
         async for piece in response.stream:
