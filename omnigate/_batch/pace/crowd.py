@@ -1,40 +1,48 @@
-"""How much each of so many processes sends that they cannot count each other. Sans-I/O.
-
-Everyone sends a little less than one call in a window, or a few of them, at times of its own, and changes
-this rate by what its answers tell of the use of the whole limit. Two forces act on its logarithm. The use
-moves it up or down: all see nearly the same, so all move together, and the use settles below the limit. A
-weak pull towards a rate that all know keeps them together: without it, each one's misreadings would add up,
-and some would starve. The use that it settles at depends on the number of processes only by its sixth root.
-Far below the limit all catch up by the same factor, without a pull.
-
-The common rate is the part of the limit that each has in a large crowd; everyone begins with it. Where the
-use drives a process far below it, the others do not yield and are no crowd.
-"""
+"""How much each of so many processes sends that roll calls would use up the limit. Sans-I/O."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final
+
+from omnigate._batch.pace.roll_call import ROLL_BEGIN, ROLL_END, ROLL_PHASE
 
 __all__ = ["Crowd"]
 
-_SIZE: Final = 85  # processes in the crowd whose part of the limit is the common rate
+_USE: Final = 0.88  # of the limit, by all together
 
-_USE: Final = 0.83  # of the limit, by a crowd of that size
+_HELLO: Final = 0.8  # the part of calls that are hellos, where not all can say hello in each window
 
-_STEEPNESS: Final = 6.0  # how much stronger than the pull to the common rate the use acts
+_SEND_END: Final = 15 / 60  # the part of a window within which a crowd sends
 
-_STEP: Final = 0.08  # of the way to what a reading asks for; times `_STEEPNESS` about 1/2, or it would swing
+_GAIN: Final = 0.4  # of a reading
 
-_IDLE: Final = 0.6  # of the limit, at most: there it is enough to ...
+_OVERFULL: Final = 1.1  # of the limit, at least, was sent where one was rejected
 
-_CATCH_UP_MAX: Final = 1.5  # ... multiply the rate, at most by that
+_SIZE: Final = 150
 
-_LEAST: Final = 0.3  # of the common rate; where the use drives us below it, the others are no crowd ...
+_JITTER: Final = 0.3
 
-_MOST: Final = 1 / 6  # ... nor if so much of the limit is left for one
+_RATE_MOST: Final = 4.0  # calls in a window; with more there is room for roll calls
 
-_DENIED_WINDOWS: Final = 30  # that is believed for so long, and the next time for twice as long
+_RATE_LEAST: Final = 0.2  # if readings drive us below, the others do not yield and are no crowd ...
+
+_RATE_COMMON: Final = 0.6
+
+_PULL: Final = 0.06
+
+_DENIED_WINDOWS: Final = 30  # ... and none is believed in for so long, and the next time for twice as long
+
+_TEST: Final = 1 / 24  # roll calls in a window, at a rate of 1
+
+_TEST_MOST: Final = 1 / 8
+
+_DOUBT: Final = 0.55
+
+HELLO_BEGIN: Final = ROLL_BEGIN + ROLL_PHASE / 3
+
+HELLO_END: Final = HELLO_BEGIN + ROLL_PHASE
 
 
 class Crowd:
@@ -44,38 +52,119 @@ class Crowd:
         rate: calls in a window; 0 outside of a crowd.
     """
 
-    __slots__ = ("_denial", "_denied", "_limit", "rate")
+    __slots__ = (
+        "_credit",
+        "_denial",
+        "_denied",
+        "_early",
+        "_greeting",
+        "_late",
+        "_limit",
+        "_uniform",
+        "_windows",
+        "is_doubted",
+        "rate",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, uniform: Callable[[float, float], float]) -> None:
+        self._uniform = uniform
         self.rate = 0.0
         self._limit = 0
+        self._credit = self._greeting = 0.0
+        self._early = self._late = 0.0
+        self._windows = 0
+        self.is_doubted = False
         self._denied = 0
         self._denial = _DENIED_WINDOWS
 
-    def enter(self, limit: int) -> bool:
-        """Begin to behave as in a crowd, unless this has been in vain lately."""
+    def enter(self, limit: int, size: float = 0.0) -> bool:
+        """Begin to behave as in a crowd of that size, if known, unless this has been in vain lately."""
         if self.rate or self._denied > 0:
             return False
         self._limit = limit
-        self.rate = _USE * limit / _SIZE
+        size = size or math.sqrt(limit / 3 * _SIZE)
+        self.rate = min(_RATE_MOST, _USE * limit / size)
+        self._early = self._late = size
+        self._windows = 0
+        self.is_doubted = False
+        self._credit, self._greeting = self._uniform(0, 1), self._uniform(0, 1)
         return True
+
+    def leave(self) -> None:
+        self.rate = 0.0
 
     def window_began(self) -> None:
         self._denied -= 1
-
-    def read(self, use: float, certainty: float) -> None:
-        """Correct the rate by a reading; leave the crowd if it is none.
-
-        Args:
-            use: of the limit, by all processes.
-            certainty: of the reading, from 0 to 1.
-        """
-        if use < _IDLE:
-            self.rate *= min(_CATCH_UP_MAX, _USE / use)
-        else:
-            pull = math.log(_USE * self._limit / _SIZE / self.rate)
-            self.rate *= math.exp(_STEP * certainty * (pull + _STEEPNESS * math.log(_USE / use)))
-        if self.rate < _LEAST * _USE * self._limit / _SIZE or self.rate > _MOST * self._limit:
+        if not self.rate:
+            return
+        self._windows += 1
+        if self.rate < 1:
+            self.rate *= (_RATE_COMMON / self.rate) ** _PULL
+        if self.rate > _RATE_MOST:
+            self.rate = 0.0
+        elif self.rate < _RATE_LEAST:
             self.rate = 0.0
             self._denied = self._denial
             self._denial *= 2
+        elif self._early < _DOUBT * self._late and self._windows >= 4:
+            self._windows = 0
+            self.is_doubted = True
+
+    @property
+    def size(self) -> float:
+        """Return how many processes were heard."""
+        return _USE * self._limit / self.rate if self.rate else self._late
+
+    def plan(self) -> tuple[float, ...] | None:
+        """Return when to send in a window, as parts of it; None: hold a roll call."""
+        rate, uniform = self.rate, self._uniform
+        hello, test, fill = _plan(rate)
+        if self.is_doubted or uniform(0, 1) < test:
+            return None
+        self._greeting += hello / (1 - test)
+        self._credit += fill / (1 - test)
+        times: list[float] = []
+        if self._greeting + (uniform(-_JITTER, _JITTER) if rate < 1 else 0.0) >= 1:
+            self._greeting -= 1
+            times.append(HELLO_BEGIN + uniform(0, ROLL_PHASE))
+        number = max(0, int(self._credit + uniform(-_JITTER, _JITTER)))
+        self._credit -= number
+        phase = uniform(0, 1)
+        times.extend(ROLL_END + (place + phase) / number * (_SEND_END - ROLL_END) for place in range(number))
+        return tuple(times)
+
+    def hear(self, part: float, counted: int, rate: float) -> None:
+        """Register what was counted when a call arrived.
+
+        Args:
+            part: the part of the window that was over when it was sent.
+            counted: what the answer told; more than the limit: it was rejected.
+            rate: what was planned for that window.
+        """
+        early = min(1.0, (part - HELLO_BEGIN) / ROLL_PHASE)
+        if early < 0.5 or not self.rate:
+            return
+        hello, test, fill = _plan(rate)
+        later = min(1.0, max(0.0, part - ROLL_END) / (_SEND_END - ROLL_END))
+        planned = (hello + (3 if later else 1) * test) * early + fill * later
+        size = counted / planned
+        if counted > self._limit:
+            size = max(_OVERFULL * self._limit / planned, self.size)
+        if later:
+            self._late += 0.3 * (size - self._late)
+        elif counted <= self._limit:
+            self._early += 0.3 * (size - self._early)
+        gain = _GAIN if later else _GAIN * early / 2
+        self.rate *= min(1.5, max(0.6, _USE * self._limit / size / self.rate)) ** gain
+
+    @staticmethod
+    def size_of(hellos: float, limit: int) -> float:
+        """Return how many processes say that many hellos."""
+        return hellos
+
+
+def _plan(rate: float) -> tuple[float, float, float]:
+    """Return how many hellos, roll calls and other calls there are in a window."""
+    test = min(_TEST_MOST, _TEST * rate)
+    hello = (1 - test) if rate >= 1 else _HELLO * rate
+    return hello, test, max(0.0, rate - hello - 3 * test)

@@ -91,23 +91,15 @@ _RACING: Final = 0.5  # a release over less than this part of the window is a ra
 
 _RACE_UNCALLED: Final = 0.9  # ... and so many of its windows have no roll call
 
-_CROWDED: Final = 0.35  # of the limit's number; with more peers than that there is no roll call
+_UNCROWDED: Final = 0.22
+
+_CROWDED: Final = 0.3  # of the limit's number; with more peers than that there is no roll call
 
 _MISSED: Final = 2  # roll calls that came to nothing show a crowd, too ...
 
-_MISSED_LATER: Final = 8  # ... or so many if one had come to something, or the limit is greater than ...
+_MISSED_LATER: Final = 3  # ... or so many if one had come to something, or the limit is greater than ...
 
-_CROWD_LIMIT: Final = 285  # ... what a hundred processes use up by roll calls
-
-_SUSPICION_WINDOWS: Final = 8  # for so long after one that came to nothing, ...
-
-_SILENT: Final = 2  # ... if later roll calls heard none but peers ...
-
-_EVEN: Final = 3.5  # with fewer peers each of them may still use much more than we do
-
-_SILENT_OTHERS: Final = 0.15  # ... though others use so much of the limit: those are a crowd
-
-_CROWD_END: Final = 0.95  # the part of a window within which a crowd sends
+_CROWD_LIMIT: Final = 450  # ... what a hundred processes use up by roll calls
 
 
 class Share:
@@ -125,8 +117,9 @@ class Share:
         self._uniform = uniform
         self.limit = 0
         self._rolls = RollCalls()
-        self._missed = self._silent = self._suspicion = 0
-        self._crowd = Crowd()
+        self._missed = 0
+        self._hellos = 0.0
+        self._crowd = Crowd(uniform)
         self._plan = 0.0
         self._plan_now = 0
         self._plan_made = False
@@ -261,6 +254,9 @@ class Share:
                 self._overtaking = out_of_order * 1.25
         else:
             window.full_at = min(window.full_at, max(0.0, (at - begin) / windows.period))
+        if window.rate and self._crowd.rate:
+            part = (at - windows.end) / windows.period + age + 1
+            self._crowd.hear(part, counted, window.rate)
         if counted >= window.counted:
             window.counted, window.counted_at = counted, at
             window.seen = min(1.0, max(0.0, (at - begin) / windows.period))
@@ -317,7 +313,7 @@ class Share:
         """Close the present window; `windows` goes on next."""
         window = self.window
         window.own = self.own()
-        if window.is_called and (
+        if window.is_called and not window.rate and (
             window.is_missed
             or (len(window.calls) < 3 and self.sent_now <= 3 + self._heralds and window.counted >= self.limit)
         ):
@@ -347,72 +343,59 @@ class Share:
     def _called(self, window: WindowUse) -> None:
         first, second, third = (call[1] for call in window.calls)
         raw = heard(first, second, third)
-        peers = min(max(1.0, raw), 0.99 * self.limit / 3)  # so that there is room for the next roll call
-        if raw > self.limit * _CROWDED and abs(third - 2 * second + first) <= 0.05 * raw:
-            self._enter_crowd()
-            return
-        self._silent = self._silent + 1 if max(first, third - second) <= 1.05 * peers else 0
-        is_contradiction = self._suspicion > 0 and self._silent >= _SILENT
-        if is_contradiction and self._unexplained(peers) >= _SILENT_OTHERS * self.limit:
-            self._enter_crowd()
-            return
+        short, long = second - first, third - second
+        hellos = max(0.0, short - long - 2)
+        before, self._hellos = self._hellos, hellos
+        if not self._crowd.rate:
+            hellos = (hellos + before) / 2 if min(hellos, before) >= 2 else 0.0
+        members = Crowd.size_of(hellos, self.limit)
+        size = max(raw, 0.0) + members
         self._missed = 0
-        self._rolls.add(peers)
-
-    def _unexplained(self, peers: float) -> float:
-        """Return how many calls of the last window neither we nor so many peers made."""
-        past = self._past
-        if not past:
-            return 0.0
-        window = past[1] if len(past) > 1 and past[0].seen < 0.8 else past[0]
-        each = window.own if peers > _EVEN else max(window.own, self.limit / peers)
-        return window.others - (peers - 1) * each
+        if self._crowd.rate:
+            if size <= _UNCROWDED * self.limit or members < raw < _CROWDED * self.limit - members:
+                if not self._crowd.is_doubted:
+                    self._crowd.is_doubted = True
+                    return
+                self._crowd.leave()
+                self._rolls.clear()
+                self._rolls.add(max(1.0, size))
+            self._crowd.is_doubted = False
+            return
+        if size > self.limit * _CROWDED and self._enter_crowd(size):
+            return
+        self._rolls.add(min(max(1.0, size), 0.99 * self.limit / 3))  # so that there is room for the next roll call
 
     def _missed_call(self, window: WindowUse) -> None:
         """Register that the limit was used up before the roll call's end."""
         self._missed += 1
-        is_likely = self.limit < _CROWD_LIMIT
-        needed = _MISSED if is_likely and not self._rolls else _MISSED_LATER
-        if is_likely:
-            self._suspicion = _SUSPICION_WINDOWS
-            calls = window.calls
-            if len(calls) > 1 and calls[1][1]:
-                # All others were heard once between our first two calls, and some of them before.
-                first, peers = calls[0][1], calls[1][1] - calls[0][1]
-                if peers > max(first, _CROWDED * self.limit):
-                    needed = 1
-        if self._missed >= needed:
-            self._enter_crowd()
+        limit = self.limit
+        counts = [call[1] for call in window.calls if call[1]]
+        size, needed = 1.5 * limit, _MISSED if not self._rolls else _MISSED_LATER
+        if len(counts) > 1:
+            size = counts[1] - counts[0]
+            if size > _CROWDED * limit:
+                needed = 1
+        elif counts:
+            size = 0.9 * limit
+        if counts and counts[0] > limit / 2:
+            self._missed -= 1
+            return
+        if limit < _CROWD_LIMIT and self._missed >= needed:
+            self._enter_crowd(0.0)
 
-    def _enter_crowd(self) -> None:
-        if self._crowd.enter(self.limit):
-            for window in (self.window, *self._past):
-                window.is_used = True
-            self._rolls.clear()
-            self._credit = self._uniform(0, 1)
+    def _enter_crowd(self, size: float) -> bool:
+        if not self._crowd.enter(self.limit, size):
+            return False
+        self._rolls.clear()
+        self._missed = 0
+        return True
 
     def _read_crowd(self) -> None:
-        crowd = self._crowd
-        crowd.window_began()
-        self._suspicion -= 1
-        if not crowd.rate:
-            return
-        for window in self._past:
-            if window.is_used:
-                break
-            if window.full_at <= 1:
-                use, certainty = min(2.0, 1 / max(0.1, window.full_at)), 1.0
-            elif window.counted and window.seen > 0.3:
-                part = (window.seen - ROLL_END) / (_CROWD_END - ROLL_END)
-                use = window.counted / self.limit / min(1.0, part)
-                certainty = window.seen
-            else:
-                continue
-            window.is_used = True
-            crowd.read(use, certainty)
-            if not crowd.rate:
-                self._missed = self._silent = 0
-            break
+        was = self._crowd.rate
+        self._crowd.window_began()
+        if was and not self._crowd.rate:
+            self._rolls.clear()
+            self._rolls.add(min(self._crowd.size, self.limit / 4))
 
     def _done(self, part: float) -> float:
         """Return which part of their share the peers have used when that part of a window is over."""
@@ -443,37 +426,35 @@ class Share:
             self._plan_now, self._plan_made = 0, False
             return
         self._plan_made = True
-        crowded = self._is_crowded()
-        if crowded or self.peers >= _PEERS:
-            if crowded:
-                self._plan = self._crowd.rate
-            else:
-                self._estimate_heedless()
-                self._plan = max((_TARGET * limit - self._heedless) / self.peers, limit * self.claim())
+        if self._is_crowded():
+            times = self._crowd.plan()
+            window.rate = self._crowd.rate
+            self._plan_now = 3 if times is None else len(times)
+            if times is not None:
+                self._release = tuple(begin + time * period for time in times)
+                return
+        elif self.peers >= _PEERS:
+            self._estimate_heedless()
+            self._plan = max((_TARGET * limit - self._heedless) / self.peers, limit * self.claim())
             self._credit += self._plan
-            # At random, or those whose calls fell into one window would stay together.
-            jitter = self._uniform(-0.5, 0.5) if crowded else 0.0
-            self._plan_now = max(0, int(self._credit + jitter))
+            self._plan_now = max(0, int(self._credit))
         else:
             self._plan_now = 0
-        if crowded:
-            phase, number = self._uniform(0, 1), self._plan_now
-            self._credit -= number
-            start, length = begin + ROLL_END * period, (_CROWD_END - ROLL_END) * period
-            self._release = tuple(start + (place + phase) / number * length for place in range(number))
-            return
-        if self.peers < _PEERS and self.spread < _RACING and self._uniform(0, 1) < _RACE_UNCALLED:
+        crowded = self._is_crowded()
+        if not crowded and self.peers < _PEERS and self.spread < _RACING and self._uniform(0, 1) < _RACE_UNCALLED:
             self._credit -= self._plan_now
             return
         window.is_called = True
-        self._credit -= self._plan_now
-        start = begin + (ROLL_BEGIN + self._uniform(0, ROLL_PHASE)) * period
+        if not crowded:
+            self._credit -= self._plan_now
+        phase = self._uniform(0, ROLL_PHASE) / (3 if limit < _CROWD_LIMIT else 1)
+        start = begin + (ROLL_BEGIN + phase) * period
         self._release = (
             start,
             start + ROLL_SHORT * period,
             start + (ROLL_SHORT + ROLL_LONG) * period,
         )
-        if self._is_unheard and window.is_called:
+        if self._is_unheard and not crowded:
             self._release = (self._main_begin, *self._release)
             self._heralds = 1
         self._is_unheard = False
