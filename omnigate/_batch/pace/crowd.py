@@ -10,17 +10,29 @@ from omnigate._batch.pace.roll_call import ROLL_BEGIN, ROLL_END, ROLL_PHASE
 
 __all__ = ["Crowd"]
 
-_USE: Final = 0.88  # of the limit, by all together
+_FREE: Final = 1.6  # of the limit, less the square root of it that is left free
 
 _HELLO: Final = 0.8  # the part of calls that are hellos, where not all can say hello in each window
 
 _SEND_END: Final = 15 / 60  # the part of a window within which a crowd sends
 
+_STEEP: Final = 4.0
+
+_EARLY: Final = 0.7
+
+_REJECTED: Final = 0.8
+
+_FIRST: Final = 2
+
+_CLIP: Final = 0.5
+
+_GAIN_LOW: Final = 0.3
+
 _GAIN: Final = 0.4  # of a reading
 
 _OVERFULL: Final = 1.1  # of the limit, at least, was sent where one was rejected
 
-_SIZE: Final = 150
+_KNOWN: Final = 9
 
 _JITTER: Final = 0.3
 
@@ -28,9 +40,23 @@ _RATE_MOST: Final = 4.0  # calls in a window; with more there is room for roll c
 
 _RATE_LEAST: Final = 0.2  # if readings drive us below, the others do not yield and are no crowd ...
 
-_RATE_COMMON: Final = 0.6
+_RATE_COMMON: Final = 0.5
 
-_PULL: Final = 0.06
+_SLACK: Final = 0.4
+
+_PULL: Final = 0.3
+
+_DOWN: Final = 0.15
+
+_OVERFULL_WINDOWS: Final = 4
+
+_CROWD_MOST: Final = 120
+
+_PULL_MOST: Final = 1.2
+
+_GAIN_FIRST: Final = 0.8
+
+_GAIN_EARLY: Final = 0.6
 
 _DENIED_WINDOWS: Final = 30  # ... and none is believed in for so long, and the next time for twice as long
 
@@ -38,7 +64,13 @@ _TEST: Final = 1 / 24  # roll calls in a window, at a rate of 1
 
 _TEST_MOST: Final = 1 / 8
 
-_DOUBT: Final = 0.55
+_DOUBT: Final = 0.75
+
+_DOUBT_WINDOWS: Final = 3
+
+_SEEN: Final = 0.4
+
+_RISE: Final = 0.005
 
 HELLO_BEGIN: Final = ROLL_BEGIN + ROLL_PHASE / 3
 
@@ -60,6 +92,9 @@ class Crowd:
         "_greeting",
         "_late",
         "_limit",
+        "_overfull",
+        "_readings",
+        "_target",
         "_uniform",
         "_windows",
         "is_doubted",
@@ -70,22 +105,24 @@ class Crowd:
         self._uniform = uniform
         self.rate = 0.0
         self._limit = 0
+        self._target = 0.0
         self._credit = self._greeting = 0.0
         self._early = self._late = 0.0
-        self._windows = 0
+        self._windows = self._readings = self._overfull = 0
         self.is_doubted = False
         self._denied = 0
         self._denial = _DENIED_WINDOWS
 
-    def enter(self, limit: int, size: float = 0.0) -> bool:
+    def enter(self, limit: int, size: float, *, is_guess: bool) -> bool:
         """Begin to behave as in a crowd of that size, if known, unless this has been in vain lately."""
         if self.rate or self._denied > 0:
             return False
         self._limit = limit
-        size = size or math.sqrt(limit / 3 * _SIZE)
-        self.rate = min(_RATE_MOST, _USE * limit / size)
+        self._target = limit - _FREE * math.sqrt(limit)
+        self.rate = min(_RATE_MOST, self._target / size)
         self._early = self._late = size
-        self._windows = 0
+        self._windows = self._overfull = 0
+        self._readings = 0 if is_guess else _KNOWN
         self.is_doubted = False
         self._credit, self._greeting = self._uniform(0, 1), self._uniform(0, 1)
         return True
@@ -98,22 +135,28 @@ class Crowd:
         if not self.rate:
             return
         self._windows += 1
-        if self.rate < 1:
-            self.rate *= (_RATE_COMMON / self.rate) ** _PULL
+        self._overfull -= 1
+        floor = self._limit / _CROWD_MOST
+        if self._overfull <= 0 and self.rate < 1:
+            self.rate += _RISE
+        if self.rate < floor:
+            self.rate *= (floor / self.rate) ** _PULL
+        elif self._overfull > 0 and self.rate < _PULL_MOST:
+            self.rate *= (floor / self.rate) ** _DOWN
         if self.rate > _RATE_MOST:
             self.rate = 0.0
         elif self.rate < _RATE_LEAST:
             self.rate = 0.0
             self._denied = self._denial
             self._denial *= 2
-        elif self._early < _DOUBT * self._late and self._windows >= 4:
+        elif self.rate >= 1 and self._early < _DOUBT * self._late and self._windows >= _DOUBT_WINDOWS:
             self._windows = 0
             self.is_doubted = True
 
     @property
     def size(self) -> float:
         """Return how many processes were heard."""
-        return _USE * self._limit / self.rate if self.rate else self._late
+        return self._target / self.rate if self.rate else self._late
 
     def plan(self) -> tuple[float, ...] | None:
         """Return when to send in a window, as parts of it; None: hold a roll call."""
@@ -124,7 +167,7 @@ class Crowd:
         self._greeting += hello / (1 - test)
         self._credit += fill / (1 - test)
         times: list[float] = []
-        if self._greeting + (uniform(-_JITTER, _JITTER) if rate < 1 else 0.0) >= 1:
+        if self._greeting + (uniform(-_JITTER, _JITTER) if hello < 1 - test else 0.0) >= 1:
             self._greeting -= 1
             times.append(HELLO_BEGIN + uniform(0, ROLL_PHASE))
         number = max(0, int(self._credit + uniform(-_JITTER, _JITTER)))
@@ -151,11 +194,18 @@ class Crowd:
         if counted > self._limit:
             size = max(_OVERFULL * self._limit / planned, self.size)
         if later:
-            self._late += 0.3 * (size - self._late)
+            self._late += _SEEN * (size - self._late)
         elif counted <= self._limit:
-            self._early += 0.3 * (size - self._early)
-        gain = _GAIN if later else _GAIN * early / 2
-        self.rate *= min(1.5, max(0.6, _USE * self._limit / size / self.rate)) ** gain
+            self._early += _SEEN * (size - self._early)
+        self._readings += 1
+        if counted > self._limit:
+            self.rate *= min(_REJECTED, max(_CLIP, self._target / size / self.rate))
+            self._overfull = _OVERFULL_WINDOWS
+            return
+        gain = _GAIN_FIRST if self._readings <= _FIRST else _GAIN if self.rate >= 1 else _GAIN_LOW
+        if not later and self._readings > _FIRST:
+            gain *= early * _EARLY
+        self.rate *= min(1.5, max(_CLIP, self._target / size / self.rate)) ** gain
 
     @staticmethod
     def size_of(hellos: float, limit: int) -> float:

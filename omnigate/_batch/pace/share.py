@@ -89,15 +89,21 @@ _PEERS: Final = 1.5  # from so many on there are peers
 
 _RACING: Final = 0.5  # a release over less than this part of the window is a race ...
 
-_RACE_UNCALLED: Final = 0.9  # ... and so many of its windows have no roll call
+_RACE_UNCALLED: Final = 0.8  # ... and so many of its windows have no roll call
 
 _UNCROWDED: Final = 0.22
 
+_MEMBERS: Final = 0.05
+
 _CROWDED: Final = 0.3  # of the limit's number; with more peers than that there is no roll call
 
-_MISSED: Final = 2  # roll calls that came to nothing show a crowd, too ...
+_TEST_PHASE: Final = 0.3
 
-_MISSED_LATER: Final = 3  # ... or so many if one had come to something, or the limit is greater than ...
+_HERALD: Final = 0.3
+
+_MISSED_SIZE: Final = 0.75
+
+_FULL: Final = 1
 
 _CROWD_LIMIT: Final = 450  # ... what a hundred processes use up by roll calls
 
@@ -117,8 +123,8 @@ class Share:
         self._uniform = uniform
         self.limit = 0
         self._rolls = RollCalls()
-        self._missed = 0
         self._hellos = 0.0
+        self._full = 0
         self._crowd = Crowd(uniform)
         self._plan = 0.0
         self._plan_now = 0
@@ -344,13 +350,12 @@ class Share:
         first, second, third = (call[1] for call in window.calls)
         raw = heard(first, second, third)
         short, long = second - first, third - second
-        hellos = max(0.0, short - long - 2)
+        hellos = max(0.0, short - long - 2) / max(0.4, 1.2 - window.phase)
         before, self._hellos = self._hellos, hellos
         if not self._crowd.rate:
             hellos = (hellos + before) / 2 if min(hellos, before) >= 2 else 0.0
         members = Crowd.size_of(hellos, self.limit)
         size = max(raw, 0.0) + members
-        self._missed = 0
         if self._crowd.rate:
             if size <= _UNCROWDED * self.limit or members < raw < _CROWDED * self.limit - members:
                 if not self._crowd.is_doubted:
@@ -361,33 +366,32 @@ class Share:
                 self._rolls.add(max(1.0, size))
             self._crowd.is_doubted = False
             return
-        if size > self.limit * _CROWDED and self._enter_crowd(size):
+        is_crowd = size > self.limit * _CROWDED or members > max(raw, _MEMBERS * self.limit)
+        if is_crowd and self._enter_crowd(size, is_guess=False):
             return
+        if raw > max(_PEERS, 1.5 * self.peers) and abs(short - long) <= 1 + 0.1 * short:
+            self._rolls.clear()  # no other clients: they would be heard more often in the longer interval
         self._rolls.add(min(max(1.0, size), 0.99 * self.limit / 3))  # so that there is room for the next roll call
 
     def _missed_call(self, window: WindowUse) -> None:
         """Register that the limit was used up before the roll call's end."""
-        self._missed += 1
         limit = self.limit
         counts = [call[1] for call in window.calls if call[1]]
-        size, needed = 1.5 * limit, _MISSED if not self._rolls else _MISSED_LATER
-        if len(counts) > 1:
-            size = counts[1] - counts[0]
-            if size > _CROWDED * limit:
-                needed = 1
-        elif counts:
-            size = 0.9 * limit
-        if counts and counts[0] > limit / 2:
-            self._missed -= 1
+        if limit >= _CROWD_LIMIT:
             return
-        if limit < _CROWD_LIMIT and self._missed >= needed:
-            self._enter_crowd(0.0)
+        self._full = 0 if counts else self._full + 1
+        if not counts:
+            if self._full >= _FULL:
+                self._enter_crowd(_MISSED_SIZE * limit, is_guess=True)
+            return
+        calls = (counts[1] if len(counts) > 1 else limit + 1) - counts[0]
+        if calls > _CROWDED * limit:
+            self._enter_crowd(calls if len(counts) > 1 else _MISSED_SIZE * limit, is_guess=len(counts) < 2)
 
-    def _enter_crowd(self, size: float) -> bool:
-        if not self._crowd.enter(self.limit, size):
+    def _enter_crowd(self, size: float, *, is_guess: bool) -> bool:
+        if not self._crowd.enter(self.limit, size, is_guess=is_guess):
             return False
         self._rolls.clear()
-        self._missed = 0
         return True
 
     def _read_crowd(self) -> None:
@@ -447,14 +451,17 @@ class Share:
         window.is_called = True
         if not crowded:
             self._credit -= self._plan_now
-        phase = self._uniform(0, ROLL_PHASE) / (3 if limit < _CROWD_LIMIT else 1)
-        start = begin + (ROLL_BEGIN + phase) * period
+        phase = self._uniform(0, 1)
+        if crowded:
+            phase *= _TEST_PHASE
+        window.phase = phase
+        start = begin + (ROLL_BEGIN + phase * ROLL_PHASE) * period
         self._release = (
             start,
             start + ROLL_SHORT * period,
             start + (ROLL_SHORT + ROLL_LONG) * period,
         )
-        if self._is_unheard and not crowded:
+        if self._is_unheard and not crowded and self._uniform(0, 1) < _HERALD:
             self._release = (self._main_begin, *self._release)
             self._heralds = 1
         self._is_unheard = False
