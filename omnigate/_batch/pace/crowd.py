@@ -10,15 +10,15 @@ from omnigate._batch.pace.roll_call import ROLL_BEGIN, ROLL_END, ROLL_PHASE
 
 __all__ = ["Crowd"]
 
-_FREE: Final = 1.6  # of the limit, less the square root of it that is left free
+_FREE: Final = 1.9
 
-_HELLO: Final = 0.8  # the part of calls that are hellos, where not all can say hello in each window
+_HELLO: Final = 1.0
 
 _SEND_END: Final = 15 / 60  # the part of a window within which a crowd sends
 
 _STEEP: Final = 4.0
 
-_EARLY: Final = 0.7
+_EARLY: Final = 1.0
 
 _REJECTED: Final = 0.8
 
@@ -26,7 +26,7 @@ _FIRST: Final = 2
 
 _CLIP: Final = 0.5
 
-_GAIN_LOW: Final = 0.3
+_GAIN_LOW: Final = 0.4
 
 _GAIN: Final = 0.4  # of a reading
 
@@ -34,7 +34,7 @@ _OVERFULL: Final = 1.1  # of the limit, at least, was sent where one was rejecte
 
 _KNOWN: Final = 9
 
-_JITTER: Final = 0.3
+_JITTER: Final = 0.1
 
 _RATE_MOST: Final = 4.0  # calls in a window; with more there is room for roll calls
 
@@ -50,7 +50,7 @@ _DOWN: Final = 0.15
 
 _OVERFULL_WINDOWS: Final = 4
 
-_CROWD_MOST: Final = 120
+_CROWD_MOST: Final = 150
 
 _PULL_MOST: Final = 1.2
 
@@ -60,17 +60,17 @@ _GAIN_EARLY: Final = 0.6
 
 _DENIED_WINDOWS: Final = 30  # ... and none is believed in for so long, and the next time for twice as long
 
-_TEST: Final = 1 / 24  # roll calls in a window, at a rate of 1
+_TEST: Final = 0.025
 
 _TEST_MOST: Final = 1 / 8
+
+_FEW: Final = 0.75
 
 _DOUBT: Final = 0.75
 
 _DOUBT_WINDOWS: Final = 3
 
 _SEEN: Final = 0.4
-
-_RISE: Final = 0.005
 
 HELLO_BEGIN: Final = ROLL_BEGIN + ROLL_PHASE / 3
 
@@ -91,6 +91,7 @@ class Crowd:
         "_early",
         "_greeting",
         "_late",
+        "_hellos",
         "_limit",
         "_overfull",
         "_readings",
@@ -107,7 +108,7 @@ class Crowd:
         self._limit = 0
         self._target = 0.0
         self._credit = self._greeting = 0.0
-        self._early = self._late = 0.0
+        self._early = self._late = self._hellos = 0.0
         self._windows = self._readings = self._overfull = 0
         self.is_doubted = False
         self._denied = 0
@@ -121,6 +122,7 @@ class Crowd:
         self._target = limit - _FREE * math.sqrt(limit)
         self.rate = min(_RATE_MOST, self._target / size)
         self._early = self._late = size
+        self._hellos = 0.0
         self._windows = self._overfull = 0
         self._readings = 0 if is_guess else _KNOWN
         self.is_doubted = False
@@ -137,8 +139,6 @@ class Crowd:
         self._windows += 1
         self._overfull -= 1
         floor = self._limit / _CROWD_MOST
-        if self._overfull <= 0 and self.rate < 1:
-            self.rate += _RISE
         if self.rate < floor:
             self.rate *= (floor / self.rate) ** _PULL
         elif self._overfull > 0 and self.rate < _PULL_MOST:
@@ -193,6 +193,12 @@ class Crowd:
         size = counted / planned
         if counted > self._limit:
             size = max(_OVERFULL * self._limit / planned, self.size)
+        if not later and counted <= self._limit:
+            hellos = counted / early
+            self._hellos += (_SEEN if self._hellos else 1.0) * (hellos - self._hellos)
+            if rate < 1 and self.rate < 1 and self._hellos < _FEW * self._target:
+                self.rate *= (min(1.5, self._target / self._hellos) / self.rate) ** _GAIN
+                return
         if later:
             self._late += _SEEN * (size - self._late)
         elif counted <= self._limit:

@@ -89,7 +89,7 @@ _PEERS: Final = 1.5  # from so many on there are peers
 
 _RACING: Final = 0.5  # a release over less than this part of the window is a race ...
 
-_RACE_UNCALLED: Final = 0.8  # ... and so many of its windows have no roll call
+_RACE_UNCALLED: Final = 0.9  # ... and so many of its windows have no roll call
 
 _UNCROWDED: Final = 0.22
 
@@ -445,7 +445,8 @@ class Share:
         else:
             self._plan_now = 0
         crowded = self._is_crowded()
-        if not crowded and self.peers < _PEERS and self.spread < _RACING and self._uniform(0, 1) < _RACE_UNCALLED:
+        is_race = not crowded and self.peers < _PEERS and self.spread < _RACING
+        if is_race and self._hellos < 2 and self._uniform(0, 1) < _RACE_UNCALLED:
             self._credit -= self._plan_now
             return
         window.is_called = True
