@@ -1,4 +1,23 @@
-"""How much each of so many processes sends that roll calls would use up the limit. Sans-I/O."""
+"""How much each of so many processes sends that roll calls would use up the limit. Sans-I/O.
+
+Everyone follows one plan, which depends on nothing but the number of processes. So what was counted by a
+moment, divided by what the plan has one process send by then, is that number; and the limit divided by it is
+everyone's rate. Each answer is a reading of it, and each process corrects its rate by its own readings.
+
+The plan has to tell a process with a false rate from the others. So it begins alike for all who may send at
+least one call in a window: with one call each, the *hello*, within the first seconds. Where these are most
+of what was counted, own rates matter little, and all come to the same. Everything else is sent within the
+next seconds, before other clients' calls blur the readings.
+
+With a rate below one call in a window there are only hellos, and not by all: what is counted tells how much
+is sent, but no longer by how many, and readings are rare. There all begin with the same rate and change it
+by what they all read; rejections lower it, and it is not left much below the part that each has in the
+greatest crowd.
+
+Sometimes a process holds a roll call instead, paid for by what it would have sent. If most of its peers hold
+roll calls, or few are left, they are no crowd. If more was counted between the hellos and the rest than the
+plan has, it does so in the next window.
+"""
 
 from __future__ import annotations
 
@@ -10,88 +29,78 @@ from omnigate._batch.pace.roll_call import ROLL_BEGIN, ROLL_END, ROLL_PHASE
 
 __all__ = ["Crowd"]
 
-_FREE: Final = 1.9
+_FREE: Final = 1.9  # times the square root of the limit is left free: numbers of calls vary by as much
 
-_HELLO: Final = 1.0
+_HELLO_BEGIN: Final = ROLL_BEGIN + ROLL_PHASE / 3  # after the first calls of most roll calls
 
 _SEND_END: Final = 15 / 60  # the part of a window within which a crowd sends
 
-_STEEP: Final = 4.0
+_READABLE: Final = 0.5  # of the hellos are over, at least, when one is a reading
 
-_EARLY: Final = 1.0
+_GAIN: Final = 0.4  # of a reading ...
 
-_REJECTED: Final = 0.8
+_GAIN_FIRST: Final = 0.8  # ... or that much, of as many ...
 
-_FIRST: Final = 2
+_FIRST: Final = 2  # ... where the size of the crowd was only guessed
 
-_CLIP: Final = 0.5
+_CHANGE_LEAST: Final = 0.5  # the rate is multiplied by no less ...
 
-_GAIN_LOW: Final = 0.4
+_CHANGE_MOST: Final = 1.5  # ... and no more
 
-_GAIN: Final = 0.4  # of a reading
+_REJECTED: Final = 0.8  # after a rejection by no more than that
 
-_OVERFULL: Final = 1.1  # of the limit, at least, was sent where one was rejected
+_OVERFULL: Final = 1.1  # of the limit, at least, was sent where one was rejected ...
 
-_KNOWN: Final = 9
+_OVERFULL_WINDOWS: Final = 4  # ... and for so long rates near one call in a window ...
 
-_JITTER: Final = 0.1
+_OVERFULL_RATE: Final = 1.2  # ... or below that ...
+
+_FALL: Final = 0.15  # ... go that part of the way to the floor in each
+
+_CROWD_MOST: Final = 150  # processes in the greatest crowd that is looked for: each has this part, the floor
+
+_RISE: Final = 0.3  # the part of the way that lower rates go to it in a window
 
 _RATE_MOST: Final = 4.0  # calls in a window; with more there is room for roll calls
 
 _RATE_LEAST: Final = 0.2  # if readings drive us below, the others do not yield and are no crowd ...
 
-_RATE_COMMON: Final = 0.5
-
-_SLACK: Final = 0.4
-
-_PULL: Final = 0.3
-
-_DOWN: Final = 0.15
-
-_OVERFULL_WINDOWS: Final = 4
-
-_CROWD_MOST: Final = 150
-
-_PULL_MOST: Final = 1.2
-
-_GAIN_FIRST: Final = 0.8
-
-_GAIN_EARLY: Final = 0.6
-
 _DENIED_WINDOWS: Final = 30  # ... and none is believed in for so long, and the next time for twice as long
 
-_TEST: Final = 0.025
+_FEW: Final = 0.75  # of what all may send: with fewer hellos than that, all may send more than a hello
 
-_TEST_MOST: Final = 1 / 8
+_ROLL_CALLS: Final = 0.025  # in a window, at a rate of 1 ...
 
-_FEW: Final = 0.75
+_ROLL_CALLS_MOST: Final = 1 / 8  # ... and at most
 
-_DOUBT: Final = 0.75
+_DOUBT: Final = 0.75  # of the size that later calls read: if hellos read less, the others may hold roll calls
 
-_DOUBT_WINDOWS: Final = 3
+_DOUBT_WINDOWS: Final = 3  # between two such doubts
 
-_SEEN: Final = 0.4
+_MEMORY: Final = 0.6  # of what earlier readings gave, where they are only compared
 
-HELLO_BEGIN: Final = ROLL_BEGIN + ROLL_PHASE / 3
-
-HELLO_END: Final = HELLO_BEGIN + ROLL_PHASE
+_JITTER: Final = 0.1  # of a call, or those whose calls fell into one window would stay together
 
 
 class Crowd:
     """The rate of one process in a crowd.
 
+    Args:
+        uniform: draws a number between two, evenly.
+
     Attributes:
         rate: calls in a window; 0 outside of a crowd.
+        is_doubted: whether the next windows have a roll call, to find out if the others are a crowd.
     """
 
     __slots__ = (
-        "_credit",
+        "_calls",
         "_denial",
         "_denied",
-        "_early",
-        "_greeting",
-        "_late",
+        "_hello_size",
         "_hellos",
+        "_hellos_due",
+        "_later_size",
         "_limit",
         "_overfull",
         "_readings",
@@ -105,34 +114,55 @@ class Crowd:
     def __init__(self, uniform: Callable[[float, float], float]) -> None:
         self._uniform = uniform
         self.rate = 0.0
-        self._limit = 0
-        self._target = 0.0
-        self._credit = self._greeting = 0.0
-        self._early = self._late = self._hellos = 0.0
-        self._windows = self._readings = self._overfull = 0
         self.is_doubted = False
+        self._limit = 0
+        self._target = 0.0  # calls of all in a window
+        self._hellos_due = self._calls = 0.0  # what we may send; the fractions of calls are kept
+        self._hellos = 0.0  # by all in a window; 0 if unknown
+        self._hello_size = self._later_size = 1.0  # of the crowd, by what hellos and later calls read
+        self._readings = 0
+        self._windows = 0  # since the last doubt
+        self._overfull = 0  # windows that are left until a rejection is forgotten
         self._denied = 0
         self._denial = _DENIED_WINDOWS
 
+    @property
+    def size(self) -> float:
+        """How many processes there seem to be."""
+        return self._target / self.rate if self.rate else self._later_size
+
     def enter(self, limit: int, size: float, *, is_guess: bool) -> bool:
-        """Begin to behave as in a crowd of that size, if known, unless this has been in vain lately."""
+        """Begin to behave as in a crowd, unless this has been in vain lately.
+
+        Args:
+            limit: calls allowed in a window.
+            size: number of processes.
+            is_guess: whether the size is a guess, to be corrected quickly.
+        """
         if self.rate or self._denied > 0:
             return False
         self._limit = limit
         self._target = limit - _FREE * math.sqrt(limit)
         self.rate = min(_RATE_MOST, self._target / size)
-        self._early = self._late = size
-        self._hellos = 0.0
-        self._windows = self._overfull = 0
-        self._readings = 0 if is_guess else _KNOWN
         self.is_doubted = False
-        self._credit, self._greeting = self._uniform(0, 1), self._uniform(0, 1)
+        self._hello_size = self._later_size = size
+        self._hellos = 0.0
+        self._readings = 0 if is_guess else _FIRST
+        self._windows = self._overfull = 0
+        self._hellos_due, self._calls = self._uniform(0, 1), self._uniform(0, 1)
         return True
 
     def leave(self) -> None:
         self.rate = 0.0
+        self.is_doubted = False
+
+    def doubt(self) -> None:
+        """Have the next windows hold a roll call."""
+        self.is_doubted = True
+        self._windows = 0
 
     def window_began(self) -> None:
+        """Correct the rate where readings are rare; leave the crowd if it is none."""
         self._denied -= 1
         if not self.rate:
             return
@@ -140,38 +170,35 @@ class Crowd:
         self._overfull -= 1
         floor = self._limit / _CROWD_MOST
         if self.rate < floor:
-            self.rate *= (floor / self.rate) ** _PULL
-        elif self._overfull > 0 and self.rate < _PULL_MOST:
-            self.rate *= (floor / self.rate) ** _DOWN
+            self.rate *= (floor / self.rate) ** _RISE
+        elif self._overfull > 0 and self.rate < _OVERFULL_RATE:
+            self.rate *= (floor / self.rate) ** _FALL
         if self.rate > _RATE_MOST:
-            self.rate = 0.0
+            self.leave()
         elif self.rate < _RATE_LEAST:
-            self.rate = 0.0
+            self.leave()
             self._denied = self._denial
             self._denial *= 2
-        elif self.rate >= 1 and self._early < _DOUBT * self._late and self._windows >= _DOUBT_WINDOWS:
-            self._windows = 0
-            self.is_doubted = True
-
-    @property
-    def size(self) -> float:
-        """Return how many processes were heard."""
-        return self._target / self.rate if self.rate else self._late
+        elif self._windows >= _DOUBT_WINDOWS:
+            # Roll calls may have come to nothing, so a doubt ends by itself.
+            self.is_doubted = False
+            if self.rate >= 1 and self._hello_size < _DOUBT * self._later_size:
+                self.doubt()
 
     def plan(self) -> tuple[float, ...] | None:
         """Return when to send in a window, as parts of it; None: hold a roll call."""
-        rate, uniform = self.rate, self._uniform
-        hello, test, fill = _plan(rate)
-        if self.is_doubted or uniform(0, 1) < test:
+        uniform = self._uniform
+        hellos, roll_calls, calls = _plan(self.rate)
+        if self.is_doubted or uniform(0, 1) < roll_calls:
             return None
-        self._greeting += hello / (1 - test)
-        self._credit += fill / (1 - test)
+        self._hellos_due += hellos / (1 - roll_calls)
+        self._calls += calls / (1 - roll_calls)
         times: list[float] = []
-        if self._greeting + (uniform(-_JITTER, _JITTER) if hello < 1 - test else 0.0) >= 1:
-            self._greeting -= 1
-            times.append(HELLO_BEGIN + uniform(0, ROLL_PHASE))
-        number = max(0, int(self._credit + uniform(-_JITTER, _JITTER)))
-        self._credit -= number
+        if self._hellos_due + (uniform(-_JITTER, _JITTER) if self.rate < 1 else 0.0) >= 1:
+            self._hellos_due -= 1
+            times.append(_HELLO_BEGIN + uniform(0, ROLL_PHASE))
+        number = max(0, int(self._calls + uniform(-_JITTER, _JITTER)))
+        self._calls -= number
         phase = uniform(0, 1)
         times.extend(ROLL_END + (place + phase) / number * (_SEND_END - ROLL_END) for place in range(number))
         return tuple(times)
@@ -184,43 +211,39 @@ class Crowd:
             counted: what the answer told; more than the limit: it was rejected.
             rate: what was planned for that window.
         """
-        early = min(1.0, (part - HELLO_BEGIN) / ROLL_PHASE)
-        if early < 0.5 or not self.rate:
+        said = min(1.0, (part - _HELLO_BEGIN) / ROLL_PHASE)  # the part of the hellos
+        if said < _READABLE or not self.rate:
             return
-        hello, test, fill = _plan(rate)
-        later = min(1.0, max(0.0, part - ROLL_END) / (_SEND_END - ROLL_END))
-        planned = (hello + (3 if later else 1) * test) * early + fill * later
-        size = counted / planned
-        if counted > self._limit:
-            size = max(_OVERFULL * self._limit / planned, self.size)
-        if not later and counted <= self._limit:
-            hellos = counted / early
-            self._hellos += (_SEEN if self._hellos else 1.0) * (hellos - self._hellos)
-            if rate < 1 and self.rate < 1 and self._hellos < _FEW * self._target:
-                self.rate *= (min(1.5, self._target / self._hellos) / self.rate) ** _GAIN
-                return
-        if later:
-            self._late += _SEEN * (size - self._late)
-        elif counted <= self._limit:
-            self._early += _SEEN * (size - self._early)
+        hellos, roll_calls, calls = _plan(rate)
+        done = min(1.0, max(0.0, part - ROLL_END) / (_SEND_END - ROLL_END))  # the part of the calls after them
+        planned = (hellos + (3 if done else 1) * roll_calls) * said + calls * done
         self._readings += 1
         if counted > self._limit:
-            self.rate *= min(_REJECTED, max(_CLIP, self._target / size / self.rate))
+            size = max(_OVERFULL * self._limit / planned, self.size)
+            self.rate *= min(_REJECTED, max(_CHANGE_LEAST, self._target / size / self.rate))
             self._overfull = _OVERFULL_WINDOWS
+            if done:
+                self._later_size += (1 - _MEMORY) * (size - self._later_size)
             return
-        gain = _GAIN_FIRST if self._readings <= _FIRST else _GAIN if self.rate >= 1 else _GAIN_LOW
-        if not later and self._readings > _FIRST:
-            gain *= early * _EARLY
-        self.rate *= min(1.5, max(_CLIP, self._target / size / self.rate)) ** gain
-
-    @staticmethod
-    def size_of(hellos: float, limit: int) -> float:
-        """Return how many processes say that many hellos."""
-        return hellos
+        size = counted / planned
+        gain = _GAIN
+        if done:
+            self._later_size += (1 - _MEMORY) * (size - self._later_size)
+        else:
+            self._hello_size += (1 - _MEMORY) * (size - self._hello_size)
+            heard = counted / said
+            self._hellos += (1 - _MEMORY if self._hellos else 1.0) * (heard - self._hellos)
+            if max(rate, self.rate) < 1 and self._hellos < _FEW * self._target:
+                size = max(self._hellos, self._target / _CHANGE_MOST)  # everyone says hello but we
+            else:
+                gain *= said
+        if self._readings <= _FIRST:
+            gain = _GAIN_FIRST
+        self.rate *= min(_CHANGE_MOST, max(_CHANGE_LEAST, self._target / size / self.rate)) ** gain
 
 
 def _plan(rate: float) -> tuple[float, float, float]:
     """Return how many hellos, roll calls and other calls there are in a window."""
-    test = min(_TEST_MOST, _TEST * rate)
-    hello = (1 - test) if rate >= 1 else _HELLO * rate
-    return hello, test, max(0.0, rate - hello - 3 * test)
+    roll_calls = min(_ROLL_CALLS_MOST, _ROLL_CALLS * rate)
+    hellos = 1 - roll_calls if rate >= 1 else rate
+    return hellos, roll_calls, max(0.0, rate - hellos - 3 * roll_calls)

@@ -89,7 +89,7 @@ _PEERS: Final = 1.5  # from so many on there are peers
 
 _RACING: Final = 0.5  # a release over less than this part of the window is a race ...
 
-_RACE_UNCALLED: Final = 0.9  # ... and so many of its windows have no roll call
+_RACE_UNCALLED: Final = 0.8  # ... and so many of its windows have no roll call
 
 _UNCROWDED: Final = 0.22
 
@@ -103,7 +103,7 @@ _HERALD: Final = 0.3
 
 _MISSED_SIZE: Final = 0.75
 
-_FULL: Final = 1
+_MISSED: Final = 3
 
 _CROWD_LIMIT: Final = 450  # ... what a hundred processes use up by roll calls
 
@@ -124,7 +124,7 @@ class Share:
         self.limit = 0
         self._rolls = RollCalls()
         self._hellos = 0.0
-        self._full = 0
+        self._crowd_signs = self._missed = 0
         self._crowd = Crowd(uniform)
         self._plan = 0.0
         self._plan_now = 0
@@ -166,7 +166,7 @@ class Share:
 
     def claim(self) -> float:
         """Return the part of the limit that we never leave to others."""
-        return min(_CLAIM, 1 / (self.peers + 1.5))
+        return min(_CLAIM, 1 / (1.04 * self.peers + 0.7))
 
     def release_time(self, number: int) -> float:
         """Return when that many may have been sent in the present window, where others send too."""
@@ -307,7 +307,7 @@ class Share:
                 window.is_missed = True
             elif own < self.limit * self.claim():
                 self._is_beaten = True
-                if len(self._rolls) > 2 and (self._was_beaten or self.peers < _PEERS):
+                if (len(self._rolls) > 2 or self._missed >= _MISSED):
                     self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
 
     def set_limit(self, limit: int) -> None:
@@ -347,6 +347,7 @@ class Share:
     # Policy
 
     def _called(self, window: WindowUse) -> None:
+        self._crowd_signs = self._missed = 0
         first, second, third = (call[1] for call in window.calls)
         raw = heard(first, second, third)
         short, long = second - first, third - second
@@ -354,12 +355,12 @@ class Share:
         before, self._hellos = self._hellos, hellos
         if not self._crowd.rate:
             hellos = (hellos + before) / 2 if min(hellos, before) >= 2 else 0.0
-        members = Crowd.size_of(hellos, self.limit)
+        members = hellos
         size = max(raw, 0.0) + members
         if self._crowd.rate:
             if size <= _UNCROWDED * self.limit or members < raw < _CROWDED * self.limit - members:
                 if not self._crowd.is_doubted:
-                    self._crowd.is_doubted = True
+                    self._crowd.doubt()
                     return
                 self._crowd.leave()
                 self._rolls.clear()
@@ -377,16 +378,19 @@ class Share:
         """Register that the limit was used up before the roll call's end."""
         limit = self.limit
         counts = [call[1] for call in window.calls if call[1]]
-        if limit >= _CROWD_LIMIT:
-            return
-        self._full = 0 if counts else self._full + 1
-        if not counts:
-            if self._full >= _FULL:
-                self._enter_crowd(_MISSED_SIZE * limit, is_guess=True)
-            return
-        calls = (counts[1] if len(counts) > 1 else limit + 1) - counts[0]
-        if calls > _CROWDED * limit:
-            self._enter_crowd(calls if len(counts) > 1 else _MISSED_SIZE * limit, is_guess=len(counts) < 2)
+        calls = 0.0
+        if counts:
+            calls = (counts[1] if len(counts) > 1 else limit + 1) - counts[0]
+        if limit < _CROWD_LIMIT and (calls > _CROWDED * limit or not counts):
+            self._crowd_signs += 1
+            if self._crowd_signs > min(1, len(self._rolls)):
+                is_guess = len(counts) < 2
+                self._enter_crowd(_MISSED_SIZE * limit if is_guess else calls, is_guess=is_guess)
+        elif counts:
+            self._crowd_signs = 0
+            self._missed += 1
+            if self._missed >= _MISSED:
+                self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, window.full_at))
 
     def _enter_crowd(self, size: float, *, is_guess: bool) -> bool:
         if not self._crowd.enter(self.limit, size, is_guess=is_guess):
