@@ -215,7 +215,9 @@ class Crowd:
         if said < _READABLE or not self.rate:
             return
         hellos, roll_calls, calls = _plan(rate)
-        done = min(1.0, max(0.0, part - ROLL_END) / (_SEND_END - ROLL_END))  # the part of the calls after them
+        done = min(
+            1.0, max(0.0, part - ROLL_END) / (_SEND_END - ROLL_END)
+        )  # the part of the calls after them
         planned = (hellos + (3 if done else 1) * roll_calls) * said + calls * done
         self._readings += 1
         if counted > self._limit:

@@ -49,16 +49,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from omnigate._batch.pace.crowd import Crowd
-from omnigate._batch.pace.roll_call import (
-    ROLL_BEGIN,
-    ROLL_END,
-    ROLL_LONG,
-    ROLL_PHASE,
-    ROLL_SHORT,
-    RollCalls,
-    heard,
-)
+from omnigate._batch.pace.peers import Peers
+from omnigate._batch.pace.roll_call import ROLL_BEGIN, ROLL_END, ROLL_LONG, ROLL_PHASE, ROLL_SHORT
 from omnigate._batch.pace.sends import SendRecord
 from omnigate._batch.pace.use import WindowUse
 from omnigate._batch.pace.windows import Windows
@@ -85,27 +77,13 @@ _ROLL_CALL_LIMIT_MIN: Final = 12  # calls in a window; with fewer there is none
 
 _ROLL_TOLERANCE_SECONDS: Final = 0.1  # a call later than that does not count as part of it
 
-_PEERS: Final = 1.5  # from so many on there are peers
-
 _RACING: Final = 0.5  # a release over less than this part of the window is a race ...
 
-_RACE_UNCALLED: Final = 0.8  # ... and so many of its windows have no roll call
+_RACE_UNCALLED: Final = 0.7  # ... and so many of its windows have no roll call
 
-_UNCROWDED: Final = 0.22
+_CROWD_PHASE: Final = 0.3  # of that of first calls: from a crowd, roll calls begin before the hellos
 
-_MEMBERS: Final = 0.05
-
-_CROWDED: Final = 0.3  # of the limit's number; with more peers than that there is no roll call
-
-_TEST_PHASE: Final = 0.3
-
-_HERALD: Final = 0.3
-
-_MISSED_SIZE: Final = 0.75
-
-_MISSED: Final = 3
-
-_CROWD_LIMIT: Final = 450  # ... what a hundred processes use up by roll calls
+_HERALD: Final = 0.3  # the probability of an early call before the roll call
 
 
 class Share:
@@ -122,10 +100,7 @@ class Share:
         self._sends = sends
         self._uniform = uniform
         self.limit = 0
-        self._rolls = RollCalls()
-        self._hellos = 0.0
-        self._crowd_signs = self._missed = 0
-        self._crowd = Crowd(uniform)
+        self._peers = Peers(uniform)
         self._plan = 0.0
         self._plan_now = 0
         self._plan_made = False
@@ -134,7 +109,7 @@ class Share:
         self._demand = self._demand_before = 0.0
         self._overtaking = _OVERTAKING_SECONDS
         self.spread = _SPREAD
-        self._was_rejected = self._was_beaten = self._is_beaten = self._is_unheard = False
+        self._was_rejected = self._is_unheard = False
         self._heralds = 0
         self.reset()
 
@@ -154,7 +129,7 @@ class Share:
 
     @property
     def peers(self) -> float:
-        return self._rolls.peers
+        return self._peers.number
 
     def own(self) -> int:
         """Return how many of our sends count in the present window, or may."""
@@ -192,7 +167,7 @@ class Share:
         return done + math.floor(min(1.0, (now - self._main_begin) / self._main_length) * rest)
 
     def _is_crowded(self) -> bool:
-        return self._crowd.rate > 0
+        return self._peers.crowd.rate > 0
 
     def room_in_next(self) -> int:
         """Return how many more may be sent that might count in the next window."""
@@ -260,9 +235,9 @@ class Share:
                 self._overtaking = out_of_order * 1.25
         else:
             window.full_at = min(window.full_at, max(0.0, (at - begin) / windows.period))
-        if window.rate and self._crowd.rate:
+        if window.rate:
             part = (at - windows.end) / windows.period + age + 1
-            self._crowd.hear(part, counted, window.rate)
+            self._peers.crowd.hear(part, counted, window.rate)
         if counted >= window.counted:
             window.counted, window.counted_at = counted, at
             window.seen = min(1.0, max(0.0, (at - begin) / windows.period))
@@ -305,10 +280,8 @@ class Share:
                 self._is_unheard = True
             if self.sent_now <= 3 + self._heralds and window.is_called:
                 window.is_missed = True
-            elif own < self.limit * self.claim():
-                self._is_beaten = True
-                if (len(self._rolls) > 2 or self._missed >= _MISSED):
-                    self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
+            elif own < self.limit * self.claim() and self._peers.may_race:
+                self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
 
     def set_limit(self, limit: int) -> None:
         if limit != self.limit:
@@ -319,9 +292,17 @@ class Share:
         """Close the present window; `windows` goes on next."""
         window = self.window
         window.own = self.own()
-        if window.is_called and not window.rate and (
-            window.is_missed
-            or (len(window.calls) < 3 and self.sent_now <= 3 + self._heralds and window.counted >= self.limit)
+        if (
+            window.is_called
+            and not window.rate
+            and (
+                window.is_missed
+                or (
+                    len(window.calls) < 3
+                    and self.sent_now <= 3 + self._heralds
+                    and window.counted >= self.limit
+                )
+            )
         ):
             self._missed_call(window)
         self._past.appendleft(self.window)
@@ -331,7 +312,6 @@ class Share:
         if not self._was_rejected:
             self.spread = min(_SPREAD, self.spread * 1.5)
         self._was_rejected = False
-        self._was_beaten, self._is_beaten = self._is_beaten, False
         self._overtaking = max(_OVERTAKING_SECONDS, self._overtaking * 0.9)
 
     def rolled(self) -> None:
@@ -340,70 +320,19 @@ class Share:
         self.bounds_changed()
         self._sends.forget(self._windows.begin(_PAST_WINDOWS + 1))
         self._estimate_demand()
-        self._read_crowd()
+        self._peers.window_began()
         self._make_plan()
         self.share = self._share_of(self.window)
 
     # Policy
 
     def _called(self, window: WindowUse) -> None:
-        self._crowd_signs = self._missed = 0
-        first, second, third = (call[1] for call in window.calls)
-        raw = heard(first, second, third)
-        short, long = second - first, third - second
-        hellos = max(0.0, short - long - 2) / max(0.4, 1.2 - window.phase)
-        before, self._hellos = self._hellos, hellos
-        if not self._crowd.rate:
-            hellos = (hellos + before) / 2 if min(hellos, before) >= 2 else 0.0
-        members = hellos
-        size = max(raw, 0.0) + members
-        if self._crowd.rate:
-            if size <= _UNCROWDED * self.limit or members < raw < _CROWDED * self.limit - members:
-                if not self._crowd.is_doubted:
-                    self._crowd.doubt()
-                    return
-                self._crowd.leave()
-                self._rolls.clear()
-                self._rolls.add(max(1.0, size))
-            self._crowd.is_doubted = False
-            return
-        is_crowd = size > self.limit * _CROWDED or members > max(raw, _MEMBERS * self.limit)
-        if is_crowd and self._enter_crowd(size, is_guess=False):
-            return
-        if raw > max(_PEERS, 1.5 * self.peers) and abs(short - long) <= 1 + 0.1 * short:
-            self._rolls.clear()  # no other clients: they would be heard more often in the longer interval
-        self._rolls.add(min(max(1.0, size), 0.99 * self.limit / 3))  # so that there is room for the next roll call
+        self._peers.called([call[1] for call in window.calls], window.phase, self.limit)
 
     def _missed_call(self, window: WindowUse) -> None:
         """Register that the limit was used up before the roll call's end."""
-        limit = self.limit
-        counts = [call[1] for call in window.calls if call[1]]
-        calls = 0.0
-        if counts:
-            calls = (counts[1] if len(counts) > 1 else limit + 1) - counts[0]
-        if limit < _CROWD_LIMIT and (calls > _CROWDED * limit or not counts):
-            self._crowd_signs += 1
-            if self._crowd_signs > min(1, len(self._rolls)):
-                is_guess = len(counts) < 2
-                self._enter_crowd(_MISSED_SIZE * limit if is_guess else calls, is_guess=is_guess)
-        elif counts:
-            self._crowd_signs = 0
-            self._missed += 1
-            if self._missed >= _MISSED:
-                self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, window.full_at))
-
-    def _enter_crowd(self, size: float, *, is_guess: bool) -> bool:
-        if not self._crowd.enter(self.limit, size, is_guess=is_guess):
-            return False
-        self._rolls.clear()
-        return True
-
-    def _read_crowd(self) -> None:
-        was = self._crowd.rate
-        self._crowd.window_began()
-        if was and not self._crowd.rate:
-            self._rolls.clear()
-            self._rolls.add(min(self._crowd.size, self.limit / 4))
+        if self._peers.missed([call[1] for call in window.calls if call[1]], self.limit):
+            self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, window.full_at))
 
     def _done(self, part: float) -> float:
         """Return which part of their share the peers have used when that part of a window is over."""
@@ -435,13 +364,13 @@ class Share:
             return
         self._plan_made = True
         if self._is_crowded():
-            times = self._crowd.plan()
-            window.rate = self._crowd.rate
+            times = self._peers.crowd.plan()
+            window.rate = self._peers.crowd.rate
             self._plan_now = 3 if times is None else len(times)
             if times is not None:
                 self._release = tuple(begin + time * period for time in times)
                 return
-        elif self.peers >= _PEERS:
+        elif self._peers.are_known:
             self._estimate_heedless()
             self._plan = max((_TARGET * limit - self._heedless) / self.peers, limit * self.claim())
             self._credit += self._plan
@@ -449,16 +378,14 @@ class Share:
         else:
             self._plan_now = 0
         crowded = self._is_crowded()
-        is_race = not crowded and self.peers < _PEERS and self.spread < _RACING
-        if is_race and self._hellos < 2 and self._uniform(0, 1) < _RACE_UNCALLED:
+        is_race = not (crowded or self._peers.are_known) and self.spread < _RACING
+        if is_race and not self._peers.is_crowd_near and self._uniform(0, 1) < _RACE_UNCALLED:
             self._credit -= self._plan_now
             return
         window.is_called = True
         if not crowded:
             self._credit -= self._plan_now
-        phase = self._uniform(0, 1)
-        if crowded:
-            phase *= _TEST_PHASE
+        phase = self._uniform(0, _CROWD_PHASE if crowded else 1)
         window.phase = phase
         start = begin + (ROLL_BEGIN + phase * ROLL_PHASE) * period
         self._release = (
@@ -481,7 +408,7 @@ class Share:
             return left
         if self._is_crowded() and self._plan_made:
             return self._plan_now
-        if self.peers < _PEERS or not self._plan_made:
+        if not (self._peers.are_known and self._plan_made):
             expected = self._demand * (1 - window.seen)
             return max(1.0, min(left, max(left - expected, limit * self.claim())))
         plan = self._plan_now
