@@ -29,7 +29,7 @@ from omnigate._batch.pace.roll_call import ROLL_BEGIN, ROLL_END, ROLL_PHASE
 
 __all__ = ["Crowd"]
 
-_FREE: Final = 1.9  # times the square root of the limit is left free: numbers of calls vary by as much
+_FREE: Final = 2.0  # times the square root of the limit is left free: numbers of calls vary by as much
 
 _HELLO_BEGIN: Final = ROLL_BEGIN + ROLL_PHASE / 3  # after the first calls of most roll calls
 
@@ -57,7 +57,7 @@ _OVERFULL_RATE: Final = 1.2  # ... or below that ...
 
 _FALL: Final = 0.15  # ... go that part of the way to the floor in each
 
-_CROWD_MOST: Final = 150  # processes in the greatest crowd that is looked for: each has this part, the floor
+_CROWD_MOST: Final = 115  # processes in the greatest crowd that is looked for: each has this part, the floor
 
 _RISE: Final = 0.3  # the part of the way that lower rates go to it in a window
 
@@ -247,5 +247,6 @@ class Crowd:
 def _plan(rate: float) -> tuple[float, float, float]:
     """Return how many hellos, roll calls and other calls there are in a window."""
     roll_calls = min(_ROLL_CALLS_MOST, _ROLL_CALLS * rate)
-    hellos = 1 - roll_calls if rate >= 1 else rate
-    return hellos, roll_calls, max(0.0, rate - hellos - 3 * roll_calls)
+    calls = rate - 3 * roll_calls
+    hellos = min(1 - roll_calls, calls)
+    return hellos, roll_calls, calls - hellos
