@@ -29,7 +29,7 @@ from omnigate._batch.pace.roll_call import ROLL_BEGIN, ROLL_END, ROLL_PHASE
 
 __all__ = ["Crowd"]
 
-_FREE: Final = 2.0  # times the square root of the limit is left free: numbers of calls vary by as much
+_FREE: Final = 2.1  # times the square root of the limit is left free: numbers of calls vary by as much
 
 _HELLO_BEGIN: Final = ROLL_BEGIN + ROLL_PHASE / 3  # after the first calls of most roll calls
 
@@ -67,7 +67,7 @@ _RATE_LEAST: Final = 0.2  # if readings drive us below, the others do not yield 
 
 _DENIED_WINDOWS: Final = 30  # ... and none is believed in for so long, and the next time for twice as long
 
-_FEW: Final = 0.75  # of what all may send: with fewer hellos than that, all may send more than a hello
+_FEW: Final = 0.95  # of what all may send: with fewer hellos than that, all may send more than a hello
 
 _ROLL_CALLS: Final = 0.025  # in a window, at a rate of 1 ...
 

@@ -17,8 +17,8 @@ its own calls each process sees every other process exactly once, however long t
 of other clients grow with it. Two intervals of different length give both numbers: peers = (3 * short -
 long) / 2, but never more than either interval heard: a burst of another client is no crowd. Needed are no
 rejections and no common clock but the window itself, and it has no memory, so wrong beliefs do not last.
-Peers count exactly and clients at random: where counts of several windows disagree, the lower end of what
-they allow is believed.
+Where counts of several windows disagree, the lower end of what they allow is believed, unless the two
+intervals agree on many more peers: only peers are heard equally often in both (`peers`).
 
 **Among peers** each plans an equal part of 97 % of the limit, less what other clients use, and corrects it
 within the window by the difference between plan and count, divided by the number of peers: as all see the
@@ -26,20 +26,19 @@ same difference and all correct it, undivided corrections would swing (16 proces
 rejections a window; divided: none).
 
 **Against clients that know no limit**, what they used before is left to them, but never more than what
-keeps us a third of the limit (among n peers: 1 / (n + 1.5) each). If a rejection comes before that much is
-ours, later windows are released faster: a race, which is only run once roll calls have shown how many peers
-there are, and among peers only behind the roll call. Else newcomers would race each other, and no roll call
-could end it.
+keeps us a third of the limit (among n peers about 1 / (n + 0.7) each). If a rejection comes before that
+much is ours, later windows are released faster: a race. It is run once roll calls have shown how many peers
+there are, or have come to nothing a few times although no crowd was heard. Alone, most of its windows have
+no roll call; among peers it is run behind the roll call. Else newcomers would race each other, and no roll
+call could end it.
 
-**A newcomer** beside a client that takes the whole window in its first second is not heard by it. Once
-rejected before any call of its own was admitted, it sends one call at the window's very beginning: enough
-for the other to hold the roll call.
+**A newcomer** next to a client that takes the whole window in its first second is not heard by it. Once
+rejected before any call of its own was admitted, it soon sends one call at the window's very beginning:
+enough for the other to hold the roll call. It does so more probably with each such window: if all newcomers
+of a crowd did so in each, no roll call would ever be completed.
 
-**In a crowd**, more than a third of the limit's number, the roll call itself exceeds the limit. A process
-that has counted so many, or was kept from it in the same way, leaves roll calls and follows `crowd`: a few
-calls a window at random times, none of them during roll calls. One that stays behind would take what the
-crowd leaves: after a roll call that came to nothing, one that hears only peers in a window that others use
-up later shows where they are.
+**In a crowd**, about a third of the limit's number, the roll call itself exceeds the limit. There it shrinks
+to a single call, and all send what `crowd` plans.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ _RACE_UNCALLED: Final = 0.7  # ... and so many of its windows have no roll call
 
 _CROWD_PHASE: Final = 0.3  # of that of first calls: from a crowd, roll calls begin before the hellos
 
-_HERALD: Final = 0.3  # the probability of an early call before the roll call
+_HERALD: Final = 0.3  # the probability of an early call before the roll call, for each such window
 
 
 class Share:
@@ -109,7 +108,8 @@ class Share:
         self._demand = self._demand_before = 0.0
         self._overtaking = _OVERTAKING_SECONDS
         self.spread = _SPREAD
-        self._was_rejected = self._is_unheard = False
+        self._was_rejected = False
+        self._unheard = 0  # windows in a row in which we were rejected before any call was admitted
         self._heralds = 0
         self.reset()
 
@@ -276,8 +276,7 @@ class Share:
             self._was_rejected = True
             part = (now - self._windows.end_low) / self._windows.period + 1
             own, window = self.own(), self.window
-            if own <= 1:
-                self._is_unheard = True
+            self._unheard = self._unheard + 1 if own <= 1 else 0
             if self.sent_now <= 3 + self._heralds and window.is_called:
                 window.is_missed = True
             elif own < self.limit * self.claim() and self._peers.may_race:
@@ -310,6 +309,7 @@ class Share:
             self._demand_before = self._demand_after(self._demand_before, self._past.pop())
         self.window, self._next = self._next, WindowUse()
         if not self._was_rejected:
+            self._unheard = 0
             self.spread = min(_SPREAD, self.spread * 1.5)
         self._was_rejected = False
         self._overtaking = max(_OVERTAKING_SECONDS, self._overtaking * 0.9)
@@ -393,10 +393,9 @@ class Share:
             start + ROLL_SHORT * period,
             start + (ROLL_SHORT + ROLL_LONG) * period,
         )
-        if self._is_unheard and not crowded and self._uniform(0, 1) < _HERALD:
+        if not crowded and self._uniform(0, 1) < _HERALD * self._unheard:
             self._release = (self._main_begin, *self._release)
             self._heralds = 1
-        self._is_unheard = False
         self._main_begin = begin + ROLL_END * period
         self._main_length = max(0.01, self.spread - ROLL_END) * period
 
