@@ -67,6 +67,8 @@ _RATE_LEAST: Final = 0.2  # if readings drive us below, the others do not yield 
 
 _DENIED_WINDOWS: Final = 30  # ... and none is believed in for so long, and the next time for twice as long
 
+_SHUT_OUT: Final = 3  # rejected hellos in a row, or two with an early one: others take all, and are no crowd
+
 _FEW: Final = 0.95  # of what all may send: with fewer hellos than that, all may send more than a hello
 
 _ROLL_CALLS: Final = 0.025  # in a window, at a rate of 1 ...
@@ -104,6 +106,7 @@ class Crowd:
         "_limit",
         "_overfull",
         "_readings",
+        "_shut_out",
         "_target",
         "_uniform",
         "_windows",
@@ -123,6 +126,7 @@ class Crowd:
         self._readings = 0
         self._windows = 0  # since the last doubt
         self._overfull = 0  # windows that are left until a rejection is forgotten
+        self._shut_out = 0  # hellos in a row that were rejected; early ones count twice
         self._denied = 0
         self._denial = _DENIED_WINDOWS
 
@@ -148,7 +152,7 @@ class Crowd:
         self._hello_size = self._later_size = size
         self._hellos = 0.0
         self._readings = 0 if is_guess else _FIRST
-        self._windows = self._overfull = 0
+        self._windows = self._overfull = self._shut_out = 0
         self._hellos_due, self._calls = self._uniform(0, 1), self._uniform(0, 1)
         return True
 
@@ -212,7 +216,15 @@ class Crowd:
             rate: what was planned for that window.
         """
         said = min(1.0, (part - _HELLO_BEGIN) / ROLL_PHASE)  # the part of the hellos
-        if said < _READABLE or not self.rate:
+        if not self.rate:
+            return
+        if part < ROLL_END:
+            # Hellos alone do not use up the limit before half of them are said.
+            self._shut_out = 0 if counted <= self._limit else self._shut_out + (1 if said >= _READABLE else 2)
+            if self._shut_out >= _SHUT_OUT:
+                self.leave()
+                return
+        if said < _READABLE:
             return
         hellos, roll_calls, calls = _plan(rate)
         done = min(

@@ -34,6 +34,8 @@ _MEMBERS_LEAST: Final = 0.05  # of the limit's number: fewer hellos are no crowd
 
 _GUESS: Final = 0.75  # of the limit's number: the size of a crowd that could not be counted
 
+_SIGNS_UNHEARD: Final = 2  # of a crowd, with no call admitted, that may have been a single client
+
 _STRAYS: Final = 2  # calls in the short interval that need no explanation
 
 _EXACT: Final = 0.1  # part by which the intervals may differ if no other client sends
@@ -53,12 +55,14 @@ class Peers:
         crowd: how to behave in a crowd.
     """
 
-    __slots__ = ("_hellos", "_missed", "_rolls", "_signs", "crowd")
+    __slots__ = ("_hellos", "_is_crowded", "_missed", "_rolls", "_room", "_signs", "crowd")
 
     def __init__(self, uniform: Callable[[float, float], float]) -> None:
         self.crowd = Crowd(uniform)
         self._rolls = RollCalls()
         self._hellos = 0.0  # heard in the last roll call
+        self._is_crowded = False
+        self._room = 0.0  # the number of peers that leave room for roll calls
         self._signs = 0  # of a crowd, in a row, by roll calls that came to nothing
         self._missed = 0  # roll calls that came to nothing without such a sign, in a row
 
@@ -83,12 +87,9 @@ class Peers:
         return self._hellos > _STRAYS
 
     def window_began(self) -> None:
-        if self.crowd.rate:
-            self.crowd.window_began()
-            if not self.crowd.rate:
-                self._begin_again(self.crowd.size)
-        else:
-            self.crowd.window_began()
+        self.crowd.window_began()
+        if self._is_crowded and not self.crowd.rate:
+            self._begin_again(min(self.crowd.size, self._room))
 
     def called(self, counts: Sequence[float], phase: float, limit: int) -> None:
         """Register a roll call.
@@ -138,11 +139,11 @@ class Peers:
         within = ((counts[1] if len(counts) > 1 else limit + 1) - counts[0]) if counts else limit
         if limit < _CROWD_LIMIT and within > _CROWDED * limit:
             self._signs += 1
-            if self._signs > min(1, len(self._rolls)):
+            # A client that takes all in the window's first second needs two windows to hear us.
+            if self._signs > (min(1, len(self._rolls)) if counts else _SIGNS_UNHEARD):
                 is_guess = len(counts) < 2
                 self._enter(limit, _GUESS * limit if is_guess else within, is_guess=is_guess)
         elif counts:
-            self._signs = 0
             self._missed += 1
         return self._missed >= _MISSED_RACE
 
@@ -150,8 +151,11 @@ class Peers:
         if not self.crowd.enter(limit, size, is_guess=is_guess):
             return False
         self._rolls.clear()
+        self._is_crowded = True
+        self._room = _UNCROWDED * limit
         return True
 
     def _begin_again(self, number: float) -> None:
+        self._is_crowded = False
         self._rolls.clear()
         self._rolls.add(max(1.0, number))
