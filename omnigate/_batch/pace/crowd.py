@@ -29,7 +29,7 @@ from omnigate._batch.pace.roll_call import ROLL_BEGIN, ROLL_END, ROLL_PHASE
 
 __all__ = ["Crowd"]
 
-_FREE: Final = 2.1  # times the square root of the limit is left free: numbers of calls vary by as much
+_FREE: Final = 2.2  # times the square root of the limit is left free: numbers of calls vary by as much
 
 _HELLO_BEGIN: Final = ROLL_BEGIN + ROLL_PHASE / 3  # after the first calls of most roll calls
 

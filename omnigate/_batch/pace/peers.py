@@ -32,9 +32,11 @@ _CROWD_LIMIT: Final = 450  # with a higher one, a hundred processes have room fo
 
 _MEMBERS_LEAST: Final = 0.05  # of the limit's number: fewer hellos are no crowd
 
-_GUESS: Final = 0.75  # of the limit's number: the size of a crowd that could not be counted
+_GUESS: Final = 0.82  # of the limit's number: the size of a crowd that could not be counted
 
-_SIGNS_UNHEARD: Final = 2  # of a crowd, with no call admitted, that may have been a single client
+_SIGNS_UNHEARD: Final = 1  # of a crowd, with no call admitted, that may have been a single client
+
+_GUESS_UNHEARD: Final = 1.2  # the same, if no call was admitted
 
 _STRAYS: Final = 2  # calls in the short interval that need no explanation
 
@@ -42,7 +44,7 @@ _EXACT: Final = 0.1  # part by which the intervals may differ if no other client
 
 _ROLLS_RACE: Final = 2  # roll calls that must have shown the number of peers before a race ...
 
-_MISSED_RACE: Final = 3  # ... or that came to nothing in a row
+_MISSED_RACE: Final = 4  # ... or that came to nothing in a row
 
 
 class Peers:
@@ -142,7 +144,8 @@ class Peers:
             # A client that takes all in the window's first second needs two windows to hear us.
             if self._signs > (min(1, len(self._rolls)) if counts else _SIGNS_UNHEARD):
                 is_guess = len(counts) < 2
-                self._enter(limit, _GUESS * limit if is_guess else within, is_guess=is_guess)
+                guess = _GUESS if counts else _GUESS_UNHEARD
+                self._enter(limit, guess * limit if is_guess else within, is_guess=is_guess)
         elif counts:
             self._missed += 1
         return self._missed >= _MISSED_RACE

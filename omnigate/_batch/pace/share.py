@@ -82,7 +82,7 @@ _RACE_UNCALLED: Final = 0.7  # ... and so many of its windows have no roll call
 
 _CROWD_PHASE: Final = 0.3  # of that of first calls: from a crowd, roll calls begin before the hellos
 
-_HERALD: Final = 0.5  # the probability of an early call before the roll call, for each such window
+_HERALD: Final = 0.35  # the probability of an early call before the roll call, for each such window
 
 
 class Share:
