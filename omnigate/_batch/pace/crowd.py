@@ -77,6 +77,8 @@ _ROLL_CALLS_MOST: Final = 1 / 8  # ... and at most
 
 _DOUBT: Final = 0.75  # of the size that later calls read: if hellos read less, the others may hold roll calls
 
+_DOUBT_LOW: Final = 0.5  # the same, at rates below one, where only roll calls are later
+
 _DOUBT_WINDOWS: Final = 3  # between two such doubts
 
 _MEMORY: Final = 0.6  # of what earlier readings gave, where they are only compared
@@ -186,7 +188,8 @@ class Crowd:
         elif self._windows >= _DOUBT_WINDOWS:
             # Roll calls may have come to nothing, so a doubt ends by itself.
             self.is_doubted = False
-            if self.rate >= 1 and self._hello_size < _DOUBT * self._later_size:
+            doubt = _DOUBT if self.rate >= 1 else _DOUBT_LOW
+            if self._hello_size < doubt * self._later_size:
                 self.doubt()
 
     def plan(self) -> tuple[float, ...] | None:

@@ -142,7 +142,10 @@ class Peers:
         if limit < _CROWD_LIMIT and within > _CROWDED * limit:
             self._signs += 1
             # A client that takes all in the window's first second needs two windows to hear us.
-            if self._signs > (min(1, len(self._rolls)) if counts else _SIGNS_UNHEARD):
+            needed = min(1, len(self._rolls))
+            if not counts:
+                needed = _SIGNS_UNHEARD + min(1, len(self._rolls))
+            if self._signs > needed:
                 is_guess = len(counts) < 2
                 guess = _GUESS if counts else _GUESS_UNHEARD
                 self._enter(limit, guess * limit if is_guess else within, is_guess=is_guess)

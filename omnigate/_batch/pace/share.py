@@ -78,7 +78,7 @@ _ROLL_TOLERANCE_SECONDS: Final = 0.1  # a call later than that does not count as
 
 _RACING: Final = 0.5  # a release over less than this part of the window is a race ...
 
-_RACE_UNCALLED: Final = 0.7  # ... and so many of its windows have no roll call
+_RACE_UNCALLED: Final = 0.8  # ... and so many of its windows have no roll call
 
 _CROWD_PHASE: Final = 0.3  # of that of first calls: from a crowd, roll calls begin before the hellos
 
