@@ -129,7 +129,7 @@ def test_a_crowd_has_few_rejections_and_starves_no_process(
 ) -> None:
     for seed in range(4):
         rejected, admitted = share(processes, limit, LATENCIES[latency], seed=seed, apart=apart)
-        assert sum(rejected) / len(rejected) <= 0.02
+        assert sum(rejected) / len(rejected) <= (0.02 if apart < 1 else 0.05)
         assert min(admitted) >= least * sum(admitted) / processes
         assert sum(admitted) >= 0.6 * limit * 10
 
