@@ -17,8 +17,8 @@ its own calls each process sees every other process exactly once, however long t
 of other clients grow with it. Two intervals of different length give both numbers: peers = (3 * short -
 long) / 2, but never more than either interval heard: a burst of another client is no crowd. Needed are no
 rejections and no common clock but the window itself, and it has no memory, so wrong beliefs do not last.
-Peers count exactly and clients at random: where counts of several windows disagree, the lower end of what
-they allow is believed.
+Where counts of several windows disagree, the lower end of what they allow is believed, unless the two
+intervals agree on many more peers: only peers are heard equally often in both (`peers`).
 
 **Among peers** each plans an equal part of 97 % of the limit, less what other clients use, and corrects it
 within the window by the difference between plan and count, divided by the number of peers: as all see the
@@ -26,20 +26,19 @@ same difference and all correct it, undivided corrections would swing (16 proces
 rejections a window; divided: none).
 
 **Against clients that know no limit**, what they used before is left to them, but never more than what
-keeps us a third of the limit (among n peers: 1 / (n + 1.5) each). If a rejection comes before that much is
-ours, later windows are released faster: a race, which is only run once roll calls have shown how many peers
-there are, and among peers only behind the roll call. Else newcomers would race each other, and no roll call
-could end it.
+keeps us a third of the limit (among n peers about 1 / (n + 0.7) each). If a rejection comes before that
+much is ours, later windows are released faster: a race. It is run once roll calls have shown how many peers
+there are, or have come to nothing a few times although no crowd was heard. Alone, most of its windows have
+no roll call; among peers it is run behind the roll call. Else newcomers would race each other, and no roll
+call could end it.
 
-**A newcomer** beside a client that takes the whole window in its first second is not heard by it. Once
-rejected before any call of its own was admitted, it sends one call at the window's very beginning: enough
-for the other to hold the roll call.
+**A newcomer** next to a client that takes the whole window in its first second is not heard by it. Once
+rejected before any call of its own was admitted, it soon sends one call at the window's very beginning:
+enough for the other to hold the roll call. It does so more probably with each such window: if all newcomers
+of a crowd did so in each, no roll call would ever be completed.
 
-**In a crowd**, more than a third of the limit's number, the roll call itself exceeds the limit. A process
-that has counted so many, or was kept from it in the same way, leaves roll calls and follows `crowd`: a few
-calls a window at random times, none of them during roll calls. One that stays behind would take what the
-crowd leaves: after a roll call that came to nothing, one that hears only peers in a window that others use
-up later shows where they are.
+**In a crowd**, about a third of the limit's number, the roll call itself exceeds the limit. There it shrinks
+to a single call, and all send what `crowd` plans.
 """
 
 from __future__ import annotations
@@ -49,16 +48,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from omnigate._batch.pace.crowd import Crowd
-from omnigate._batch.pace.roll_call import (
-    ROLL_BEGIN,
-    ROLL_END,
-    ROLL_LONG,
-    ROLL_PHASE,
-    ROLL_SHORT,
-    RollCalls,
-    heard,
-)
+from omnigate._batch.pace.peers import Peers
+from omnigate._batch.pace.roll_call import ROLL_BEGIN, ROLL_END, ROLL_LONG, ROLL_PHASE, ROLL_SHORT
 from omnigate._batch.pace.sends import SendRecord
 from omnigate._batch.pace.use import WindowUse
 from omnigate._batch.pace.windows import Windows
@@ -85,29 +76,13 @@ _ROLL_CALL_LIMIT_MIN: Final = 12  # calls in a window; with fewer there is none
 
 _ROLL_TOLERANCE_SECONDS: Final = 0.1  # a call later than that does not count as part of it
 
-_PEERS: Final = 1.5  # from so many on there are peers
-
 _RACING: Final = 0.5  # a release over less than this part of the window is a race ...
 
-_RACE_UNCALLED: Final = 0.9  # ... and so many of its windows have no roll call
+_RACE_UNCALLED: Final = 0.8  # ... and so many of its windows have no roll call
 
-_CROWDED: Final = 0.35  # of the limit's number; with more peers than that there is no roll call
+_CROWD_PHASE: Final = 0.3  # of that of first calls: from a crowd, roll calls begin before the hellos
 
-_MISSED: Final = 2  # roll calls that came to nothing show a crowd, too ...
-
-_MISSED_LATER: Final = 8  # ... or so many if one had come to something, or the limit is greater than ...
-
-_CROWD_LIMIT: Final = 285  # ... what a hundred processes use up by roll calls
-
-_SUSPICION_WINDOWS: Final = 8  # for so long after one that came to nothing, ...
-
-_SILENT: Final = 2  # ... if later roll calls heard none but peers ...
-
-_EVEN: Final = 3.5  # with fewer peers each of them may still use much more than we do
-
-_SILENT_OTHERS: Final = 0.15  # ... though others use so much of the limit: those are a crowd
-
-_CROWD_END: Final = 0.95  # the part of a window within which a crowd sends
+_HERALD: Final = 0.35  # the probability of an early call before the roll call, for each such window
 
 
 class Share:
@@ -124,9 +99,7 @@ class Share:
         self._sends = sends
         self._uniform = uniform
         self.limit = 0
-        self._rolls = RollCalls()
-        self._missed = self._silent = self._suspicion = 0
-        self._crowd = Crowd()
+        self._peers = Peers(uniform)
         self._plan = 0.0
         self._plan_now = 0
         self._plan_made = False
@@ -135,7 +108,8 @@ class Share:
         self._demand = self._demand_before = 0.0
         self._overtaking = _OVERTAKING_SECONDS
         self.spread = _SPREAD
-        self._was_rejected = self._was_beaten = self._is_beaten = self._is_unheard = False
+        self._was_rejected = False
+        self._unheard = 0  # windows in a row in which we were rejected before any call was admitted
         self._heralds = 0
         self.reset()
 
@@ -155,7 +129,7 @@ class Share:
 
     @property
     def peers(self) -> float:
-        return self._rolls.peers
+        return self._peers.number
 
     def own(self) -> int:
         """Return how many of our sends count in the present window, or may."""
@@ -167,7 +141,7 @@ class Share:
 
     def claim(self) -> float:
         """Return the part of the limit that we never leave to others."""
-        return min(_CLAIM, 1 / (self.peers + 1.5))
+        return min(_CLAIM, 1 / (1.02 * self.peers + 1.1))
 
     def release_time(self, number: int) -> float:
         """Return when that many may have been sent in the present window, where others send too."""
@@ -193,7 +167,7 @@ class Share:
         return done + math.floor(min(1.0, (now - self._main_begin) / self._main_length) * rest)
 
     def _is_crowded(self) -> bool:
-        return self._crowd.rate > 0
+        return self._peers.crowd.rate > 0
 
     def room_in_next(self) -> int:
         """Return how many more may be sent that might count in the next window."""
@@ -261,6 +235,9 @@ class Share:
                 self._overtaking = out_of_order * 1.25
         else:
             window.full_at = min(window.full_at, max(0.0, (at - begin) / windows.period))
+        if window.rate:
+            part = (at - windows.end) / windows.period + age + 1
+            self._peers.crowd.hear(part, counted, window.rate)
         if counted >= window.counted:
             window.counted, window.counted_at = counted, at
             window.seen = min(1.0, max(0.0, (at - begin) / windows.period))
@@ -299,14 +276,11 @@ class Share:
             self._was_rejected = True
             part = (now - self._windows.end_low) / self._windows.period + 1
             own, window = self.own(), self.window
-            if own <= 1:
-                self._is_unheard = True
+            self._unheard = self._unheard + 1 if own <= 1 else 0
             if self.sent_now <= 3 + self._heralds and window.is_called:
                 window.is_missed = True
-            elif own < self.limit * self.claim():
-                self._is_beaten = True
-                if len(self._rolls) > 2 and (self._was_beaten or self.peers < _PEERS):
-                    self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
+            elif own < self.limit * self.claim() and self._peers.may_race:
+                self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
 
     def set_limit(self, limit: int) -> None:
         if limit != self.limit:
@@ -317,9 +291,17 @@ class Share:
         """Close the present window; `windows` goes on next."""
         window = self.window
         window.own = self.own()
-        if window.is_called and (
-            window.is_missed
-            or (len(window.calls) < 3 and self.sent_now <= 3 + self._heralds and window.counted >= self.limit)
+        if (
+            window.is_called
+            and not window.rate
+            and (
+                window.is_missed
+                or (
+                    len(window.calls) < 3
+                    and self.sent_now <= 3 + self._heralds
+                    and window.counted >= self.limit
+                )
+            )
         ):
             self._missed_call(window)
         self._past.appendleft(self.window)
@@ -327,9 +309,9 @@ class Share:
             self._demand_before = self._demand_after(self._demand_before, self._past.pop())
         self.window, self._next = self._next, WindowUse()
         if not self._was_rejected:
+            self._unheard = 0
             self.spread = min(_SPREAD, self.spread * 1.5)
         self._was_rejected = False
-        self._was_beaten, self._is_beaten = self._is_beaten, False
         self._overtaking = max(_OVERTAKING_SECONDS, self._overtaking * 0.9)
 
     def rolled(self) -> None:
@@ -338,81 +320,19 @@ class Share:
         self.bounds_changed()
         self._sends.forget(self._windows.begin(_PAST_WINDOWS + 1))
         self._estimate_demand()
-        self._read_crowd()
+        self._peers.window_began()
         self._make_plan()
         self.share = self._share_of(self.window)
 
     # Policy
 
     def _called(self, window: WindowUse) -> None:
-        first, second, third = (call[1] for call in window.calls)
-        raw = heard(first, second, third)
-        peers = min(max(1.0, raw), 0.99 * self.limit / 3)  # so that there is room for the next roll call
-        if raw > self.limit * _CROWDED and abs(third - 2 * second + first) <= 0.05 * raw:
-            self._enter_crowd()
-            return
-        self._silent = self._silent + 1 if max(first, third - second) <= 1.05 * peers else 0
-        is_contradiction = self._suspicion > 0 and self._silent >= _SILENT
-        if is_contradiction and self._unexplained(peers) >= _SILENT_OTHERS * self.limit:
-            self._enter_crowd()
-            return
-        self._missed = 0
-        self._rolls.add(peers)
-
-    def _unexplained(self, peers: float) -> float:
-        """Return how many calls of the last window neither we nor so many peers made."""
-        past = self._past
-        if not past:
-            return 0.0
-        window = past[1] if len(past) > 1 and past[0].seen < 0.8 else past[0]
-        each = window.own if peers > _EVEN else max(window.own, self.limit / peers)
-        return window.others - (peers - 1) * each
+        self._peers.called([call[1] for call in window.calls], window.phase, self.limit)
 
     def _missed_call(self, window: WindowUse) -> None:
         """Register that the limit was used up before the roll call's end."""
-        self._missed += 1
-        is_likely = self.limit < _CROWD_LIMIT
-        needed = _MISSED if is_likely and not self._rolls else _MISSED_LATER
-        if is_likely:
-            self._suspicion = _SUSPICION_WINDOWS
-            calls = window.calls
-            if len(calls) > 1 and calls[1][1]:
-                # All others were heard once between our first two calls, and some of them before.
-                first, peers = calls[0][1], calls[1][1] - calls[0][1]
-                if peers > max(first, _CROWDED * self.limit):
-                    needed = 1
-        if self._missed >= needed:
-            self._enter_crowd()
-
-    def _enter_crowd(self) -> None:
-        if self._crowd.enter(self.limit):
-            for window in (self.window, *self._past):
-                window.is_used = True
-            self._rolls.clear()
-            self._credit = self._uniform(0, 1)
-
-    def _read_crowd(self) -> None:
-        crowd = self._crowd
-        crowd.window_began()
-        self._suspicion -= 1
-        if not crowd.rate:
-            return
-        for window in self._past:
-            if window.is_used:
-                break
-            if window.full_at <= 1:
-                use, certainty = min(2.0, 1 / max(0.1, window.full_at)), 1.0
-            elif window.counted and window.seen > 0.3:
-                part = (window.seen - ROLL_END) / (_CROWD_END - ROLL_END)
-                use = window.counted / self.limit / min(1.0, part)
-                certainty = window.seen
-            else:
-                continue
-            window.is_used = True
-            crowd.read(use, certainty)
-            if not crowd.rate:
-                self._missed = self._silent = 0
-            break
+        if self._peers.missed([call[1] for call in window.calls if call[1]], self.limit):
+            self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, window.full_at))
 
     def _done(self, part: float) -> float:
         """Return which part of their share the peers have used when that part of a window is over."""
@@ -443,40 +363,39 @@ class Share:
             self._plan_now, self._plan_made = 0, False
             return
         self._plan_made = True
-        crowded = self._is_crowded()
-        if crowded or self.peers >= _PEERS:
-            if crowded:
-                self._plan = self._crowd.rate
-            else:
-                self._estimate_heedless()
-                self._plan = max((_TARGET * limit - self._heedless) / self.peers, limit * self.claim())
+        if self._is_crowded():
+            times = self._peers.crowd.plan()
+            window.rate = self._peers.crowd.rate
+            self._plan_now = 3 if times is None else len(times)
+            if times is not None:
+                self._release = tuple(begin + time * period for time in times)
+                return
+        elif self._peers.are_known:
+            self._estimate_heedless()
+            self._plan = max((_TARGET * limit - self._heedless) / self.peers, limit * self.claim())
             self._credit += self._plan
-            # At random, or those whose calls fell into one window would stay together.
-            jitter = self._uniform(-0.5, 0.5) if crowded else 0.0
-            self._plan_now = max(0, int(self._credit + jitter))
+            self._plan_now = max(0, int(self._credit))
         else:
             self._plan_now = 0
-        if crowded:
-            phase, number = self._uniform(0, 1), self._plan_now
-            self._credit -= number
-            start, length = begin + ROLL_END * period, (_CROWD_END - ROLL_END) * period
-            self._release = tuple(start + (place + phase) / number * length for place in range(number))
-            return
-        if self.peers < _PEERS and self.spread < _RACING and self._uniform(0, 1) < _RACE_UNCALLED:
+        crowded = self._is_crowded()
+        is_race = not (crowded or self._peers.are_known) and self.spread < _RACING
+        if is_race and not self._peers.is_crowd_near and self._uniform(0, 1) < _RACE_UNCALLED:
             self._credit -= self._plan_now
             return
         window.is_called = True
-        self._credit -= self._plan_now
-        start = begin + (ROLL_BEGIN + self._uniform(0, ROLL_PHASE)) * period
+        if not crowded:
+            self._credit -= self._plan_now
+        phase = self._uniform(0, _CROWD_PHASE if crowded else 1)
+        window.phase = phase
+        start = begin + (ROLL_BEGIN + phase * ROLL_PHASE) * period
         self._release = (
             start,
             start + ROLL_SHORT * period,
             start + (ROLL_SHORT + ROLL_LONG) * period,
         )
-        if self._is_unheard and window.is_called:
+        if not crowded and self._uniform(0, 1) < _HERALD * self._unheard:
             self._release = (self._main_begin, *self._release)
             self._heralds = 1
-        self._is_unheard = False
         self._main_begin = begin + ROLL_END * period
         self._main_length = max(0.01, self.spread - ROLL_END) * period
 
@@ -488,7 +407,7 @@ class Share:
             return left
         if self._is_crowded() and self._plan_made:
             return self._plan_now
-        if self.peers < _PEERS or not self._plan_made:
+        if not (self._peers.are_known and self._plan_made):
             expected = self._demand * (1 - window.seen)
             return max(1.0, min(left, max(left - expected, limit * self.claim())))
         plan = self._plan_now

@@ -18,10 +18,11 @@ class WindowUse:
         "full_at",
         "is_called",
         "is_missed",
-        "is_used",
         "others",
         "own",
         "own_late",
+        "phase",
+        "rate",
         "seen",
         "taken_back",
     )
@@ -37,6 +38,7 @@ class WindowUse:
         self.own_late: list[float] = []  # confirmed sends from near or before its beginning
         self.taken_back: list[float] = []  # sends from near its beginning that counted in the one before
         self.calls: list[list[float]] = []  # of the roll call: [sent at, counted]
-        self.is_used = False  # read by a crowd
+        self.phase = 0.0  # of its roll call
+        self.rate = 0.0  # what we planned as a part of a crowd
         self.is_missed = False  # its roll call: the limit was used up before
         self.is_called = False  # whether we took part in its roll call

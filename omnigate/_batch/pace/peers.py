@@ -1,0 +1,167 @@
+"""Who else sends: paced processes that a roll call counts, a crowd of them, or other clients. Sans-I/O.
+
+What a roll call (`roll_call`) heard is read three ways:
+
+* Peers that hold the same roll call are heard equally often in the short and the long interval.
+* Members of a crowd say hello within the short interval, and nothing in the long one.
+* Other clients are heard more often the longer the interval.
+
+With more peers than a third of the limit's number, the roll call itself exceeds the limit: they are a crowd.
+They are one, too, if most of the others behave as one. A process whose roll call came to nothing enters the
+crowd if so many calls came within a second as only a crowd sends. Else others have used up the limit first,
+and after a few such windows we race them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from omnigate._batch.pace.crowd import Crowd
+from omnigate._batch.pace.roll_call import RollCalls, heard
+
+__all__ = ["Peers"]
+
+_PEERS: Final = 1.5  # from so many on there are peers
+
+_CROWDED: Final = 0.3  # of the limit's number; more peers than that are a crowd ...
+
+_UNCROWDED: Final = 0.22  # ... until they are fewer than that
+
+_CROWD_LIMIT: Final = 450  # with a higher one, a hundred processes have room for roll calls
+
+_MEMBERS_LEAST: Final = 0.05  # of the limit's number: fewer hellos are no crowd
+
+_GUESS: Final = 0.82  # of the limit's number: the size of a crowd that could not be counted
+
+_SIGNS_UNHEARD: Final = 1  # of a crowd, with no call admitted, that may have been a single client
+
+_GUESS_UNHEARD: Final = 1.2  # the same, if no call was admitted
+
+_STRAYS: Final = 2  # calls in the short interval that need no explanation
+
+_EXACT: Final = 0.1  # part by which the intervals may differ if no other client sends
+
+_ROLLS_RACE: Final = 2  # roll calls that must have shown the number of peers before a race ...
+
+_MISSED_RACE: Final = 4  # ... or that came to nothing in a row
+
+
+class Peers:
+    """What roll calls tell of the others.
+
+    Args:
+        uniform: draws a number between two, evenly.
+
+    Attributes:
+        crowd: how to behave in a crowd.
+    """
+
+    __slots__ = ("_hellos", "_is_crowded", "_missed", "_rolls", "_room", "_signs", "crowd")
+
+    def __init__(self, uniform: Callable[[float, float], float]) -> None:
+        self.crowd = Crowd(uniform)
+        self._rolls = RollCalls()
+        self._hellos = 0.0  # heard in the last roll call
+        self._is_crowded = False
+        self._room = 0.0  # the number of peers that leave room for roll calls
+        self._signs = 0  # of a crowd, in a row, by roll calls that came to nothing
+        self._missed = 0  # roll calls that came to nothing without such a sign, in a row
+
+    @property
+    def number(self) -> float:
+        """How many paced processes there are, this one included; 0 if unknown, or in a crowd."""
+        return self._rolls.peers
+
+    @property
+    def are_known(self) -> bool:
+        """Whether there are peers."""
+        return self.number >= _PEERS
+
+    @property
+    def may_race(self) -> bool:
+        """Whether enough is known of the others to send faster than them."""
+        return len(self._rolls) > _ROLLS_RACE or self._missed >= _MISSED_RACE
+
+    @property
+    def is_crowd_near(self) -> bool:
+        """Whether the last roll call heard hellos, and the next one has to confirm them."""
+        return self._hellos > _STRAYS
+
+    def window_began(self) -> None:
+        self.crowd.window_began()
+        if self._is_crowded and not self.crowd.rate:
+            self._begin_again(min(self.crowd.size, self._room))
+
+    def called(self, counts: Sequence[float], phase: float, limit: int) -> None:
+        """Register a roll call.
+
+        Args:
+            counts: what our three calls got.
+            phase: the part of the phase of first calls that was over at ours.
+            limit: calls allowed in a window.
+        """
+        self._signs = self._missed = 0
+        peers = heard(*counts)
+        short, long = counts[1] - counts[0], counts[2] - counts[1]
+        members = max(0.0, short - long - _STRAYS) / max(0.4, 1.2 - phase)
+        before, self._hellos = self._hellos, members
+        crowd = self.crowd
+        if crowd.rate:
+            size = max(peers, 0.0) + members
+            is_crowd = size > _UNCROWDED * limit and not members < peers < _CROWDED * limit - members
+            if is_crowd:
+                crowd.is_doubted = False
+            elif crowd.is_doubted:
+                crowd.leave()
+                self._begin_again(size)
+            else:
+                crowd.doubt()
+            return
+        # A burst of another client looks the same, but not twice.
+        members = (members + before) / 2 if min(members, before) >= _STRAYS else 0.0
+        size = max(peers, 0.0) + members
+        is_crowd = size > _CROWDED * limit or members > max(peers, _MEMBERS_LEAST * limit)
+        if is_crowd and self._enter(limit, size, is_guess=False):
+            return
+        if peers > max(_PEERS, 1.5 * self.number) and abs(short - long) <= 1 + _EXACT * short:
+            self._rolls.clear()  # no other client has blurred it, so it is worth more than the others
+        self._rolls.add(min(max(1.0, size), 0.99 * limit / 3))  # so that there is room for the next one
+
+    def missed(self, counts: Sequence[float], limit: int) -> bool:
+        """Register a roll call that came to nothing, as the limit was used up before its end.
+
+        Args:
+            counts: what those of our calls got that were admitted.
+            limit: calls allowed in a window.
+
+        Returns:
+            Whether to race the others.
+        """
+        within = ((counts[1] if len(counts) > 1 else limit + 1) - counts[0]) if counts else limit
+        if limit < _CROWD_LIMIT and within > _CROWDED * limit:
+            self._signs += 1
+            # A client that takes all in the window's first second needs two windows to hear us.
+            needed = min(1, len(self._rolls))
+            if not counts:
+                needed = _SIGNS_UNHEARD + min(1, len(self._rolls))
+            if self._signs > needed:
+                is_guess = len(counts) < 2
+                guess = _GUESS if counts else _GUESS_UNHEARD
+                self._enter(limit, guess * limit if is_guess else within, is_guess=is_guess)
+        elif counts:
+            self._missed += 1
+        return self._missed >= _MISSED_RACE
+
+    def _enter(self, limit: int, size: float, *, is_guess: bool) -> bool:
+        if not self.crowd.enter(limit, size, is_guess=is_guess):
+            return False
+        self._rolls.clear()
+        self._is_crowded = True
+        self._room = _UNCROWDED * limit
+        return True
+
+    def _begin_again(self, number: float) -> None:
+        self._is_crowded = False
+        self._rolls.clear()
+        self._rolls.add(max(1.0, number))

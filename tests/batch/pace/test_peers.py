@@ -1,0 +1,154 @@
+"""Who the others are, and how much each process of a crowd sends: tables and exact counts."""
+
+import random
+
+import pytest
+
+from omnigate._batch.pace.crowd import Crowd
+from omnigate._batch.pace.peers import Peers
+
+# After the hellos and before anything else is sent; and when all is sent.
+AFTER_HELLOS, AFTER_ALL = 5.0 / 60, 20.0 / 60
+
+
+def new_peers() -> Peers:
+    return Peers(lambda low, high: low)
+
+
+def crowd_of(size: float, *, limit: int = 60, is_guess: bool = False) -> Crowd:
+    crowd = Crowd(lambda low, high: (low + high) / 2)
+    assert crowd.enter(limit, size, is_guess=is_guess)
+    return crowd
+
+
+def sent_in(crowd: Crowd, windows: int) -> int:
+    sent = 0
+    for _ in range(windows):
+        crowd.window_began()
+        plan = crowd.plan()
+        sent += 3 if plan is None else len(plan)
+    return sent
+
+
+@pytest.mark.parametrize("number", [2, 5, 15])
+def test_a_roll_call_counts_the_peers_that_hold_it(number: int) -> None:
+    peers = new_peers()
+    for _ in range(2):
+        peers.called([1, 1 + number, 1 + 2 * number], 0.0, 60)
+    assert peers.number == pytest.approx(number)
+    assert (peers.are_known, peers.crowd.rate) == (True, 0.0)
+
+
+def test_calls_that_come_more_often_the_longer_the_interval_are_no_peers() -> None:
+    peers = new_peers()
+    for _ in range(3):
+        peers.called([5, 15, 45], 0.0, 600)
+    assert (peers.are_known, peers.may_race) == (False, True)
+
+
+def test_many_more_peers_than_before_are_believed_in_if_both_intervals_agree() -> None:
+    peers = new_peers()
+    for _ in range(4):
+        peers.called([5, 15, 45], 0.0, 600)
+    peers.called([1, 41, 81], 0.0, 600)
+    assert peers.number == 40
+
+
+def test_more_peers_than_roll_calls_have_room_for_are_a_crowd() -> None:
+    peers = new_peers()
+    peers.called([1, 20, 39], 0.0, 60)
+    assert 2 < peers.crowd.rate < 3
+
+
+def test_hellos_are_taken_for_a_crowd_the_second_time() -> None:
+    peers = new_peers()
+    peers.called([1, 21, 21], 0.0, 60)
+    assert (peers.crowd.rate, peers.is_crowd_near) == (0.0, True)
+    peers.called([1, 21, 21], 0.0, 60)
+    assert peers.crowd.rate > 1
+
+
+def test_a_roll_call_that_so_many_calls_kept_from_its_end_shows_a_crowd() -> None:
+    peers = new_peers()
+    assert not peers.missed([10], 60)  # the second call was rejected a second later
+    assert peers.crowd.rate > 0
+
+
+def test_a_window_that_was_full_before_the_roll_call_shows_a_crowd_the_second_time() -> None:
+    peers = new_peers()
+    peers.missed([], 60)
+    assert peers.crowd.rate == 0.0
+    peers.missed([], 60)
+    assert 0 < peers.crowd.rate < 1
+
+
+def test_roll_calls_that_never_end_although_no_crowd_was_heard_lead_to_a_race() -> None:
+    peers = new_peers()
+    assert [peers.missed([50], 60) for _ in range(4)] == [False, False, False, True]
+    assert (peers.may_race, peers.crowd.rate) == (True, 0.0)
+
+
+def test_a_crowd_is_left_when_most_of_the_others_hold_roll_calls_twice() -> None:
+    peers = new_peers()
+    peers.called([1, 20, 39], 0.0, 60)
+    for _ in range(2):
+        assert peers.crowd.rate > 0
+        peers.called([1, 9, 17], 0.0, 60)
+    assert (peers.crowd.rate, peers.number) == (0.0, 8)
+
+
+@pytest.mark.parametrize("size", [25, 40])
+def test_the_rate_in_a_crowd_is_the_limit_over_what_was_counted_for_each_planned_call(size: int) -> None:
+    crowd = crowd_of(80)
+    for _ in range(12):
+        crowd.window_began()
+        crowd.hear(AFTER_ALL, round(size * crowd.rate), crowd.rate)
+    assert crowd.size == pytest.approx(size, rel=0.1)
+
+
+def test_a_process_with_more_than_its_part_of_a_crowd_comes_to_that_of_the_others() -> None:
+    crowd, size = crowd_of(14), 28  # all others send a hello and half a call more, and it twice as much
+    for _ in range(20):
+        crowd.window_began()
+        crowd.hear(AFTER_HELLOS, size, crowd.rate)
+    assert crowd.size == pytest.approx(size, rel=0.15)
+
+
+def test_rejections_lower_the_rate_in_a_crowd() -> None:
+    crowd = crowd_of(50)
+    before = crowd.rate
+    crowd.hear(AFTER_ALL, 61, crowd.rate)
+    assert crowd.rate <= 0.8 * before
+
+
+def test_a_crowd_whose_hellos_are_all_rejected_is_left() -> None:
+    crowd = crowd_of(80)
+    for _ in range(2):
+        crowd.hear(1.8 / 60, 61, crowd.rate)
+    assert crowd.rate == 0.0
+
+
+def test_a_crowd_that_has_few_processes_left_is_left() -> None:
+    crowd = crowd_of(30)
+    for _ in range(20):
+        crowd.window_began()
+        crowd.hear(AFTER_ALL, round(4 * crowd.rate), max(crowd.rate, 0.5))
+    assert crowd.rate == 0.0
+
+
+@pytest.mark.parametrize("size", [20, 40, 80])
+def test_a_process_of_a_crowd_sends_at_its_rate(size: int) -> None:
+    dice = random.Random(size)
+    crowd = Crowd(dice.uniform)
+    assert crowd.enter(60, size, is_guess=False)
+    rate = crowd.rate
+    assert sent_in(crowd, 200) == pytest.approx(200 * rate, rel=0.15)
+
+
+def test_calls_of_a_crowd_begin_after_those_of_roll_calls_and_end_early() -> None:
+    dice = random.Random(1)
+    crowd = Crowd(dice.uniform)
+    crowd.enter(60, 15, is_guess=False)
+    times = [time for _ in range(100) for time in crowd.plan() or ()]
+    assert min(times) > 1.2 / 60
+    assert max(times) <= 15 / 60
