@@ -77,13 +77,13 @@ def test_a_benchmark_completes_a_batch(contender: str, what: str) -> None:
 def test_a_benchmark_reports_the_best_of_its_rounds_and_a_line_for_what_failed() -> None:
     section = Section("sync", "Sync calls", "A note.", "threads", "calls_per_second", "calls/s")
     section.add("ours", "trio", 2, what="sync_calls", threads=2, calls=8)
-    section.add("nobody", "trio", 1, what="sync_calls", threads=2, calls=8)
+    section.add("protocol", "trio", 1, what="nothing that is measured", threads=2, calls=8)
     section.run(run)
     section.results[0].figures.append({"calls_per_second": 1e9})
     assert section.results[0].best("calls_per_second") == 1e9
     text = page([section], "command", "today", FACTS)
     assert "| omnigate, trio | 1,000,000,000 |" in text
-    assert "Skipped: nobody failed" in text
+    assert "Skipped: protocol failed: KeyError" in text
     assert '"calls_per_second": 1000000000.0' in data([section], "command", "today", FACTS)
 
 

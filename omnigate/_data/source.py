@@ -151,8 +151,8 @@ def data_source(requests: Any) -> DataSource:
 def is_open_file(requests: object) -> bool:
     """Return whether something is an open file that is read without awaiting."""
     # Of the instance, not of its class: temporary files pass calls on to a file.
-    methods = (getattr(requests, name, None) for name in ("read", "readline"))
-    return not hasattr(type(requests), "__aiter__") and all(map(callable, methods))
+    read, readline = getattr(requests, "read", None), getattr(requests, "readline", None)
+    return not hasattr(type(requests), "__aiter__") and callable(read) and callable(readline)
 
 
 def _is_paths(requests: object) -> bool:

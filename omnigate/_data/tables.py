@@ -50,7 +50,7 @@ def is_table(given: Any) -> bool:
     kind = type(cast("object", given))
     if _reader_of(given) is not None:
         return True
-    has_columns = any(hasattr(kind, name) for name in ("columns", "column_names"))
+    has_columns = hasattr(kind, "columns") or hasattr(kind, "column_names")
     return hasattr(kind, "__dataframe__") or (hasattr(kind, "__arrow_c_stream__") and has_columns)
 
 

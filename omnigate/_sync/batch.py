@@ -399,9 +399,9 @@ class SyncBatch(UnpicklableReader, Generic[ParsedT_co]):
                 self._read()
                 if inside.feed.read:
                     self._portal.post(inside.feed.accept)
-        outcome = outcomes[0]
+        outcome = cast("OutcomeOf[ParsedT_co]", outcomes[0])
         del outcomes[0]  # not `popleft()`: Ctrl-C as that call returns would lose the outcome
-        return cast("OutcomeOf[ParsedT_co]", outcome)
+        return outcome
 
     def _leave(self) -> None:
         """Leave the batch and wait for its end; quietly if the client was closed, which has ended it."""

@@ -24,7 +24,7 @@ FAILURES = {
 @pytest.fixture(scope="session")
 def published_python() -> Path:
     """Return the interpreter of a separate environment with 0.1.0 installed."""
-    return benchmarks.harness.published_python()
+    return benchmarks.harness.python_of("published")
 
 
 def run_program(python: Path | str) -> str:
