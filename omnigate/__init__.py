@@ -30,6 +30,7 @@ from omnigate.client import Client
 from omnigate.exceptions import (
     APIError,
     AuthError,
+    BatchLimitError,
     BudgetExceededError,
     ClientClosedError,
     ConnectionError,
@@ -83,6 +84,7 @@ __all__ = [
     "AsyncClient",
     "AuthError",
     "Batch",
+    "BatchLimitError",
     "BatchSettings",
     "BatchStats",
     "Budget",

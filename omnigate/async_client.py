@@ -618,6 +618,9 @@ class AsyncClient(BaseAsyncClient):
         progress: ProgressArgument = False,
         max_wait_seconds: Number = MAX_WAIT_SECONDS,
         stop_after_failures: StopAfterFailures = "auto",
+        max_cost_usd: Number | None = None,
+        max_tokens_total: Integer | None = None,
+        max_seconds: Number | None = None,
         user_id: Id | None = None,
         response_type: type[Parsed] | None = None,
         response_retries: Integer = RESPONSE_RETRIES,
@@ -669,6 +672,13 @@ class AsyncClient(BaseAsyncClient):
             stop_after_failures: after how many failed items to end the batch with `TooManyFailuresError`: an
                 integer; or a float, a share (above 0, at most 1) of the items that ended, once twenty have;
                 or None for never. "auto": when the first twenty items fail with the same 400, 404 or 422.
+            max_cost_usd: end the batch with `BatchLimitError` before it spends more, in USD above 0. No item
+                is started once it would pass the limit, at the mean cost so far, together with those in
+                flight; these are completed and yielded. Until the first cost is known, items are called one
+                at a time. Only this run counts, not what the journal has of earlier ones.
+            max_tokens_total: the same for the tokens of prompts and responses, at least 1.
+            max_seconds: the same for the time since the batch was entered: no item is started that would take
+                longer, at the mean duration so far.
             user_id: the end user, overriding the client's; "" for none.
             response_type: a type that all responses have to fit, as in `chat`. A success in the journal that
                 does not fit is called again.
@@ -695,6 +705,9 @@ class AsyncClient(BaseAsyncClient):
                 progress=progress,
                 max_wait_seconds=cast("float", max_wait_seconds),
                 stop_after_failures=stop_after_failures,
+                max_cost_usd=cast("float | None", max_cost_usd),
+                max_tokens_total=cast("int | None", max_tokens_total),
+                max_seconds=cast("float | None", max_seconds),
                 user_id=cast("str | None", user_id),
                 response_type=response_type,
                 response_retries=cast("int", response_retries),
@@ -751,8 +764,9 @@ class AsyncClient(BaseAsyncClient):
                 place of each item that was not called. If False, the first error cancels the other calls and
                 is raised.
             options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
-                `stop_after_failures`, `user_id`, `response_retries`,
-                `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for details.
+                `stop_after_failures`, `max_cost_usd`, `max_tokens_total`, `max_seconds`, `user_id`,
+                `response_retries`, `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and
+                `batch` for details.
 
         Raises:
             GatewayError: the first error of an item, unless `return_exceptions`.

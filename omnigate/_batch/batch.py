@@ -1,8 +1,8 @@
 """Fan-out: any number of requests through one client, exactly one outcome for each.
 
 Parts. `Source` reads the items, `pace` says when they may be sent, `Caller` makes their calls, `Outbox` hands
-out their outcomes, `Record` keeps the journal, `Enough` counts the failures, `lifecycle` holds the state.
-This module drives them.
+out their outcomes, `Record` keeps the journal, `Enough` counts the failures, `Caps` what is spent, and
+`lifecycle` holds the state. This module drives them.
 
 Structure. `async with` owns one task, and nothing runs outside its group of workers. A worker takes the turn,
 prepares an item, passes the turn on by starting another worker if there is room for one, makes the call, and
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Sized
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -38,6 +38,7 @@ import anyio
 import anyio.lowlevel
 
 from omnigate._batch.caller import Caller, Entry, Ready
+from omnigate._batch.caps import Caps
 from omnigate._batch.enough import Enough
 from omnigate._batch.items import Item, read_item
 from omnigate._batch.journal.file import NotCompactedError
@@ -89,8 +90,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
     flight and returns only when all of them have ended.
 
     Iterating raises, after the last outcome: the error that matched `stop_on`; the source's exception,
-    unwrapped; `JournalError`; `TooManyFailuresError`. If the block is left before that, a failure to
-    write an outcome is still raised at the end of the block, or added as a note to the block's own
+    unwrapped; `JournalError`; `TooManyFailuresError`; `BatchLimitError`. If the block is left before that, a
+    failure to write an outcome is still raised at the end of the block, or added as a note to the block's own
     exception: that response was billed and is missing from the journal. Other failures at the end
     (`progress`, the disk) are reported the same way. A journal that could not be compacted is only a
     `JournalWarning`: nothing is lost. A batch that is left before an outcome was read is a
@@ -120,6 +121,9 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         self._upstreams: dict[Upstream, None] = {}  # those in use, the one used last at the end
         self._flow = Flow(self._most, is_auto=self._is_auto, wake=self._wake, goes_on=self._goes_on)
         self._enough = Enough(options.stop_after_failures)
+        self._caps = Caps(options) if options.has_caps else None
+        self._call_ended: anyio.Event | None = None  # for an item that has no room within the caps
+        self._length = len(options.requests) if isinstance(options.requests, Sized) else None
         self._last_stats: BatchStats | None = BatchStats()  # while it is not open
         self._progress: Progress | None = None
         self._caller: Caller
@@ -373,6 +377,10 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                         self._workers.start_soon(self._guarded, self._progress.run)
                     if self._options.journal is not None:
                         self._workers.start_soon(self._guarded, self._record.run)
+                    if self._caps is not None:
+                        self._caps.start(self._clock())
+                        if self._caps.has_time_limit:
+                            self._workers.start_soon(self._guarded, self._watch_time)
                     self._workers.start_soon(self._work)
         except BaseException as error:  # cancellations too: the reader may be shielded from them
             self._stop(error)
@@ -413,8 +421,50 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 upstream.withdraw(self._flow)
         is_winding_down = State.OPEN < self._lifecycle.state < State.ENDED
         if is_winding_down and self._in_flight == 0 and not self._is_turn_taken:
+            self._settle_caps()
             self._lifecycle.advance(State.ENDED)
         self._outbox.notify()
+
+    def _settle_caps(self) -> None:
+        """Tell what the batch has spent, if a cap has ended it; it has not if every item has its outcome."""
+        caps, lifecycle = self._caps, self._lifecycle
+        if caps is None or caps.error is None or lifecycle.error is not caps.error:
+            return
+        read, tally = self._outbox.read, self._tally
+        is_all = self._source.is_exhausted or read == self._length
+        if is_all and tally.succeeded + tally.failed + tally.replayed == read:
+            lifecycle.forget_error()
+        else:
+            caps.tell(self._clock())
+
+    async def _watch_time(self) -> None:
+        """End the batch once its time is over, even while all items wait."""
+        assert self._caps is not None
+        while (left := self._caps.seconds_left(self._clock())) > 0:  # noqa: ASYNC110 - it changes meanwhile
+            await anyio.sleep(left)
+        if self._lifecycle.state < State.ENDED:
+            self._has_reached_cap()
+
+    def _has_reached_cap(self) -> bool:
+        """Return whether no further item may start because of a cap; the batch ends then."""
+        reached = None if self._caps is None else self._caps.reached(self._clock())
+        if reached is None:
+            return False
+        self._stop(reached)
+        return True
+
+    async def _fits_caps(self) -> bool:
+        """Wait until one more item fits within the caps; False if none will, or the batch was stopped."""
+        caps = self._caps
+        while caps is not None and not self._has_reached_cap():
+            if self._caller.is_abandoned:
+                return False
+            if caps.has_room(self._in_flight):
+                return True
+            self._call_ended = anyio.Event()
+            if await self._caller.pause(self._call_ended.wait) is None:
+                return False
+        return caps is None
 
     async def _take_turns(self) -> None:
         while self._goes_on():
@@ -435,9 +485,14 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                         continue
                 if not self._is_full():
                     self._workers.start_soon(self._work)
+                started_at = self._clock()
                 outcome = await self._caller.call(ready, entry)
+                if self._caps is not None:
+                    self._caps.took(self._clock() - started_at)
             finally:
                 self._in_flight -= 1
+                if self._call_ended is not None:
+                    self._call_ended.set()
                 if entry is not None:
                     entry.slot.free()
             if outcome is not None:
@@ -468,6 +523,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             prepared = self._prepare(item)
             if prepared is None:
                 continue
+            if self._caps is not None and not await self._fits_caps():
+                return None
             ready = self._ready(item, *prepared, read_at)
             entry = self._caller.try_enter(ready)
             if entry is not None:
@@ -514,9 +571,15 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
     async def _enter(self, ready: Ready) -> Entry | None:
         """Wait until an item may be sent; None if it was given up, by the batch or for waiting too long."""
         try:
-            return await self._caller.enter(ready, is_again=False)
+            entry = await self._caller.enter(ready, is_again=False)
         except OutOfPatienceError:
             error = self._caller.out_of_patience(ready)
+        else:
+            if entry is not None and self._has_reached_cap():  # while it waited
+                entry.slot.free()
+                ready.gate.ended(entry.send)
+                return None
+            return entry
         self._end(self._caller.outcome(ready.item, ready.read_at, 0, None, error), ready.digest)
         return None
 
@@ -564,6 +627,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
     def _end(self, outcome: Outcome, digest: str | None) -> None:
         """Record the outcome of an item of this run unless the digest is None, and hand it out."""
         self._tally.add(outcome)
+        if self._caps is not None:
+            self._caps.add(outcome)
         error = outcome.error
         try:
             stops = error is not None and self._options.stops(error)

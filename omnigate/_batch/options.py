@@ -55,6 +55,9 @@ class BatchSettings(CallOptions, total=False):
             provider and the end of outages.
         stop_after_failures: end the batch after so many failed items (an integer), at such a share of them
             (a float, at most 1), never (None), or when the first twenty fail alike ("auto").
+        max_cost_usd: end the batch before it spends more, in USD above 0; None for no limit.
+        max_tokens_total: end the batch before it uses more tokens, at least 1; None for no limit.
+        max_seconds: end the batch after so many seconds, above 0; None for no limit.
         user_id: the end user, overriding the client's; "" for none. At most 255 Latin-1 characters.
         response_retries: how often to ask again for a response that does not fit `response_type`.
 
@@ -67,6 +70,9 @@ class BatchSettings(CallOptions, total=False):
     progress: ProgressArgument
     max_wait_seconds: Number
     stop_after_failures: StopAfterFailures
+    max_cost_usd: Number | None
+    max_tokens_total: Integer | None
+    max_seconds: Number | None
     user_id: Id | None
     response_retries: Integer
 
@@ -98,6 +104,9 @@ class BatchOptions:
     progress: ProgressArgument = False
     max_wait_seconds: float = MAX_WAIT_SECONDS
     stop_after_failures: StopAfterFailures = "auto"
+    max_cost_usd: float | None = None
+    max_tokens_total: int | None = None
+    max_seconds: float | None = None
     user_id: str | None = None
     response_type: Any = None
     response_retries: int = RESPONSE_RETRIES
@@ -123,12 +132,24 @@ class BatchOptions:
         check_progress(self.progress)
         checked["max_wait_seconds"] = check_number(self.max_wait_seconds, "max_wait_seconds", above=0)
         check_stop_after_failures(self.stop_after_failures)
+        for name in ("max_cost_usd", "max_seconds"):
+            if getattr(self, name) is not None:
+                checked[name] = check_number(getattr(self, name), name, above=0, otherwise=", or None")
+        if self.max_tokens_total is not None:
+            checked["max_tokens_total"] = check_integer(
+                self.max_tokens_total, "max_tokens_total", minimum=1, otherwise=", or None"
+            )
         checked["user_id"] = check_user_id(self.user_id)
         checked["response_format"] = check_response_type(self.response_type)
         checked["response_retries"] = check_integer(self.response_retries, "response_retries", minimum=0)
         check_options(self.call_options, self.method)
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # the dataclass is frozen
+
+    @property
+    def has_caps(self) -> bool:
+        """Whether the batch may only spend so much."""
+        return (self.max_cost_usd, self.max_tokens_total, self.max_seconds) != (None, None, None)
 
     def stops_at_limit(self, error: GatewayError, seconds: float) -> bool:
         """Return whether the gateway's own 429, with this wait in seconds, ends the batch."""
