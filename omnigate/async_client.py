@@ -618,6 +618,7 @@ class AsyncClient(BaseAsyncClient):
         progress: ProgressArgument = False,
         max_wait_seconds: Number = MAX_WAIT_SECONDS,
         stop_after_failures: StopAfterFailures = "auto",
+        dedupe: bool = False,
         max_cost_usd: Number | None = None,
         max_tokens_total: Integer | None = None,
         max_seconds: Number | None = None,
@@ -672,6 +673,9 @@ class AsyncClient(BaseAsyncClient):
             stop_after_failures: after how many failed items to end the batch with `TooManyFailuresError`: an
                 integer; or a float, a share (above 0, at most 1) of the items that ended, once twenty have;
                 or None for never. "auto": when the first twenty items fail with the same 400, 404 or 422.
+            dedupe: whether to call equal requests only once. Every item has an outcome of its own (and a line
+                in the journal); those of the later ones have `attempts` 0, and cost and tokens 0. A failure
+                is shared, too. Without a journal, the distinct responses are kept in memory until the end.
             max_cost_usd: end the batch with `BatchLimitError` before it spends more, in USD above 0. No item
                 is started once it would pass the limit, at the mean cost so far, together with those in
                 flight; these are completed and yielded. Until the first cost is known, items are called one
@@ -705,6 +709,7 @@ class AsyncClient(BaseAsyncClient):
                 progress=progress,
                 max_wait_seconds=cast("float", max_wait_seconds),
                 stop_after_failures=stop_after_failures,
+                dedupe=dedupe,
                 max_cost_usd=cast("float | None", max_cost_usd),
                 max_tokens_total=cast("int | None", max_tokens_total),
                 max_seconds=cast("float | None", max_seconds),
@@ -764,9 +769,9 @@ class AsyncClient(BaseAsyncClient):
                 place of each item that was not called. If False, the first error cancels the other calls and
                 is raised.
             options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
-                `stop_after_failures`, `max_cost_usd`, `max_tokens_total`, `max_seconds`, `user_id`,
-                `response_retries`, `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and
-                `batch` for details.
+                `stop_after_failures`, `dedupe`, `max_cost_usd`, `max_tokens_total`, `max_seconds`,
+                `user_id`, `response_retries`, `timeout`, `deadline_seconds`, `extra_headers`; see
+                `BatchSettings`, and `batch` for details.
 
         Raises:
             GatewayError: the first error of an item, unless `return_exceptions`.

@@ -53,6 +53,7 @@ from omnigate._batch.pace.queue import Flow
 from omnigate._batch.pace.upstream import Upstream
 from omnigate._batch.progress import Progress
 from omnigate._batch.record import Record
+from omnigate._batch.repeats import Repeat, Repeats
 from omnigate._batch.source import END, Source
 from omnigate._calls.attempts import Call
 from omnigate._calls.structured import MisfitError, ResponseFormat, complete
@@ -61,7 +62,8 @@ from omnigate._runtime.isolation import is_cancellation
 from omnigate._transport.messages import Origin
 from omnigate._wire.pickling import UnpicklableReader
 from omnigate._wire.results import ParsedT_co
-from omnigate.exceptions import InvalidArgumentError, JournalError, NotStartedError
+from omnigate.exceptions import GatewayError, InvalidArgumentError, JournalError, NotStartedError
+from omnigate.models import ChatResponse
 
 if TYPE_CHECKING:
     from omnigate._calls.session import Session
@@ -111,6 +113,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         # Without replay, too, a success is read if it has to fit a type.
         wants = options.replay or options.response_format is not None
         self._record = Record(options.journal, lock=options.journal_lock, want_response=wants)
+        self._repeats = Repeats(self._record, options.response_format) if options.dedupe else None
         self._in_flight = 0
         self._called = 0
         self._parked = 0  # of those in flight: wait for their first slot
@@ -523,6 +526,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             prepared = self._prepare(item)
             if prepared is None:
                 continue
+            if self._repeats is not None and self._is_repeat(Repeat(item, prepared[1], read_at)):
+                continue
             if self._caps is not None and not await self._fits_caps():
                 return None
             ready = self._ready(item, *prepared, read_at)
@@ -599,6 +604,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             call = digest = found = None
             item = Item(item.index, item.id, item.request, InvalidArgumentError(str(repeated)))
         if found is not None and _fits(found, format):
+            if self._repeats is not None and digest:
+                self._repeats.replayed(item, digest)
             self._replay(item, found)
         elif call is not None and digest is not None:
             return call, digest
@@ -645,6 +652,36 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             enough = self._enough.count(error)
             if enough is not None:
                 self._stop(enough)
+        self._outbox.put(outcome)
+        if self._repeats is not None:
+            is_recorded = self._record.is_open and self._record.unwritten is None
+            waited = self._repeats.ended(outcome, is_recorded=is_recorded)
+            if error is None or self._lifecycle.state < State.STOPPING:
+                for repeat, result in waited:
+                    self._end_repeat(repeat, result)
+
+    def _is_repeat(self, repeat: Repeat) -> bool:
+        """Return whether an item's request is that of an earlier one, which then gives it its outcome."""
+        assert self._repeats is not None
+        result = self._repeats.find(repeat)
+        if result is None:
+            return self._repeats.has_joined(repeat)
+        self._end_repeat(repeat, result)
+        return True
+
+    def _end_repeat(self, repeat: Repeat, result: ChatResponse | GatewayError) -> None:
+        """Record and hand out the outcome of an item that was not called, since an equal one was.
+
+        A failure does not count for `stop_on` and `stop_after_failures`: that of the first item did.
+        """
+        error = result if isinstance(result, GatewayError) else None
+        response = None if isinstance(result, GatewayError) else result
+        outcome = self._caller.outcome(repeat.item, repeat.read_at, 0, response, error)
+        self._tally.add(outcome)
+        try:
+            self._record.write(outcome, repeat.digest)
+        except JournalError as failure:
+            self._stop(failure)
         self._outbox.put(outcome)
 
     def _stop(self, error: BaseException | None) -> None:

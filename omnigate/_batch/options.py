@@ -55,6 +55,7 @@ class BatchSettings(CallOptions, total=False):
             provider and the end of outages.
         stop_after_failures: end the batch after so many failed items (an integer), at such a share of them
             (a float, at most 1), never (None), or when the first twenty fail alike ("auto").
+        dedupe: whether to call equal requests only once.
         max_cost_usd: end the batch before it spends more, in USD above 0; None for no limit.
         max_tokens_total: end the batch before it uses more tokens, at least 1; None for no limit.
         max_seconds: end the batch after so many seconds, above 0; None for no limit.
@@ -70,6 +71,7 @@ class BatchSettings(CallOptions, total=False):
     progress: ProgressArgument
     max_wait_seconds: Number
     stop_after_failures: StopAfterFailures
+    dedupe: bool
     max_cost_usd: Number | None
     max_tokens_total: Integer | None
     max_seconds: Number | None
@@ -104,6 +106,7 @@ class BatchOptions:
     progress: ProgressArgument = False
     max_wait_seconds: float = MAX_WAIT_SECONDS
     stop_after_failures: StopAfterFailures = "auto"
+    dedupe: bool = False
     max_cost_usd: float | None = None
     max_tokens_total: int | None = None
     max_seconds: float | None = None
@@ -124,7 +127,7 @@ class BatchOptions:
             checked["max_concurrency"] = check_integer(
                 self.max_concurrency, "max_concurrency", minimum=1, otherwise=", or 'auto'"
             )
-        for name in ("ordered", "replay"):
+        for name in ("ordered", "replay", "dedupe"):
             checked[name] = check_bool(getattr(self, name), name)
         self._check_stop_on()
         self._check_journal()
