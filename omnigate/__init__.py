@@ -8,6 +8,7 @@ with Client(api_key="llmg_…", base_url="https://gateway.example") as client:
 
 from omnigate import _homes
 from omnigate._batch.batch import Batch
+from omnigate._batch.estimate import Estimate
 from omnigate._batch.journal.journal import JournalWarning
 from omnigate._batch.journal.recovery import JournalRecovery, recover_journal
 from omnigate._batch.options import BatchSettings
@@ -99,6 +100,7 @@ __all__ = [
     "CompletionStream",
     "ConnectionError",
     "DictResult",
+    "Estimate",
     "ForkedClientError",
     "GatewayConnectionError",
     "GatewayError",

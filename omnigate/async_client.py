@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, Unpack, cast, overl
 from omnigate._batch.answers import Answers
 from omnigate._batch.batch import Batch
 from omnigate._batch.enough import StopAfterFailures
+from omnigate._batch.estimate import Census, Estimate
 from omnigate._batch.items import BatchSource
 from omnigate._batch.options import (
     MAX_WAIT_SECONDS,
@@ -22,6 +23,7 @@ from omnigate._batch.options import (
     ProgressArgument,
     StopOn,
 )
+from omnigate._batch.outcomes import Outcome
 from omnigate._batch.pace.gate import Gates
 from omnigate._calls.asking import fetch_chat, fetch_fitting
 from omnigate._calls.base_client import BaseAsyncClient
@@ -64,6 +66,15 @@ from omnigate.models import (
     SignupResponse,
     StreamChunk,
 )
+
+_NOT_ESTIMATED: Final = frozenset({"journal", "progress"})
+"""Arguments of a batch that `estimate` ignores."""
+
+_OF_SAMPLES: Final = frozenset(
+    {"max_concurrency", "max_wait_seconds", "max_cost_usd", "max_tokens_total", "max_seconds", "user_id"}
+    | {"response_retries", "tokens_per_minute"}
+)
+"""Arguments of a batch that apply to a sample of it; the others are part of its requests by then."""
 
 
 class _AsyncTransport(Protocol):
@@ -794,6 +805,69 @@ class AsyncClient(BaseAsyncClient):
         except JournalError as error:
             answers.warn_of(error)
         return cast("list[ChatResponse[Parsed]]", answers.in_order())
+
+    async def estimate(
+        self,
+        requests: BatchSource,
+        *,
+        sample: Integer = 0,
+        response_type: type[Any] | None = None,
+        **options: Unpack[BatchSettings],
+    ) -> Estimate:
+        """Estimate what a batch will cost and how long it will take, without sending any of its items.
+
+        Only the models' prices are fetched (`GET /v1/models`). Ranges are wide without a sample: prompts are
+        counted by their size, a fifth to a third of a token for each byte of UTF-8, and a response has from
+        one token to the item's `max_tokens`. A sample is sent, billed and extrapolated.
+
+        Args:
+            requests: as in `batch`. They are all read: an iterator is exhausted then.
+            sample: how many items to send, drawn at random; 0 for none.
+            response_type: as in `batch`.
+            options: as in `chat_many`, see `BatchSettings`; `journal` and `progress` are ignored.
+
+        Raises:
+            InvalidArgumentError: an argument is not allowed; nothing was sent.
+            APIError: the gateway returned an error; see its subclasses.
+            ConnectionError: no response was received.
+            TimeoutError: no response was received in time.
+
+        """
+        batch, census = self._census(requests, sample, response_type, options)
+        await census.add_all(batch._source)
+        return await self._estimate(census, response_type, options)
+
+    def _census(
+        self,
+        requests: BatchSource,
+        sample: Integer,
+        response_type: type[Any] | None,
+        options: BatchSettings,
+    ) -> tuple[Batch[Any], Census]:
+        """Check the arguments of `estimate`; return a batch of them, and what counts its items."""
+        check_known(options, BatchSettings, f"{self._session.owner}.estimate")
+        count = check_integer(sample, "sample", minimum=0)
+        arguments: Any = {name: value for name, value in options.items() if name not in _NOT_ESTIMATED}
+        batch = self.batch(requests, response_type=response_type, **arguments)
+        return batch, batch._census(count)
+
+    async def _estimate(
+        self, census: Census, response_type: type[Any] | None, options: BatchSettings
+    ) -> Estimate:
+        """Return the estimate of items that were counted."""
+        names = CallOptions.__optional_keys__
+        call_options: Any = {name: value for name, value in options.items() if name in names}
+        prices = {model.id: model.pricing for model in await self.models(**call_options)}
+        settings: Any = {name: value for name, value in options.items() if name in _OF_SAMPLES}
+        arguments: Any = {"response_type": response_type, "stop_after_failures": None, **settings}
+        outcomes: list[Outcome] = []
+        if census.sample:
+            async with self.batch(census.sample, **arguments, **call_options) as batch:
+                outcomes = [outcome async for outcome in batch]
+        rate_limit = None
+        if census.first is not None:
+            rate_limit = self.batch((), **arguments, **call_options)._rate_limit(census.first)
+        return census.estimate(prices, outcomes, rate_limit)
 
     async def race(
         self,

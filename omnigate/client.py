@@ -6,14 +6,15 @@ docstrings are written out for editors and `help()`; a test compares them with t
 
 import os
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, Unpack, cast, overload
 
 from omnigate._batch.answers import Answers
 from omnigate._batch.enough import StopAfterFailures
-from omnigate._batch.items import BatchItem, check_ids, check_source
+from omnigate._batch.estimate import Estimate
+from omnigate._batch.items import BatchItem, check_ids, check_source, open_source
 from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchSettings, ProgressArgument, StopOn
 from omnigate._calls.retry import RetryConfig
 from omnigate._calls.structured import RESPONSE_RETRIES
@@ -675,6 +676,39 @@ class Client(BaseClient):
         except JournalError as error:
             answers.warn_of(error)
         return cast("list[ChatResponse[Parsed]]", answers.in_order())
+
+    def estimate(
+        self,
+        requests: Iterable[BatchItem] | os.PathLike[str],
+        *,
+        sample: Integer = 0,
+        response_type: type[Any] | None = None,
+        **options: Unpack[BatchSettings],
+    ) -> Estimate:
+        """Estimate what a batch will cost and how long it will take, without sending any of its items.
+
+        Only the models' prices are fetched (`GET /v1/models`). Ranges are wide without a sample: prompts are
+        counted by their size, a fifth to a third of a token for each byte of UTF-8, and a response has from
+        one token to the item's `max_tokens`. A sample is sent, billed and extrapolated.
+
+        Args:
+            requests: as in `batch`. They are all read: an iterator is exhausted then.
+            sample: how many items to send, drawn at random; 0 for none.
+            response_type: as in `batch`.
+            options: as in `chat_many`, see `BatchSettings`; `journal` and `progress` are ignored.
+
+        Raises:
+            InvalidArgumentError: an argument is not allowed; nothing was sent.
+            APIError: the gateway returned an error; see its subclasses.
+            ConnectionError: no response was received.
+            TimeoutError: no response was received in time.
+
+        """
+        check_source(requests, is_sync=True)
+        _, census = self._async._census((), sample, response_type, options)
+        for raw in cast("Iterator[Any]", open_source(requests)):
+            census.add(raw)
+        return self._portal.call(lambda: self._async._estimate(census, response_type, options))
 
     def race(
         self,

@@ -40,6 +40,7 @@ import anyio.lowlevel
 from omnigate._batch.caller import Caller, Entry, Ready
 from omnigate._batch.caps import Caps
 from omnigate._batch.enough import Enough
+from omnigate._batch.estimate import Census
 from omnigate._batch.items import Item, read_item
 from omnigate._batch.journal.file import NotCompactedError
 from omnigate._batch.journal.journal import JournalWarning, RepeatedIdError, Replay
@@ -63,7 +64,7 @@ from omnigate._transport.messages import Origin
 from omnigate._wire.pickling import UnpicklableReader
 from omnigate._wire.results import ParsedT_co
 from omnigate.exceptions import GatewayError, InvalidArgumentError, JournalError, NotStartedError
-from omnigate.models import ChatResponse
+from omnigate.models import ChatRequest, ChatResponse
 
 if TYPE_CHECKING:
     from omnigate._calls.session import Session
@@ -331,6 +332,16 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             pass
         return self.stats
 
+    def _census(self, sample: int) -> Census:
+        """Return what counts the items of this batch, which is not entered."""
+        model = self._options.model
+        return Census(lambda raw, at: read_item(raw, at, model), self._options.response_format, sample)
+
+    def _rate_limit(self, request: ChatRequest) -> int | None:
+        """Return the rate limit of a request's key, in calls per minute; None if it is not known."""
+        self._prepare_caller()
+        return self._gate_of(self._caller.prepare(request)).rate_limit
+
     def _is_of_source(self, error: BaseException) -> bool:
         """Return whether the source raised the error."""
         return error is self._source.error
@@ -545,13 +556,12 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
 
     def _ready(self, item: Item, call: Call, digest: str, read_at: float) -> Ready:
         """Return an item with where it goes: the gate of its key, and its model."""
-        headers, request = call.headers, item.request
+        request = item.request
         assert request is not None
         gate = self._gate
-        if gate is None or headers is not self._headers or call.origin is not self._origin:
-            self._headers, self._origin = headers, call.origin
-            key = headers.get(b"x-api-key") or headers.get(b"authorization") or b""
-            gate = self._gate = self._gates.of(call.origin, key)
+        if gate is None or call.headers is not self._headers or call.origin is not self._origin:
+            self._headers, self._origin = call.headers, call.origin
+            gate = self._gate = self._gate_of(call)
         upstream = gate.upstream(request.model)
         upstreams = self._upstreams
         if upstream not in upstreams:
@@ -562,6 +572,12 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         # An item that was not read because nothing got through has waited with those that were.
         patience = Patience(self._options.max_wait_seconds, upstream.stalled_seconds())
         return Ready(item, call, digest, gate, upstream, patience, read_at)
+
+    def _gate_of(self, call: Call) -> Gate:
+        """Return the gate of a call's key."""
+        headers = call.headers
+        key = headers.get(b"x-api-key") or headers.get(b"authorization") or b""
+        return self._gates.of(call.origin, key)
 
     async def _park(self, ready: Ready) -> Entry | None:
         """Wait without the turn, so that items of other models can be sent meanwhile."""
