@@ -633,6 +633,7 @@ class AsyncClient(BaseAsyncClient):
         max_cost_usd: Number | None = None,
         max_tokens_total: Integer | None = None,
         max_seconds: Number | None = None,
+        tokens_per_minute: Integer | None = None,
         user_id: Id | None = None,
         response_type: type[Parsed] | None = None,
         response_retries: Integer = RESPONSE_RETRIES,
@@ -694,6 +695,11 @@ class AsyncClient(BaseAsyncClient):
             max_tokens_total: the same for the tokens of prompts and responses, at least 1.
             max_seconds: the same for the time since the batch was entered: no item is started that would take
                 longer, at the mean duration so far.
+            tokens_per_minute: the provider's limit for a model, at least 1, which the gateway does not tell.
+                A call reserves an estimate: a token for each four bytes of the request, and its `max_tokens`,
+                or else the mean of the responses so far. Its response settles how many they were. A call
+                larger than the limit goes alone. Batches with this limit count together, for each key and
+                model in an event loop.
             user_id: the end user, overriding the client's; "" for none.
             response_type: a type that all responses have to fit, as in `chat`. A success in the journal that
                 does not fit is called again.
@@ -724,6 +730,7 @@ class AsyncClient(BaseAsyncClient):
                 max_cost_usd=cast("float | None", max_cost_usd),
                 max_tokens_total=cast("int | None", max_tokens_total),
                 max_seconds=cast("float | None", max_seconds),
+                tokens_per_minute=cast("int | None", tokens_per_minute),
                 user_id=cast("str | None", user_id),
                 response_type=response_type,
                 response_retries=cast("int", response_retries),
@@ -781,8 +788,8 @@ class AsyncClient(BaseAsyncClient):
                 is raised.
             options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
                 `stop_after_failures`, `dedupe`, `max_cost_usd`, `max_tokens_total`, `max_seconds`,
-                `user_id`, `response_retries`, `timeout`, `deadline_seconds`, `extra_headers`; see
-                `BatchSettings`, and `batch` for details.
+                `tokens_per_minute`, `user_id`, `response_retries`, `timeout`, `deadline_seconds`,
+                `extra_headers`; see `BatchSettings`, and `batch` for details.
 
         Raises:
             GatewayError: the first error of an item, unless `return_exceptions`.

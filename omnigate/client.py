@@ -502,6 +502,7 @@ class Client(BaseClient):
         max_cost_usd: Number | None = None,
         max_tokens_total: Integer | None = None,
         max_seconds: Number | None = None,
+        tokens_per_minute: Integer | None = None,
         user_id: Id | None = None,
         response_type: type[Parsed] | None = None,
         response_retries: Integer = RESPONSE_RETRIES,
@@ -566,6 +567,11 @@ class Client(BaseClient):
             max_tokens_total: the same for the tokens of prompts and responses, at least 1.
             max_seconds: the same for the time since the batch was entered: no item is started that would take
                 longer, at the mean duration so far.
+            tokens_per_minute: the provider's limit for a model, at least 1, which the gateway does not tell.
+                A call reserves an estimate: a token for each four bytes of the request, and its `max_tokens`,
+                or else the mean of the responses so far. Its response settles how many they were. A call
+                larger than the limit goes alone. Batches with this limit count together, for each key and
+                model in an event loop.
             user_id: the end user, overriding the client's; "" for none.
             response_type: a type that all responses have to fit, as in `chat`. A success in the journal that
                 does not fit is called again.
@@ -596,6 +602,7 @@ class Client(BaseClient):
             max_cost_usd=max_cost_usd,
             max_tokens_total=max_tokens_total,
             max_seconds=max_seconds,
+            tokens_per_minute=tokens_per_minute,
             user_id=user_id,
             response_type=response_type,
             response_retries=response_retries,
@@ -652,8 +659,8 @@ class Client(BaseClient):
                 is raised.
             options: `model`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
                 `stop_after_failures`, `dedupe`, `max_cost_usd`, `max_tokens_total`, `max_seconds`,
-                `user_id`, `response_retries`, `timeout`, `deadline_seconds`, `extra_headers`; see
-                `BatchSettings`, and `batch` for details.
+                `tokens_per_minute`, `user_id`, `response_retries`, `timeout`, `deadline_seconds`,
+                `extra_headers`; see `BatchSettings`, and `batch` for details.
 
         Raises:
             GatewayError: the first error of an item, unless `return_exceptions`.

@@ -213,7 +213,7 @@ class MaxWaitError(GatewayError):
     """An item of a batch could not be sent within `max_wait_seconds` of waiting.
 
     Attributes:
-        waited_for: what it waited for last: "rate window", "provider" or "outage".
+        waited_for: what it waited for last: "rate window", "provider", "token limit" or "outage".
 
     """
 

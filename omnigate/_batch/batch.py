@@ -123,7 +123,13 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         self._headers: dict[bytes, bytes] | None = None  # of the last item; the same object for the same key
         self._origin: Origin | None = None
         self._upstreams: dict[Upstream, None] = {}  # those in use, the one used last at the end
-        self._flow = Flow(self._most, is_auto=self._is_auto, wake=self._wake, goes_on=self._goes_on)
+        self._flow = Flow(
+            self._most,
+            is_auto=self._is_auto,
+            wake=self._wake,
+            goes_on=self._goes_on,
+            tokens_per_minute=options.tokens_per_minute,
+        )
         self._enough = Enough(options.stop_after_failures)
         self._caps = Caps(options) if options.has_caps else None
         self._call_ended: anyio.Event | None = None  # for an item that has no room within the caps

@@ -59,6 +59,7 @@ class BatchSettings(CallOptions, total=False):
         max_cost_usd: end the batch before it spends more, in USD above 0; None for no limit.
         max_tokens_total: end the batch before it uses more tokens, at least 1; None for no limit.
         max_seconds: end the batch after so many seconds, above 0; None for no limit.
+        tokens_per_minute: the provider's limit for a model, at least 1; None for no limit.
         user_id: the end user, overriding the client's; "" for none. At most 255 Latin-1 characters.
         response_retries: how often to ask again for a response that does not fit `response_type`.
 
@@ -75,6 +76,7 @@ class BatchSettings(CallOptions, total=False):
     max_cost_usd: Number | None
     max_tokens_total: Integer | None
     max_seconds: Number | None
+    tokens_per_minute: Integer | None
     user_id: Id | None
     response_retries: Integer
 
@@ -110,6 +112,7 @@ class BatchOptions:
     max_cost_usd: float | None = None
     max_tokens_total: int | None = None
     max_seconds: float | None = None
+    tokens_per_minute: int | None = None
     user_id: str | None = None
     response_type: Any = None
     response_retries: int = RESPONSE_RETRIES
@@ -138,10 +141,9 @@ class BatchOptions:
         for name in ("max_cost_usd", "max_seconds"):
             if getattr(self, name) is not None:
                 checked[name] = check_number(getattr(self, name), name, above=0, otherwise=", or None")
-        if self.max_tokens_total is not None:
-            checked["max_tokens_total"] = check_integer(
-                self.max_tokens_total, "max_tokens_total", minimum=1, otherwise=", or None"
-            )
+        for name in ("max_tokens_total", "tokens_per_minute"):
+            if getattr(self, name) is not None:
+                checked[name] = check_integer(getattr(self, name), name, minimum=1, otherwise=", or None")
         checked["user_id"] = check_user_id(self.user_id)
         checked["response_format"] = check_response_type(self.response_type)
         checked["response_retries"] = check_integer(self.response_retries, "response_retries", minimum=0)
