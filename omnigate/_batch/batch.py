@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Sequence, Sized
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -133,7 +133,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         self._enough = Enough(options.stop_after_failures)
         self._caps = Caps(options) if options.has_caps else None
         self._call_ended: anyio.Event | None = None  # for an item that has no room within the caps
-        self._length = len(options.requests) if isinstance(options.requests, Sized) else None
+        self._length = len(options.requests) if isinstance(options.requests, list | tuple) else None
         self._last_stats: BatchStats | None = BatchStats()  # while it is not open
         self._progress: Progress | None = None
         self._caller: Caller

@@ -135,7 +135,7 @@ class Caps:
             return
         error.cost_usd, error.total_tokens, error.ended = self._cost_usd, self._tokens, self._ended
         error.seconds = now - self._started_at
-        limit = self._max_seconds if error.limit == "max_seconds" else self._caps[error.limit].limit
+        limit = self._caps[error.limit].limit if error.limit in self._caps else self._max_seconds or 0.0
         again = (
             "with the same journal"
             if self._has_journal

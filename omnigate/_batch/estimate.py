@@ -67,6 +67,13 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     sampled: int = 0
     sample_cost_usd: float = 0.0
 
+    @property
+    def total_tokens(self) -> tuple[int, int | None]:
+        """Tokens of prompts and responses."""
+        most = self.completion_tokens[1]
+        low = self.prompt_tokens[0] + self.completion_tokens[0]
+        return low, None if most is None else self.prompt_tokens[1] + most
+
 
 class _Load:
     """The items of one model."""

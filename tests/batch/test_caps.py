@@ -5,6 +5,7 @@ from typing import Any
 
 import anyio
 import httpx
+import msgspec
 import pytest
 
 import omnigate
@@ -26,7 +27,9 @@ class Billing(Provider):
         await anyio.sleep(float(words.get("sleep", 1)))
         if "status" in words:
             return self.error(int(words["status"]))
-        return chat_answer(content=prompt, cost_usd=float(words.get("cost", 0.25)))
+        answer = chat_answer(content=prompt, cost_usd=float(words.get("cost", 0.25)))
+        answer.headers.update(self.headers)
+        return answer
 
 
 def client_of(provider: Provider) -> AsyncClient:
@@ -103,6 +106,25 @@ class TestReached:
         await run(provider, ["status=400 x"] * 5 + ["y"] * 20, max_cost_usd=2, max_concurrency=20)
         assert provider.prompts.count("y") == 8
         assert provider.times[4] - provider.times[0] >= 4
+
+    async def test_answers_that_do_not_fit_their_type_count_towards_the_limit(self) -> None:
+        class Named(msgspec.Struct):
+            name: str
+
+        provider = Billing()
+        outcomes, error = await run(
+            provider, ["x"] * 50, max_cost_usd=2, response_type=Named, response_retries=1, max_concurrency=1
+        )
+        assert [len(outcome.error.billed) for outcome in outcomes if outcome.error is not None] == [2] * 4
+        assert error is not None
+        assert (error.cost_usd, len(provider.prompts)) == (2, 8)
+
+    async def test_an_item_that_waited_while_the_limit_was_reached_is_not_sent(self) -> None:
+        provider = Billing(x_ratelimit_limit="2", x_ratelimit_remaining="0", x_ratelimit_reset="60")
+        items = ["cost=0.1", "cost=5 sleep=90", "cost=0.1", "cost=0.1"]
+        outcomes, error = await run(provider, items, max_cost_usd=1)
+        assert len(outcomes) == len(provider.prompts)
+        assert error is not None
 
     async def test_a_batch_that_ends_within_its_limits_raises_nothing(self) -> None:
         items = [str(n) for n in range(10)]

@@ -77,13 +77,14 @@ class TestWithoutASample:
         assert (found.items, found.invalid, found.problems) == (10, 0, ())
         assert found.prompt_tokens == (10 * 61, 10 * 108)
         assert found.completion_tokens == (10, 500)
+        assert found.total_tokens == (620, 1_580)
         assert found.cost_usd is not None
         assert found.cost_usd == pytest.approx((0.61 + 0.1, 1.08 + 5))
         assert (found.cost_unknown, found.sampled, found.sample_cost_usd) == (None, 0, 0)
 
     async def test_without_max_tokens_the_most_is_not_known(self) -> None:
         found = await estimate([{"prompt": "x", "max_tokens": 5}, "y"])
-        assert found.completion_tokens == (2, None)
+        assert (found.completion_tokens, found.total_tokens[1]) == ((2, None), None)
         assert found.cost_usd is not None
         assert found.cost_usd[1] is None
 
