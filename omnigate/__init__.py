@@ -8,6 +8,7 @@ with Client(api_key="llmg_…", base_url="https://gateway.example") as client:
 
 from omnigate import _homes
 from omnigate._batch.batch import Batch
+from omnigate._batch.estimate import Estimate
 from omnigate._batch.journal.journal import JournalWarning
 from omnigate._batch.journal.reading import failed, read_journal
 from omnigate._batch.journal.recovery import JournalRecovery, recover_journal
@@ -32,6 +33,7 @@ from omnigate.client import Client
 from omnigate.exceptions import (
     APIError,
     AuthError,
+    BatchLimitError,
     BudgetExceededError,
     ClientClosedError,
     ConnectionError,
@@ -85,6 +87,7 @@ __all__ = [
     "AsyncClient",
     "AuthError",
     "Batch",
+    "BatchLimitError",
     "BatchSettings",
     "BatchStats",
     "Budget",
@@ -100,6 +103,7 @@ __all__ = [
     "CompletionStream",
     "ConnectionError",
     "DictResult",
+    "Estimate",
     "ForkedClientError",
     "GatewayConnectionError",
     "GatewayError",

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, Unpack, cast, overl
 from omnigate._batch.answers import Answers
 from omnigate._batch.batch import Batch
 from omnigate._batch.enough import StopAfterFailures
+from omnigate._batch.estimate import Census, Estimate
 from omnigate._batch.items import BatchSource
 from omnigate._batch.options import (
     MAX_WAIT_SECONDS,
@@ -21,6 +22,7 @@ from omnigate._batch.options import (
     BatchSettings,
     StopOn,
 )
+from omnigate._batch.outcomes import Outcome
 from omnigate._batch.pace.gate import Gates
 from omnigate._batch.progress import ProgressArgument
 from omnigate._batch.recipe import PromptArgument, Recipe
@@ -66,6 +68,15 @@ from omnigate.models import (
     SignupResponse,
     StreamChunk,
 )
+
+_NOT_ESTIMATED: Final = frozenset({"journal", "progress"})
+"""Arguments of a batch that `estimate` ignores."""
+
+_OF_SAMPLES: Final = frozenset(
+    {"max_concurrency", "max_wait_seconds", "max_cost_usd", "max_tokens_total", "max_seconds", "user_id"}
+    | {"response_retries", "tokens_per_minute"}
+)
+"""Arguments of a batch that apply to a sample of it; the others are part of its requests by then."""
 
 
 class _AsyncTransport(Protocol):
@@ -626,6 +637,11 @@ class AsyncClient(BaseAsyncClient):
         progress: ProgressArgument = False,
         max_wait_seconds: Number = MAX_WAIT_SECONDS,
         stop_after_failures: StopAfterFailures = "auto",
+        dedupe: bool = False,
+        max_cost_usd: Number | None = None,
+        max_tokens_total: Integer | None = None,
+        max_seconds: Number | None = None,
+        tokens_per_minute: Integer | None = None,
         user_id: Id | None = None,
         response_type: type[Parsed] | None = None,
         response_retries: Integer = RESPONSE_RETRIES,
@@ -686,6 +702,21 @@ class AsyncClient(BaseAsyncClient):
             stop_after_failures: after how many failed items to end the batch with `TooManyFailuresError`: an
                 integer; or a float, a share (above 0, at most 1) of the items that ended, once twenty have;
                 or None for never. "auto": when the first twenty items fail with the same 400, 404 or 422.
+            dedupe: whether to call equal requests only once. Every item has an outcome of its own (and a line
+                in the journal); those of the later ones have `attempts` 0, and cost and tokens 0. A failure
+                is shared, too. Without a journal, the distinct responses are kept in memory until the end.
+            max_cost_usd: end the batch with `BatchLimitError` before it spends more, in USD above 0. No item
+                is started once it would pass the limit, at the mean cost so far, together with those in
+                flight; these are completed and yielded. Until the first cost is known, items are called one
+                at a time. Only this run counts, not what the journal has of earlier ones.
+            max_tokens_total: the same for the tokens of prompts and responses, at least 1.
+            max_seconds: the same for the time since the batch was entered: no item is started that would take
+                longer, at the mean duration so far.
+            tokens_per_minute: the provider's limit for a model, at least 1, which the gateway does not tell.
+                A call reserves an estimate: a token for each four bytes of the request, and its `max_tokens`,
+                or else the mean of the responses so far. Its response settles how many they were. A call
+                larger than the limit goes alone. Batches with this limit count together, for each key and
+                model in an event loop.
             user_id: the end user, overriding the client's; "" for none.
             response_type: a type that all responses have to fit, as in `chat`. A success in the journal that
                 does not fit is called again.
@@ -716,6 +747,11 @@ class AsyncClient(BaseAsyncClient):
                 progress=progress,
                 max_wait_seconds=cast("float", max_wait_seconds),
                 stop_after_failures=stop_after_failures,
+                dedupe=dedupe,
+                max_cost_usd=cast("float | None", max_cost_usd),
+                max_tokens_total=cast("int | None", max_tokens_total),
+                max_seconds=cast("float | None", max_seconds),
+                tokens_per_minute=cast("int | None", tokens_per_minute),
                 user_id=cast("str | None", user_id),
                 response_type=response_type,
                 response_retries=cast("int", response_retries),
@@ -772,9 +808,10 @@ class AsyncClient(BaseAsyncClient):
                 place of each item that was not called. If False, the first error cancels the other calls and
                 is raised.
             options: `model`, `prompt`, `id`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
-                `stop_after_failures`, `user_id`, `response_retries`, defaults of items (`system`,
-                `max_tokens`, …),
-                `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for details.
+                `stop_after_failures`, `dedupe`, `max_cost_usd`, `max_tokens_total`, `max_seconds`,
+                `tokens_per_minute`, `user_id`, `response_retries`, defaults of items (`system`, `max_tokens`,
+                …), `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for
+                details.
 
         Raises:
             GatewayError: the first error of an item, unless `return_exceptions`.
@@ -797,6 +834,70 @@ class AsyncClient(BaseAsyncClient):
         except JournalError as error:
             answers.warn_of(error)
         return cast("list[ChatResponse[Parsed]]", answers.in_order())
+
+    async def estimate(
+        self,
+        requests: BatchSource,
+        *,
+        sample: Integer = 0,
+        response_type: type[Any] | None = None,
+        **options: Unpack[BatchSettings],
+    ) -> Estimate:
+        """Estimate what a batch will cost and how long it will take, without sending any of its items.
+
+        Only the models' prices are fetched (`GET /v1/models`). Ranges are wide without a sample: prompts are
+        counted by their size, a fifth to a third of a token for each byte of UTF-8, and a response has from
+        one token to the item's `max_tokens`. A sample is sent, billed and extrapolated.
+
+        Args:
+            requests: as in `batch`. They are all read: an iterator is exhausted then.
+            sample: how many items to send, drawn at random; 0 for none.
+            response_type: as in `batch`.
+            options: as in `chat_many`, see `BatchSettings`; `journal` and `progress` are ignored.
+
+        Raises:
+            InvalidArgumentError: an argument is not allowed; nothing was sent.
+            APIError: the gateway returned an error; see its subclasses.
+            ConnectionError: no response was received.
+            TimeoutError: no response was received in time.
+
+        """
+        batch, census = self._census(requests, sample, response_type, options)
+        await batch._inspect()
+        await census.add_all(batch._source)
+        return await self._estimate(census, response_type, options)
+
+    def _census(
+        self,
+        requests: BatchSource,
+        sample: Integer,
+        response_type: type[Any] | None,
+        options: BatchSettings,
+    ) -> tuple[Batch[Any], Census]:
+        """Check the arguments of `estimate`; return a batch of them, and what counts its items."""
+        check_known(options, BatchSettings, f"{self._session.owner}.estimate")
+        count = check_integer(sample, "sample", minimum=0)
+        arguments: Any = {name: value for name, value in options.items() if name not in _NOT_ESTIMATED}
+        batch = self.batch(requests, response_type=response_type, **arguments)
+        return batch, batch._census(count)
+
+    async def _estimate(
+        self, census: Census, response_type: type[Any] | None, options: BatchSettings
+    ) -> Estimate:
+        """Return the estimate of items that were counted."""
+        names = CallOptions.__optional_keys__
+        call_options: Any = {name: value for name, value in options.items() if name in names}
+        prices = {model.id: model.pricing for model in await self.models(**call_options)}
+        settings: Any = {name: value for name, value in options.items() if name in _OF_SAMPLES}
+        arguments: Any = {"response_type": response_type, "stop_after_failures": None, **settings}
+        outcomes: list[Outcome] = []
+        if census.sample:
+            async with self.batch(census.sample, **arguments, **call_options) as batch:
+                outcomes = [outcome async for outcome in batch]
+        rate_limit = None
+        if census.first is not None:
+            rate_limit = self.batch((), **arguments, **call_options)._rate_limit(census.first)
+        return census.estimate(prices, outcomes, rate_limit)
 
     async def race(
         self,

@@ -6,19 +6,21 @@ docstrings are written out for editors and `help()`; a test compares them with t
 
 import os
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, Unpack, cast, overload
 
 from omnigate._batch.answers import Answers
 from omnigate._batch.enough import StopAfterFailures
-from omnigate._batch.items import SyncBatchSource, check_ids, check_source
+from omnigate._batch.estimate import Estimate
+from omnigate._batch.items import SyncBatchSource, check_ids, check_source, open_source
 from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchSettings, StopOn
 from omnigate._batch.progress import ProgressArgument
 from omnigate._batch.recipe import PromptArgument
 from omnigate._calls.retry import RetryConfig
 from omnigate._calls.structured import RESPONSE_RETRIES
+from omnigate._data.source import data_source, is_data
 from omnigate._streams.chat import ChatStream
 from omnigate._sync.batch import SyncBatch
 from omnigate._sync.face import BaseClient
@@ -507,6 +509,11 @@ class Client(BaseClient):
         progress: ProgressArgument = False,
         max_wait_seconds: Number = MAX_WAIT_SECONDS,
         stop_after_failures: StopAfterFailures = "auto",
+        dedupe: bool = False,
+        max_cost_usd: Number | None = None,
+        max_tokens_total: Integer | None = None,
+        max_seconds: Number | None = None,
+        tokens_per_minute: Integer | None = None,
         user_id: Id | None = None,
         response_type: type[Parsed] | None = None,
         response_retries: Integer = RESPONSE_RETRIES,
@@ -569,6 +576,21 @@ class Client(BaseClient):
             stop_after_failures: after how many failed items to end the batch with `TooManyFailuresError`: an
                 integer; or a float, a share (above 0, at most 1) of the items that ended, once twenty have;
                 or None for never. "auto": when the first twenty items fail with the same 400, 404 or 422.
+            dedupe: whether to call equal requests only once. Every item has an outcome of its own (and a line
+                in the journal); those of the later ones have `attempts` 0, and cost and tokens 0. A failure
+                is shared, too. Without a journal, the distinct responses are kept in memory until the end.
+            max_cost_usd: end the batch with `BatchLimitError` before it spends more, in USD above 0. No item
+                is started once it would pass the limit, at the mean cost so far, together with those in
+                flight; these are completed and yielded. Until the first cost is known, items are called one
+                at a time. Only this run counts, not what the journal has of earlier ones.
+            max_tokens_total: the same for the tokens of prompts and responses, at least 1.
+            max_seconds: the same for the time since the batch was entered: no item is started that would take
+                longer, at the mean duration so far.
+            tokens_per_minute: the provider's limit for a model, at least 1, which the gateway does not tell.
+                A call reserves an estimate: a token for each four bytes of the request, and its `max_tokens`,
+                or else the mean of the responses so far. Its response settles how many they were. A call
+                larger than the limit goes alone. Batches with this limit count together, for each key and
+                model in an event loop.
             user_id: the end user, overriding the client's; "" for none.
             response_type: a type that all responses have to fit, as in `chat`. A success in the journal that
                 does not fit is called again.
@@ -598,6 +620,11 @@ class Client(BaseClient):
             progress=progress,
             max_wait_seconds=max_wait_seconds,
             stop_after_failures=stop_after_failures,
+            dedupe=dedupe,
+            max_cost_usd=max_cost_usd,
+            max_tokens_total=max_tokens_total,
+            max_seconds=max_seconds,
+            tokens_per_minute=tokens_per_minute,
             user_id=user_id,
             response_type=response_type,
             response_retries=response_retries,
@@ -653,9 +680,10 @@ class Client(BaseClient):
                 place of each item that was not called. If False, the first error cancels the other calls and
                 is raised.
             options: `model`, `prompt`, `id`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
-                `stop_after_failures`, `user_id`, `response_retries`, defaults of items (`system`,
-                `max_tokens`, …),
-                `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for details.
+                `stop_after_failures`, `dedupe`, `max_cost_usd`, `max_tokens_total`, `max_seconds`,
+                `tokens_per_minute`, `user_id`, `response_retries`, defaults of items (`system`, `max_tokens`,
+                …), `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for
+                details.
 
         Raises:
             GatewayError: the first error of an item, unless `return_exceptions`.
@@ -678,6 +706,45 @@ class Client(BaseClient):
         except JournalError as error:
             answers.warn_of(error)
         return cast("list[ChatResponse[Parsed]]", answers.in_order())
+
+    def estimate(
+        self,
+        requests: SyncBatchSource,
+        *,
+        sample: Integer = 0,
+        response_type: type[Any] | None = None,
+        **options: Unpack[BatchSettings],
+    ) -> Estimate:
+        """Estimate what a batch will cost and how long it will take, without sending any of its items.
+
+        Only the models' prices are fetched (`GET /v1/models`). Ranges are wide without a sample: prompts are
+        counted by their size, a fifth to a third of a token for each byte of UTF-8, and a response has from
+        one token to the item's `max_tokens`. A sample is sent, billed and extrapolated.
+
+        Args:
+            requests: as in `batch`. They are all read: an iterator is exhausted then.
+            sample: how many items to send, drawn at random; 0 for none.
+            response_type: as in `batch`.
+            options: as in `chat_many`, see `BatchSettings`; `journal` and `progress` are ignored.
+
+        Raises:
+            InvalidArgumentError: an argument is not allowed; nothing was sent.
+            APIError: the gateway returned an error; see its subclasses.
+            ConnectionError: no response was received.
+            TimeoutError: no response was received in time.
+
+        """
+        check_source(requests, is_sync=True)
+        batch, census = self._async._census((), sample, response_type, options)
+        recipe = batch._options.recipe
+        recipe.check(requests)
+        source: Any = requests
+        if is_data(requests):
+            source = data_source(requests)
+            recipe.inspect(source, has_journal=False)
+        for raw in cast("Iterator[Any]", open_source(source)):
+            census.add(raw)
+        return self._portal.call(lambda: self._async._estimate(census, response_type, options))
 
     def race(
         self,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "APIError",
     "AuthError",
+    "BatchLimitError",
     "BudgetExceededError",
     "ClientClosedError",
     "ConnectionError",
@@ -212,7 +213,7 @@ class MaxWaitError(GatewayError):
     """An item of a batch could not be sent within `max_wait_seconds` of waiting.
 
     Attributes:
-        waited_for: what it waited for last: "rate window", "provider" or "outage".
+        waited_for: what it waited for last: "rate window", "provider", "token limit" or "outage".
 
     """
 
@@ -231,6 +232,25 @@ class TooManyFailuresError(GatewayError):
     """
 
     failed: int = 0
+    ended: int = 0
+
+
+class BatchLimitError(GatewayError):
+    """A batch ended at its `max_cost_usd`, `max_tokens_total` or `max_seconds`, with items not started.
+
+    Attributes:
+        limit: the name of the limit.
+        cost_usd: what the run has spent, in USD.
+        total_tokens: what the run has spent, in tokens.
+        seconds: how long the run took.
+        ended: how many items were called in this run.
+
+    """
+
+    limit: str = ""
+    cost_usd: float = 0.0
+    total_tokens: int = 0
+    seconds: float = 0.0
     ended: int = 0
 
 

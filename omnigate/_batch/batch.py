@@ -1,8 +1,8 @@
 """Fan-out: any number of requests through one client, exactly one outcome for each.
 
 Parts. `Source` reads the items, `pace` says when they may be sent, `Caller` makes their calls, `Outbox` hands
-out their outcomes, `Record` keeps the journal, `Enough` counts the failures, `lifecycle` holds the state.
-This module drives them.
+out their outcomes, `Record` keeps the journal, `Enough` counts the failures, `Caps` what is spent, and
+`lifecycle` holds the state. This module drives them.
 
 Structure. `async with` owns one task, and nothing runs outside its group of workers. A worker takes the turn,
 prepares an item, passes the turn on by starting another worker if there is room for one, makes the call, and
@@ -39,7 +39,9 @@ import anyio
 import anyio.lowlevel
 
 from omnigate._batch.caller import Caller, Entry, Ready
+from omnigate._batch.caps import Caps
 from omnigate._batch.enough import Enough
+from omnigate._batch.estimate import Census
 from omnigate._batch.items import Item
 from omnigate._batch.journal.file import NotCompactedError
 from omnigate._batch.journal.journal import JournalWarning, RepeatedIdError, Replay
@@ -53,6 +55,7 @@ from omnigate._batch.pace.queue import Flow
 from omnigate._batch.pace.upstream import Upstream
 from omnigate._batch.progress import Progress
 from omnigate._batch.record import Record
+from omnigate._batch.repeats import Repeat, Repeats
 from omnigate._batch.source import END, Source
 from omnigate._batch.tables import Drained, frame_of_all, write_all
 from omnigate._calls.attempts import Call
@@ -63,7 +66,8 @@ from omnigate._runtime.isolation import is_cancellation
 from omnigate._transport.messages import Origin
 from omnigate._wire.pickling import UnpicklableReader
 from omnigate._wire.results import ParsedT_co
-from omnigate.exceptions import InvalidArgumentError, JournalError, NotStartedError
+from omnigate.exceptions import GatewayError, InvalidArgumentError, JournalError, NotStartedError
+from omnigate.models import ChatRequest, ChatResponse
 
 if TYPE_CHECKING:
     from omnigate._calls.session import Session
@@ -92,8 +96,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
     flight and returns only when all of them have ended.
 
     Iterating raises, after the last outcome: the error that matched `stop_on`; the source's exception,
-    unwrapped; `JournalError`; `TooManyFailuresError`. If the block is left before that, a failure to
-    write an outcome is still raised at the end of the block, or added as a note to the block's own
+    unwrapped; `JournalError`; `TooManyFailuresError`; `BatchLimitError`. If the block is left before that, a
+    failure to write an outcome is still raised at the end of the block, or added as a note to the block's own
     exception: that response was billed and is missing from the journal. Other failures at the end
     (`progress`, the disk) are reported the same way. A journal that could not be compacted is only a
     `JournalWarning`: nothing is lost. A batch that is left before an outcome was read is a
@@ -114,6 +118,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         # Without replay, too, a success is read if it has to fit a type.
         wants = options.replay or options.response_format is not None
         self._record = Record(options.journal, lock=options.journal_lock, want_response=wants)
+        self._repeats = Repeats(self._record, options.response_format) if options.dedupe else None
         self._in_flight = 0
         self._called = 0
         self._parked = 0  # of those in flight: wait for their first slot
@@ -122,8 +127,17 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         self._headers: dict[bytes, bytes] | None = None  # of the last item; the same object for the same key
         self._origin: Origin | None = None
         self._upstreams: dict[Upstream, None] = {}  # those in use, the one used last at the end
-        self._flow = Flow(self._most, is_auto=self._is_auto, wake=self._wake, goes_on=self._goes_on)
+        self._flow = Flow(
+            self._most,
+            is_auto=self._is_auto,
+            wake=self._wake,
+            goes_on=self._goes_on,
+            tokens_per_minute=options.tokens_per_minute,
+        )
         self._enough = Enough(options.stop_after_failures)
+        self._caps = Caps(options) if options.has_caps else None
+        self._call_ended: anyio.Event | None = None  # for an item that has no room within the caps
+        self._length = len(options.requests) if isinstance(options.requests, list | tuple) else None
         self._last_stats: BatchStats | None = BatchStats()  # while it is not open
         self._progress: Progress | None = None
         self._drained = Drained()
@@ -403,6 +417,15 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             if taking is not None:
                 await taking
 
+    def _census(self, sample: int) -> Census:
+        """Return what counts the items of this batch, which is not entered."""
+        return Census(self._options.recipe.read, self._options.response_format, sample)
+
+    def _rate_limit(self, request: ChatRequest) -> int | None:
+        """Return the rate limit of a request's key, in calls per minute; None if it is not known."""
+        self._prepare_caller()
+        return self._gate_of(self._caller.prepare(request)).rate_limit
+
     def _is_of_source(self, error: BaseException) -> bool:
         """Return whether the source raised the error."""
         return error is self._source.error
@@ -452,6 +475,10 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                         self._workers.start_soon(self._guarded, self._progress.run)
                     if self._options.journal is not None:
                         self._workers.start_soon(self._guarded, self._record.run)
+                    if self._caps is not None:
+                        self._caps.start(self._clock())
+                        if self._caps.has_time_limit:
+                            self._workers.start_soon(self._guarded, self._watch_time)
                     self._workers.start_soon(self._work)
         except BaseException as error:  # cancellations too: the reader may be shielded from them
             self._stop(error)
@@ -492,8 +519,50 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 upstream.withdraw(self._flow)
         is_winding_down = State.OPEN < self._lifecycle.state < State.ENDED
         if is_winding_down and self._in_flight == 0 and not self._is_turn_taken:
+            self._settle_caps()
             self._lifecycle.advance(State.ENDED)
         self._outbox.notify()
+
+    def _settle_caps(self) -> None:
+        """Tell what the batch has spent, if a cap has ended it; it has not if every item has its outcome."""
+        caps, lifecycle = self._caps, self._lifecycle
+        if caps is None or caps.error is None or lifecycle.error is not caps.error:
+            return
+        read, tally = self._outbox.read, self._tally
+        is_all = self._source.is_exhausted or read == self._length
+        if is_all and tally.succeeded + tally.failed + tally.replayed == read:
+            lifecycle.forget_error()
+        else:
+            caps.tell(self._clock())
+
+    async def _watch_time(self) -> None:
+        """End the batch once its time is over, even while all items wait."""
+        assert self._caps is not None
+        while (left := self._caps.seconds_left(self._clock())) > 0:  # noqa: ASYNC110 - it changes meanwhile
+            await anyio.sleep(left)
+        if self._lifecycle.state < State.ENDED:
+            self._has_reached_cap()
+
+    def _has_reached_cap(self) -> bool:
+        """Return whether no further item may start because of a cap; the batch ends then."""
+        reached = None if self._caps is None else self._caps.reached(self._clock())
+        if reached is None:
+            return False
+        self._stop(reached)
+        return True
+
+    async def _fits_caps(self) -> bool:
+        """Wait until one more item fits within the caps; False if none will, or the batch was stopped."""
+        caps = self._caps
+        while caps is not None and not self._has_reached_cap():
+            if self._caller.is_abandoned:
+                return False
+            if caps.has_room(self._in_flight):
+                return True
+            self._call_ended = anyio.Event()
+            if await self._caller.pause(self._call_ended.wait) is None:
+                return False
+        return caps is None
 
     async def _take_turns(self) -> None:
         while self._goes_on():
@@ -514,9 +583,14 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                         continue
                 if not self._is_full():
                     self._workers.start_soon(self._work)
+                started_at = self._clock()
                 outcome = await self._caller.call(ready, entry)
+                if self._caps is not None:
+                    self._caps.took(self._clock() - started_at)
             finally:
                 self._in_flight -= 1
+                if self._call_ended is not None:
+                    self._call_ended.set()
                 if entry is not None:
                     entry.slot.free()
             if outcome is not None:
@@ -547,6 +621,10 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             prepared = self._prepare(item)
             if prepared is None:
                 continue
+            if self._repeats is not None and self._is_repeat(Repeat(item, prepared[1], read_at)):
+                continue
+            if self._caps is not None and not await self._fits_caps():
+                return None
             ready = self._ready(item, *prepared, read_at)
             entry = self._caller.try_enter(ready)
             if entry is not None:
@@ -562,13 +640,12 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
 
     def _ready(self, item: Item, call: Call, digest: str, read_at: float) -> Ready:
         """Return an item with where it goes: the gate of its key, and its model."""
-        headers, request = call.headers, item.request
+        request = item.request
         assert request is not None
         gate = self._gate
-        if gate is None or headers is not self._headers or call.origin is not self._origin:
-            self._headers, self._origin = headers, call.origin
-            key = headers.get(b"x-api-key") or headers.get(b"authorization") or b""
-            gate = self._gate = self._gates.of(call.origin, key)
+        if gate is None or call.headers is not self._headers or call.origin is not self._origin:
+            self._headers, self._origin = call.headers, call.origin
+            gate = self._gate = self._gate_of(call)
         upstream = gate.upstream(request.model)
         upstreams = self._upstreams
         if upstream not in upstreams:
@@ -579,6 +656,12 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         # An item that was not read because nothing got through has waited with those that were.
         patience = Patience(self._options.max_wait_seconds, upstream.stalled_seconds())
         return Ready(item, call, digest, gate, upstream, patience, read_at)
+
+    def _gate_of(self, call: Call) -> Gate:
+        """Return the gate of a call's key."""
+        headers = call.headers
+        key = headers.get(b"x-api-key") or headers.get(b"authorization") or b""
+        return self._gates.of(call.origin, key)
 
     async def _park(self, ready: Ready) -> Entry | None:
         """Wait without the turn, so that items of other models can be sent meanwhile."""
@@ -593,9 +676,15 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
     async def _enter(self, ready: Ready) -> Entry | None:
         """Wait until an item may be sent; None if it was given up, by the batch or for waiting too long."""
         try:
-            return await self._caller.enter(ready, is_again=False)
+            entry = await self._caller.enter(ready, is_again=False)
         except OutOfPatienceError:
             error = self._caller.out_of_patience(ready)
+        else:
+            if entry is not None and self._has_reached_cap():  # while it waited
+                entry.slot.free()
+                ready.gate.ended(entry.send)
+                return None
+            return entry
         self._end(self._caller.outcome(ready.item, ready.read_at, 0, None, error), ready.digest)
         return None
 
@@ -615,6 +704,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             call = digest = found = None
             item = Item(item.index, item.id, item.request, InvalidArgumentError(str(repeated)), item.row)
         if found is not None and _fits(found, format):
+            if self._repeats is not None and digest:
+                self._repeats.replayed(item, digest)
             self._replay(item, found)
         elif call is not None and digest is not None:
             return call, digest
@@ -647,6 +738,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
     def _end(self, outcome: Outcome, digest: str | None) -> None:
         """Record the outcome of an item of this run unless the digest is None, and hand it out."""
         self._tally.add(outcome)
+        if self._caps is not None:
+            self._caps.add(outcome)
         error = outcome.error
         try:
             stops = error is not None and self._options.stops(error)
@@ -663,6 +756,36 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             enough = self._enough.count(error)
             if enough is not None:
                 self._stop(enough)
+        self._outbox.put(outcome)
+        if self._repeats is not None:
+            is_recorded = self._record.is_open and self._record.unwritten is None
+            waited = self._repeats.ended(outcome, is_recorded=is_recorded)
+            if error is None or self._lifecycle.state < State.STOPPING:
+                for repeat, result in waited:
+                    self._end_repeat(repeat, result)
+
+    def _is_repeat(self, repeat: Repeat) -> bool:
+        """Return whether an item's request is that of an earlier one, which then gives it its outcome."""
+        assert self._repeats is not None
+        result = self._repeats.find(repeat)
+        if result is None:
+            return self._repeats.has_joined(repeat)
+        self._end_repeat(repeat, result)
+        return True
+
+    def _end_repeat(self, repeat: Repeat, result: ChatResponse | GatewayError) -> None:
+        """Record and hand out the outcome of an item that was not called, since an equal one was.
+
+        A failure does not count for `stop_on` and `stop_after_failures`: that of the first item did.
+        """
+        error = result if isinstance(result, GatewayError) else None
+        response = None if isinstance(result, GatewayError) else result
+        outcome = self._caller.outcome(repeat.item, repeat.read_at, 0, response, error)
+        self._tally.add(outcome)
+        try:
+            self._record.write(outcome, repeat.digest)
+        except JournalError as failure:
+            self._stop(failure)
         self._outbox.put(outcome)
 
     def _stop(self, error: BaseException | None) -> None:

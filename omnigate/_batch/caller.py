@@ -121,6 +121,7 @@ class Caller:
         try:
             while response is None:
                 result = await attempts.run()
+                self._settle_tokens(ready, attempts.slot, result)
                 if asks is None or asks.settles(result, attempts.call.secrets):
                     response = result
                 else:
@@ -145,6 +146,19 @@ class Caller:
         finally:
             del failure  # breaks the cycle of the error, its traceback and this frame
 
+    def _tokens(self, ready: Ready) -> int:
+        """Return how many tokens to reserve for an attempt; 0 if the batch has no limit of them."""
+        request, content = ready.item.request, ready.call.content
+        if self.flow.tokens_per_minute is None or request is None or content is None:
+            return 0
+        return ready.upstream.tokens.estimate(len(content), request.max_tokens)
+
+    def _settle_tokens(self, ready: Ready, slot: Slot, response: ChatResponse) -> None:
+        """Record how many tokens of the provider's limit a response has used; from a cache it uses none."""
+        if slot.reservation is not None:
+            ready.upstream.settle(slot, 0 if response.cached else response.usage.total_tokens)
+            ready.upstream.tokens.answered(response.usage.completion_tokens)
+
     def _asks_of(self, ready: Ready) -> Asks[Any] | None:
         """Return the asks of an item, if its answer has to fit a type."""
         format, request = self.options.response_format, ready.item.request
@@ -163,7 +177,7 @@ class Caller:
         """
         call = self.prepare(asks.request)
         with anyio.CancelScope(deadline=attempts.deadline):
-            entry = await self.enter(ready, is_again=True)
+            entry = await self.enter(ready._replace(call=call), is_again=True)
             if entry is None:
                 raise _Stopped
             attempts.ask_again(call, entry)
@@ -204,7 +218,7 @@ class Caller:
 
     def try_enter(self, ready: Ready) -> Entry | None:
         """Return an entry for a new item if it need not wait, else None."""
-        slot = ready.upstream.try_enter(self.flow)
+        slot = ready.upstream.try_enter(self.flow, self._tokens(ready))
         if slot is None:
             return None
         send = ready.gate.try_pass()
@@ -234,7 +248,7 @@ class Caller:
         return entry
 
     async def _enter(self, ready: Ready, is_again: bool) -> Entry:
-        slot = await ready.upstream.enter(self.flow, ready.patience, is_again=is_again)
+        slot = await ready.upstream.enter(self.flow, ready.patience, self._tokens(ready), is_again=is_again)
         try:
             send = ready.gate.try_pass() or await ready.gate.wait(
                 self.flow, ready.patience, is_again=is_again
@@ -346,6 +360,8 @@ class _ItemAttempts(Fetching[ChatResponse]):
             return None
         limit = failure.rate_limit if isinstance(failure, APIError) else None
         sign = self._sign = sign_of(failure)
+        if sign in _BEFORE_PROVIDER:
+            upstream.settle(slot, 0)
         if sign is Sign.WINDOW:
             self._caller.rejections += 1
             upstream.stalled()
@@ -453,6 +469,9 @@ class _ItemAttempts(Fetching[ChatResponse]):
         return seconds
 
 
+_BEFORE_PROVIDER: Final = frozenset({Sign.WINDOW, Sign.CIRCUIT, Sign.UNREACHABLE, Sign.DESCRIPTORS})
+"""What a call fails with before a provider could count its tokens."""
+
 _REASONS: Final[dict[Sign, Reason]] = {
     Sign.DOWN: "outage",
     Sign.CIRCUIT: "outage",
@@ -463,6 +482,7 @@ _REASONS: Final[dict[Sign, Reason]] = {
 _WORDS: Final[dict[Reason, str]] = {
     "rate window": "the gateway's rate limit",
     "provider": "the provider",
+    "token limit": "the provider's token limit (tokens_per_minute)",
     "outage": "the end of an outage",
     "concurrency": "a free slot",
 }

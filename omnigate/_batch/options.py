@@ -53,6 +53,11 @@ class BatchSettings(ChatDefaults, total=False):
             provider and the end of outages.
         stop_after_failures: end the batch after so many failed items (an integer), at such a share of them
             (a float, at most 1), never (None), or when the first twenty fail alike ("auto").
+        dedupe: whether to call equal requests only once.
+        max_cost_usd: end the batch before it spends more, in USD above 0; None for no limit.
+        max_tokens_total: end the batch before it uses more tokens, at least 1; None for no limit.
+        max_seconds: end the batch after so many seconds, above 0; None for no limit.
+        tokens_per_minute: the provider's limit for a model, at least 1; None for no limit.
         user_id: the end user, overriding the client's; "" for none. At most 255 Latin-1 characters.
         response_retries: how often to ask again for a response that does not fit `response_type`.
 
@@ -67,6 +72,11 @@ class BatchSettings(ChatDefaults, total=False):
     progress: ProgressArgument
     max_wait_seconds: Number
     stop_after_failures: StopAfterFailures
+    dedupe: bool
+    max_cost_usd: Number | None
+    max_tokens_total: Integer | None
+    max_seconds: Number | None
+    tokens_per_minute: Integer | None
     user_id: Id | None
     response_retries: Integer
 
@@ -98,6 +108,11 @@ class BatchOptions:
     progress: ProgressArgument = False
     max_wait_seconds: float = MAX_WAIT_SECONDS
     stop_after_failures: StopAfterFailures = "auto"
+    dedupe: bool = False
+    max_cost_usd: float | None = None
+    max_tokens_total: int | None = None
+    max_seconds: float | None = None
+    tokens_per_minute: int | None = None
     user_id: str | None = None
     response_type: Any = None
     response_retries: int = RESPONSE_RETRIES
@@ -113,7 +128,7 @@ class BatchOptions:
             checked["max_concurrency"] = check_integer(
                 self.max_concurrency, "max_concurrency", minimum=1, otherwise=", or 'auto'"
             )
-        for name in ("ordered", "replay"):
+        for name in ("ordered", "replay", "dedupe"):
             checked[name] = check_bool(getattr(self, name), name)
         self._check_stop_on()
         self._check_journal()
@@ -121,12 +136,23 @@ class BatchOptions:
         check_progress(self.progress)
         checked["max_wait_seconds"] = check_number(self.max_wait_seconds, "max_wait_seconds", above=0)
         check_stop_after_failures(self.stop_after_failures)
+        for name in ("max_cost_usd", "max_seconds"):
+            if getattr(self, name) is not None:
+                checked[name] = check_number(getattr(self, name), name, above=0, otherwise=", or None")
+        for name in ("max_tokens_total", "tokens_per_minute"):
+            if getattr(self, name) is not None:
+                checked[name] = check_integer(getattr(self, name), name, minimum=1, otherwise=", or None")
         checked["user_id"] = check_user_id(self.user_id)
         checked["response_format"] = check_response_type(self.response_type)
         checked["response_retries"] = check_integer(self.response_retries, "response_retries", minimum=0)
         check_options(self.call_options, self.method)
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # the dataclass is frozen
+
+    @property
+    def has_caps(self) -> bool:
+        """Whether the batch may only spend so much."""
+        return (self.max_cost_usd, self.max_tokens_total, self.max_seconds) != (None, None, None)
 
     def stops_at_limit(self, error: GatewayError, seconds: float) -> bool:
         """Return whether the gateway's own 429, with this wait in seconds, ends the batch."""

@@ -150,7 +150,8 @@ class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
         waiting_until: when (UTC) the next request may go, as far as is known; None if none is held back, or
             until a call ends.
         waiting_for: what the next request waits for: "rate window" (the gateway's limit), "provider" (which
-            rejects more), "outage", or "concurrency" (a free slot); None if it need not wait.
+            rejects more), "token limit" (`tokens_per_minute`), "outage", or "concurrency" (a free slot); None
+            if it need not wait.
         rejections: responses with status 429, of the gateway or of others.
         retries: how many times items were sent again.
         concurrency_limits: by model, how many of its calls may be in flight; below 1 the share of the time
@@ -178,7 +179,7 @@ class BatchStats(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens: int = 0
     cost_usd: float = 0.0
     waiting_until: datetime | None = None
-    waiting_for: Literal["rate window", "provider", "outage", "concurrency"] | None = None
+    waiting_for: Literal["rate window", "provider", "token limit", "outage", "concurrency"] | None = None
     rejections: int = 0
     retries: int = 0
     concurrency_limits: dict[str, float] = msgspec.field(default_factory=dict[str, float])
@@ -256,7 +257,7 @@ class Tally:
         *,
         in_flight: int,
         waiting_until: datetime | None,
-        waiting_for: Literal["rate window", "provider", "outage", "concurrency"] | None = None,
+        waiting_for: Literal["rate window", "provider", "token limit", "outage", "concurrency"] | None = None,
         rejections: int = 0,
         retries: int = 0,
         concurrency_limits: dict[str, float] | None = None,

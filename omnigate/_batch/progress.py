@@ -265,6 +265,7 @@ def _print(console: Console, stats: BatchStats) -> None:
 
 _WAITS: Final = {
     "rate window": "the next window",
+    "token limit": "the tokens of the next minute",
     "provider": "the provider",
     "outage": "the end of an outage",
     "concurrency": "a free slot",

@@ -16,6 +16,7 @@ from omnigate._batch.spending import Spending
 from omnigate._runtime.isolation import bounded, isolated
 from omnigate._runtime.threads import in_thread
 from omnigate.exceptions import JournalError
+from omnigate.models import ChatResponse
 
 SYNC_SECONDS: Final = 5.0
 """How often outcomes are flushed to disk, in a thread; a power cut may lose those since the last flush."""
@@ -128,6 +129,19 @@ class Record:
         except JournalError as failure:
             self.unwritten = self.unwritten or failure
             raise
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a journal."""
+        return self._journal is not None
+
+    def response_of(self, id: str) -> ChatResponse | None:
+        """Return the response of an item's success in the journal; None if there is none.
+
+        Raises:
+            JournalError: another program has changed the journal.
+        """
+        return None if self._journal is None else self._journal.response_of(id)
 
     async def end(self, *, is_finished: bool) -> None:
         """Close the journal once it is flushed to the disk, and compacted if the run has finished.

@@ -215,6 +215,18 @@ class Journal:
         response = line.chat_response() if want_response else None
         return Replay(response, line.omnigate.attempts, line.omnigate.elapsed)
 
+    def response_of(self, id: str) -> ChatResponse | None:
+        """Return the response of an id's success; None if there is none.
+
+        Raises:
+            JournalError: another program has changed the file.
+
+        """
+        entry = self._index.find(id)
+        if entry is None or not entry & SUCCEEDED:
+            return None
+        return self._line_at(offset_of(entry)).chat_response()
+
     def write(self, outcome: Outcome, digest: str) -> None:
         """Write the outcome of an item; the line is complete in the file when this returns.
 

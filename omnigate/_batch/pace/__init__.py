@@ -7,6 +7,7 @@ What limits what. A limit belongs to what enforces it:
     the gateway, for a key                     calls per minute             `pacer`, asked by `gate`
     the provider, for a model (of a key)       calls in flight; below one   `concurrency`, `interval`,
                                                of them, calls per minute    asked by `upstream`
+    the same, by the batch's word              tokens per minute            `tokens`, asked by `upstream`
     the machine, for an address                open connections             `descriptors`
     an outage, of an address or of a provider  one probe at a time          `breaker`
 

@@ -59,6 +59,11 @@ class Gate:
         """Whether nobody uses it."""
         return not self._queue.count and all(upstream.is_idle for upstream in self._upstreams.values())
 
+    @property
+    def rate_limit(self) -> int | None:
+        """The key's limit in calls per minute; None if it is not known."""
+        return self._pacer.limit
+
     def upstream(self, model: str) -> Upstream:
         """Return what the calls of a model share."""
         upstreams = self._upstreams

@@ -167,6 +167,11 @@ class Pacer:
             return Send(now, True)
         return Send(now, False)
 
+    @property
+    def limit(self) -> int | None:
+        """The gateway's limit, in calls per window; None if it is not known."""
+        return self._limit or None
+
     def answered(self, send: Send, now: float, limit: RateLimit | None) -> None:
         """Register a success, or another answer with the limit's headers but for the gateway's own 429.
 

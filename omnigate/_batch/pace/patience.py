@@ -7,7 +7,7 @@ from typing import Final, Literal, TypeAlias
 
 import anyio
 
-Reason: TypeAlias = Literal["rate window", "provider", "outage", "concurrency"]
+Reason: TypeAlias = Literal["rate window", "provider", "token limit", "outage", "concurrency"]
 """What is waited for. A wait for "concurrency", a free slot, costs no patience."""
 
 _SLOT: Final = "concurrency"

@@ -20,17 +20,25 @@ class Flow:
         is_auto: whether the adaptive limits apply to it.
         in_flight: how many are.
         wake: called when a slot is free that the batch has wished for; returns whether it can use one.
+        tokens_per_minute: the provider's limit for its calls, or None.
         goes_on: returns whether a call that ends is followed by another immediately.
         has_wish: whether it stopped reading items because `most` of its calls were in flight.
     """
 
-    __slots__ = ("goes_on", "has_wish", "in_flight", "is_auto", "most", "queues", "wake")
+    __slots__ = ("goes_on", "has_wish", "in_flight", "is_auto", "most", "queues", "tokens_per_minute", "wake")
 
     def __init__(
-        self, most: int, *, is_auto: bool, wake: Callable[[], bool], goes_on: Callable[[], bool]
+        self,
+        most: int,
+        *,
+        is_auto: bool,
+        wake: Callable[[], bool],
+        goes_on: Callable[[], bool],
+        tokens_per_minute: int | None = None,
     ) -> None:
         self.most: int = most
         self.is_auto: bool = is_auto
+        self.tokens_per_minute: int | None = tokens_per_minute
         self.in_flight: int = 0
         self.goes_on: Callable[[], bool] = goes_on
         self.has_wish: bool = False

@@ -23,6 +23,7 @@ from omnigate._batch.pace.interval import Interval
 from omnigate._batch.pace.patience import Patience, Reason
 from omnigate._batch.pace.queue import FairQueue, Flow, Waiter
 from omnigate._batch.pace.signs import Sign
+from omnigate._batch.pace.tokens import Reservation, TokenWindow
 
 logger: Final = logging.getLogger("omnigate")
 
@@ -38,14 +39,18 @@ _LATENCY_WEIGHT: Final = 0.1
 class Slot:
     """The right to have one call in flight, for one attempt."""
 
-    __slots__ = ("flow", "in_flight", "is_free", "number", "sent_at", "upstream")
+    __slots__ = ("flow", "in_flight", "is_free", "is_sent", "number", "reservation", "sent_at", "upstream")
 
-    def __init__(self, upstream: Upstream, flow: Flow, number: int, sent_at: float) -> None:
+    def __init__(
+        self, upstream: Upstream, flow: Flow, number: int, sent_at: float, reservation: Reservation | None
+    ) -> None:
         self.upstream: Upstream = upstream
         self.flow: Flow = flow
         self.number: int = number
         self.in_flight: int = 0  # with it; 0 if that says nothing about the limit
         self.sent_at: float = sent_at
+        self.is_sent: bool = False
+        self.reservation: Reservation | None = reservation  # of tokens, if the batch has a limit of them
         self.is_free: bool = False
 
     def free(self, *, is_followed: bool = False) -> None:
@@ -67,6 +72,7 @@ class Upstream:
         concurrency: the adaptive limit, for batches with `max_concurrency="auto"`.
         interval: the time between sends, below one call in flight.
         breaker: open while the provider is down.
+        tokens: those of the last minute, for batches with `tokens_per_minute`.
         in_flight: calls in flight.
         has_bad_items: whether items have failed for good while others succeeded, since the last outage.
     """
@@ -76,9 +82,11 @@ class Upstream:
         self.concurrency: AdaptiveConcurrency = AdaptiveConcurrency()
         self.interval: Interval = Interval()
         self.breaker: Breaker = Breaker()
+        self.tokens: TokenWindow = TokenWindow()
         self.in_flight: int = 0
         self.has_bad_items: bool = False
         self._auto_in_flight = 0
+        self._tokens_until = -math.inf  # until when tokens hold back the first in line
         self._stalled_at: float | None = None  # the first failure since the last success
         self._address = address
         self._clock = address.clock
@@ -122,19 +130,25 @@ class Upstream:
         self._wishes[flow] = None
         return True
 
-    def try_enter(self, flow: Flow) -> Slot | None:
-        """Return a slot for a new item if there is one and no other waits, else None."""
+    def try_enter(self, flow: Flow, tokens: int) -> Slot | None:
+        """Return a slot for a new item if there is one and no other waits, else None.
+
+        Args:
+            flow: the batch's.
+            tokens: how many to reserve; 0 if the batch has no limit of them.
+        """
         if self._queue.count or self.interval.seconds:
             return None
         now = self._clock()
-        return self._take(flow, now) if self.ask(flow, now) <= now else None
+        return self._take(flow, now, tokens) if self.ask(flow, now, tokens) <= now else None
 
-    async def enter(self, flow: Flow, patience: Patience, *, is_again: bool) -> Slot:
+    async def enter(self, flow: Flow, patience: Patience, tokens: int, *, is_again: bool) -> Slot:
         """Wait in line and return a slot.
 
         Args:
             flow: the batch's.
             patience: the item's.
+            tokens: how many to reserve; 0 if the batch has no limit of them.
             is_again: whether this is a resend, which precedes the batch's new sends.
 
         Raises:
@@ -148,9 +162,9 @@ class Upstream:
                 moment = math.inf
                 if self._queue.first() is waiter:
                     now = self._clock()
-                    moment = self.ask(flow, now)
+                    moment = self.ask(flow, now, tokens)
                     if moment <= now:
-                        slot = self._take(flow, now)
+                        slot = self._take(flow, now, tokens)
                         return slot
                 await patience.wait(waiter.event, self._clock, moment, self.reason)
                 if waiter.event.is_set():
@@ -159,7 +173,7 @@ class Upstream:
             self._queue.remove(waiter, has_passed=slot is not None)
             self.wake()
 
-    def ask(self, flow: Flow, now: float) -> float:
+    def ask(self, flow: Flow, now: float, tokens: int) -> float:
         """Return when the first in line may go: up to `now` means go, `math.inf` not before a call ends."""
         address = self._address
         if flow.is_auto:
@@ -169,9 +183,12 @@ class Upstream:
             return math.inf
         if flow.in_flight >= flow.most or address.in_flight >= address.descriptors.limit:
             return math.inf
+        until = now
+        if tokens and flow.tokens_per_minute is not None:
+            until = self._tokens_until = self.tokens.ask(now, tokens, flow.tokens_per_minute)
         if not (address.breaker.is_open or self.breaker.is_open or self.interval.seconds):  # as usual
-            return now
-        return max(address.breaker.ask(now), self.breaker.ask(now), self.interval.ask(now))
+            return until
+        return max(until, address.breaker.ask(now), self.breaker.ask(now), self.interval.ask(now))
 
     def reason(self) -> Reason:
         """Return what the first in line waits for."""
@@ -179,6 +196,8 @@ class Upstream:
             return "outage"
         if self.interval.seconds:
             return "provider"
+        if self._clock() < self._tokens_until:
+            return "token limit"
         return "concurrency"
 
     def waits_for(self, flow: Flow) -> Reason | None:
@@ -187,12 +206,16 @@ class Upstream:
 
     def held_until(self, now: float) -> float | None:
         """Return until when sends are held back by more than a lack of slots; None if they are not."""
-        moment = max(self._address.breaker.ask(now), self.breaker.ask(now), self.interval.ask(now))
+        moment = max(
+            self._address.breaker.ask(now), self.breaker.ask(now), self.interval.ask(now), self._tokens_until
+        )
         return moment if now < moment < math.inf and self._queue.count else None
 
     def freed(self, slot: Slot, *, is_followed: bool) -> None:
         """Take a slot back."""
         flow = slot.flow
+        if not slot.is_sent:
+            self.settle(slot, 0)
         flow.in_flight -= 1
         self.in_flight -= 1
         self._auto_in_flight -= flow.is_auto
@@ -248,7 +271,16 @@ class Upstream:
         if self._promised.pop(flow, False):
             self.wake()
 
-    def _take(self, flow: Flow, now: float) -> Slot:
+    def settle(self, slot: Slot, tokens: int) -> None:
+        """Record how many tokens a call has used, in place of those it has reserved."""
+        reservation, slot.reservation = slot.reservation, None
+        if reservation is not None:
+            self.tokens.settle(reservation, tokens)
+            self._tokens_until = -math.inf
+            if self._queue.count:
+                self._queue.wake()
+
+    def _take(self, flow: Flow, now: float, tokens: int) -> Slot:
         address = self._address
         flow.in_flight += 1
         self.in_flight += 1
@@ -259,13 +291,18 @@ class Upstream:
             address.breaker.sent(number)
         if self.breaker.is_open:
             self.breaker.sent(number)
-        return Slot(self, flow, number, now)
+        return Slot(self, flow, number, now, self.tokens.reserve(now, tokens) if tokens else None)
 
     # What calls say
 
     def sent(self, slot: Slot, now: float) -> None:
         """Record that the call of a slot goes out now, after its wait for the rate window."""
         slot.sent_at = now
+        slot.is_sent = True
+        reservation = slot.reservation
+        if reservation is not None and reservation.second != now // 1:  # it has waited for the rate window
+            self.tokens.settle(reservation, 0)
+            slot.reservation = self.tokens.reserve(now, reservation.tokens)
         if not (self.breaker.is_open or self._address.breaker.is_open):  # else it may be the probe
             slot.number = self._address.number()
         if slot.flow.is_auto:
