@@ -66,11 +66,18 @@ class TestReached:
             "have no outcome (or a journal)"
         )
 
-    async def test_a_limit_may_be_spent_to_the_last_cent(self) -> None:
+    @pytest.mark.parametrize(("limit", "items"), [(1.0, 10), (0.3, 3), (0.7, 7)])
+    async def test_a_limit_may_be_spent_to_the_last_cent(self, limit: float, items: int) -> None:
         provider = Billing()
-        outcomes, error = await run(provider, ["cost=0.1"] * 11, max_cost_usd=1.0)
-        assert (len(outcomes), len(provider.prompts)) == (10, 10)
+        outcomes, error = await run(provider, ["cost=0.1"] * 11, max_cost_usd=limit)
+        assert (len(outcomes), len(provider.prompts)) == (items, items)
         assert error is not None
+
+    async def test_answers_of_the_gateways_cache_do_not_lower_the_expected_cost(self) -> None:
+        items = ["cost=0"] * 9 + ["cost=0.5"] * 9
+        _, error = await run(Billing(), items, max_cost_usd=1.2, max_concurrency=1)
+        assert error is not None
+        assert (error.cost_usd, error.ended) == (1.0, 11)
 
     async def test_no_item_is_started_that_would_pass_max_tokens_total(self) -> None:
         provider = Billing()

@@ -191,6 +191,19 @@ class TestJournal:
             assert (len(outcomes), len(provider.prompts)) == (3, calls)
         assert all(line["error"] is not None for line in lines_of(journal).values())
 
+    async def test_responses_are_not_kept_in_memory_but_read_from_the_journal(self, tmp_path: Path) -> None:
+        class Named(msgspec.Struct):
+            name: str
+
+        arguments: dict[str, Any] = {"journal": tmp_path / "journal.jsonl", "response_type": Named}
+        async with client_of(Slow()).batch(
+            ["a", "b", "a"], model=MODEL, dedupe=True, ordered=True, max_concurrency=1, **arguments
+        ) as batch:
+            outcomes = [outcome async for outcome in batch]
+        assert [outcome.unwrap().parsed.name for outcome in outcomes] == ["a", "b", "a"]
+        assert batch._repeats is not None
+        assert sorted(map(str, batch._repeats._ended.values())) == ["0", "1"]
+
     async def test_ids_stay_unique_with_equal_requests(self, tmp_path: Path) -> None:
         def items() -> Any:
             yield {"id": "x", "messages": "a"}

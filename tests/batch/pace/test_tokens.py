@@ -10,7 +10,10 @@ import pytest
 
 import omnigate
 from omnigate import AsyncClient, Client, MaxWaitError
+from omnigate._batch.pace.address import Address
+from omnigate._batch.pace.queue import Flow
 from omnigate._batch.pace.tokens import TokenWindow
+from omnigate._batch.pace.upstream import Upstream
 from omnigate._batch.progress import words
 
 from ...support.provider import Provider
@@ -93,6 +96,18 @@ def test_the_estimate_is_the_request_and_max_tokens_or_the_mean_response() -> No
     assert window.estimate(0, None) == 20
 
 
+def test_tokens_are_reserved_from_when_a_call_is_sent() -> None:
+    now = 0.0
+    upstream = Upstream(Address(lambda: now), MODEL)
+    flow = Flow(9, is_auto=True, wake=lambda: True, goes_on=lambda: True, tokens_per_minute=1_000)
+    slot = upstream.try_enter(flow, 900)
+    assert slot is not None
+    now = 50.0  # it has waited for the rate window
+    upstream.sent(slot, now)
+    slot.free()
+    assert upstream.ask(flow, 70.0, 900) == 111.0
+
+
 class Counting(Provider):
     """Bills "tokens=N" of a prompt, after a tenth of a second, and records what it has billed in each minute."""
 
@@ -132,6 +147,13 @@ class TestBatch:
             assert [outcome.error async for outcome in batch] == [None] * 45
         assert most_in_a_minute(provider.times) <= 10
         assert provider.times[-1] - provider.times[0] < 5 * 61
+
+    async def test_an_answer_that_used_less_lets_the_next_call_go(self) -> None:
+        provider = Counting()
+        items = [{"prompt": f"tokens=10 {n}", "max_tokens": 900} for n in range(20)]
+        async with client_of(provider).batch(items, model=MODEL, tokens_per_minute=1_500) as batch:
+            assert len([outcome async for outcome in batch]) == 20
+        assert provider.times[-1] - provider.times[0] < 20
 
     async def test_stats_and_the_display_say_that_the_token_limit_is_waited_for(self) -> None:
         provider, seen = Counting(), []
