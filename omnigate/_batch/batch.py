@@ -61,6 +61,7 @@ from omnigate._calls.structured import MisfitError, ResponseFormat, complete
 from omnigate._runtime.frames import warn
 from omnigate._runtime.isolation import is_cancellation
 from omnigate._transport.messages import Origin
+from omnigate._wire import endpoints
 from omnigate._wire.pickling import UnpicklableReader
 from omnigate._wire.results import ParsedT_co
 from omnigate.exceptions import GatewayError, InvalidArgumentError, JournalError, NotStartedError
@@ -340,8 +341,19 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
 
     def _census(self, sample: int) -> Census:
         """Return what counts the items of this batch, which is not entered."""
-        model = self._options.model
-        return Census(lambda raw, at: read_item(raw, at, model), self._options.response_format, sample)
+        return Census(self._read, self._options.response_format, sample)
+
+    def _read(self, raw: object, index: int) -> Item:
+        """Return an item, with its error if it cannot be sent; callable from any thread."""
+        item, options = read_item(raw, index, self._options.model), self._options
+        if item.request is not None:
+            try:
+                self._session.prepare(
+                    endpoints.CHAT, body=item.request, user_id=options.user_id, options=options.call_options
+                )
+            except InvalidArgumentError as refused:
+                return Item(item.index, item.id, None, refused)
+        return item
 
     def _rate_limit(self, request: ChatRequest) -> int | None:
         """Return the rate limit of a request's key, in calls per minute; None if it is not known."""
