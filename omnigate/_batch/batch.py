@@ -64,6 +64,7 @@ from omnigate._data.frames import FrameKind
 from omnigate._runtime.frames import warn
 from omnigate._runtime.isolation import is_cancellation
 from omnigate._transport.messages import Origin
+from omnigate._wire import endpoints
 from omnigate._wire.pickling import UnpicklableReader
 from omnigate._wire.results import ParsedT_co
 from omnigate.exceptions import GatewayError, InvalidArgumentError, JournalError, NotStartedError
@@ -137,7 +138,6 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         self._enough = Enough(options.stop_after_failures)
         self._caps = Caps(options) if options.has_caps else None
         self._call_ended: anyio.Event | None = None  # for an item that has no room within the caps
-        self._length = len(options.requests) if isinstance(options.requests, list | tuple) else None
         self._last_stats: BatchStats | None = BatchStats()  # while it is not open
         self._progress: Progress | None = None
         self._drained = Drained()
@@ -419,7 +419,20 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
 
     def _census(self, sample: int) -> Census:
         """Return what counts the items of this batch, which is not entered."""
-        return Census(self._options.recipe.read, self._options.response_format, sample)
+        return Census(self._read, self._options.response_format, sample)
+
+    def _read(self, raw: object, index: int) -> Item:
+        """Return an item, with its error if it cannot be sent; callable from any thread."""
+        options = self._options
+        item = options.recipe.read(raw, index)
+        if item.request is not None:
+            try:
+                self._session.prepare(
+                    endpoints.CHAT, body=item.request, user_id=options.user_id, options=options.call_options
+                )
+            except InvalidArgumentError as refused:
+                return Item(item.index, item.id, None, refused, item.row)
+        return item
 
     def _rate_limit(self, request: ChatRequest) -> int | None:
         """Return the rate limit of a request's key, in calls per minute; None if it is not known."""
@@ -529,7 +542,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         if caps is None or caps.error is None or lifecycle.error is not caps.error:
             return
         read, tally = self._outbox.read, self._tally
-        is_all = self._source.is_exhausted or read == self._length
+        is_all = self._source.is_exhausted or read == self._source.total
         if is_all and tally.succeeded + tally.failed + tally.replayed == read:
             lifecycle.forget_error()
         else:

@@ -108,6 +108,11 @@ class TestWithoutASample:
         assert found.problems[0].startswith("item 1 must be a ChatRequest")
         assert "max_tokens must be an integer of at least 1, got 0" in found.problems[1]
 
+    async def test_items_that_could_not_be_sent_are_invalid(self) -> None:
+        found = await estimate(["\ud800", "x"], sample=1)
+        assert (found.items, found.invalid, found.sampled) == (1, 1, 1)
+        assert "messages[0].content" in found.problems[0]
+
     async def test_a_batch_without_items_costs_nothing(self) -> None:
         found = await estimate([], sample=5)
         assert (found.items, found.prompt_tokens, found.completion_tokens) == (0, (0, 0), (0, 0))

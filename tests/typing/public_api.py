@@ -36,6 +36,7 @@ from omnigate import (
     Client,
     CompletionStream,
     DictResult,
+    Estimate,
     GatewayError,
     JournalRecovery,
     ListResult,
@@ -95,6 +96,8 @@ async def asynchronous(client: AsyncClient) -> None:
         assert_type(batch.stats, BatchStats)
     assert_type(await client.batch(["a"], model="m", journal="j", journal_lock=False).run(), BatchStats)
     assert_type(await client.chat_many(["a"], model="m"), list[ChatResponse])
+    assert_type(await client.chat_many(["a"], max_cost_usd=1, dedupe=True), list[ChatResponse])
+    assert_type(await client.estimate(["a"], model="m", sample=3, max_tokens_total=9), Estimate)
     await client.chat_many(anyio.Path("batch.jsonl"), model="m", journal="j", journal_lock=False)
     assert_type(
         await client.chat_many(["a"], model="m", return_exceptions=True), list[ChatResponse | GatewayError]
@@ -145,6 +148,7 @@ def synchronous(sync: Client, admin: AdminClient) -> None:
     assert_type(recovery, JournalRecovery)
     assert_type((recovery.kept, recovery.dropped, recovery.backup), tuple[int, int, str | None])
     assert_type(sync.chat_many(["a"], model="m"), list[ChatResponse])
+    assert_type(sync.estimate(["a"], model="m", tokens_per_minute=1_000), Estimate)
     assert_type(sync.chat_many(["a"], return_exceptions=False), list[ChatResponse])
     assert_type(sync.chat_many(["a"], return_exceptions=True), list[ChatResponse | GatewayError])
     assert_type(sync.race(models=["a", "b"], messages="x"), ChatResponse)
