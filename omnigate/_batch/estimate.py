@@ -16,12 +16,14 @@ from typing import Any, Final
 
 import anyio.lowlevel
 import msgspec
+from msgspec.structs import force_setattr
 
 from omnigate._batch.items import Item
 from omnigate._batch.outcomes import Outcome
 from omnigate._batch.source import END, Source
 from omnigate._batch.token_count import prompt_tokens_of, size_of
 from omnigate._calls.structured import ResponseFormat
+from omnigate._wire.money import Usd
 from omnigate._wire.redaction import shown
 from omnigate.models import ChatRequest, ChatResponse, ModelPricing
 
@@ -66,6 +68,12 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float | None
     sampled: int = 0
     sample_cost_usd: float = 0.0
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "sample_cost_usd", Usd(self.sample_cost_usd))
+        if self.cost_usd is not None:
+            low, high = self.cost_usd
+            force_setattr(self, "cost_usd", (Usd(low), None if high is None else Usd(high)))
 
     @property
     def total_tokens(self) -> tuple[int, int | None]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from omnigate._batch.outcomes import Outcome, request_id_of
-from omnigate._data.cells import plain_row
+from omnigate._data.cells import plain_cell, plain_row
 from omnigate._data.columns import Kind
 
 RESULT_COLUMNS: Final[Mapping[str, Kind]] = {
@@ -22,6 +24,11 @@ RESULT_COLUMNS: Final[Mapping[str, Kind]] = {
 }
 """What is told of every outcome."""
 
+_PARSED: Final = "parsed"
+"""The column of the answers' values, before those of the result; there with `response_type` only."""
+
+_TAKEN: Final = frozenset({*RESULT_COLUMNS, _PARSED})
+
 _PREFIX: Final = "input_"
 
 
@@ -29,6 +36,8 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
     """Return an outcome as a row of plain values; a column that is not known is None."""
     response, error = outcome.response, outcome.error
     row = _input_of(outcome)
+    if response is not None and response.parsed is not None:
+        row[_PARSED] = plain_cell(msgspec.to_builtins(response.parsed, str_keys=True, enc_hook=_foreign))
     row["content"] = None if response is None else response.content
     row["error"] = None if error is None else f"{type(error).__name__}: {error}"
     usage = None if response is None else response.usage
@@ -42,9 +51,15 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
     return row
 
 
+def _foreign(value: Any) -> Any:
+    """Return a value that msgspec does not know as one that it does: a model of pydantic, or else text."""
+    dump = getattr(value, "model_dump", None)
+    return str(value) if dump is None else dump(mode="json")
+
+
 def _free(name: str, row: Mapping[str, object]) -> str:
     """Return the name of an input's column that has the name of a result's."""
-    while name in RESULT_COLUMNS or name in row:
+    while name in _TAKEN or name in row:
         name = _PREFIX + name
     return name
 
@@ -54,11 +69,11 @@ def _input_of(outcome: Outcome) -> dict[str, Any]:
     item, request = outcome.item, outcome.request
     if item is not None:
         given = plain_row(item)
-        if RESULT_COLUMNS.keys().isdisjoint(given):
+        if _TAKEN.isdisjoint(given):
             return given
         made: dict[str, Any] = {}
         for name, value in given.items():
-            made[_free(name, given) if name in RESULT_COLUMNS else name] = value
+            made[_free(name, given) if name in _TAKEN else name] = value
         return made
     row: dict[str, Any] = {"id": outcome.id}
     if request is not None:

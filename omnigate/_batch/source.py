@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sized
 from typing import Any, Final, cast
 
@@ -11,7 +12,7 @@ import anyio.lowlevel
 from omnigate._batch.items import BatchSource, is_async_source, open_source
 from omnigate._batch.recipe import Recipe
 from omnigate._data.inspection import Facts
-from omnigate._data.source import DataSource, data_source, is_data
+from omnigate._data.source import DataSource, Files, data_source, is_data
 from omnigate._runtime.isolation import bounded, is_cancellation
 from omnigate._runtime.threads import in_thread
 
@@ -79,6 +80,9 @@ class Source:
         self._is_async = is_async_source(self._requests)
         self._is_own = is_data(self._requests)
         self._items = open_source(self._requests)
+        if isinstance(self._requests, Files) and not self._requests.is_repeatable:
+            self._is_async, self._is_own = True, False
+            self._items = _Stream(self._items)
         self._requests = ()  # do not keep alive what the iterator has consumed
 
     async def next(self, pause: Callable[..., Awaitable[tuple[Any] | None]]) -> Any:
@@ -127,10 +131,53 @@ class Source:
     async def close(self) -> None:
         """Close a generator that may be unfinished, unless closing it is up to its owner."""
         items, self._items = self._items, None
-        if isinstance(items, AsyncGenerator):
+        if isinstance(items, _Stream):
+            items.close()
+        elif isinstance(items, AsyncGenerator):
             await bounded(cast("AsyncGenerator[Any, None]", items).aclose)
         elif self._is_own:  # which closes its file
             cast("Generator[Any, None, None]", items).close()
+
+
+class _Stream:
+    """The rows of a pipe, each read in a thread, since the next one may be a long time coming.
+
+    A read that is abandoned goes on in its thread, which closes the rows once it ends.
+
+    Args:
+        rows: a generator.
+    """
+
+    def __init__(self, rows: Any) -> None:
+        self._rows: Generator[Any, None, None] = rows
+        self._lock = threading.Lock()  # held while a row is read
+        self._is_closed = False
+
+    def __aiter__(self) -> _Stream:
+        return self
+
+    async def __anext__(self) -> Any:
+        row = await in_thread(self._next)
+        if row is END:
+            raise StopAsyncIteration
+        return row
+
+    def _next(self) -> Any:
+        with self._lock:
+            try:
+                return END if self._is_closed else next(self._rows, END)
+            finally:
+                if self._is_closed:
+                    self._rows.close()
+
+    def close(self) -> None:
+        """Close the rows, or let the thread that reads one do so."""
+        self._is_closed = True
+        if self._lock.acquire(blocking=False):
+            try:
+                self._rows.close()
+            finally:
+                self._lock.release()
 
 
 def length_of(requests: object) -> int | None:

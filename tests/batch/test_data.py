@@ -1,8 +1,10 @@
 """Batches of data: files and frames become requests, and what is wrong with them is told before anything is sent."""
 
+import contextlib
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -612,3 +614,42 @@ def test_a_killed_batch_resumes_with_every_kind_of_input(tmp_path: Path, id: str
         again = {f"Summarise: number {name.lstrip('k')}" for name in done} & set(prompts)
         assert not again, path
         assert len(set(prompts)) == COUNT - len(done), path  # of the killed process some may arrive late
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[Any, int]]:
+    ours, theirs = os.pipe()
+    with open(ours, "rb") as reader:
+        yield reader, theirs
+        with contextlib.suppress(OSError):  # closed by the test
+            os.close(theirs)
+
+
+async def test_the_event_loop_runs_on_while_a_batch_waits_for_a_pipe(pipe: tuple[Any, int]) -> None:
+    reader, writer = pipe
+    os.write(writer, b'{"prompt": "first"}\n')
+
+    async def end() -> None:
+        await anyio.wait_all_tasks_blocked()  # the batch reads
+        os.write(writer, b'{"prompt": "second"}\n')
+        os.close(writer)
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(end)
+            outcomes = await run(Provider(), reader)
+    assert [outcome.unwrap().content for outcome in outcomes] == ["first", "second"]
+
+
+async def test_a_batch_that_waits_for_a_pipe_can_be_cancelled(pipe: tuple[Any, int]) -> None:
+    reader, writer = pipe
+
+    async def read() -> None:
+        await run(Provider(), reader)
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+    os.close(writer)  # ends the read that was abandoned

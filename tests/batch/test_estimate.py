@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import httpx
 import msgspec
 import pytest
@@ -113,6 +115,14 @@ class TestWithoutASample:
         assert (found.items, found.invalid, found.sampled) == (1, 1, 1)
         assert "messages[0].content" in found.problems[0]
 
+    async def test_amounts_are_shown_as_money(self) -> None:
+        found = await estimate(["x", "more=0.00000003 " + "y" * 4], sample=2)
+        assert found.cost_usd is not None
+        small = msgspec.structs.replace(found, cost_usd=(1.5e-05, 3e-05), sample_cost_usd=8e-05)
+        assert "cost_usd=(0.000015, 0.00003)" in repr(small)
+        assert "sample_cost_usd=0.00008" in repr(small)
+        assert f"{small.cost_usd}" == "(0.000015, 0.00003)"
+
     async def test_a_batch_without_items_costs_nothing(self) -> None:
         found = await estimate([], sample=5)
         assert (found.items, found.prompt_tokens, found.completion_tokens) == (0, (0, 0), (0, 0))
@@ -204,6 +214,74 @@ class TestSample:
         journal = tmp_path / "journal.jsonl"
         await estimate(["x"] * 3, sample=3, journal=journal)
         assert not await anyio.Path(journal).exists()
+
+
+def rows_file(folder: Path, more: str = "") -> Path:
+    path = folder / "rows.csv"
+    rows = "".join(f"k{n},{'x' * (50 + n)}\n" for n in range(40))
+    path.write_text(f"key,text\n{rows}{more}")
+    return path
+
+
+AS_ITEMS = [{"prompt": "Sum up: " + "x" * (50 + n), "max_tokens": 50} for n in range(40)]
+FROM_ROWS: dict[str, Any] = {"prompt": "Sum up: {text}", "id": "key", "max_tokens": 50}
+
+
+def estimate_sync(items: Any, gateway: Gateway | None = None, **arguments: Any) -> Estimate:
+    transport = gateway or Gateway()
+    with Client("llmg_x", base_url="http://gateway.test", transport=transport, retries=0) as client:
+        return client.estimate(items, **({"model": MODEL} | arguments))
+
+
+async def estimate_in_thread(items: Any, gateway: Gateway | None = None, **arguments: Any) -> Estimate:
+    return await anyio.to_thread.run_sync(partial(estimate_sync, items, gateway, **arguments))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("estimate", [estimate, estimate_in_thread], ids=["async", "sync"])
+class TestData:
+    @pytest.mark.parametrize("sample", [0, 5])
+    async def test_rows_of_a_file_are_estimated_as_the_requests_that_they_become(
+        self, tmp_path: Path, estimate: Any, sample: int
+    ) -> None:
+        gateway = Gateway()
+        found = await estimate(rows_file(tmp_path), gateway, sample=sample, **FROM_ROWS)
+        assert found == await estimate(AS_ITEMS, sample=sample)
+        assert (found.items, found.invalid, len(gateway.prompts)) == (40, 0, sample)
+        assert all(prompt.startswith("Sum up: xxx") for prompt in gateway.prompts)
+
+    @pytest.mark.blocks  # an open text file is read where its batch reads it
+    async def test_rows_of_a_frame_and_of_an_open_file_are_estimated(
+        self, tmp_path: Path, estimate: Any
+    ) -> None:
+        pandas = pytest.importorskip("pandas")
+        path = rows_file(tmp_path)
+        expected = await estimate(AS_ITEMS)
+        assert await estimate(pandas.read_csv(path), **FROM_ROWS) == expected
+        with path.open(newline="") as file:
+            assert await estimate(file, **FROM_ROWS) == expected
+
+    async def test_rows_that_cannot_be_sent_are_counted_with_their_places(
+        self, tmp_path: Path, estimate: Any
+    ) -> None:
+        found = await estimate(rows_file(tmp_path, "k40,a,b\n"), **FROM_ROWS)
+        assert (found.items, found.invalid) == (40, 1)
+        assert found.problems == ("rows.csv, row 41 (line 42): has 3 fields, the header has 2",)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"prompt": "{txt}"}, "prompt names the column 'txt', which"),
+            ({}, "each row must have an id of its own, got 'k7' in rows.csv, row 8 and in rows.csv, row 41"),
+        ],
+    )
+    async def test_what_is_wrong_with_data_is_raised_before_the_gateway_is_asked_for_prices(
+        self, tmp_path: Path, estimate: Any, arguments: dict[str, Any], message: str
+    ) -> None:
+        gateway = Gateway()
+        with pytest.raises(omnigate.InvalidArgumentError, match=message):
+            await estimate(rows_file(tmp_path, "k7,again\n"), gateway, sample=5, **(FROM_ROWS | arguments))
+        assert (gateway.prompts, gateway.listed) == ([], 0)
 
 
 @pytest.mark.anyio

@@ -1,13 +1,16 @@
 """Batches with `response_type`: asked again at the batch's pace, billed in its stats, resumed from its journal."""
 
+import dataclasses
+import datetime
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import anyio
 import httpx
 import msgspec
+import pydantic
 import pytest
 
 from omnigate import (
@@ -327,3 +330,56 @@ async def test_chat_many_raises_or_returns_the_error_of_what_never_fits() -> Non
     assert isinstance(first, ChatResponse)
     assert first.parsed == City("a")
     assert isinstance(second, ResponseFormatError)
+
+
+class Model(pydantic.BaseModel):
+    name: str
+    founded: datetime.date | None = None
+
+
+@dataclasses.dataclass
+class Record:
+    name: str
+
+
+class Typed(TypedDict):
+    name: str
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "arrow"])
+@pytest.mark.parametrize(
+    ("response_type", "value"),
+    [
+        (City, {"name": "oslo", "population": 0}),
+        (Model, {"name": "oslo", "founded": None}),
+        (Record, {"name": "oslo"}),
+        (Typed, {"name": "oslo"}),
+    ],
+)
+async def test_a_frame_has_the_values_of_the_answers_in_a_column(
+    kind: Any, response_type: Any, value: Any
+) -> None:
+    pytest.importorskip("pandas")
+    pytest.importorskip("polars")
+    rows = [{"city": "oslo", "parsed": "yes"}, {"city": "lima", "parsed": "no"}]
+    client = client_of(Answering(lima=["prose"]))
+    batch = client.batch(
+        rows, prompt="{city}", model=MODEL, response_type=response_type, response_retries=0, ordered=True
+    )
+    frame = await batch.to_frame(kind)
+    records = (
+        frame.to_dict("records")
+        if kind == "pandas"
+        else getattr(frame, "to_dicts" if kind == "polars" else "to_pylist")()
+    )
+    first, second = records
+    assert list(first)[:4] == ["city", "input_parsed", "parsed", "content"]
+    assert (first["parsed"], first["input_parsed"]) == (value, "yes")
+    assert (second["parsed"], second["input_parsed"]) == (None, "no")
+    assert second["error"].startswith("ResponseFormatError: ")
+
+
+async def test_a_table_without_response_type_has_no_column_of_values() -> None:
+    pytest.importorskip("polars")
+    frame = await client_of(Answering()).batch(["oslo"], model=MODEL).to_frame("polars")
+    assert "parsed" not in frame.columns
