@@ -419,7 +419,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
 
     def _census(self, sample: int) -> Census:
         """Return what counts the items of this batch, which is not entered."""
-        return Census(self._read, self._options.response_format, sample)
+        options = self._options
+        return Census(self._read, options.response_format, sample, dedupe=options.dedupe)
 
     def _read(self, raw: object, index: int) -> Item:
         """Return an item, with its error if it cannot be sent; callable from any thread."""

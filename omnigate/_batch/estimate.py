@@ -19,6 +19,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from omnigate._batch.items import Item
+from omnigate._batch.journal.lines import digest_of
 from omnigate._batch.outcomes import Outcome
 from omnigate._batch.source import END, Source
 from omnigate._batch.token_count import prompt_tokens_of, size_of
@@ -102,19 +103,28 @@ class Census:
         read: parses a raw item at a position.
         format: of the responses, or None.
         sample: how many items to draw.
+        dedupe: whether equal requests are called once.
 
     Attributes:
         items: how many were counted, but for the invalid ones.
+        calls: how many of them are called.
         first: the first of them, or None.
         sample: those drawn.
     """
 
     def __init__(
-        self, read: Callable[[object, int], Item], format: ResponseFormat[Any] | None, sample: int
+        self,
+        read: Callable[[object, int], Item],
+        format: ResponseFormat[Any] | None,
+        sample: int,
+        *,
+        dedupe: bool,
     ) -> None:
         self.items = 0
+        self.calls = 0
         self.first: ChatRequest | None = None
         self.sample: list[ChatRequest] = []
+        self._digests: set[bytes] | None = set() if dedupe else None
         self._read = read
         self._format = format
         self._most = sample
@@ -134,6 +144,12 @@ class Census:
                 self._problems.append(str(item.error))
             return
         self.items += 1
+        if self._digests is not None:
+            digest = bytes.fromhex(digest_of(request))
+            if digest in self._digests:
+                return
+            self._digests.add(digest)
+        self.calls += 1
         self.first = self.first or request
         if self._format is None:
             self._weigh(request)
@@ -142,7 +158,7 @@ class Census:
         if len(self.sample) < self._most:
             self.sample.append(request)
         elif self._most:  # each item is drawn with the same probability (Vitter's algorithm R)
-            place = self._random.randrange(self.items)
+            place = self._random.randrange(self.calls)
             if place < self._most:
                 self.sample[place] = request
 
@@ -189,7 +205,7 @@ class Census:
         """
         loads = self._loads.values()
         prompt = sum(load.prompt_low for load in loads), sum(load.prompt_high for load in loads)
-        completion = self.items, _sum_of(load.completion_high for load in loads)
+        completion = self.calls, _sum_of(load.completion_high for load in loads)
         cost_usd, cost_unknown = self._cost(prices)
         successes = [outcome for outcome in sample if outcome.response is not None]
         responses = [outcome.unwrap() for outcome in successes]
@@ -211,7 +227,7 @@ class Census:
             completion_tokens=completion,
             cost_usd=cost_usd,
             cost_unknown=cost_unknown,
-            seconds=None if not rate_limit else max(0, self.items - 1) // rate_limit * _WINDOW_SECONDS,
+            seconds=None if not rate_limit else max(0, self.calls - 1) // rate_limit * _WINDOW_SECONDS,
             sampled=len(responses),
             sample_cost_usd=math.fsum(response.cost_usd for response in responses),
         )
@@ -250,8 +266,8 @@ class Census:
             response.usage.prompt_tokens - ratio * size
             for response, size in zip(responses, sizes, strict=True)
         ]
-        middle = ratio * (self._size if self._format is None else self.items * mean_size)
-        spread = self._spread(errors, statistics.fmean(r.usage.prompt_tokens for r in responses)) * self.items
+        middle = ratio * (self._size if self._format is None else self.calls * mean_size)
+        spread = self._spread(errors, statistics.fmean(r.usage.prompt_tokens for r in responses)) * self.calls
         return math.floor(max(0.0, middle - spread)), math.ceil(middle + spread)
 
     def _extrapolate(self, values: Sequence[float]) -> tuple[int, int]:
@@ -262,17 +278,17 @@ class Census:
         """Return between which sums a value of all items has, by a sample of it."""
         mean = statistics.fmean(values)
         spread = self._spread(values, mean)
-        return max(0.0, mean - spread) * self.items, (mean + spread) * self.items
+        return max(0.0, mean - spread) * self.calls, (mean + spread) * self.calls
 
     def _spread(self, values: Sequence[float], mean: float) -> float:
         """Return by how much the mean of all items may differ from that of a sample."""
         count = len(values)
-        if count >= self.items:
+        if count >= self.calls:
             return 0.0
         if count == 1:
             return _ONE_ALONE * mean
         error = statistics.stdev(values) / math.sqrt(count)
-        return _STANDARD_ERRORS * error * math.sqrt(1 - count / self.items)
+        return _STANDARD_ERRORS * error * math.sqrt(1 - count / self.calls)
 
 
 def _sum_of(values: Iterable[int | None]) -> int | None:

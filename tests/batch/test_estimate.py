@@ -110,6 +110,17 @@ class TestWithoutASample:
         assert found.problems[0].startswith("item 1 must be a ChatRequest")
         assert "max_tokens must be an integer of at least 1, got 0" in found.problems[1]
 
+    async def test_equal_requests_are_counted_once_where_they_are_called_once(self) -> None:
+        items = ["x" * 40, "y" * 40] * 50
+        once, twice = await estimate(items, dedupe=True, max_tokens=5), await estimate(items, max_tokens=5)
+        assert (once.items, twice.items) == (100, 100)
+        assert (once.completion_tokens, twice.completion_tokens) == ((2, 10), (100, 500))
+        assert once.cost_usd is not None
+        assert twice.cost_usd is not None
+        assert twice.cost_usd[0] == pytest.approx(50 * once.cost_usd[0])
+        sampled = await estimate(items, dedupe=True, sample=9)
+        assert (sampled.sampled, sampled.completion_tokens) == (2, (20, 20))
+
     async def test_items_that_could_not_be_sent_are_invalid(self) -> None:
         found = await estimate(["\ud800", "x"], sample=1)
         assert (found.items, found.invalid, found.sampled) == (1, 1, 1)
