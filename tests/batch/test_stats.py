@@ -160,9 +160,10 @@ class TestReadingTheJournal:
                 pass
 
     async def test_an_error_of_the_progress_callback_while_the_journal_is_read_is_raised(
-        self, tmp_path: Path
+        self, tmp_path: Path, shown: threading.Event
     ) -> None:
         def broken(stats: BatchStats) -> None:
+            shown.set()
             raise LookupError("broken progress")
 
         journal = tmp_path / "answers.jsonl"
@@ -173,9 +174,13 @@ class TestReadingTheJournal:
             await client().batch(["a"], model=MODEL, journal=journal).run()
         ).succeeded == 1  # it is unlocked
 
-    async def test_a_journal_that_cannot_be_read_is_one_plain_error(self, tmp_path: Path) -> None:
+    async def test_a_journal_that_cannot_be_read_is_one_plain_error(
+        self, tmp_path: Path, shown: threading.Event
+    ) -> None:
         journal = tmp_path / "answers.jsonl"
         journal.write_text("nonsense\n")
         with pytest.raises(JournalError, match="line 1"):
-            async with client().batch(["a"], model=MODEL, journal=journal, progress=lambda stats: None):
+            async with client().batch(
+                ["a"], model=MODEL, journal=journal, progress=lambda stats: shown.set()
+            ):
                 raise AssertionError("entered")

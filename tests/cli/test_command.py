@@ -19,11 +19,10 @@ NOBODY = "http://127.0.0.1:9"  # nothing listens there
     "proxy",
     [
         pytest.param({}, id="direct"),
-        pytest.param(
-            {"HTTP_PROXY": NOBODY, "ALL_PROXY": NOBODY}, id="behind a proxy", marks=pytest.mark.proof
-        ),
+        pytest.param({"HTTP_PROXY": NOBODY, "ALL_PROXY": NOBODY}, id="behind a proxy"),
     ],
 )
+@pytest.mark.proof
 def test_the_demo_command_shows_the_main_features_and_exits_with_success(proxy: dict[str, str]) -> None:
     done = subprocess.run(
         [*OMNIGATE, "demo"], env=os.environ | proxy, capture_output=True, text=True, timeout=60, check=False

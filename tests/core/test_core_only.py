@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from .core_only import EXTRAS
 
 CHECKS = Path(__file__).with_name("core_only.py")
@@ -17,6 +19,7 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "omnigate.testing.pl
 """
 
 
+@pytest.mark.proof
 def test_the_core_alone_imports_loads_the_plugin_and_makes_calls(tmp_path: Path) -> None:
     checks = tmp_path / CHECKS.name
     checks.write_bytes(CHECKS.read_bytes())

@@ -70,6 +70,8 @@ from tests.batch.journal import replayable
 from tests.fuzz.targets import check_events, check_inflater, check_response, check_text
 from tests.support.steps import at_most
 
+pytestmark = pytest.mark.proof
+
 MOST = 1 << 20
 
 

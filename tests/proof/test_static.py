@@ -111,7 +111,7 @@ def test_every_overload_has_a_typing_test_for_sync_and_async() -> None:
     for module, name in NAMES:
         kind = getattr(module, name)
         if inspect.isclass(kind):
-            face = {"AsyncClient": "client", "Client": "sync"}.get(name, "client")
+            face = {"Client": "sync", "AnyIOTransport": "transport"}.get(name, "client")
             for member, function in members(kind):
                 overloads = typing.get_overloads(function) if inspect.isfunction(function) else []
                 calls = re.findall(rf"assert_type\(\s*(?:await )?{face}\.{member}\(", TYPING)

@@ -30,7 +30,7 @@ from omnigate import (
 
 from ..support.servers import Handler, Peer, Served, open_sockets, serving, until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.proof]
 
 HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
 ONCE = RetryConfig(max_retries=0)

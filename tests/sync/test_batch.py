@@ -183,6 +183,7 @@ def test_sync_chat_many_returns_responses_in_order_and_raises_or_returns_errors(
         assert isinstance(answers[1], omnigate.APIError)
 
 
+@pytest.mark.proof
 def test_several_batches_of_one_sync_client_run_in_threads(backend: Any) -> None:
     results: list[int] = []
     with client_of(Provider(), backend) as client:

@@ -312,7 +312,7 @@ def converted(texts: Sequence[str], integer: numpy.int64) -> None:
     ChatRequest(model="m", messages=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
-def transports() -> None:
+async def transports() -> None:
     AsyncClient(transport=httpx.AsyncHTTPTransport())
     AsyncClient(transport=httpx.HTTPTransport())
     httpx.AsyncClient(transport=AnyIOTransport())
@@ -321,6 +321,9 @@ def transports() -> None:
     Client(transport=httpx2.HTTPTransport())
     AdminClient(transport=httpx2.AsyncHTTPTransport())
     Client(transport=AnyIOTransport())
+    transport = AnyIOTransport()
+    assert_type(await transport.handle_async_request(httpx.Request("GET", "/")), httpx.Response)
+    assert_type(await transport.handle_async_request(httpx2.Request("GET", "/")), httpx2.Response)
     Client(transport="http://proxy.test")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 

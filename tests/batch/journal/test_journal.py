@@ -205,6 +205,7 @@ def test_an_id_that_is_not_valid_unicode_is_a_journal_error(path: Path) -> None:
 THREE = [success("a", 0, "first"), failure("b", 1), success("c", 2, "öäü 😀")]
 
 
+@pytest.mark.proof
 def test_a_journal_cut_at_any_byte_can_be_resumed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # a thousand times
     lines = [text(outcome) for outcome in THREE]
