@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast
 import anyio
 import anyio.lowlevel
 
-from omnigate._batch.caller import Caller, Entry, Ready
+from omnigate._batch.caller import Caller, Entry, Ready, prepare
 from omnigate._batch.caps import Caps
 from omnigate._batch.enough import Enough
 from omnigate._batch.estimate import Census
@@ -64,7 +64,6 @@ from omnigate._data.frames import FrameKind
 from omnigate._runtime.frames import warn
 from omnigate._runtime.isolation import is_cancellation
 from omnigate._transport.messages import Origin
-from omnigate._wire import endpoints
 from omnigate._wire.pickling import UnpicklableReader
 from omnigate._wire.results import ParsedT_co
 from omnigate.exceptions import GatewayError, InvalidArgumentError, JournalError, NotStartedError
@@ -355,11 +354,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             NotStartedError: it was left before.
 
         """
-        if self._lifecycle.state is State.NEW:
-            async with self:
-                return await self.run()
-        async for _ in self:
-            pass
+        await self._drain(lambda outcome: None)
         return self.stats
 
     async def to_frame(self, kind: FrameKind = "pandas") -> Any:
@@ -424,21 +419,17 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
 
     def _read(self, raw: object, index: int) -> Item:
         """Return an item, with its error if it cannot be sent; callable from any thread."""
-        options = self._options
-        item = options.recipe.read(raw, index)
+        item = self._read_item(raw, index)
         if item.request is not None:
             try:
-                self._session.prepare(
-                    endpoints.CHAT, body=item.request, user_id=options.user_id, options=options.call_options
-                )
+                prepare(self._session, item.request, self._options)
             except InvalidArgumentError as refused:
                 return Item(item.index, item.id, None, refused, item.row)
         return item
 
     def _rate_limit(self, request: ChatRequest) -> int | None:
         """Return the rate limit of a request's key, in calls per minute; None if it is not known."""
-        self._prepare_caller()
-        return self._gate_of(self._caller.prepare(request)).rate_limit
+        return self._gate_of(prepare(self._session, request, self._options)).rate_limit
 
     def _is_of_source(self, error: BaseException) -> bool:
         """Return whether the source raised the error."""
@@ -708,7 +699,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         if item.request is not None:
             try:
                 request = item.request if format is None else format.instruct(item.request)
-                call = self._caller.prepare(request)
+                call = prepare(self._session, request, self._options)
             except InvalidArgumentError as refused:
                 item = Item(item.index, item.id, None, refused, item.row)
         digest: str | None

@@ -175,7 +175,7 @@ class Caller:
             ClientClosedError: the client was closed meanwhile.
             TimeoutError: the item's deadline has passed.
         """
-        call = self.prepare(asks.request)
+        call = prepare(self._session, asks.request, self.options)
         with anyio.CancelScope(deadline=attempts.deadline):
             entry = await self.enter(ready._replace(call=call), is_again=True)
             if entry is None:
@@ -183,18 +183,6 @@ class Caller:
             attempts.ask_again(call, entry)
             return
         raise attempts.overdue()
-
-    def prepare(self, request: ChatRequest) -> Call:
-        """Return the call of a request, with the batch's options.
-
-        Raises:
-            InvalidArgumentError: it cannot be sent.
-            ClientClosedError: the client is closed.
-        """
-        options = self.options
-        return self._session.prepare(
-            endpoints.CHAT, body=request, user_id=options.user_id, options=options.call_options
-        )
 
     def outcome(
         self,
@@ -297,6 +285,18 @@ class Caller:
         self.is_abandoned = True
         for scope in self._pauses:
             scope.cancel()
+
+
+def prepare(session: Session, request: ChatRequest, options: BatchOptions) -> Call:
+    """Return the call of a request, with the batch's options.
+
+    Raises:
+        InvalidArgumentError: it cannot be sent.
+        ClientClosedError: the client is closed.
+    """
+    return session.prepare(
+        endpoints.CHAT, body=request, user_id=options.user_id, options=options.call_options
+    )
 
 
 class _ItemAttempts(Fetching[ChatResponse]):

@@ -51,7 +51,7 @@ def write_outcomes(
             value is an empty cell.
         spreadsheet_safe: put a single quote before text in CSV and TSV that begins with `=`, `+`, `-`, `@`, a
             tab or a carriage return, which spreadsheet programs would run as a formula. Off by default, since
-            it changes answers, such as lists, for every other reader.
+            other programs would see the quote in ordinary answers, such as lists that begin with a dash.
 
     Raises:
         InvalidArgumentError: the suffix is none of these, or the path is not that of a regular file.

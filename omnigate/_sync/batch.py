@@ -280,11 +280,7 @@ class SyncBatch(UnpicklableReader, Generic[ParsedT_co]):
             NotStartedError: it was left before.
 
         """
-        if not self._is_open:
-            with self:
-                return self.run()
-        for _ in self:
-            pass
+        self._drain(lambda outcome: None)
         return self.stats
 
     def to_frame(self, kind: FrameKind = "pandas") -> Any:

@@ -1,10 +1,12 @@
 """A network in memory: byte streams whose every operation has several checkpoints."""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 
+from omnigate._transport.anyio_transport import AnyIOTransport
 from omnigate._transport.messages import Origin
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -107,3 +109,19 @@ class FakeNetwork:
     def open(self) -> int:
         """Return how many streams are open."""
         return sum(not stream.closed for stream in self.streams)
+
+
+class Clock:
+    """A pool's clock, which stands still unless it is set."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def over(network: FakeNetwork, **arguments: Any) -> AnyIOTransport:
+    """Return a transport whose connections are those of a fake network."""
+    transport = AnyIOTransport(**arguments)
+    transport._connect = network  # type: ignore[assignment]
+    return transport

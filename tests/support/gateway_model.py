@@ -317,3 +317,15 @@ class AdaptiveClient:
             self.pump()
 
         self._call(done, failed)
+
+
+def bursts(dice: random.Random, calls: int, every: float) -> Callable[[float], float]:
+    """Return when a heedless client sends next: a number of calls together, and then a pause of about `every` s."""
+    left = 0
+
+    def next_time(now: float) -> float:
+        nonlocal left
+        left = (left or calls) - 1
+        return now if left < calls - 1 else now + every * dice.uniform(0.7, 1.3)
+
+    return next_time

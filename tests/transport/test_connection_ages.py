@@ -17,26 +17,13 @@ from omnigate import AsyncClient
 from omnigate._transport.anyio_transport import AnyIOTransport
 
 from ..support.cancellation import count_tasks
-from ..support.fake_streams import FakeNetwork
+from ..support.fake_streams import Clock, FakeNetwork, over
 from ..support.raw_server import chat_bytes
 from ..support.servers import Peer, open_sockets, serving, until
 
 pytestmark = pytest.mark.anyio
 
 HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def over(network: FakeNetwork, **arguments: Any) -> AnyIOTransport:
-    transport = AnyIOTransport(**arguments)
-    transport._connect = network  # type: ignore[assignment]
-    return transport
 
 
 async def get(transport: AnyIOTransport, url: str = "http://a.test/") -> bytes:

@@ -19,23 +19,10 @@ from omnigate import InvalidArgumentError
 from omnigate._transport.anyio_transport import AnyIOTransport
 
 from ..support.event_loops import without_debug
-from ..support.fake_streams import OK, FakeNetwork
+from ..support.fake_streams import OK, Clock, FakeNetwork, over
 from ..support.servers import Peer, serving, until
 
 pytestmark = pytest.mark.anyio
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def over(network: FakeNetwork, **arguments: Any) -> AnyIOTransport:
-    transport = AnyIOTransport(**arguments)
-    transport._connect = network  # type: ignore[assignment]
-    return transport
 
 
 async def get(transport: AnyIOTransport, url: str = "http://a.test/", **timeouts: float) -> bytes:

@@ -75,11 +75,6 @@ class FairQueue:
         self._lines: dict[Flow, tuple[deque[Waiter], deque[Waiter]]] = {}  # in turn: resends, new sends
         self.count = 0
 
-    def has_again(self, flow: Flow) -> bool:
-        """Return whether a resend of the flow waits."""
-        lines = self._lines.get(flow)
-        return lines is not None and bool(lines[0])
-
     def add(self, waiter: Waiter) -> None:
         """Add a send at the end of its flow's line."""
         flow = waiter.flow

@@ -10,7 +10,7 @@ import pytest
 from omnigate._batch.pace.pacer import UNLIMITED, Pacer
 from omnigate._limits import RateLimit
 
-from ...support.gateway_model import Events, Gateway, HeedlessClient, PacedClient
+from ...support.gateway_model import Events, Gateway, HeedlessClient, PacedClient, bursts
 
 Latency = Callable[[random.Random], float]
 
@@ -333,17 +333,6 @@ def test_three_paced_clients_share_a_limit_evenly(latency: str) -> None:
         admitted, rejected, _ = sums(gateway, f"paced {number}", windows[8:])
         assert 0.25 * 300 * 8 <= admitted <= 0.42 * 300 * 8
         assert rejected <= 8
-
-
-def bursts(dice: random.Random, calls: int, every: float) -> Callable[[float], float]:
-    left = 0
-
-    def next_time(now: float) -> float:
-        nonlocal left
-        left = (left or calls) - 1
-        return now if left < calls - 1 else now + every * dice.uniform(0.7, 1.3)
-
-    return next_time
 
 
 OTHERS: dict[str, tuple[Callable[[random.Random, int], Callable[[float], float]], float, float]] = {

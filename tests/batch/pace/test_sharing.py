@@ -8,7 +8,7 @@ import pytest
 
 from omnigate._batch.pace.pacer import Pacer
 from omnigate._limits import RateLimit
-from tests.support.gateway_model import Events, Gateway, HeedlessClient, PacedClient
+from tests.support.gateway_model import Events, Gateway, HeedlessClient, PacedClient, bursts
 
 pytestmark = pytest.mark.proof
 
@@ -27,17 +27,6 @@ def way_of(dice: random.Random) -> Callable[[], float]:
 
 def late_way_of(dice: random.Random, part: float, most: float) -> Callable[[], float]:
     return lambda: dice.uniform(0.5, most) if dice.random() < part else dice.uniform(0.005, 0.06)
-
-
-def bursts(dice: random.Random, calls: int, every: float) -> Callable[[float], float]:
-    left = 0
-
-    def next_time(now: float) -> float:
-        nonlocal left
-        left = (left or calls) - 1
-        return now if left < calls - 1 else now + every * dice.uniform(0.7, 1.3)
-
-    return next_time
 
 
 def share(
