@@ -109,6 +109,8 @@ class Pacer:
             time = share.release_time(share.sent_now + 1)
             if time >= windows.end_low:
                 return windows.end_high
+        elif now < windows.end_low:
+            time = max(now, share.listen_at)
         earlier = self._sends.time_of(self._sends.total - self._burst() + 1)
         return max(time, earlier + _BURST_SECONDS, now + 1e-6)
 
@@ -137,6 +139,8 @@ class Pacer:
             room = min(room, share.room_in_next())
         elif share.is_shared():
             room = min(room, share.released(now) - share.sent_now)
+        elif now < share.listen_at:
+            room -= 1
         if room > 0:
             recent = self._sends.total - self._sends.by(now - _BURST_SECONDS + 1e-9)
             room = min(room, self._burst() - recent)

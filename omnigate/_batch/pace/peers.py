@@ -34,7 +34,7 @@ _MEMBERS_LEAST: Final = 0.05  # of the limit's number: fewer hellos are no crowd
 
 _GUESS: Final = 0.82  # of the limit's number: the size of a crowd that could not be counted
 
-_SIGNS_UNHEARD: Final = 1  # of a crowd, with no call admitted, that may have been a single client
+_SIGNS: Final = 1  # of a crowd that may have been a single client, which has not heard us yet
 
 _GUESS_UNHEARD: Final = 1.2  # the same, if no call was admitted
 
@@ -128,12 +128,13 @@ class Peers:
             self._rolls.clear()  # no other client has blurred it, so it is worth more than the others
         self._rolls.add(min(max(1.0, size), 0.99 * limit / 3))  # so that there is room for the next one
 
-    def missed(self, counts: Sequence[float], limit: int) -> bool:
+    def missed(self, counts: Sequence[float], limit: int, *, was_heard: bool) -> bool:
         """Register a roll call that came to nothing, as the limit was used up before its end.
 
         Args:
             counts: what those of our calls got that were admitted.
             limit: calls allowed in a window.
+            was_heard: whether a call of ours was admitted in a window before.
 
         Returns:
             Whether to race the others.
@@ -141,10 +142,8 @@ class Peers:
         within = ((counts[1] if len(counts) > 1 else limit + 1) - counts[0]) if counts else limit
         if limit < _CROWD_LIMIT and within > _CROWDED * limit:
             self._signs += 1
-            # A client that takes all in the window's first second needs two windows to hear us.
-            needed = min(1, len(self._rolls))
-            if not counts:
-                needed = _SIGNS_UNHEARD + min(1, len(self._rolls))
+            # A client that takes all in the window's first second needs a window to hear us.
+            needed = min(1, len(self._rolls)) + (0 if counts and was_heard else _SIGNS)
             if self._signs > needed:
                 is_guess = len(counts) < 2
                 guess = _GUESS if counts else _GUESS_UNHEARD

@@ -82,7 +82,7 @@ _RACE_UNCALLED: Final = 0.8  # ... and so many of its windows have no roll call
 
 _CROWD_PHASE: Final = 0.3  # of that of first calls: from a crowd, roll calls begin before the hellos
 
-_HERALD: Final = 0.35  # the probability of an early call before the roll call, for each such window
+_USED_UP: Final = 0.9  # of the limit, by us alone: the next window's last call is kept for a while
 
 
 class Share:
@@ -92,6 +92,7 @@ class Share:
         limit: calls allowed in a window; 0 if unknown.
         share: how many of the present window we may use.
         spread: the part of a window over which our share is released among others.
+        listen_at: from when on the present window's last call may be sent, if we are alone.
     """
 
     def __init__(self, windows: Windows, sends: SendRecord, uniform: Callable[[float, float], float]) -> None:
@@ -109,8 +110,7 @@ class Share:
         self._overtaking = _OVERTAKING_SECONDS
         self.spread = _SPREAD
         self._was_rejected = False
-        self._unheard = 0  # windows in a row in which we were rejected before any call was admitted
-        self._heralds = 0
+        self.listen_at = -math.inf
         self.reset()
 
     def reset(self) -> None:
@@ -199,8 +199,8 @@ class Share:
         """Note whether what was just sent is one of the roll call's."""
         window = self.window
         calls = window.calls
-        place = len(calls) + self._heralds
-        is_due = len(calls) < 3 and self.sent_now == place + 1
+        place = len(calls)
+        is_due = place < 3 and self.sent_now == place + 1
         if is_due and 0 <= now - self._release[place] < _ROLL_TOLERANCE_SECONDS:
             calls.append([now, 0])
 
@@ -225,6 +225,7 @@ class Share:
         is_exact = counted <= limit
         begin = windows.begin(age)
         if is_exact:
+            window.is_heard = True
             for call in window.calls:
                 if call[0] == at:
                     call[1] = counted
@@ -255,6 +256,8 @@ class Share:
             if changed:
                 self._estimate_demand()
         elif changed or self._demand:
+            if changed and not self._plan_made and not (self._past and self._past[0].own):
+                self._keep_out_of_roll_call(now)
             self.share = self._share_of(window)
 
     def _others_of(self, window: WindowUse, age: int, now: float) -> int:
@@ -276,8 +279,7 @@ class Share:
             self._was_rejected = True
             part = (now - self._windows.end_low) / self._windows.period + 1
             own, window = self.own(), self.window
-            self._unheard = self._unheard + 1 if own <= 1 else 0
-            if self.sent_now <= 3 + self._heralds and window.is_called:
+            if self.sent_now <= 3 and window.is_called:
                 window.is_missed = True
             elif own < self.limit * self.claim() and self._peers.may_race:
                 self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
@@ -296,11 +298,7 @@ class Share:
             and not window.rate
             and (
                 window.is_missed
-                or (
-                    len(window.calls) < 3
-                    and self.sent_now <= 3 + self._heralds
-                    and window.counted >= self.limit
-                )
+                or (len(window.calls) < 3 and self.sent_now <= 3 and window.counted >= self.limit)
             )
         ):
             self._missed_call(window)
@@ -309,7 +307,6 @@ class Share:
             self._demand_before = self._demand_after(self._demand_before, self._past.pop())
         self.window, self._next = self._next, WindowUse()
         if not self._was_rejected:
-            self._unheard = 0
             self.spread = min(_SPREAD, self.spread * 1.5)
         self._was_rejected = False
         self._overtaking = max(_OVERTAKING_SECONDS, self._overtaking * 0.9)
@@ -331,7 +328,9 @@ class Share:
 
     def _missed_call(self, window: WindowUse) -> None:
         """Register that the limit was used up before the roll call's end."""
-        if self._peers.missed([call[1] for call in window.calls if call[1]], self.limit):
+        counts = [call[1] for call in window.calls if call[1]]
+        was_heard = any(past.is_heard for past in self._past)
+        if self._peers.missed(counts, self.limit, was_heard=was_heard):
             self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, window.full_at))
 
     def _done(self, part: float) -> float:
@@ -356,13 +355,16 @@ class Share:
         period, begin = windows.period, windows.end - windows.period
         limit = self.limit
         self._release = ()
-        self._heralds = 0
+        self.listen_at = -math.inf
         self._main_begin = windows.end_high - period
         self._main_length = self.spread * period
-        if not self.is_shared() or period < _ROLL_CALL_PERIOD_MIN or limit < _ROLL_CALL_LIMIT_MIN:
-            self._plan_now, self._plan_made = 0, False
+        has_roll_calls = period >= _ROLL_CALL_PERIOD_MIN and limit >= _ROLL_CALL_LIMIT_MIN
+        self._plan_made = has_roll_calls and self.is_shared()
+        if not self._plan_made:
+            self._plan_now = 0
+            if has_roll_calls and self._past[0].own >= _USED_UP * limit:
+                self.listen_at = begin + ROLL_END * period
             return
-        self._plan_made = True
         if self._is_crowded():
             times = self._peers.crowd.plan()
             window.rate = self._peers.crowd.rate
@@ -393,11 +395,17 @@ class Share:
             start + ROLL_SHORT * period,
             start + (ROLL_SHORT + ROLL_LONG) * period,
         )
-        if not crowded and self._uniform(0, 1) < _HERALD * self._unheard:
-            self._release = (self._main_begin, *self._release)
-            self._heralds = 1
         self._main_begin = begin + ROLL_END * period
         self._main_length = max(0.01, self.spread - ROLL_END) * period
+
+    def _keep_out_of_roll_call(self, now: float) -> None:
+        """Release our share only after the roll call of those whom we have just joined."""
+        period = self._windows.period
+        begin = self._windows.end - period
+        roll_end = begin + ROLL_END * period
+        if self._main_begin < roll_end:
+            self._main_begin = max(now, roll_end)
+            self._main_length = max(0.01, begin + _SPREAD * period - self._main_begin)
 
     def _share_of(self, window: WindowUse) -> float:
         """Return how many calls of a window we may use: what others leave, but at least our claim."""

@@ -70,21 +70,29 @@ def test_hellos_are_taken_for_a_crowd_the_second_time() -> None:
 
 def test_a_roll_call_that_so_many_calls_kept_from_its_end_shows_a_crowd() -> None:
     peers = new_peers()
-    assert not peers.missed([10], 60)  # the second call was rejected a second later
+    assert not peers.missed([10], 60, was_heard=True)  # the second call was rejected a second later
+    assert peers.crowd.rate > 0
+
+
+def test_a_client_that_cannot_have_heard_us_yet_is_taken_for_a_crowd_only_the_second_time() -> None:
+    peers = new_peers()
+    peers.missed([10], 60, was_heard=False)
+    assert peers.crowd.rate == 0.0
+    peers.missed([10], 60, was_heard=True)
     assert peers.crowd.rate > 0
 
 
 def test_a_window_that_was_full_before_the_roll_call_shows_a_crowd_the_second_time() -> None:
     peers = new_peers()
-    peers.missed([], 60)
+    peers.missed([], 60, was_heard=True)
     assert peers.crowd.rate == 0.0
-    peers.missed([], 60)
+    peers.missed([], 60, was_heard=True)
     assert 0 < peers.crowd.rate < 1
 
 
 def test_roll_calls_that_never_end_although_no_crowd_was_heard_lead_to_a_race() -> None:
     peers = new_peers()
-    assert [peers.missed([50], 60) for _ in range(4)] == [False, False, False, True]
+    assert [peers.missed([50], 60, was_heard=True) for _ in range(4)] == [False, False, False, True]
     assert (peers.may_race, peers.crowd.rate) == (True, 0.0)
 
 
