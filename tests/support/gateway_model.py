@@ -89,7 +89,7 @@ class PacedClient:
         name: str = "paced",
         lost: float = 0.0,
     ) -> None:
-        self.pacer = Pacer(uniform=dice.uniform)
+        self.pacer = Pacer(uniform=dice.uniform, utc=lambda: gateway.events.now - gateway.phase)
         self.in_flight = 0
         self.is_on = True
         self._gateway, self._events, self._dice = gateway, gateway.events, dice

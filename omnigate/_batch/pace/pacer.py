@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -72,7 +73,13 @@ class Pacer:
 
     """
 
-    def __init__(self, *, uniform: Callable[[float, float], float] = random.uniform) -> None:
+    def __init__(
+        self,
+        *,
+        uniform: Callable[[float, float], float] = random.uniform,
+        utc: Callable[[], float] = time.time,
+    ) -> None:
+        self._utc = utc
         self._uniform = uniform
         self._gate = -math.inf  # closed until then, by a rejection
         self._is_probing = True  # nothing has told yet whether there is a limit ...
@@ -281,4 +288,4 @@ class Pacer:
         while now >= self._windows.end_high:
             self._share.roll()
             self._windows.advance(now)
-            self._share.rolled()
+            self._share.rolled(round((self._utc() - now + self._windows.end) / self._windows.period))

@@ -14,11 +14,13 @@ and after a few such windows we race them.
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from omnigate._batch.pace.crowd import Crowd
-from omnigate._batch.pace.roll_call import RollCalls, heard
+from omnigate._batch.pace.roll_call import ROLL_LONG, ROLL_SHORT, RollCalls, heard
 
 __all__ = ["Peers"]
 
@@ -42,9 +44,11 @@ _STRAYS: Final = 2  # calls in the short interval that need no explanation
 
 _EXACT: Final = 0.1  # part by which the intervals may differ if no other client sends
 
-_ROLLS_RACE: Final = 2  # roll calls that must have shown the number of peers before a race ...
+_HEEDLESS: Final = 0.1
 
-_MISSED_RACE: Final = 4  # ... or that came to nothing in a row
+_FLOWS: Final = 3
+
+_NOISE: Final = 1.0
 
 
 class Peers:
@@ -57,16 +61,16 @@ class Peers:
         crowd: how to behave in a crowd.
     """
 
-    __slots__ = ("_hellos", "_is_crowded", "_missed", "_rolls", "_room", "_signs", "crowd")
+    __slots__ = ("_flows", "_hellos", "_is_crowded", "_rolls", "_room", "_signs", "crowd")
 
     def __init__(self, uniform: Callable[[float, float], float]) -> None:
         self.crowd = Crowd(uniform)
         self._rolls = RollCalls()
+        self._flows: deque[float] = deque(maxlen=_FLOWS)
         self._hellos = 0.0  # heard in the last roll call
         self._is_crowded = False
         self._room = 0.0  # the number of peers that leave room for roll calls
         self._signs = 0  # of a crowd, in a row, by roll calls that came to nothing
-        self._missed = 0  # roll calls that came to nothing without such a sign, in a row
 
     @property
     def number(self) -> float:
@@ -79,9 +83,17 @@ class Peers:
         return self.number >= _PEERS
 
     @property
-    def may_race(self) -> bool:
-        """Whether enough is known of the others to send faster than them."""
-        return len(self._rolls) > _ROLLS_RACE or self._missed >= _MISSED_RACE
+    def are_among_heedless(self) -> bool:
+        """Whether most censuses have heard clients that do not take part in them."""
+        return len(self._flows) > 1 and self._heedless() >= _HEEDLESS
+
+    @property
+    def are_surely_among_heedless(self) -> bool:
+        return len(self._flows) == _FLOWS and self.are_among_heedless
+
+    def _heedless(self) -> float:
+        flows = sorted(self._flows)
+        return flows[(len(flows) - 1) // 2] if flows else 0.0
 
     @property
     def is_crowd_near(self) -> bool:
@@ -93,7 +105,7 @@ class Peers:
         if self._is_crowded and not self.crowd.rate:
             self._begin_again(min(self.crowd.size, self._room))
 
-    def called(self, counts: Sequence[float], phase: float, limit: int) -> None:
+    def called(self, counts: Sequence[float], phase: float, limit: int, *, is_census: bool = True) -> None:
         """Register a roll call.
 
         Args:
@@ -101,7 +113,7 @@ class Peers:
             phase: the part of the phase of first calls that was over at ours.
             limit: calls allowed in a window.
         """
-        self._signs = self._missed = 0
+        self._signs = 0
         peers = heard(*counts)
         short, long = counts[1] - counts[0], counts[2] - counts[1]
         members = max(0.0, short - long - _STRAYS) / max(0.4, 1.2 - phase)
@@ -118,26 +130,32 @@ class Peers:
             else:
                 crowd.doubt()
             return
+        if is_census:
+            self._flows.append(max(0.0, long - short) / (ROLL_LONG - ROLL_SHORT) / limit)
+        peers -= _NOISE * math.sqrt(3 * self._heedless() * ROLL_SHORT * limit)
         # A burst of another client looks the same, but not twice.
         members = (members + before) / 2 if min(members, before) >= _STRAYS else 0.0
         size = max(peers, 0.0) + members
-        is_crowd = size > _CROWDED * limit or members > max(peers, _MEMBERS_LEAST * limit)
+        is_crowd = limit < _CROWD_LIMIT and (
+            size > _CROWDED * limit or members > max(peers, _MEMBERS_LEAST * limit)
+        )
         if is_crowd and self._enter(limit, size, is_guess=False):
             return
-        if peers > max(_PEERS, 1.5 * self.number) and abs(short - long) <= 1 + _EXACT * short:
+        if (
+            self._heedless() < _HEEDLESS
+            and peers > max(_PEERS, 1.5 * self.number)
+            and abs(short - long) <= 1 + _EXACT * short
+        ):
             self._rolls.clear()  # no other client has blurred it, so it is worth more than the others
         self._rolls.add(min(max(1.0, size), 0.99 * limit / 3))  # so that there is room for the next one
 
-    def missed(self, counts: Sequence[float], limit: int, *, was_heard: bool) -> bool:
+    def missed(self, counts: Sequence[float], limit: int, *, was_heard: bool, is_census: bool = True) -> None:
         """Register a roll call that came to nothing, as the limit was used up before its end.
 
         Args:
             counts: what those of our calls got that were admitted.
             limit: calls allowed in a window.
             was_heard: whether a call of ours was admitted in a window before.
-
-        Returns:
-            Whether to race the others.
         """
         within = ((counts[1] if len(counts) > 1 else limit + 1) - counts[0]) if counts else limit
         if limit < _CROWD_LIMIT and within > _CROWDED * limit:
@@ -148,14 +166,16 @@ class Peers:
                 is_guess = len(counts) < 2
                 guess = _GUESS if counts else _GUESS_UNHEARD
                 self._enter(limit, guess * limit if is_guess else within, is_guess=is_guess)
-        elif counts:
-            self._missed += 1
-        return self._missed >= _MISSED_RACE
+        elif counts and is_census:
+            self._flows.append(1.0)
+            if self.are_among_heedless:
+                self._rolls.clear()
 
     def _enter(self, limit: int, size: float, *, is_guess: bool) -> bool:
         if not self.crowd.enter(limit, size, is_guess=is_guess):
             return False
         self._rolls.clear()
+        self._flows.clear()
         self._is_crowded = True
         self._room = _UNCROWDED * limit
         return True

@@ -66,7 +66,7 @@ _CLAIM: Final = 1 / 3  # of the limit, never left to others
 
 _SPREAD: Final = 0.9  # the part of a window over which our share of it is released
 
-_SPREAD_MIN: Final = 0.05
+_SPREAD_MIN: Final = 0.03
 
 _TARGET: Final = 0.97  # of the limit, for all peers together
 
@@ -78,7 +78,9 @@ _ROLL_TOLERANCE_SECONDS: Final = 0.1  # a call later than that does not count as
 
 _RACING: Final = 0.5  # a release over less than this part of the window is a race ...
 
-_RACE_UNCALLED: Final = 0.8  # ... and so many of its windows have no roll call
+_CENSUS: Final = 3
+
+_CENSUS_RARE: Final = 15
 
 _CROWD_PHASE: Final = 0.3  # of that of first calls: from a crowd, roll calls begin before the hellos
 
@@ -281,7 +283,7 @@ class Share:
             own, window = self.own(), self.window
             if self.sent_now <= 3 and window.is_called:
                 window.is_missed = True
-            elif own < self.limit * self.claim() and self._peers.may_race:
+            elif own < self.limit * self.claim() and self._peers.are_among_heedless:
                 self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, part))
 
     def set_limit(self, limit: int) -> None:
@@ -311,26 +313,29 @@ class Share:
         self._was_rejected = False
         self._overtaking = max(_OVERTAKING_SECONDS, self._overtaking * 0.9)
 
-    def rolled(self) -> None:
+    def rolled(self, number: int) -> None:
         """Plan the window that `windows` has gone on to."""
         self._total_before = self._sends.total
         self.bounds_changed()
         self._sends.forget(self._windows.begin(_PAST_WINDOWS + 1))
         self._estimate_demand()
         self._peers.window_began()
-        self._make_plan()
+        self._make_plan(number)
         self.share = self._share_of(self.window)
 
     # Policy
 
     def _called(self, window: WindowUse) -> None:
-        self._peers.called([call[1] for call in window.calls], window.phase, self.limit)
+        self._peers.called(
+            [call[1] for call in window.calls], window.phase, self.limit, is_census=window.is_census
+        )
 
     def _missed_call(self, window: WindowUse) -> None:
         """Register that the limit was used up before the roll call's end."""
         counts = [call[1] for call in window.calls if call[1]]
         was_heard = any(past.is_heard for past in self._past)
-        if self._peers.missed(counts, self.limit, was_heard=was_heard):
+        self._peers.missed(counts, self.limit, was_heard=was_heard, is_census=window.is_census)
+        if self._peers.are_among_heedless:
             self.spread = max(_SPREAD_MIN, 0.8 * min(self.spread, window.full_at))
 
     def _done(self, part: float) -> float:
@@ -350,7 +355,7 @@ class Share:
                 self._heedless = (self._heedless + min(self.limit, max(0.0, others - peers))) / 2
                 return
 
-    def _make_plan(self) -> None:
+    def _make_plan(self, number: int) -> None:
         windows, window = self._windows, self.window
         period, begin = windows.period, windows.end - windows.period
         limit = self.limit
@@ -380,8 +385,10 @@ class Share:
         else:
             self._plan_now = 0
         crowded = self._is_crowded()
-        is_race = not (crowded or self._peers.are_known) and self.spread < _RACING
-        if is_race and not self._peers.is_crowd_near and self._uniform(0, 1) < _RACE_UNCALLED:
+        window.is_census = number % _CENSUS == 0
+        every = _CENSUS_RARE if self._peers.are_surely_among_heedless else _CENSUS
+        is_race = self.spread < _RACING and not crowded and self._peers.are_among_heedless
+        if is_race and not self._peers.is_crowd_near and number % every:
             self._credit -= self._plan_now
             return
         window.is_called = True

@@ -17,6 +17,7 @@ class WindowUse:
         "counted_at",
         "full_at",
         "is_called",
+        "is_census",
         "is_heard",
         "is_missed",
         "others",
@@ -44,3 +45,4 @@ class WindowUse:
         self.is_missed = False  # its roll call: the limit was used up before
         self.is_called = False  # whether we took part in its roll call
         self.is_heard = False  # whether a call of ours was admitted
+        self.is_census = False
