@@ -46,6 +46,8 @@ _EXACT: Final = 0.1  # part by which the intervals may differ if no other client
 
 _HEEDLESS: Final = 0.1
 
+_UNEVEN: Final = 1.5
+
 _FLOWS: Final = 3
 
 _NOISE: Final = 1.0
@@ -131,7 +133,8 @@ class Peers:
                 crowd.doubt()
             return
         if is_census:
-            self._flows.append(max(0.0, long - short) / (ROLL_LONG - ROLL_SHORT) / limit)
+            flow = max(0.0, long - short) / (ROLL_LONG - ROLL_SHORT) / limit
+            self._flows.append(flow if long > _UNEVEN * short else 0.0)
         peers -= _NOISE * math.sqrt(3 * self._heedless() * ROLL_SHORT * limit)
         # A burst of another client looks the same, but not twice.
         members = (members + before) / 2 if min(members, before) >= _STRAYS else 0.0
@@ -166,7 +169,7 @@ class Peers:
                 is_guess = len(counts) < 2
                 guess = _GUESS if counts else _GUESS_UNHEARD
                 self._enter(limit, guess * limit if is_guess else within, is_guess=is_guess)
-        elif counts and is_census:
+        elif counts and is_census and was_heard:
             self._flows.append(1.0)
             if self.are_among_heedless:
                 self._rolls.clear()
