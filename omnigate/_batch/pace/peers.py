@@ -44,11 +44,11 @@ _STRAYS: Final = 2  # calls in the short interval that need no explanation
 
 _EXACT: Final = 0.1  # part by which the intervals may differ if no other client sends
 
-_HEEDLESS: Final = 0.1
+_UNEVEN: Final = 1.3
 
-_UNEVEN: Final = 1.5
+_CENSUSES: Final = 3
 
-_FLOWS: Final = 3
+_CENSUSES_LEAST: Final = 2
 
 _NOISE: Final = 1.0
 
@@ -63,12 +63,12 @@ class Peers:
         crowd: how to behave in a crowd.
     """
 
-    __slots__ = ("_flows", "_hellos", "_is_crowded", "_rolls", "_room", "_signs", "crowd")
+    __slots__ = ("_censuses", "_hellos", "_is_crowded", "_rolls", "_room", "_signs", "crowd")
 
     def __init__(self, uniform: Callable[[float, float], float]) -> None:
         self.crowd = Crowd(uniform)
         self._rolls = RollCalls()
-        self._flows: deque[float] = deque(maxlen=_FLOWS)
+        self._censuses: deque[tuple[float, float]] = deque(maxlen=_CENSUSES)
         self._hellos = 0.0  # heard in the last roll call
         self._is_crowded = False
         self._room = 0.0  # the number of peers that leave room for roll calls
@@ -86,16 +86,25 @@ class Peers:
 
     @property
     def are_among_heedless(self) -> bool:
-        """Whether most censuses have heard clients that do not take part in them."""
-        return len(self._flows) > 1 and self._heedless() >= _HEEDLESS
+        """Whether the last censuses have heard clients that take no part in them."""
+        if len(self._censuses) < _CENSUSES_LEAST:
+            return False
+        short, long = self._heard()
+        return long > _UNEVEN * short
 
     @property
     def are_surely_among_heedless(self) -> bool:
-        return len(self._flows) == _FLOWS and self.are_among_heedless
+        return len(self._censuses) == _CENSUSES and self.are_among_heedless
 
-    def _heedless(self) -> float:
-        flows = sorted(self._flows)
-        return flows[(len(flows) - 1) // 2] if flows else 0.0
+    def _heard(self) -> tuple[float, float]:
+        """Return how many calls the last censuses heard in their short and long intervals."""
+        return sum(short for short, _ in self._censuses), sum(long for _, long in self._censuses)
+
+    def _flow(self) -> float:
+        """Return how many calls of heedless clients there are in a short interval."""
+        if not self.are_among_heedless: return 0.0
+        short, long = self._heard()
+        return max(0.0, (long - short) / 2 / len(self._censuses))
 
     @property
     def is_crowd_near(self) -> bool:
@@ -133,9 +142,8 @@ class Peers:
                 crowd.doubt()
             return
         if is_census:
-            flow = max(0.0, long - short) / (ROLL_LONG - ROLL_SHORT) / limit
-            self._flows.append(flow if long > _UNEVEN * short else 0.0)
-        peers -= _NOISE * math.sqrt(3 * self._heedless() * ROLL_SHORT * limit)
+            self._censuses.append((short, long))
+        peers -= _NOISE * math.sqrt(3 * self._flow())
         # A burst of another client looks the same, but not twice.
         members = (members + before) / 2 if min(members, before) >= _STRAYS else 0.0
         size = max(peers, 0.0) + members
@@ -145,7 +153,7 @@ class Peers:
         if is_crowd and self._enter(limit, size, is_guess=False):
             return
         if (
-            self._heedless() < _HEEDLESS
+            not self._flow()
             and peers > max(_PEERS, 1.5 * self.number)
             and abs(short - long) <= 1 + _EXACT * short
         ):
@@ -170,7 +178,7 @@ class Peers:
                 guess = _GUESS if counts else _GUESS_UNHEARD
                 self._enter(limit, guess * limit if is_guess else within, is_guess=is_guess)
         elif counts and is_census and was_heard:
-            self._flows.append(1.0)
+            self._censuses.append((0.0, limit * ROLL_LONG))
             if self.are_among_heedless:
                 self._rolls.clear()
 
@@ -178,7 +186,7 @@ class Peers:
         if not self.crowd.enter(limit, size, is_guess=is_guess):
             return False
         self._rolls.clear()
-        self._flows.clear()
+        self._censuses.clear()
         self._is_crowded = True
         self._room = _UNCROWDED * limit
         return True
