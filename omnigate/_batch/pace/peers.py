@@ -44,7 +44,9 @@ _STRAYS: Final = 2  # calls in the short interval that need no explanation
 
 _EXACT: Final = 0.1  # part by which the intervals may differ if no other client sends
 
-_UNEVEN: Final = 1.3
+_UNEVEN: Final = 1.5
+
+_EVEN: Final = 1.2
 
 _CENSUSES: Final = 3
 
@@ -63,11 +65,23 @@ class Peers:
         crowd: how to behave in a crowd.
     """
 
-    __slots__ = ("_censuses", "_hellos", "_is_crowded", "_rolls", "_room", "_signs", "crowd")
+    __slots__ = (
+        "_censuses",
+        "_flow",
+        "_hellos",
+        "_is_crowded",
+        "_rolls",
+        "_room",
+        "_signs",
+        "are_among_heedless",
+        "crowd",
+    )
 
     def __init__(self, uniform: Callable[[float, float], float]) -> None:
         self.crowd = Crowd(uniform)
         self._rolls = RollCalls()
+        self.are_among_heedless = False
+        self._flow = 0.0  # of their calls in a short interval
         self._censuses: deque[tuple[float, float]] = deque(maxlen=_CENSUSES)
         self._hellos = 0.0  # heard in the last roll call
         self._is_crowded = False
@@ -85,26 +99,9 @@ class Peers:
         return self.number >= _PEERS
 
     @property
-    def are_among_heedless(self) -> bool:
-        """Whether the last censuses have heard clients that take no part in them."""
-        if len(self._censuses) < _CENSUSES_LEAST:
-            return False
-        short, long = self._heard()
-        return long > _UNEVEN * short
-
-    @property
     def are_surely_among_heedless(self) -> bool:
-        return len(self._censuses) == _CENSUSES and self.are_among_heedless
-
-    def _heard(self) -> tuple[float, float]:
-        """Return how many calls the last censuses heard in their short and long intervals."""
-        return sum(short for short, _ in self._censuses), sum(long for _, long in self._censuses)
-
-    def _flow(self) -> float:
-        """Return how many calls of heedless clients there are in a short interval."""
-        if not self.are_among_heedless: return 0.0
-        short, long = self._heard()
-        return max(0.0, (long - short) / 2 / len(self._censuses))
+        """Whether as many censuses as are kept have heard heedless clients."""
+        return self.are_among_heedless and len(self._censuses) == _CENSUSES
 
     @property
     def is_crowd_near(self) -> bool:
@@ -142,8 +139,8 @@ class Peers:
                 crowd.doubt()
             return
         if is_census:
-            self._censuses.append((short, long))
-        peers -= _NOISE * math.sqrt(3 * self._flow())
+            self._count_heedless(short, long)
+        peers -= _NOISE * math.sqrt(3 * self._flow)
         # A burst of another client looks the same, but not twice.
         members = (members + before) / 2 if min(members, before) >= _STRAYS else 0.0
         size = max(peers, 0.0) + members
@@ -153,7 +150,7 @@ class Peers:
         if is_crowd and self._enter(limit, size, is_guess=False):
             return
         if (
-            not self._flow()
+            not self.are_among_heedless
             and peers > max(_PEERS, 1.5 * self.number)
             and abs(short - long) <= 1 + _EXACT * short
         ):
@@ -178,15 +175,26 @@ class Peers:
                 guess = _GUESS if counts else _GUESS_UNHEARD
                 self._enter(limit, guess * limit if is_guess else within, is_guess=is_guess)
         elif counts and is_census and was_heard:
-            self._censuses.append((0.0, limit * ROLL_LONG))
+            self._count_heedless(0.0, limit * ROLL_LONG)
             if self.are_among_heedless:
-                self._rolls.clear()
+                self._rolls.clear()  # no roll call confirms that number
+
+    def _count_heedless(self, short: float, long: float) -> None:
+        """Judge by what the last censuses heard in both intervals whether there are heedless clients."""
+        censuses = self._censuses
+        if long <= _EVEN * short:
+            censuses.clear()
+        censuses.append((short, long))
+        short, long = (sum(part) for part in zip(*censuses, strict=True))
+        self.are_among_heedless = len(censuses) >= _CENSUSES_LEAST and long > _UNEVEN * short
+        self._flow = (long - short) / 2 / len(censuses) if self.are_among_heedless else 0.0
 
     def _enter(self, limit: int, size: float, *, is_guess: bool) -> bool:
         if not self.crowd.enter(limit, size, is_guess=is_guess):
             return False
         self._rolls.clear()
         self._censuses.clear()
+        self.are_among_heedless, self._flow = False, 0.0
         self._is_crowded = True
         self._room = _UNCROWDED * limit
         return True
