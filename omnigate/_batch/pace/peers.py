@@ -174,7 +174,7 @@ class Peers:
                 is_guess = len(counts) < 2
                 guess = _GUESS if counts else _GUESS_UNHEARD
                 self._enter(limit, guess * limit if is_guess else within, is_guess=is_guess)
-        elif counts and is_census and was_heard:
+        elif is_census and (was_heard or not counts):
             self._count_heedless(0.0, limit * ROLL_LONG)
             if self.are_among_heedless:
                 self._rolls.clear()  # no roll call confirms that number
