@@ -70,6 +70,7 @@ class Pacer:
 
     Args:
         uniform: draws a number between two, evenly.
+        utc: tells the time in seconds since 1970; it is only asked which of a minute's numbers a window has.
 
     """
 

@@ -8,8 +8,13 @@ What a roll call (`roll_call`) heard is read three ways:
 
 With more peers than a third of the limit's number, the roll call itself exceeds the limit: they are a crowd.
 They are one, too, if most of the others behave as one. A process whose roll call came to nothing enters the
-crowd if so many calls came within a second as only a crowd sends. Else others have used up the limit first,
-and after a few such windows we race them.
+crowd if so many calls came within a second as only a crowd sends.
+
+Heedless clients are told from peers in the *census*, every third window, in which peers hold the roll call
+even if they race. So only clients that take no part in it can use up the limit before its end, or be heard
+much more often in the long interval than in the short one. Two censuses have to agree before we race; the
+first even one ends the race. Without common windows for it, peers that race each other by mistake would never
+stop: each would be a heedless client to the others.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from omnigate._batch.pace.crowd import Crowd
-from omnigate._batch.pace.roll_call import ROLL_LONG, ROLL_SHORT, RollCalls, heard
+from omnigate._batch.pace.roll_call import ROLL_LONG, RollCalls, heard
 
 __all__ = ["Peers"]
 
@@ -44,15 +49,15 @@ _STRAYS: Final = 2  # calls in the short interval that need no explanation
 
 _EXACT: Final = 0.1  # part by which the intervals may differ if no other client sends
 
-_UNEVEN: Final = 1.5
+_UNEVEN: Final = 1.5  # of the short intervals' calls in the long ones: more are of heedless clients
 
-_EVEN: Final = 1.2
+_EVEN: Final = 1.2  # up to so many are of peers, whose clocks differ: what was heard before is void
 
-_CENSUSES: Final = 3
+_ROLLS_RACE: Final = 2  # roll calls, without such a census, that must have shown the number of peers
 
-_CENSUSES_LEAST: Final = 2
+_CENSUSES: Final = 3  # that are kept ...
 
-_NOISE: Final = 1.0
+_CENSUSES_LEAST: Final = 2  # ... and needed
 
 
 class Peers:
@@ -63,6 +68,7 @@ class Peers:
 
     Attributes:
         crowd: how to behave in a crowd.
+        are_among_heedless: whether the last censuses have heard clients that do not take part.
     """
 
     __slots__ = (
@@ -99,6 +105,11 @@ class Peers:
         return self.number >= _PEERS
 
     @property
+    def may_race(self) -> bool:
+        """Whether enough is known of the others to send faster than them."""
+        return self.are_among_heedless or len(self._rolls) > _ROLLS_RACE
+
+    @property
     def are_surely_among_heedless(self) -> bool:
         """Whether as many censuses as are kept have heard heedless clients."""
         return self.are_among_heedless and len(self._censuses) == _CENSUSES
@@ -113,13 +124,14 @@ class Peers:
         if self._is_crowded and not self.crowd.rate:
             self._begin_again(min(self.crowd.size, self._room))
 
-    def called(self, counts: Sequence[float], phase: float, limit: int, *, is_census: bool = True) -> None:
+    def called(self, counts: Sequence[float], phase: float, limit: int, *, is_census: bool) -> None:
         """Register a roll call.
 
         Args:
             counts: what our three calls got.
             phase: the part of the phase of first calls that was over at ours.
             limit: calls allowed in a window.
+            is_census: whether all peers held one in that window.
         """
         self._signs = 0
         peers = heard(*counts)
@@ -140,7 +152,7 @@ class Peers:
             return
         if is_census:
             self._count_heedless(short, long)
-        peers -= _NOISE * math.sqrt(3 * self._flow)
+        peers -= math.sqrt(3 * self._flow)  # a standard deviation, with calls that come at random
         # A burst of another client looks the same, but not twice.
         members = (members + before) / 2 if min(members, before) >= _STRAYS else 0.0
         size = max(peers, 0.0) + members
@@ -157,13 +169,14 @@ class Peers:
             self._rolls.clear()  # no other client has blurred it, so it is worth more than the others
         self._rolls.add(min(max(1.0, size), 0.99 * limit / 3))  # so that there is room for the next one
 
-    def missed(self, counts: Sequence[float], limit: int, *, was_heard: bool, is_census: bool = True) -> None:
+    def missed(self, counts: Sequence[float], limit: int, *, was_heard: bool, is_census: bool) -> None:
         """Register a roll call that came to nothing, as the limit was used up before its end.
 
         Args:
             counts: what those of our calls got that were admitted.
             limit: calls allowed in a window.
             was_heard: whether a call of ours was admitted in a window before.
+            is_census: as in `called`.
         """
         within = ((counts[1] if len(counts) > 1 else limit + 1) - counts[0]) if counts else limit
         if limit < _CROWD_LIMIT and within > _CROWDED * limit:

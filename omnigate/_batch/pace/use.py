@@ -45,4 +45,4 @@ class WindowUse:
         self.is_missed = False  # its roll call: the limit was used up before
         self.is_called = False  # whether we took part in its roll call
         self.is_heard = False  # whether a call of ours was admitted
-        self.is_census = False
+        self.is_census = False  # whether all peers hold a roll call in it, also those that race
