@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -69,16 +68,16 @@ class Pacer:
     `answered` cost about a microsecond. Not to be called from several threads at once.
 
     Args:
+        utc: tells the seconds since 1970, from which follows the number of a window.
         uniform: draws a number between two, evenly.
-        utc: tells the time in seconds since 1970; it is only asked which of a minute's numbers a window has.
 
     """
 
     def __init__(
         self,
         *,
+        utc: Callable[[], float],
         uniform: Callable[[float, float], float] = random.uniform,
-        utc: Callable[[], float] = time.time,
     ) -> None:
         self._utc = utc
         self._uniform = uniform
