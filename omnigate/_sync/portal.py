@@ -144,6 +144,11 @@ class Portal:
         """Return whether this is the loop's own thread."""
         return any(loop.is_own_thread() for loop in list(self._loops.values()))
 
+    def is_usable_here(self) -> bool:
+        """Return whether a call from this thread would reach the running loop."""
+        loop = self._loops.get(self._attempt)
+        return not self._closed and loop is not None and not loop.is_foreign and not loop.is_own_thread()
+
     def close(self) -> None:
         """Clean up and end the thread; idempotent, and a no-op in a forked child.
 

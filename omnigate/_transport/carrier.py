@@ -26,6 +26,7 @@ from omnigate._transport.adapters import adapt, async_chunks, close_stream
 from omnigate._transport.anyio_transport import AnyIOTransport
 from omnigate._transport.bodies import BodyReader, too_long
 from omnigate._transport.default import default_transport
+from omnigate._transport.direct import DirectReader
 from omnigate._transport.exchange import Exchange, ResponseStream
 from omnigate._transport.messages import Origin, OutgoingMessage, PreparedRequest, RawResponse, request_head
 from omnigate._wire.endpoints import Endpoint
@@ -135,6 +136,19 @@ class Reply:
             httpx.TransportError: it broke off.
         """
         return self._body.next()
+
+    def lend(self) -> DirectReader | None:
+        """Return a reader of the body for another thread, or None if only the event loop can read it."""
+        stream = self._response.stream
+        return stream.lend() if isinstance(stream, ResponseStream) and not self._body.is_encoded else None
+
+    def count(self, data: bytes) -> None:
+        """Count what the reader for another thread has read.
+
+        Raises:
+            InvalidResponseError: the body is too long.
+        """
+        self._body.count(data)
 
     def whole(self) -> Awaitable[Answer]:
         """Read the whole body; of an error, its beginning.

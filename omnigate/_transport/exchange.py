@@ -10,6 +10,7 @@ import httpx
 
 from omnigate._runtime.isolation import bounded, close_soon
 from omnigate._transport.connection import Connection
+from omnigate._transport.direct import DirectReader, Loan
 from omnigate._transport.http11 import ResponseReader
 from omnigate._transport.messages import Origin, OutgoingMessage, RawResponse
 from omnigate._transport.pool import Pool
@@ -242,6 +243,7 @@ class ResponseStream(httpx.AsyncByteStream):
         self._read_timeout = read_timeout
         self._is_aborted = False
         self._broken = broken
+        self._loan: Loan | None = None
         if reader.complete:
             self._finish(connection)
         elif broken is not None:
@@ -251,6 +253,8 @@ class ResponseStream(httpx.AsyncByteStream):
         return self
 
     async def __anext__(self) -> bytes:
+        if self._loan is not None:
+            self._take_back(self._loan)
         while True:
             data = self._reader.take_body()
             if data:
@@ -273,6 +277,34 @@ class ResponseStream(httpx.AsyncByteStream):
                 raise
             if self._reader.complete:
                 self._finish(connection)
+
+    def lend(self) -> DirectReader | None:
+        """Return a reader for another thread, or None if that is not possible; ends with the next read here."""
+        connection, reader = self._connection, self._reader
+        if self._loan is not None or connection is None or reader.complete:
+            return None
+        descriptor = connection.stream.lend()
+        if descriptor is None:
+            return None
+        self._loan = Loan()
+        return DirectReader(descriptor, reader, self._read_timeout, self._loan)
+
+    def _take_back(self, loan: Loan) -> None:
+        """Read in the event loop again, and deal with what only it can."""
+        self._loan = None
+        connection = self._connection
+        if connection is None:
+            return
+        connection.stream.take_back()
+        if loan.broken is not None:
+            self.abort()
+            self._broken = loan.broken
+        elif self._reader.complete:
+            self._finish(connection)
+        elif loan.is_overdue:
+            limit = connection.limit
+            limit.begin(httpx.ReadTimeout, self._read_timeout)
+            limit.expire(connection)
 
     async def aclose(self) -> None:
         """Close the stream."""

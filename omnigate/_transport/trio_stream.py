@@ -10,7 +10,7 @@ from typing import Final
 import trio
 from trio.lowlevel import notify_closing, wait_readable, wait_writable
 
-from omnigate._transport.byte_stream import CLOSED, ByteStream, poll_of
+from omnigate._transport.byte_stream import CLOSED, ByteStream, duplicate, poll_of, shut_down
 from omnigate._transport.tls import TLSStream
 
 _MAX_RECEIVE_BYTES: Final = 65_536
@@ -42,12 +42,13 @@ async def open_stream(sock: socket.socket, context: ssl.SSLContext | None, hostn
 class TrioStream:
     """A connected byte stream."""
 
-    __slots__ = ("_is_aborted", "_poll", "_socket")
+    __slots__ = ("_is_aborted", "_is_lent", "_poll", "_socket")
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._poll = poll_of(sock)
         self._is_aborted = False
+        self._is_lent = False
 
     def send(self, data: bytes) -> Awaitable[None] | None:
         """Send `data`; return None if nothing is left to wait for."""
@@ -92,11 +93,23 @@ class TrioStream:
         """Return True: without TLS nobody can tell."""
         return True
 
+    def lend(self) -> int | None:
+        """Return a descriptor for another thread to read from, or None."""
+        descriptor = None if self._is_aborted else duplicate(self._socket)
+        self._is_lent = descriptor is not None
+        return descriptor
+
+    def take_back(self) -> None:
+        """Note that no other thread reads any more."""
+        self._is_lent = False
+
     def abort(self) -> None:
         """Close the stream immediately, even if its event loop has ended."""
         if self._is_aborted:
             return
         self._is_aborted = True
+        if self._is_lent:
+            shut_down(self._socket)
         try:
             notify_closing(self._socket)  # wakes the task that waits for it
         except RuntimeError:
