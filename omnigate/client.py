@@ -111,6 +111,7 @@ class Client(BaseClient):
             max_response_bytes=max_response_bytes,
         )
         super().__init__(self._async, backend, name="Client")
+        self._direct = self._async._for_threads()
 
     @property
     def api_key(self) -> str | None:
@@ -185,8 +186,11 @@ class Client(BaseClient):
             ResponseFormatError: no response fitted `response_type`.
 
         """
+        # Hedging, asking again and deadlines need an event loop from the start.
+        is_plain = hedge_after is None and response_type is None and options.get("deadline_seconds") is None
+        client = self._direct if is_plain else self._async
         return self._portal.call(
-            lambda: self._async.chat(
+            lambda: client.chat(
                 model=model,
                 messages=messages,
                 max_tokens=max_tokens,
@@ -203,7 +207,8 @@ class Client(BaseClient):
                 response_type=response_type,
                 response_retries=response_retries,
                 **options,
-            )
+            ),
+            begins_here=is_plain and client._session.is_ready,
         )
 
     @overload

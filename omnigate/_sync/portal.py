@@ -23,13 +23,15 @@ import importlib.util
 import logging
 import sys
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar, cast, get_args
 
 from omnigate._runtime.gevent import gevent_patches
+from omnigate._runtime.loops import is_in_loop
 from omnigate._runtime.threads import is_exiting
 from omnigate._sync.crossing import CLOSED, Call
 from omnigate._sync.loop_thread import Backend, LoopThread, refuse_half_patched
+from omnigate._transport.direct_carrier import TO_LOOP, continued
 from omnigate._wire.checks import check_choice, refusal
 from omnigate.exceptions import ClientClosedError, ForkedClientError, GatewayError, NotStartedError
 
@@ -69,8 +71,13 @@ class Portal:
         self._closed = False
         weakref.finalize(self, _stop_all, self._loops).atexit = False
 
-    def call(self, func: Callable[[], Awaitable[T]]) -> T:
+    def call(self, func: Callable[[], Awaitable[T]], *, begins_here: bool = False) -> T:
         """Await `func()` in the loop; return its result or raise its exception.
+
+        Args:
+            func: makes the awaitable.
+            begins_here: whether it is a coroutine to begin in this thread if possible, which may await nothing
+                but `to_loop` there.
 
         Raises:
             ClientClosedError: the portal is closed, or was closed during the call.
@@ -79,6 +86,8 @@ class Portal:
             KeyboardInterrupt: Ctrl-C; the call was cancelled, unless it had just returned.
 
         """
+        if begins_here and self.is_usable_here() and not is_in_loop():
+            return self._begin(cast("Callable[[], Coroutine[Any, Any, T]]", func))
         call = Call(func)
         self._make(call)
         error = call.error
@@ -90,6 +99,17 @@ class Portal:
             raise error
         finally:
             del call, error  # breaks the cycle of the error, its traceback and this frame
+
+    def _begin(self, func: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Make a call in this thread, and go on in the loop as soon as it awaits `to_loop`."""
+        coroutine = func()
+        try:
+            waits_for = coroutine.send(None)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        assert waits_for is TO_LOOP
+        return self.call(lambda: continued(coroutine))
 
     def settle(self, func: Callable[[], Awaitable[None]]) -> bool:
         """Await the clean-up `func()` in the loop, for a bounded time; raises none of our errors.

@@ -1,26 +1,39 @@
-"""Reads the body of a response in another thread than its event loop's, straight from the socket.
+"""Sends and reads in another thread than a connection's event loop, straight on the socket.
 
-For a sync caller a chunk that arrives alone costs two thread switches, several times the rest. So while nothing
-arrives but the middle of a body, the caller waits for it and parses it itself. All else is the event loop's: the
-end of the body or of the connection, errors, and what follows a timeout. The reader then returns None, and the
-next read in the loop continues from there.
+For a sync caller a call, or a chunk that arrives alone, costs two thread switches, as much as all the rest. So
+what is plain is done in the caller's thread, over a connection whose reading the event loop has lent: a small
+request with a small successful response, and the middle of a streamed body. All else is the event loop's, which
+continues from there: errors, ends, timeouts, whatever else arrives.
 
-An interrupt in between may lose what was read, so whoever is interrupted must close the stream.
+An interrupt may come between any two steps. What is lost by it, the bytes read or the place in the response,
+belongs to one connection, so that is closed: by whoever reads a stream, and by `Parked` when it is dropped.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import httpx
 
+from omnigate._runtime.loops import call_soon
+from omnigate._transport.connection import Connection
 from omnigate._transport.http11 import ResponseReader
+from omnigate._transport.timers import timed_out
 
 _MAX_READ_BYTES: Final = 65_536
 
 _MAX_POLL_MILLISECONDS: Final = 2**31 - 1
+
+_MAX_BODY_BYTES: Final = 1 << 20
+"""How much of a response is collected here; the event loop reads the rest of a longer one."""
+
+_CLOSED: Final = "the connection was closed"
 
 
 class Loan:
@@ -55,10 +68,7 @@ class DirectReader:
         self._descriptor = descriptor
         self._reader = reader
         self._loan = loan
-        milliseconds = None if seconds is None else seconds * 1e3
-        if milliseconds is not None and milliseconds > _MAX_POLL_MILLISECONDS:
-            milliseconds = None  # longer than three weeks
-        self._milliseconds = milliseconds
+        self._milliseconds = _milliseconds(seconds)
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         self._poll = poll.poll
@@ -96,3 +106,129 @@ class DirectReader:
         descriptor = getattr(self, "_descriptor", None)
         if descriptor is not None:
             os.close(descriptor)
+
+
+class Parked:
+    """A connection that threads other than the event loop's may take from its pool, one at a time.
+
+    Attributes:
+        connection: the connection, in use as far as the pool knows.
+        since: when it became idle, by `time.monotonic`.
+        is_back: whether the event loop has taken it back.
+    """
+
+    __slots__ = ("__weakref__", "_descriptor", "_discard", "_expires", "_poll", "connection", "is_back", "since")
+
+    def __init__(
+        self,
+        descriptor: int,
+        connection: Connection,
+        discard: Callable[[], Callable[[Connection], None] | None],
+        *,
+        since: float,
+        expires: float,
+    ) -> None:
+        """Take ownership of a duplicate of the socket's descriptor.
+
+        Args:
+            descriptor: the duplicate.
+            connection: the connection.
+            discard: returns the pool's method to close it in the event loop, if there still is a pool.
+            since: when it became idle, by `time.monotonic`.
+            expires: when it is too old to carry another request, by `time.monotonic`.
+        """
+        self._descriptor = descriptor
+        self.connection: Connection = connection
+        self._discard = discard
+        self.since: float = since
+        self._expires = expires
+        self.is_back: bool = False
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+
+    def is_fresh(self, idle_timeout_seconds: float) -> bool:
+        """Return whether it may carry another request, and nothing has arrived on it."""
+        now = time.monotonic()
+        if self.connection.state != "in use" or now >= self._expires or now - self.since > idle_timeout_seconds:
+            return False
+        return not self._poll.poll(0)
+
+    def exchange(
+        self,
+        message: bytes,
+        reader: ResponseReader,
+        write_seconds: float | None,
+        read_seconds: float | None,
+    ) -> tuple[bool, httpx.TransportError | None]:
+        """Send a request and feed `reader` with its response, until only the event loop can go on.
+
+        Returns whether any byte of the request may have been sent, and the error, if there was one.
+        """
+        try:
+            left = os.write(self._descriptor, message)
+        except BlockingIOError:
+            left = 0
+        except OSError as error:
+            return False, httpx.WriteError(str(error) or _CLOSED)
+        try:
+            if left < len(message):
+                self._write_rest(message[left:], write_seconds)
+            self._read(reader, read_seconds)
+        except httpx.TransportError as error:
+            return True, error
+        return True, None
+
+    def _write_rest(self, data: bytes, seconds: float | None) -> None:
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        while data:
+            if not poll.poll(_milliseconds(seconds)):
+                raise timed_out(httpx.WriteTimeout, seconds)
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise httpx.WriteError(str(error) or _CLOSED) from None
+
+    def _read(self, reader: ResponseReader, seconds: float | None) -> None:
+        milliseconds, received = _milliseconds(seconds), 0
+        while not reader.complete and received < _MAX_BODY_BYTES:
+            if not self._poll.poll(milliseconds):
+                raise timed_out(httpx.ReadTimeout, seconds)
+            try:
+                data = os.read(self._descriptor, _MAX_READ_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise httpx.ReadError(str(error) or _CLOSED) from None
+            if data:
+                received += len(data)
+                reader.feed(data)
+            else:
+                reader.end(is_clean=True)
+            if reader.head is not None and not 200 <= reader.status_code < 300:
+                return
+
+    def take_back(self) -> Connection:
+        """Return the connection to its event loop, in that loop."""
+        self.is_back = True
+        self.connection.stream.take_back()
+        return self.connection
+
+    def __del__(self) -> None:
+        if not hasattr(self, "is_back"):
+            return
+        os.close(self._descriptor)
+        discard = self._discard()
+        if self.is_back or discard is None:
+            return
+        with suppress(RuntimeError):  # the event loop has ended, and its connections with it
+            call_soon(self.connection._loop, partial(discard, self.connection))
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    """Return a time limit for polling; None if there is none, or it is longer than three weeks."""
+    if seconds is None or seconds * 1e3 > _MAX_POLL_MILLISECONDS:
+        return None
+    return seconds * 1e3

@@ -19,7 +19,7 @@ Timeouts: TypeAlias = dict[str, float | None]
 
 _SMALL_BYTES: Final = 16_384
 
-_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 
 
 class Connections(Protocol):
@@ -121,7 +121,7 @@ class Exchange:
             return False
         if not isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
             return False
-        return not self._sent or self._message.method in _IDEMPOTENT
+        return not self._sent or self._message.method in IDEMPOTENT
 
     def take_whole(self) -> bytes | None:
         """Return the whole body if it has arrived and has no encoding, and give the connection back."""
