@@ -29,7 +29,7 @@ class BaseAsyncClient(UnpicklableClient):
         self._session.configuration.base_url = value
 
     def _for_threads(self) -> Self:
-        """Return the same client, with the same session, for calls that begin in other threads than its loop's."""
+        """Return the same client, for calls that begin in other threads than the event loop's."""
         twin = type(self).__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin._session = self._session.for_threads()

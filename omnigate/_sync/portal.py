@@ -29,9 +29,9 @@ from typing import Any, Final, TypeVar, cast, get_args
 from omnigate._runtime.gevent import gevent_patches
 from omnigate._runtime.loops import is_in_loop
 from omnigate._runtime.threads import is_exiting
-from omnigate._sync.crossing import CLOSED, Call
+from omnigate._sync.crossing import CLOSED, CLOSED_MEANWHILE, Call
 from omnigate._sync.loop_thread import Backend, LoopThread, refuse_half_patched
-from omnigate._transport.direct_carrier import TO_LOOP, continued
+from omnigate._transport.direct_carrier import Interrupted, continued
 from omnigate._wire.checks import check_choice, refusal
 from omnigate.exceptions import ClientClosedError, ForkedClientError, GatewayError, NotStartedError
 
@@ -76,8 +76,8 @@ class Portal:
 
         Args:
             func: makes the awaitable.
-            begins_here: whether it is a coroutine to begin in this thread if possible, which may await nothing
-                but `to_loop` there.
+            begins_here: whether it is a coroutine to begin in this thread if possible, where it may await
+                nothing but `to_loop`.
 
         Raises:
             ClientClosedError: the portal is closed, or was closed during the call.
@@ -103,12 +103,21 @@ class Portal:
     def _begin(self, func: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Make a call in this thread, and go on in the loop as soon as it awaits `to_loop`."""
         coroutine = func()
+        error: BaseException | None = None
         try:
-            waits_for = coroutine.send(None)
+            coroutine.send(None)  # until it awaits `to_loop`
         except StopIteration as end:
             result: T = end.value
             return result
-        assert waits_for is TO_LOOP
+        except Interrupted as interrupt:
+            error = interrupt.error
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # breaks the cycle of the error, its traceback and this frame
+        if self._closed:
+            raise ClientClosedError(CLOSED_MEANWHILE)
         return self.call(lambda: continued(coroutine))
 
     def settle(self, func: Callable[[], Awaitable[None]]) -> bool:

@@ -48,7 +48,7 @@ class BaseSyncStream(UnpicklableReader, Generic[T, S]):
         self._pieces: deque[T] = deque()
         self._was_closed = False
         self._direct: DirectReader | None = None
-        self._turns: list[None] = [None]  # empty while a thread reads directly, and after an interrupt of that
+        self._turns: list[None] = [None]  # empty while a thread reads directly, or has been interrupted in it
 
     @property
     def meta(self) -> Meta:
@@ -68,9 +68,8 @@ class BaseSyncStream(UnpicklableReader, Generic[T, S]):
 
     def __next__(self) -> T:
         if not self._pieces:
-            direct = self._direct
-            if direct is not None and self._portal.is_usable_here():
-                self._read(direct)
+            if self._direct is not None and self._portal.is_usable_here():
+                self._read(self._direct)
             if not self._pieces:
                 self._call(self._fetch)
                 if not self._pieces:
@@ -122,7 +121,7 @@ class BaseSyncStream(UnpicklableReader, Generic[T, S]):
         self._direct = core.lend()
 
     def _read(self, direct: DirectReader) -> None:
-        """Read in this thread, until there are pieces or the loop must go on; close the stream if interrupted."""
+        """Read in this thread, until there are pieces or the loop must go on; if interrupted, close."""
         core = self._stream._core
         try:
             self._turns.pop()  # one step, so that no handler or thread reads meanwhile
@@ -138,6 +137,8 @@ class BaseSyncStream(UnpicklableReader, Generic[T, S]):
         except BaseException:
             self.close()
             raise
+        if not self._pieces and not self._portal.is_usable_here():  # the client was closed meanwhile
+            self.close()
 
     def __repr__(self) -> str:
         return repr(self._stream)

@@ -62,7 +62,7 @@ class AsyncioStream(asyncio.Protocol):
 
     __slots__ = (
         "_drained", "_has_ended", "_is_aborted", "_is_clean", "_is_lent", "_is_paused", "_loop", "_poll",
-        "_problem", "_socket", "_tls", "_transport", "_unread", "_waiter",
+        "_problem", "_socket", "_tls", "_transport", "_unread", "_waiter", "_was_lent",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
@@ -75,6 +75,7 @@ class AsyncioStream(asyncio.Protocol):
         self._unread = bytearray()
         self._is_paused = False  # reading is, because of what is unread
         self._is_lent = False
+        self._was_lent = False  # a traceback may keep a descriptor that was lent, and so the connection
         self._waiter: asyncio.Future[bytes] | None = None  # of `receive`
         self._drained: asyncio.Future[None] | None = None  # while writing is paused
         self._has_ended = False
@@ -132,7 +133,7 @@ class AsyncioStream(asyncio.Protocol):
         descriptor = duplicate(self._socket)
         if descriptor is not None:
             transport.pause_reading()
-            self._is_lent = True
+            self._is_lent = self._was_lent = True
         return descriptor
 
     def take_back(self) -> None:
@@ -147,7 +148,7 @@ class AsyncioStream(asyncio.Protocol):
         if self._is_aborted:
             return
         self._is_aborted = True
-        if self._is_lent:
+        if self._was_lent:
             shut_down(self._socket)
         if self._loop.is_closed():
             # asyncio closes the descriptor when it is collected; this ends the connection for the server now.

@@ -3,8 +3,9 @@
 A stream belongs to one event loop and serves one task at a time. Closing it is synchronous, because neither a
 shield nor awaited clean-up withstands asyncio's `Task.cancel()`; an operation that is waiting then fails.
 
-Reading can be lent to another thread. It reads from a duplicate of the socket's descriptor, whose number cannot
-come to mean another connection while it does; closing a lent stream shuts the connection down, which wakes it.
+A stream without TLS can be lent to another thread. That reads and writes on a duplicate of the socket's
+descriptor, whose number cannot come to mean another connection meanwhile. Closing a stream that was ever lent
+shuts the connection down, which wakes that thread.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class ByteStream(Protocol):
         ...
 
     def lend(self) -> int | None:
-        """Stop reading; return a descriptor for another thread to read from, which belongs to the caller.
+        """Stop reading; return a descriptor for another thread, which belongs to the caller.
 
         None if that is not possible: with TLS, on Windows, under gevent, and while anything has arrived.
         Nothing may be received before `take_back`.

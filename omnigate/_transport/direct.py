@@ -1,12 +1,12 @@
 """Sends and reads in another thread than a connection's event loop, straight on the socket.
 
-For a sync caller a call, or a chunk that arrives alone, costs two thread switches, as much as all the rest. So
-what is plain is done in the caller's thread, over a connection whose reading the event loop has lent: a small
-request with a small successful response, and the middle of a streamed body. All else is the event loop's, which
-continues from there: errors, ends, timeouts, whatever else arrives.
+A sync call, or a chunk that arrives alone, costs two thread switches, as much as all the rest. So the usual
+case is handled in the caller's thread, on a connection that the event loop has lent: a small request with a
+small successful response, and the middle of a streamed body. The event loop continues with anything else:
+errors, the end of a body, timeouts.
 
-An interrupt may come between any two steps. What is lost by it, the bytes read or the place in the response,
-belongs to one connection, so that is closed: by whoever reads a stream, and by `Parked` when it is dropped.
+An interrupt can come between any two steps. What it loses, bytes or the place in a response, belongs to one
+connection, so that connection is closed: by the reader of a stream, and by `Parked` when it is dropped.
 """
 
 from __future__ import annotations
@@ -34,6 +34,22 @@ _MAX_BODY_BYTES: Final = 1 << 20
 """How much of a response is collected here; the event loop reads the rest of a longer one."""
 
 _CLOSED: Final = "the connection was closed"
+
+_read: Final = os.read  # bound here: one that is replaced by a Python function adds to an error's traceback
+
+_write: Final = os.write
+
+
+class Descriptor:
+    """A file descriptor that is closed when it is dropped, which no interrupt can prevent."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number: int = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
 
 
 class Loan:
@@ -65,7 +81,7 @@ class DirectReader:
             seconds: how long to wait for data; None for no limit.
             loan: told why the event loop must go on.
         """
-        self._descriptor = descriptor
+        self._descriptor = Descriptor(descriptor)
         self._reader = reader
         self._loan = loan
         self._milliseconds = _milliseconds(seconds)
@@ -84,11 +100,13 @@ class DirectReader:
             if events[0][1] & select.POLLERR:
                 return None  # the event loop finds out what it is
             try:
-                data = os.read(self._descriptor, _MAX_READ_BYTES)
-            except BlockingIOError:
-                continue
-            except OSError:  # broken just now; the event loop sees its end
-                return None
+                data = _read(self._descriptor.number, _MAX_READ_BYTES)
+            except OSError as error:
+                if is_of_a_handler(error):
+                    raise
+                if isinstance(error, BlockingIOError):
+                    continue
+                return None  # broken just now; the event loop sees its end
             if not data:
                 return None
             try:
@@ -102,11 +120,6 @@ class DirectReader:
             if body:
                 return body
 
-    def __del__(self) -> None:
-        descriptor = getattr(self, "_descriptor", None)
-        if descriptor is not None:
-            os.close(descriptor)
-
 
 class Parked:
     """A connection that threads other than the event loop's may take from its pool, one at a time.
@@ -117,7 +130,9 @@ class Parked:
         is_back: whether the event loop has taken it back.
     """
 
-    __slots__ = ("__weakref__", "_descriptor", "_discard", "_expires", "_poll", "connection", "is_back", "since")
+    __slots__ = (
+        "__weakref__", "_descriptor", "_discard", "_expires", "_poll", "connection", "is_back", "since",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -137,7 +152,7 @@ class Parked:
             since: when it became idle, by `time.monotonic`.
             expires: when it is too old to carry another request, by `time.monotonic`.
         """
-        self._descriptor = descriptor
+        self._descriptor = Descriptor(descriptor)
         self.connection: Connection = connection
         self._discard = discard
         self.since: float = since
@@ -149,7 +164,11 @@ class Parked:
     def is_fresh(self, idle_timeout_seconds: float) -> bool:
         """Return whether it may carry another request, and nothing has arrived on it."""
         now = time.monotonic()
-        if self.connection.state != "in use" or now >= self._expires or now - self.since > idle_timeout_seconds:
+        if (
+            self.connection.state != "in use"
+            or now >= self._expires
+            or now - self.since > idle_timeout_seconds
+        ):
             return False
         return not self._poll.poll(0)
 
@@ -165,31 +184,35 @@ class Parked:
         Returns whether any byte of the request may have been sent, and the error, if there was one.
         """
         try:
-            left = os.write(self._descriptor, message)
-        except BlockingIOError:
-            left = 0
+            left = _write(self._descriptor.number, message)
         except OSError as error:
-            return False, httpx.WriteError(str(error) or _CLOSED)
+            if is_of_a_handler(error):
+                raise
+            if not isinstance(error, BlockingIOError):
+                return False, httpx.WriteError(str(error) or _CLOSED)
+            left = 0
         try:
             if left < len(message):
                 self._write_rest(message[left:], write_seconds)
             self._read(reader, read_seconds)
         except httpx.TransportError as error:
             return True, error
+        self.since = time.monotonic()
         return True, None
 
     def _write_rest(self, data: bytes, seconds: float | None) -> None:
         poll = select.poll()
-        poll.register(self._descriptor, select.POLLOUT)
+        poll.register(self._descriptor.number, select.POLLOUT)
         while data:
             if not poll.poll(_milliseconds(seconds)):
                 raise timed_out(httpx.WriteTimeout, seconds)
             try:
-                data = data[os.write(self._descriptor, data) :]
-            except BlockingIOError:
-                pass
+                data = data[_write(self._descriptor.number, data) :]
             except OSError as error:
-                raise httpx.WriteError(str(error) or _CLOSED) from None
+                if is_of_a_handler(error):
+                    raise
+                if not isinstance(error, BlockingIOError):
+                    raise httpx.WriteError(str(error) or _CLOSED) from None
 
     def _read(self, reader: ResponseReader, seconds: float | None) -> None:
         milliseconds, received = _milliseconds(seconds), 0
@@ -197,10 +220,12 @@ class Parked:
             if not self._poll.poll(milliseconds):
                 raise timed_out(httpx.ReadTimeout, seconds)
             try:
-                data = os.read(self._descriptor, _MAX_READ_BYTES)
-            except BlockingIOError:
-                continue
+                data = _read(self._descriptor.number, _MAX_READ_BYTES)
             except OSError as error:
+                if is_of_a_handler(error):
+                    raise
+                if isinstance(error, BlockingIOError):
+                    continue
                 raise httpx.ReadError(str(error) or _CLOSED) from None
             if data:
                 received += len(data)
@@ -213,18 +238,27 @@ class Parked:
     def take_back(self) -> Connection:
         """Return the connection to its event loop, in that loop."""
         self.is_back = True
+        del self._descriptor  # a traceback may keep this object for long
         self.connection.stream.take_back()
         return self.connection
 
-    def __del__(self) -> None:
-        if not hasattr(self, "is_back"):
-            return
-        os.close(self._descriptor)
+    def close(self) -> None:
+        """Have the event loop close the connection, unless it has taken it back."""
         discard = self._discard()
         if self.is_back or discard is None:
             return
+        self.is_back = True
+        del self._descriptor
         with suppress(RuntimeError):  # the event loop has ended, and its connections with it
             call_soon(self.connection._loop, partial(discard, self.connection))
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def is_of_a_handler(error: Exception) -> bool:
+    """Return whether a signal handler has raised an error (a TimeoutError, say), not the function called."""
+    return error.__traceback__ is not None and error.__traceback__.tb_next is not None
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -1,8 +1,8 @@
 """Carries the calls of sync clients: in the caller's thread if that is possible, else in the event loop.
 
-A call begins in the caller's thread, where its coroutine is driven by hand and nothing may be awaited but
-`to_loop`. That suspends it, and the portal continues it in the event loop: if there is no connection ready, and
-if anything happens that is not a small success. So retries, errors and pools are the event loop's in any case.
+A call begins in the caller's thread, where its coroutine is run without an event loop and may await nothing
+but `to_loop`. That suspends it, and the portal continues it in the event loop: if no connection is ready, and
+after anything but a small success. So retries, errors and the pool are the event loop's in any case.
 """
 
 from __future__ import annotations
@@ -15,33 +15,44 @@ import httpx
 
 from omnigate._runtime.loops import is_in_loop
 from omnigate._transport.carrier import Answer, Carrier, Sendable, message_of, read_and_discard, reply_of
-from omnigate._transport.direct import Parked
-from omnigate._transport.exchange import IDEMPOTENT, ResponseStream
+from omnigate._transport.connection import Connection
+from omnigate._transport.direct import Parked, is_of_a_handler
+from omnigate._transport.exchange import IDEMPOTENT, ResponseStream, Timeouts
 from omnigate._transport.http11 import ResponseReader
 from omnigate._transport.messages import RawResponse
 from omnigate._transport.pool import Pool
 
 T = TypeVar("T")
 
-TO_LOOP: Final = "to be continued in the event loop"
-
 _SMALL_BYTES: Final = 16_384
 
 _ALONE_CALLS: Final = 3
-"""How many calls in a row must have been alone before the next begins in its caller's thread. Many threads are
-served better by the event loop, where their calls share its wake-ups."""
+"""How many calls in a row must have been alone before the next begins in its caller's thread. The event loop
+serves many threads better: their calls share its wake-ups."""
 
 
 @types.coroutine
-def to_loop() -> Generator[str, None, None]:
+def to_loop() -> Generator[None, None, None]:
     """Suspend a coroutine that was begun outside of its event loop."""
-    yield TO_LOOP
+    yield
 
 
 @types.coroutine
 def continued(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
     """Continue a coroutine that is suspended in `to_loop`, in its event loop."""
     return (yield from coroutine.__await__())
+
+
+class Interrupted(BaseException):
+    """Carries what a signal handler has raised past the retry policy, which judges what the network raises.
+
+    Attributes:
+        error: what was raised.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
 
 
 class DirectCarrier(Carrier):
@@ -67,40 +78,76 @@ class DirectCarrier(Carrier):
         """
         if is_in_loop():
             return await self._fetch_in_loop(call)
-        pool, message = self._pool, message_of(call)
-        if pool is None or len(message) > _SMALL_BYTES:
+        pool, reader = self._pool, ResponseReader(call.endpoint.method)
+        was_sent, error = False, None
+        # Only this list refers to the connection: an interrupt just before it is added, or after it is
+        # removed, drops it, which closes it, even while the traceback keeps this frame.
+        held: list[Parked] = []
+        try:
+            if pool is not None:
+                was_sent, error = self._exchange_here(call, pool, held, reader)
+                answer = self._answer(reader) if error is None else None
+                if answer is not None:
+                    pool.parked.append(held.pop())
+                    pool.note_parked()
+                    return answer
+        except BaseException as interrupt:  # noqa: BLE001 - raised by the portal
+            _close(held)
+            raise Interrupted(interrupt) from None
+        try:
             await to_loop()
+        except BaseException:
+            _close(held)
+            raise
+        if pool is None or not held:
             return await self._fetch_in_loop(call)
-        parked = pool.borrow(call.origin)
-        if parked is None:
-            await to_loop()
-            return await self._fetch_in_loop(call)
-        timeouts = call.extensions.get("timeout") or {}
-        reader = ResponseReader(call.endpoint.method)
-        was_sent, error = parked.exchange(message, reader, timeouts.get("write"), timeouts.get("read"))
-        del message
-        if error is None and reader.complete and reader.reusable and not reader.is_encoded:
-            if reader.head is not None and 200 <= reader.status_code < 300:
-                body = reader.take_body()
-                if len(body) <= self._limit:
-                    pool.park_again(parked)
-                    return Answer(reader.status_code, reader.head, body)
-                reader._body = [body]
-        await to_loop()
-        return await self._finish(call, pool, parked, reader, error, was_sent=was_sent)
+        return await self._finish(call, pool, held.pop().take_back(), reader, error, was_sent=was_sent)
+
+    def _exchange_here(
+        self, call: Sendable, pool: Pool, held: list[Parked], reader: ResponseReader
+    ) -> tuple[bool, httpx.TransportError | None]:
+        """Send a request in this thread and read the response, over a connection that is added to `held`.
+
+        Returns whether any byte of the request may have been sent, and the error, if there was one.
+        """
+        message = message_of(call)
+        if len(message) > _SMALL_BYTES:
+            return False, None
+        try:
+            held.append(pool.parked.pop())
+        except IndexError as error:
+            if is_of_a_handler(error):
+                raise
+            return False, None  # another thread has just taken it
+        if not pool.is_good(held[0], call.origin):
+            _close(held)
+            return False, None
+        timeouts: Timeouts = call.extensions.get("timeout") or {}
+        return held[0].exchange(message, reader, timeouts.get("write"), timeouts.get("read"))
+
+    def _answer(self, reader: ResponseReader) -> Answer | None:
+        """Return a whole success whose connection can be used again; None for the event loop to look at."""
+        if not (reader.complete and reader.reusable) or reader.is_encoded or reader.head is None:
+            return None
+        if not 200 <= reader.status_code < 300:
+            return None
+        body = reader.take_body()
+        if len(body) > self._limit:
+            reader.put_back(body)
+            return None
+        return Answer(reader.status_code, reader.head, body)
 
     async def _finish(
         self,
         call: Sendable,
         pool: Pool,
-        parked: Parked,
+        connection: Connection,
         reader: ResponseReader,
         error: httpx.TransportError | None,
         *,
         was_sent: bool,
     ) -> Answer:
         """Go on with an exchange in the event loop."""
-        connection = parked.take_back()
         is_success = 200 <= reader.status_code < 300
         if reader.head is None or (error is not None and is_success):
             assert error is not None
@@ -110,9 +157,9 @@ class DirectCarrier(Carrier):
                 pool.drop_idle(call.origin)
                 return await self._fetch_in_loop(call)
             raise error
-        read = (call.extensions.get("timeout") or {}).get("read")
+        timeouts: Timeouts = call.extensions.get("timeout") or {}
         broken = None if error is None else str(error)
-        stream = ResponseStream(pool, connection, reader, read, broken)
+        stream = ResponseStream(pool, connection, reader, timeouts.get("read"), broken)
         response = RawResponse(reader.status_code, reader.head, stream)
         return await read_and_discard(reply_of(response, self._limit))
 
@@ -127,3 +174,9 @@ class DirectCarrier(Carrier):
             self._pool = self._own.pool
             self._pool.park(call.origin)
         return answer
+
+
+def _close(held: list[Parked]) -> None:
+    for parked in held:
+        parked.close()
+    held.clear()

@@ -14,6 +14,7 @@ from omnigate._transport.direct import DirectReader, Loan
 from omnigate._transport.http11 import ResponseReader
 from omnigate._transport.messages import Origin, OutgoingMessage, RawResponse
 from omnigate._transport.pool import Pool
+from omnigate._transport.timers import timed_out
 
 Timeouts: TypeAlias = dict[str, float | None]
 
@@ -279,7 +280,7 @@ class ResponseStream(httpx.AsyncByteStream):
                 self._finish(connection)
 
     def lend(self) -> DirectReader | None:
-        """Return a reader for another thread, or None if that is not possible; ends with the next read here."""
+        """Return a reader for another thread, valid until the next read here; None if impossible."""
         connection, reader = self._connection, self._reader
         if self._loan is not None or connection is None or reader.complete:
             return None
@@ -290,7 +291,11 @@ class ResponseStream(httpx.AsyncByteStream):
         return DirectReader(descriptor, reader, self._read_timeout, self._loan)
 
     def _take_back(self, loan: Loan) -> None:
-        """Read in the event loop again, and deal with what only it can."""
+        """Read in the event loop again, and deal with what only it can.
+
+        Raises:
+            httpx.ReadTimeout: nothing arrived in time.
+        """
         self._loan = None
         connection = self._connection
         if connection is None:
@@ -302,9 +307,8 @@ class ResponseStream(httpx.AsyncByteStream):
         elif self._reader.complete:
             self._finish(connection)
         elif loan.is_overdue:
-            limit = connection.limit
-            limit.begin(httpx.ReadTimeout, self._read_timeout)
-            limit.expire(connection)
+            self.abort()
+            raise timed_out(httpx.ReadTimeout, self._read_timeout)
 
     async def aclose(self) -> None:
         """Close the stream."""

@@ -11,9 +11,9 @@ its name may have other addresses by now. That is noticed on its next use, and b
 there are idle connections, so that none outlives the idle timeout. Origins without connections are forgotten
 then, too.
 
-For a sync client one idle connection is parked, which means lent to the threads that make calls: whoever removes
-it from `parked` owns it, in one step. It counts as in use. A call in the event loop takes it back first, so
-nothing waits for it; so does the alarm, which keeps the rules above.
+For a sync client one idle connection may be parked: lent to the threads that make calls. A thread takes it by
+removing it from `parked`, in one step. It is among those in use. A call in the event loop takes it back
+first, so that nothing waits for it, and so does the alarm, so that the rules above apply to it, too.
 """
 
 from __future__ import annotations
@@ -249,24 +249,13 @@ class Pool:
             self.give_back(connection)
             connection.idle_since -= time.monotonic() - parked.since
 
-    def borrow(self, origin: Origin) -> Parked | None:
-        """Return the parked connection, in another thread than the event loop's, if it is still good.
+    def is_good(self, parked: Parked, origin: Origin) -> bool:
+        """Return whether a connection that was parked may carry a request, in any thread."""
+        return parked.connection.origin == origin and parked.is_fresh(self._idle_timeout)
 
-        It is to be returned by `park_again`, or dropped, which closes it.
-        """
-        try:
-            parked = self.parked.pop()
-        except IndexError:
-            return None
-        if parked.connection.origin == origin and parked.is_fresh(self._idle_timeout):
-            return parked
-        return None
-
-    def park_again(self, parked: Parked) -> None:
-        """Return a connection after its response has ended, in another thread than the event loop's."""
-        parked.since = time.monotonic()
-        self.parked.append(parked)
-        if self._waiting:  # looked at after appending: either the waiter sees the connection, or this the waiter
+    def note_parked(self) -> None:
+        """Look for waiters, in any thread, after a connection was parked again."""
+        if self._waiting:  # either this sees the waiter, or the waiter sees the connection
             call_soon(self.loop, self.unpark)
 
     def free_slot(self) -> None:

@@ -42,13 +42,13 @@ async def open_stream(sock: socket.socket, context: ssl.SSLContext | None, hostn
 class TrioStream:
     """A connected byte stream."""
 
-    __slots__ = ("_is_aborted", "_is_lent", "_poll", "_socket")
+    __slots__ = ("_is_aborted", "_poll", "_socket", "_was_lent")
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._poll = poll_of(sock)
         self._is_aborted = False
-        self._is_lent = False
+        self._was_lent = False
 
     def send(self, data: bytes) -> Awaitable[None] | None:
         """Send `data`; return None if nothing is left to wait for."""
@@ -74,6 +74,8 @@ class TrioStream:
     async def receive(self) -> bytes:
         """Return the next bytes; b"" at the end."""
         while True:
+            if self._is_aborted:
+                raise OSError(CLOSED)
             try:
                 await wait_readable(self._socket)
                 return self._socket.recv(_MAX_RECEIVE_BYTES)
@@ -96,19 +98,19 @@ class TrioStream:
     def lend(self) -> int | None:
         """Return a descriptor for another thread to read from, or None."""
         descriptor = None if self._is_aborted else duplicate(self._socket)
-        self._is_lent = descriptor is not None
+        if descriptor is not None:
+            self._was_lent = True
         return descriptor
 
     def take_back(self) -> None:
-        """Note that no other thread reads any more."""
-        self._is_lent = False
+        """Do nothing: trio reads only when it is asked to."""
 
     def abort(self) -> None:
         """Close the stream immediately, even if its event loop has ended."""
         if self._is_aborted:
             return
         self._is_aborted = True
-        if self._is_lent:
+        if self._was_lent:  # a traceback may keep that descriptor, and so the connection
             shut_down(self._socket)
         try:
             notify_closing(self._socket)  # wakes the task that waits for it
