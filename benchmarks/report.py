@@ -28,7 +28,7 @@ PACKAGES = (
 )
 
 PEERS = ("pyqwest", "httpx", "httpx2", "openai", "litellm", "published")
-"""The clients that must cost more than this one wherever they are measured; for aiohttp there is a stricter mark."""
+"""The clients that must cost more wherever they are measured; the mark for aiohttp is stricter."""
 
 COLUMNS = {"stream": "async", "sync_stream": "sync", "import": "import"}
 

@@ -56,8 +56,9 @@ class Client(BaseClient):
     """A client of an OmniGate gateway for synchronous programs.
 
     Use it with `with`, or call `close()` at the end. Any number of threads may share it. Its first call
-    starts a thread with an event loop, which does the work. Ctrl-C cancels the call in flight. A client that
-    was used before `os.fork()` raises `ForkedClientError` in the child process.
+    starts a thread with an event loop, which does all that the caller's thread cannot do by itself. Ctrl-C
+    cancels the call in flight. A client that was used before `os.fork()` raises `ForkedClientError` in the
+    child process.
 
     Args:
         api_key: the gateway key (`llmg_…`); else `$OMNIGATE_API_KEY`. `signup` and `health` need none.
