@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import anyio
 import pytest
 
 from omnigate import (
@@ -27,6 +28,7 @@ from omnigate import (
     StreamClosedError,
     TimeoutError,
 )
+from omnigate._transport.http11 import ResponseReader
 from omnigate.exceptions import ForkedClientError
 
 from ..support import interrupts, reentry
@@ -282,6 +284,38 @@ def test_a_stream_and_a_batch_use_the_parked_connection(backend: Any) -> None:
         assert client.chat_many([HELLO, HELLO])[0].content == "hello"
         client.chat(**HELLO)
         assert server.accepted == 1
+
+
+@pytest.mark.blocks  # a sync call blocks the event loop it is made in
+def test_a_call_inside_a_running_event_loop_is_left_to_the_portals(backend: Any) -> None:
+    async def main() -> None:
+        inbox = client._portal._running_loop().inbox
+        assert client._direct._session.is_ready
+        before = inbox._asked
+        assert client.chat(**HELLO).content == "hello"
+        assert inbox._asked > before
+
+    with ThreadServer() as server, client_of(server, backend) as client:
+        anyio.run(main)
+        assert server.accepted == 1
+
+
+def test_an_interrupt_in_the_parser_is_raised_as_itself(backend: Any) -> None:
+    with ThreadServer() as server, client_of(server, backend) as client:
+        callbacks = ("on_message_begin", "on_headers_complete", "on_body", "on_message_complete")
+        for name in callbacks:
+            while not client._direct._session.is_ready:
+                client.chat(**HELLO)
+
+            def interrupts(*_: object) -> None:
+                raise KeyboardInterrupt
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(ResponseReader, name, interrupts)
+                with pytest.raises(KeyboardInterrupt):
+                    client.chat(**HELLO)
+            assert client.chat(**HELLO).content == "hello"
+        assert in_use(client) == 0
 
 
 def test_a_client_that_is_dropped_closes_its_parked_connection(backend: Any) -> None:
