@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final, Literal, Protocol, TypeAlias, Unpack, cast, overload
 
+from omnigate import _homes
 from omnigate._batch.answers import Answers
 from omnigate._batch.batch import Batch
 from omnigate._batch.enough import StopAfterFailures
@@ -942,3 +943,6 @@ class AsyncClient(BaseAsyncClient):
 
 def _stream_options(include_usage: bool) -> dict[str, Any]:
     return {"stream_options": {"include_usage": True}} if include_usage else {}
+
+
+_homes.settle(__name__)

@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Literal, Unpack, cast, overload
 
+from omnigate import _homes
 from omnigate._batch.answers import Answers
 from omnigate._batch.enough import StopAfterFailures
 from omnigate._batch.estimate import Estimate
@@ -773,3 +774,6 @@ class Client(BaseClient):
         return self._portal.call(
             lambda: self._async.race(models=models, messages=messages, cache=cache, **options)
         )
+
+
+_homes.settle(__name__)

@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast
 import anyio
 import anyio.lowlevel
 
+from omnigate import _homes
 from omnigate._batch.caller import Caller, Entry, Ready, prepare
 from omnigate._batch.caps import Caps
 from omnigate._batch.enough import Enough
@@ -819,3 +820,6 @@ def _note(error: BaseException, failures: Sequence[BaseException]) -> None:
     for failure in failures:
         if failure is not error:
             error.add_note(f"also failed at the end of the batch: {type(failure).__name__}: {failure}")
+
+
+_homes.settle(__name__)

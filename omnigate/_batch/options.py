@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias, cast
 
+from omnigate import _homes
 from omnigate._batch.enough import StopAfterFailures, check_stop_after_failures
 from omnigate._batch.items import BatchSource, check_ids, check_source
 from omnigate._batch.pace.signs import seconds_at_limit
@@ -193,3 +194,6 @@ class BatchOptions:
             raise refusal("journal", given, "be a path, or None", is_type=True)
         if not os.fspath(given):
             raise refusal("journal", given, "be a path that is not empty, or None")
+
+
+_homes.settle(__name__)

@@ -24,6 +24,7 @@ from typing import Any, Final, Generic, Self, cast
 
 import anyio
 
+from omnigate import _homes
 from omnigate._batch.batch import Batch
 from omnigate._batch.items import SyncBatchSource, open_source
 from omnigate._batch.outcomes import AnyOutcome, BatchStats, OutcomeOf
@@ -432,3 +433,6 @@ class SyncBatch(UnpicklableReader, Generic[ParsedT_co]):
             feed.end = error
         else:
             feed.end = StopAsyncIteration()
+
+
+_homes.settle(__name__)

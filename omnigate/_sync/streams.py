@@ -6,6 +6,7 @@ from collections import deque
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from omnigate import _homes
 from omnigate._streams.chat import ChatStream, CompletionStream
 from omnigate._streams.core import Face
 from omnigate._streams.stream import BaseStream
@@ -138,3 +139,6 @@ class SyncCompletionStream(BaseSyncStream[dict[str, Any], CompletionStream]):
     Use it as `with client.completions_stream(…) as stream: for chunk in stream: …`. Entering returns when the
     head of the response has arrived. Only one thread at a time may read it.
     """
+
+
+_homes.settle(__name__)

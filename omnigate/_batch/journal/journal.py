@@ -28,6 +28,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from omnigate import _homes
 from omnigate._batch.journal.file import JournalFile, NotCompactedError
 from omnigate._batch.journal.index import SEEN, SUCCEEDED, JournalIndex, make_entry, offset_of
 from omnigate._batch.journal.lines import (
@@ -423,3 +424,6 @@ def _check_writable(id: str, index: int) -> None:
             id.encode()
         except UnicodeEncodeError as error:
             raise JournalError(f"Item {index}: the id {id!r} is not valid Unicode text.") from error
+
+
+_homes.settle(__name__)
