@@ -44,6 +44,12 @@ def _common_options() -> list[click.Option]:
             **kept,
         ),
         _CommonOption(
+            ["--admin-key"],
+            metavar="KEY",
+            help="The admin key; else $OMNIGATE_ADMIN_KEY, else the profile's.",
+            **kept,
+        ),
+        _CommonOption(
             ["--base-url"],
             metavar="URL",
             help="The gateway's address; else $OMNIGATE_BASE_URL, else the profile's, else http://localhost:8000.",
@@ -70,7 +76,8 @@ def _common_options() -> list[click.Option]:
 def common_options(function: F) -> F:
     """Add the common options to a command that is not a `Command`."""
     params: list[click.Option] = getattr(function, "__click_params__", [])
-    vars(function)["__click_params__"] = [*reversed(_common_options()), *params]
+    common = [option for option in _common_options() if option.opts[0][2:] in COMMON]
+    vars(function)["__click_params__"] = [*reversed(common), *params]
     return function
 
 

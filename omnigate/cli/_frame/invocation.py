@@ -45,6 +45,7 @@ class Invocation:
         timeout: `--timeout`, in seconds.
         is_json: whether to print JSON.
         is_debug: whether to show tracebacks.
+        may_create_profile: whether the profile need not exist, since the command will create it.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -54,6 +55,7 @@ class Invocation:
     timeout: float | None = None
     is_json: bool = False
     is_debug: bool = False
+    may_create_profile: bool = False
     _settings: Settings | None = field(default=None, repr=False)
 
     def settings(self) -> Settings:
@@ -127,4 +129,4 @@ class Invocation:
     def _stored(self) -> dict[str, str]:
         from omnigate.cli._frame.profiles import read_profiles
 
-        return read_profiles().settings(self.profile_name())
+        return read_profiles().settings(self.profile_name(), may_be_new=self.may_create_profile)

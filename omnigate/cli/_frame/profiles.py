@@ -44,21 +44,48 @@ class Profiles:
     current: str = DEFAULT_PROFILE
     profiles: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
 
-    def settings(self, name: str | None) -> dict[str, str]:
+    def settings(self, name: str | None, *, may_be_new: bool = False) -> dict[str, str]:
         """Return the settings of a profile.
 
         Args:
             name: its name; None for the current one.
+            may_be_new: whether it need not exist.
 
         Raises:
             click.UsageError: there is no profile of that name.
         """
         if name is None:
             return self.profiles.get(self.current, {})
+        if name not in self.profiles and may_be_new:
+            return {}
         if name not in self.profiles:
             known = ", ".join(sorted(self.profiles)) or "none yet"
             raise click.UsageError(f"no profile {name!r} in {self.path} (profiles: {known})")
         return self.profiles[name]
+
+    def name(self, given: str | None) -> str:
+        """Return the name of a profile that was asked for; of the current one, if none was."""
+        return given or self.current
+
+    def put(self, name: str, setting: str, value: str) -> None:
+        """Set a setting of a profile. The first profile becomes the current one.
+
+        Args:
+            name: the profile's name.
+            setting: one of `SETTINGS`.
+            value: the value, already checked.
+        """
+        if not self.profiles:
+            self.current = name
+        self.profiles.setdefault(name, {})[_key(setting)] = value
+
+    def remove(self, name: str, setting: str) -> bool:
+        """Remove a setting of a profile, and a profile without any; return whether it was there."""
+        settings = self.profiles.get(name, {})
+        was_there = settings.pop(_key(setting), None) is not None
+        if not settings:
+            self.profiles.pop(name, None)
+        return was_there
 
     def write(self) -> None:
         """Replace the file by one with these profiles, readable only by its owner.
@@ -155,7 +182,9 @@ def check_timeout(text: str) -> None:
         raise ValueError(f"timeout must be a number of seconds above 0, got {text!r}")
 
 
+def _key(setting: str) -> str:
+    return setting.replace("-", "_")
+
+
 def _has_secret(found: Profiles) -> bool:
-    return any(
-        settings.get(secret.replace("-", "_")) for settings in found.profiles.values() for secret in SECRETS
-    )
+    return any(settings.get(_key(secret)) for settings in found.profiles.values() for secret in SECRETS)

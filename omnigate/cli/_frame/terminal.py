@@ -44,6 +44,15 @@ def has_colour(stream: IO[str] | None) -> bool:
     return is_terminal(stream) and not os.environ.get("NO_COLOR") and not is_dumb()
 
 
+def can_encode(stream: IO[str], text: str) -> bool:
+    """Return whether a stream's encoding has all characters of a text."""
+    try:
+        text.encode(getattr(stream, "encoding", None) or "ascii")
+    except (LookupError, UnicodeEncodeError):
+        return False
+    return True
+
+
 def can_prompt() -> bool:
     """Return whether there is somebody to ask: standard input and standard error are terminals."""
     return is_terminal(sys.stdin) and is_terminal(sys.stderr)
