@@ -34,6 +34,12 @@ _CHARTS: Final[Mapping[str, tuple[str, Callable[[MetricsTimePoint], float], Call
 _FORMATS: Final = (".png", ".svg")
 
 
+def _check_plot(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and Path(value).suffix.lower() not in _FORMATS:
+        raise click.BadParameter(f"the name must end with {' or '.join(_FORMATS)}, got {value!r}")
+    return value
+
+
 def metrics_options(function: F) -> F:
     """Add the options of a command that shows metrics."""
     for option in reversed(
@@ -225,12 +231,6 @@ def _emit_series(metrics: MetricsResponse, chart: str) -> None:
             for point in metrics.timeseries
         ],
     )
-
-
-def _check_plot(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value is not None and Path(value).suffix.lower() not in _FORMATS:
-        raise click.BadParameter(f"the name must end with {' or '.join(_FORMATS)}, got {value!r}")
-    return value
 
 
 def _figure() -> Any:

@@ -85,4 +85,7 @@ def _price(model: ModelInfo) -> float:
 
 
 def _shown(per_1k_usd: float) -> str:
-    return f"{per_1k_usd * _TOKENS:,.3f}".removesuffix("0")
+    from omnigate._wire.money import positional
+
+    whole, _, rest = positional(round(per_1k_usd * _TOKENS, 6)).partition(".")
+    return f"{int(whole):,}.{rest:<02}"

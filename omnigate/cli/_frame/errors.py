@@ -64,8 +64,8 @@ def line_of(error: BaseException) -> str:
     elif is_gateway_error(error):
         text = _of_gateway(cast("GatewayError", error))
     elif isinstance(error, OSError) and error.strerror:
-        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        text = place + error.strerror
+        place = "cannot write the output" if error.filename is None else os.fsdecode(error.filename)
+        text = f"{place}: {error.strerror}"
     else:
         text = f"unexpected {type(error).__name__}: {error}. This is a bug; --debug shows the traceback"
     return one_line(cast("str", redact(text)), _LINE_LENGTH)
