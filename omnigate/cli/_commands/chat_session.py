@@ -25,8 +25,8 @@ Enter sends, Alt-Enter (or Esc, Enter) begins a new line. Ctrl-C stops an answer
 
   /model [NAME]   show or change the model
   /system [TEXT]  show or change the system message
-  /save FILE      save the conversation: FILE.json, or else as Markdown
-  /undo           take back the last question and its answer
+  /save FILE      save all as FILE.json, or else as Markdown
+  /undo           take back the last question and answer
   /help           show this
   /exit           leave
 

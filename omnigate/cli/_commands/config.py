@@ -95,7 +95,7 @@ def unset_setting(invocation: Invocation, setting: str) -> None:
 @command.command("list", common=("json", "debug"), examples=["omnigate config list"])
 @pass_invocation
 def list_profiles(invocation: Invocation) -> None:
-    """List the profiles; the current one has a star."""
+    """List the profiles, and show which is the current one."""
     profiles = read_profiles()
     shown = {
         name: {
@@ -113,12 +113,16 @@ def list_profiles(invocation: Invocation) -> None:
         return
     emit_table(
         [
-            Column(""),
             Column("profile"),
+            Column("current"),
             *(Column(setting, can_shrink=setting == "base-url") for setting in SETTINGS),
         ],
         [
-            ("*" if name == profiles.current else "", name, *(settings.get(each, "-") for each in SETTINGS))
+            (
+                name,
+                "yes" if name == profiles.current else "no",
+                *(settings.get(each, "-") for each in SETTINGS),
+            )
             for name, settings in shown.items()
         ],
     )

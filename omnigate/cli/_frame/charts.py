@@ -83,11 +83,14 @@ def chart_lines(
         label: how values are written.
         is_ascii: whether the output cannot show block characters.
     """
-    highest_label = label(max([value for _, value in points], default=0.0))
-    margin = max(len(highest_label), 1) + 2
-    shown = series(points, start, end, step, max(1, columns - margin))
-    highest = max(shown.values)
-    margin = max(len(label(highest)), 1) + 2
+    margin = 0
+    while True:  # steps taken together have higher sums, whose labels may be longer
+        shown = series(points, start, end, step, max(1, columns - margin))
+        highest = max(shown.values)
+        needed = len(label(highest)) + 2
+        if needed <= margin:
+            break
+        margin = needed
     bar = max(1, min(_WIDEST_BAR, (columns - margin) // len(shown.values)))
     bars = _ASCII_BARS if is_ascii else _BARS
     lines = [f"{title} per {_words(shown.step)}"]

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, cast
 
 import click
 
+from omnigate._calls.structured import SchemaType
 from omnigate._runtime.extras import extra
 
 _LARGEST_BYTES: Final = 1 << 20
@@ -18,26 +19,18 @@ _LARGEST_BYTES: Final = 1 << 20
 _PROBLEMS_SHOWN: Final = 5
 
 
-class _SchemaValue:
-    """Base of the types that `schema_type` makes: pydantic describes and validates them by a JSON schema."""
+class _SchemaValue(SchemaType):
+    """Base of the types that `schema_type` makes."""
 
-    _schema: ClassVar[dict[str, Any]]
     _validator: ClassVar[Any]
 
-    __pydantic_validator__: ClassVar[None] = None  # by this, the package knows a type of pydantic
-
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
+    def checked(cls, value: Any) -> Any:
+        """Return a value that matches the schema.
 
-        return core_schema.no_info_after_validator_function(cls._validated, core_schema.any_schema())
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> Any:
-        return cls._schema
-
-    @classmethod
-    def _validated(cls, value: Any) -> Any:
+        Raises:
+            ValueError: it does not; the error names the first mistakes and their places.
+        """
         problems = [
             f"{problem.json_path}: {problem.message}"
             for problem in islice(cls._validator.iter_errors(value), _PROBLEMS_SHOWN)
@@ -55,12 +48,10 @@ def schema_type(path: str) -> type[Any]:
 
     Raises:
         click.UsageError: it is not a JSON schema, or refers to another document.
-        MissingExtraError: jsonschema or pydantic is not installed.
+        MissingExtraError: jsonschema is not installed.
         OSError: it cannot be read.
     """
     with extra("cli", "--type"):
-        import pydantic  # noqa: F401  # pyright: ignore[reportUnusedImport] - before the call is paid for
-
         jsonschema: Any = import_module("jsonschema")
         referencing: Any = import_module("referencing.jsonschema")
         from referencing.exceptions import Unresolvable
@@ -80,7 +71,7 @@ def schema_type(path: str) -> type[Any]:
         except Unresolvable:
             raise click.UsageError(f"{path} refers to {reference!r}, which is not in it") from None
     name = schema.get("title")
-    attributes = {"_schema": schema, "_validator": kind(schema, registry=registry)}
+    attributes = {"json_schema": schema, "_validator": kind(schema, registry=registry)}
     return type(name if isinstance(name, str) and name else Path(path).stem, (_SchemaValue,), attributes)
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from typing import IO, Any, Final
 
@@ -19,6 +20,13 @@ INPUT_MOST_BYTES: Final = 16 << 20
 _SECRET_MOST_BYTES: Final = 1 << 16
 
 _NARROWEST: Final = 20
+
+_WRAPPING: Final[Mapping[str, Any]] = {
+    "break_long_words": False,
+    "break_on_hyphens": False,
+    "replace_whitespace": False,
+    "drop_whitespace": True,
+}
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters that a terminal obeys; not tabs and line feeds."""
@@ -74,7 +82,11 @@ def emit(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Write a line to standard error."""
+    """Write words for people to standard error, wrapped to the terminal."""
+    if is_terminal(sys.stderr):
+        columns = width()
+        lines = (textwrap.fill(line, columns, **_WRAPPING) if line else "" for line in text.split("\n"))
+        text = "\n".join(lines)
     click.echo(text, err=True, color=has_colour(sys.stderr))
 
 
