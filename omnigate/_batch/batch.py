@@ -344,6 +344,16 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
     async def __anext__(self) -> OutcomeOf[ParsedT_co]:
         return cast("OutcomeOf[ParsedT_co]", await self._outbox.next(self._in_flight))
 
+    def stop(self) -> None:
+        """Start no more calls; those in flight are completed and handed out, then the iteration ends.
+
+        Items that wait to be sent are not started: with a journal, a later run continues with them. Calling
+        it again, or outside the block, does nothing.
+        """
+        if self._lifecycle.is_open:
+            self._stop(None)
+            self._settle()
+
     async def run(self) -> BatchStats:
         """Run the batch to its end and return its stats: `stats = await client.batch(…, journal=…).run()`.
 

@@ -103,6 +103,19 @@ def emit_json(value: Any) -> None:
     click.echo(_UNSAFE_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
+def emit_json_line(value: Any, *, err: bool = False) -> None:
+    """Write a value as one line of JSON, with what a terminal would obey as escapes.
+
+    Args:
+        value: of plain values, structs, datetimes and decimals.
+        err: whether to write to standard error instead of standard output.
+    """
+    import msgspec
+
+    text = msgspec.json.encode(value, enc_hook=_plain).decode()
+    click.echo(_UNSAFE_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text), err=err)
+
+
 def _plain(value: Any) -> Any:
     """Return what msgspec can encode for an object of a subclass."""
     if isinstance(value, Mapping):
