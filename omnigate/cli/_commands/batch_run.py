@@ -227,7 +227,8 @@ def _run(client: Client, job: Job, order: dict[str, int], summary: Summary) -> B
         finally:
             if batch is not None:
                 summary.stats = batch.stats
-        if interrupts.count:
+        stats = summary.stats
+        if interrupts.count and stats.total != stats.succeeded + stats.failed + stats.replayed:
             error = KeyboardInterrupt()
     except (GatewayError, KeyboardInterrupt) as failure:
         if batch is None or (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from omnigate._batch.outcomes import BatchStats, Outcome, words_of
+from omnigate._batch.outcomes import BatchStats, Outcome, billed_answers, words_of
+from omnigate._batch.spending import Spending
 from omnigate._wire.redaction import one_line, redact
 from omnigate.cli._frame.terminal import safe
 from omnigate.cli._frame.values import usd
@@ -48,6 +50,29 @@ class Summary:
             self._kinds[kind] = [1, outcome.id, str(redact(str(error)))]
         else:
             found[0] += 1
+
+    def counted(self, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+        """Count the outcomes of a journal, and yield each; the stats are then those of the journal."""
+        spending, succeeded = Spending(), 0
+        for outcome in outcomes:
+            self.add(outcome)
+            succeeded += outcome.error is None
+            for answer in billed_answers(outcome):
+                spending.add(answer.usage, answer.cost_usd)
+            yield outcome
+        self.stats = BatchStats(
+            succeeded=succeeded,
+            failed=self.failed,
+            prompt_tokens=spending.prompt_tokens,
+            completion_tokens=spending.completion_tokens,
+            total_tokens=spending.total_tokens,
+            cost_usd=spending.cost_usd,
+        )
+
+    @property
+    def failed(self) -> int:
+        """How many of them are errors."""
+        return sum(count for count, _, _ in self._kinds.values())
 
     def lines(self) -> list[str]:
         """Return the summary for people."""
