@@ -168,7 +168,7 @@ def test_an_admin_key_that_is_not_accepted_exits_with_4_and_names_its_option(
         (Status(500, b"Internal Server Error"), "Try again; `omnigate health` checks the gateway."),
         (Status(404, {"detail": "Not Found"}), "that --base-url is the address of a gateway"),
         (Status(400, {"detail": "No openai key configured for this project. Add one via POST /v1/keys."}), "Store one with `omnigate provider-key set openai`."),
-        (Status(200, {"weird": True}), "Error: "),
+        (Status(200, b"<html>"), "Error: "),
         (Status(400, {"detail": "a\n\x1b[31mb\u202e" + "x" * 5000}), "a \\x1b[31mb\\u202e"),
     ],
 )  # fmt: skip
