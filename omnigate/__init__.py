@@ -162,7 +162,9 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Load the package when one of its names is first used."""
-    if name in __all__ or name in _homes.MODULES:
+    if name in _homes.MODULES:
+        return _homes.import_home(name)
+    if name in __all__:
         _homes.load(globals())
         return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from importlib import import_module
+from types import ModuleType
 
 _PACKAGE = "omnigate"
 
@@ -111,11 +112,16 @@ def settle(home: str) -> None:
         defined[name].__module__ = _PACKAGE
 
 
+def import_home(home: str) -> ModuleType:
+    """Import and return a module of the package."""
+    return import_module(f"{_PACKAGE}.{home}")
+
+
 def load(namespace: dict[str, object]) -> None:
     """Import all modules with public names, and add these names to a namespace."""
     found: dict[str, object] = {}
     for home, names in HOMES.items():
-        defined = vars(import_module(f"{_PACKAGE}.{home}"))
+        defined = vars(import_home(home))
         found.update((name, defined[name]) for name in names)
     namespace.update(found)
 
@@ -123,7 +129,7 @@ def load(namespace: dict[str, object]) -> None:
 def register_former() -> None:
     """Register the modules that pickles made before 0.4 name."""
     for home, names in _FORMER.items():
-        module = type(sys)(f"{_PACKAGE}.{home}", f"Moved: import {', '.join(names)} from {_PACKAGE}.")
+        module = ModuleType(f"{_PACKAGE}.{home}", f"Moved: import {', '.join(names)} from {_PACKAGE}.")
 
         def former(name: str, module: str = module.__name__, names: tuple[str, ...] = names) -> object:
             if name in names:

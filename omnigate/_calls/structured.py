@@ -108,6 +108,7 @@ class ResponseFormat(Generic[T]):
     def __init__(self, kind: type[T]) -> None:
         self.name: str = getattr(kind, "__name__", repr(kind))
         self._decode: Callable[[bytes], T]
+        schema: dict[str, Any] | None
         if isinstance(kind, type) and issubclass(kind, SchemaType):
             schema, self._decode = kind.json_schema, _with_own_check(kind)
         elif _is_of_pydantic(kind) or (schema := _schema_of(kind)) is None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,14 @@ def test_a_file_that_is_no_schema_is_refused_before_anything_is_sent(
     done = cli("chat", "hi", "--type", str(path))
     assert (done.code, done.out, len(gateway.requests)) == (2, "", before)
     assert words in done.err
+
+
+def test_a_type_without_jsonschema_says_what_to_install(
+    gateway: LocalGateway, cli: Cli, city: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    done = cli("chat", "hi", "--type", city)
+    assert (done.code, done.err) == (1, "Error: --type needs jsonschema: pip install 'omnigate[cli]'\n")
 
 
 def test_a_schema_that_is_missing_is_one_line(gateway: LocalGateway, cli: Cli, tmp_path: Path) -> None:

@@ -168,6 +168,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert json.loads(path.read_text())["profiles"]["default"]["model"] == "old"
 
 
+def test_without_platformdirs_the_error_says_what_to_install(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "platformdirs", None)
+    done = cli("config", "list")
+    assert (done.code, done.err) == (
+        1,
+        "Error: the config file needs platformdirs: pip install 'omnigate[cli]'\n",
+    )
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs symbolic links")
 def test_a_symbolic_link_to_the_file_is_kept(cli: Cli, path: Path, tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)

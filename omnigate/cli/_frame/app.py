@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from omnigate._runtime.extras import extra
 from omnigate._version import __version__
 from omnigate.cli._frame.command import Group, common_options
 from omnigate.cli._frame.invocation import Invocation
@@ -68,7 +69,8 @@ class App(Group):
         """Import a command; None if there is none of that name."""
         if cmd_name not in SUMMARIES:
             return None
-        module = import_module(f"omnigate.cli._commands.{cmd_name.replace('-', '_')}")
+        with extra("cli", f"{PROGRAM} {cmd_name}"):
+            module = import_module(f"omnigate.cli._commands.{cmd_name.replace('-', '_')}")
         found: click.Command = module.command
         return found
 

@@ -43,7 +43,7 @@ def exit_code_of(error: BaseException) -> int:
 def is_interrupt(error: BaseException) -> bool:
     """Return whether Ctrl-C ended the command, also at a prompt."""
     return isinstance(error, KeyboardInterrupt) or (
-        isinstance(error, click.Abort) and isinstance(error.__cause__, KeyboardInterrupt)
+        isinstance(error, click.Abort) and isinstance(error.__context__, KeyboardInterrupt)
     )
 
 

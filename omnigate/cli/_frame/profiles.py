@@ -19,6 +19,8 @@ from typing import Any, Final, cast
 
 import click
 
+from omnigate._runtime.extras import extra
+
 DEFAULT_PROFILE: Final = "default"
 
 SETTINGS: Final = ("base-url", "api-key", "admin-key", "model", "timeout")
@@ -112,7 +114,8 @@ class Profiles:
 
 def config_path() -> Path:
     """Return the path of the config file, whether or not it exists."""
-    from platformdirs import user_config_path
+    with extra("cli", "the config file"):
+        from platformdirs import user_config_path
 
     return user_config_path("omnigate", appauthor=False) / "config.json"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -67,6 +66,8 @@ def _report(error: BaseException, invocation: Invocation) -> int:
         return CLOSED_PIPE
     with suppress(OSError):  # standard error is closed, too
         if invocation.is_debug and not isinstance(error, click.ClickException):
+            import traceback
+
             sys.stderr.write(printable(redact("".join(traceback.format_exception(error)))))
         if isinstance(error, click.UsageError) and error.ctx is not None:
             path = error.ctx.command_path

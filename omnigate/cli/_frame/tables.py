@@ -40,7 +40,7 @@ def emit_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None
 
 def emit_fields(fields: Sequence[tuple[str, str]]) -> None:
     """Write fields to standard output, one on a line."""
-    for line in _field_lines(fields):
+    for line in _field_lines(fields, width() if is_terminal(sys.stdout) else None):
         emit(line)
 
 
@@ -63,7 +63,7 @@ def table_lines(
     if excess > 0:
         excess = _shrink(columns, widths, excess)
     if excess > 0:
-        return _blocks(columns, cells)
+        return _blocks(columns, cells, fits)
     lines = [styled(_line(columns, [column.title for column in columns], widths), bold=True)]
     return lines + [_line(columns, row, widths) for row in cells]
 
@@ -90,22 +90,37 @@ def _line(columns: Sequence[Column], row: Sequence[str], widths: Sequence[int]) 
     return _GAP.join(padded).rstrip()
 
 
-def _blocks(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
+def _blocks(columns: Sequence[Column], rows: Sequence[Sequence[str]], fits: int | None) -> list[str]:
     lines: list[str] = []
     titles = [column.title for column in columns]
     for row in rows:
         if lines:
             lines.append("")
-        lines += _field_lines(list(zip(titles, row, strict=True)))
+        lines += _field_lines(list(zip(titles, row, strict=True)), fits)
     return lines
 
 
-def _field_lines(fields: Sequence[tuple[str, str]]) -> list[str]:
+def _field_lines(fields: Sequence[tuple[str, str]], fits: int | None) -> list[str]:
     most = max((cells_of(title) for title, _ in fields), default=0)
-    return [
-        styled(title + " " * (most - cells_of(title)), bold=True) + _GAP + safe(text)
-        for title, text in fields
-    ]
+    lines: list[str] = []
+    for title, text in fields:
+        first, *rest = _wrapped(safe(text), None if fits is None else fits - most - len(_GAP))
+        lines.append(f"{styled(title + ' ' * (most - cells_of(title)), bold=True)}{_GAP}{first}".rstrip())
+        lines += [" " * (most + len(_GAP)) + line for line in rest]
+    return lines
+
+
+def _wrapped(text: str, fits: int | None) -> list[str]:
+    """Return a text as lines of whole words; words that are too long are not cut off."""
+    if fits is None or cells_of(text) <= fits:
+        return [text]
+    lines: list[str] = []
+    for word in text.split(" "):
+        if lines and cells_of(lines[-1]) + 1 + cells_of(word) <= fits:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def cells_of(text: str) -> int:
