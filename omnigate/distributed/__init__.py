@@ -5,6 +5,16 @@ Nothing of an extra is needed to import this.
 
 from omnigate._batch.pace.link import PacerLink
 from omnigate._batch.pace.messages import PacerMessageError
+from omnigate.distributed._server import PacerServer
 from omnigate.distributed._shared import SharedPacer, exchange_stored, key_of
+from omnigate.distributed._socket_pacer import SocketPacer
 
-__all__ = ["PacerLink", "PacerMessageError", "SharedPacer", "exchange_stored", "key_of"]
+__all__ = [
+    "PacerLink",
+    "PacerMessageError",
+    "PacerServer",
+    "SharedPacer",
+    "SocketPacer",
+    "exchange_stored",
+    "key_of",
+]
