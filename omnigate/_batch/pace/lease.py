@@ -28,9 +28,11 @@ from omnigate._limits import RateLimit
 
 __all__ = ["LeasePacer"]
 
-_SILENT_SECONDS: Final = 3.0  # without an answer, before the worker paces itself
+_SILENT_SECONDS: Final = 5.0  # without an answer that is due, before the worker paces itself
 
-_RETRY_SECONDS: Final = 0.25  # after a failed report, then twice as long ...
+_RETRY_SECONDS: Final = 0.25  # after a failed report, then longer each time ...
+
+_LONGER: Final = 1.4
 
 _RETRY_MAX_SECONDS: Final = 5.0  # ... up to this
 
@@ -271,6 +273,7 @@ class LeasePacer:
             returned=returned,
             unleased=min(self._unleased, COUNT_MAX),
             spent=min(self._spent, COUNT_MAX),
+            spent_seconds=max(0.0, self._window_until - now) if self._limit else 0.0,
             is_free=self._is_free,
             closed_seconds=max(0.0, self._gate - now),
             is_leaving=is_leaving,
@@ -303,7 +306,7 @@ class LeasePacer:
                 self._heads = _Heads()
         self._synchronize(grant.now, asked_at, now)
         self._failures = 0
-        self._silent_at = now + max(_SILENT_SECONDS, grant.ask_seconds + _SILENT_SECONDS / 2)
+        self._silent_at = asked_at + grant.ask_seconds + _SILENT_SECONDS
         self._lease = grant.lease
         self._is_unlimited = grant.sends == UNLIMITED
         until = asked_at + grant.valid_seconds
@@ -331,7 +334,7 @@ class LeasePacer:
         self._unleased += self._unleased_in_report
         self._sent += self._sent_in_report
         self._failures += 1
-        wait = min(_RETRY_MAX_SECONDS, _RETRY_SECONDS * 2 ** min(10, self._failures - 1))
+        wait = min(_RETRY_MAX_SECONDS, _RETRY_SECONDS * _LONGER ** min(20, self._failures - 1))
         self._next_at = self._again_at = now + wait * self._uniform(0.7, 1.3)
 
     def __repr__(self) -> str:
