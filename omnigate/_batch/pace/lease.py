@@ -116,7 +116,6 @@ class LeasePacer:
         self._is_blocked = False  # a call waits
         self._closed_until = -math.inf  # nothing is granted before
         self._gate = -math.inf  # closed by a rejection
-        self._silent_at = math.inf  # from then on the shared pacer counts as silent
         self._reported_at = -math.inf
         self._next_at = -math.inf  # when to report at the latest, and ...
         self._again_at = -math.inf  # ... when to report again if a call waits
@@ -132,6 +131,7 @@ class LeasePacer:
         self._sent_at = -math.inf
         self._in_flight = 0
         self._is_free = False
+        self._silent_at = -math.inf  # from then on the shared pacer counts as silent; -inf: not linked
         self._heads = _Heads()  # not told yet
         self._told = _Heads()
         self._offset_low = -math.inf  # of the shared pacer's clock
@@ -234,6 +234,24 @@ class LeasePacer:
 
     # The link
 
+    def link(self, now: float) -> None:
+        """Begin to report: from now on sends wait for leases."""
+        self._silent_at = now + _SILENT_SECONDS
+        self._next_at = now
+        self._failures = 0
+
+    def unlink(self) -> None:
+        """End it: from now on the worker paces itself."""
+        self._silent_at = self._lease_until = -math.inf
+        self._left = 0
+        self._is_blocked = False
+        self.wake = _nothing
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the shared pacer has been heard lately."""
+        return self._epoch > 0 and self._failures <= 1
+
     @property
     def due_at(self) -> float:
         """When the next report is to be sent."""
@@ -247,8 +265,6 @@ class LeasePacer:
 
     def report(self, now: float, *, is_leaving: bool = False) -> Report:
         """Return the next report, which is sent now; `granted` or `failed` must follow."""
-        if self._silent_at == math.inf:  # the first one
-            self._silent_at = now + _SILENT_SECONDS
         if now >= self._lease_until:
             self._left = 0
         returned = self._surplus(now, is_leaving=is_leaving)
@@ -379,7 +395,7 @@ class LeasePacer:
         return max(0, left - max(_WANT_MIN, 4 * self._sent))
 
     def _next_window(self, now: float) -> None:
-        self._spent = 0
+        self._spent = self._unleased = self._unleased_in_report = 0
         if self._window_until > -math.inf:
             passed = math.floor((now - self._window_until) / self._period) + 1
             self._window_until += max(0, passed) * self._period
