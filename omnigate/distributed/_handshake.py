@@ -46,7 +46,7 @@ _REFUSED: Final = b"-"
 
 _WORDS_BYTES_MAX: Final = 200
 
-ANOTHER_SECRET: Final = "it has another secret"
+ANOTHER_SECRET: Final = "it has another secret"  # noqa: S105 - not one
 """Words of a refusal that trying again does not help."""
 
 

@@ -46,7 +46,7 @@ class SocketPacer:
     """
 
     def __init__(
-        self, address: str, *, secret: str | bytes | None = None, timeout_seconds: float = 2.0
+        self, address: str, *, secret: str | bytes | None = None, timeout_seconds: float = 1.5
     ) -> None:
         self._address = parse_address(address, is_server=False)
         self._secret = check_secret(secret)
