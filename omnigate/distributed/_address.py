@@ -59,7 +59,8 @@ def parse_address(text: object, *, is_server: bool) -> PacerAddress:
         path = path.removeprefix("//") if path.startswith("///") else path
         if not path or "\0" in path:
             raise refusal("address", text, _MUST)
-        path = os.path.abspath(path)  # a worker may run in another directory
+        if not os.path.isabs(path):
+            path = os.path.abspath(path)  # a worker may run in another directory
         if len(os.fsencode(path)) > _PATH_BYTES_MAX:
             must = f"have a path of at most {_PATH_BYTES_MAX} bytes, the system's limit for sockets"
             raise refusal("address", text, must)

@@ -43,9 +43,6 @@ _IDLE_SECONDS: Final = 60.0
 _PAUSE_SECONDS: Final = 0.1
 """After a connection that could not be accepted."""
 
-_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""The errors after which accepting may succeed a little later."""
-
 _LOST: Final = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
@@ -153,9 +150,8 @@ class PacerServer:
             try:
                 stream = await listener.accept()
             except OSError as error:
-                if error.errno in _PASSING:
-                    logger.warning("%r accepts no connections for now: %s", self, error)
-                    await anyio.sleep(_PAUSE_SECONDS)
+                logger.warning("%r could not accept a connection: %s", self, error)
+                await anyio.sleep(_PAUSE_SECONDS)  # without descriptors, say, it would spin
                 continue
             group.start_soon(self._serve, stream)
 
