@@ -130,7 +130,7 @@ def test_workers_use_the_whole_limit_without_rejections_and_fairly(
         pytest.param(100, "0.3 s", 2, marks=pytest.mark.proof),
         pytest.param(1_000, "5 to 40 s", 2, marks=pytest.mark.proof),
         *(
-            pytest.param(workers, latency, WINDOWS, marks=pytest.mark.heavy)
+            pytest.param(workers, latency, WINDOWS, marks=[pytest.mark.heavy, pytest.mark.timeout(300)])
             for workers in (2, 16, 100, 1_000)
             for latency in LATENCIES
         ),
