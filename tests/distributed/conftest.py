@@ -1,5 +1,6 @@
-"""This wing waits for others: its tests fail where our code blocks the event loop."""
+"""This wing schedules, cancels and waits: its tests run on every event loop, and fail where our code blocks it."""
 
+from ..support.event_loops import every_event_loop as anyio_backend
 from ..support.event_loops import nothing_blocks
 
-__all__ = ["nothing_blocks"]
+__all__ = ["anyio_backend", "nothing_blocks"]
