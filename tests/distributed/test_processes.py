@@ -147,7 +147,7 @@ def test_four_processes_keep_one_limit_while_a_worker_and_the_server_are_killed(
     assert (merged.succeeded, merged.failed, merged.conflict_count) == (ITEMS, 0, 0)
     ids = [outcome.id for outcome in read_journal(tmp_path / "all.jsonl")]
     assert sorted(map(int, ids)) == list(range(ITEMS))
-    first, *whole, _ = sorted(limiter.accepted)
+    _, *whole, _ = sorted(limiter.accepted)
     used = sum(limiter.accepted[window] for window in whole) / (LIMIT * len(whole))
     figures = dict(limiter.accepted), dict(limiter.rejected)
     assert used >= 0.97, figures
