@@ -15,6 +15,7 @@ if _typing.TYPE_CHECKING:
     from omnigate._batch.batch import Batch
     from omnigate._batch.estimate import Estimate
     from omnigate._batch.journal.journal import JournalWarning
+    from omnigate._batch.journal.merging import JournalConflict, JournalMerge, merge_journals
     from omnigate._batch.journal.reading import failed, read_journal
     from omnigate._batch.journal.recovery import JournalRecovery, recover_journal
     from omnigate._batch.options import BatchSettings
@@ -114,7 +115,9 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidArgumentTypeError",
     "InvalidResponseError",
+    "JournalConflict",
     "JournalError",
+    "JournalMerge",
     "JournalRecovery",
     "JournalWarning",
     "ListResult",
@@ -154,6 +157,7 @@ __all__ = [
     "__version__",
     "classify",
     "failed",
+    "merge_journals",
     "read_journal",
     "recover_journal",
     "write_outcomes",
