@@ -22,6 +22,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "_batch.batch": ("Batch",),
     "_batch.estimate": ("Estimate",),
     "_batch.journal.journal": ("JournalWarning",),
+    "_batch.journal.merging": ("JournalConflict", "JournalMerge", "merge_journals"),
     "_batch.journal.reading": ("failed", "read_journal"),
     "_batch.journal.recovery": ("JournalRecovery", "recover_journal"),
     "_batch.options": ("BatchSettings",),

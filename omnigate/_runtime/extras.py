@@ -10,13 +10,9 @@ _GATEWAY: Final = ("pydantic", "starlette", "uvicorn")
 
 _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "gateway": _GATEWAY,
-<<<<<<< HEAD
     "cli": (*_GATEWAY, "click", "jsonschema", "platformdirs", "prompt_toolkit", "rich"),
     "plot": ("matplotlib",),
-=======
-    "cli": (*_GATEWAY, "click", "rich"),
     "redis": ("redis",),
->>>>>>> distsock
     "data": ("backports", "ijson", "pyarrow"),
 }
 

@@ -27,6 +27,7 @@ from typing import Final, Literal, TypeAlias, cast
 
 import msgspec
 
+from omnigate import _homes
 from omnigate._batch.journal.disk import open_flags, unlock
 from omnigate._batch.journal.file import JournalFile, NotCompactedError, take_lock
 from omnigate._batch.journal.index import SUCCEEDED, JournalIndex, make_entry, offset_of
@@ -421,3 +422,6 @@ def _not_a_journal(part: _Part, number: int) -> JournalError:
         "damaged, or another program wrote it, or a later version. Nothing was changed. After a crash of the "
         f"machine, call omnigate.recover_journal({part.path!r}), which keeps all lines that are whole."
     )
+
+
+_homes.settle(__name__)

@@ -12,9 +12,9 @@ from omnigate.cli._frame.tables import Column, emit_table
 from omnigate.cli._frame.terminal import emit, emit_json, emit_json_line, note, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
-    from omnigate import Outcome
+    from omnigate._batch.outcomes import AnyOutcome
 
 _OFFLINE: Final = ("json", "debug")
 """The common options of commands that call no gateway."""
@@ -56,7 +56,7 @@ def show(invocation: Invocation, path: str, limit: int) -> None:
     from omnigate.cli._commands.batch_summary import Summary
 
     summary = Summary()
-    first: list[Outcome] = []
+    first: list[AnyOutcome] = []
     for outcome in summary.counted(read_journal(path)):
         if len(first) < limit:
             first.append(outcome)
@@ -98,16 +98,15 @@ def failed(invocation: Invocation, path: str, items: bool) -> None:
 
     if items:
         count = 0
-        for item in omnigate.failed(path):
+        for count, item in enumerate(omnigate.failed(path), 1):  # noqa: B007 - used below
             emit_json_line(_item(item))
-            count += 1
     else:
         count = _list_failed(invocation, Summary(), omnigate.read_journal(path))
     if count:
         raise click.exceptions.Exit(1)
 
 
-def _list_failed(invocation: Invocation, summary: Any, outcomes: Iterable[Outcome]) -> int:
+def _list_failed(invocation: Invocation, summary: Any, outcomes: Iterable[AnyOutcome]) -> int:
     """Print the failed outcomes one by one, since there may be many; return how many there are."""
     for outcome in summary.counted(outcomes):
         if outcome.error is None:
@@ -119,9 +118,7 @@ def _list_failed(invocation: Invocation, summary: Any, outcomes: Iterable[Outcom
 
             emit(f"{safe(outcome.id)}\t{safe(one_line(_told(outcome), _TEXT_LENGTH))}")
     if not invocation.is_json:
-        note(
-            "\n".join([f"{summary.failed:,} of {summary.count:,} items failed.", *summary.error_lines()])
-        )
+        note("\n".join([f"{summary.failed:,} of {summary.count:,} items failed.", *summary.error_lines()]))
     return int(summary.failed)
 
 
@@ -139,14 +136,15 @@ def merge(invocation: Invocation, paths: tuple[str, ...], output: str) -> None:
     Exits with 1 if journals contradict each other; of two answers for an id the first is kept.
     """
     from omnigate import merge_journals
+    from omnigate.cli._frame.values import counted
 
     merged = merge_journals(paths, output)
     if invocation.is_json:
         emit_json(merged)
     else:
         note(
-            f"{output}: {merged.succeeded + merged.failed:,} ids of {merged.journals:,} journals, "
-            f"{merged.failed:,} of them failed; {merged.dropped:,} lines left out."
+            f"{output}: {merged.succeeded + merged.failed:,} ids from {counted(merged.journals, 'journal')}, "
+            f"{merged.failed:,} of them failed; {counted(merged.dropped, 'line')} left out."
         )
         for conflict in merged.conflicts[:_ROWS_SHOWN]:
             what = "answers to the same request" if conflict.reason == "answer" else "requests"
@@ -155,7 +153,7 @@ def merge(invocation: Invocation, paths: tuple[str, ...], output: str) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _cells(outcome: Outcome) -> tuple[str, str, str]:
+def _cells(outcome: AnyOutcome) -> tuple[str, str, str]:
     from omnigate._wire.redaction import one_line
 
     response = outcome.response
@@ -163,7 +161,7 @@ def _cells(outcome: Outcome) -> tuple[str, str, str]:
     return outcome.id, tokens, one_line(_told(outcome), _TEXT_LENGTH)
 
 
-def _told(outcome: Outcome) -> str:
+def _told(outcome: AnyOutcome) -> str:
     """Return the answer of an outcome, or its error."""
     from omnigate._wire.redaction import redact
 
@@ -172,7 +170,7 @@ def _told(outcome: Outcome) -> str:
     return f"{type(outcome.error).__name__}: {redact(str(outcome.error))}"
 
 
-def _fields(outcome: Outcome) -> dict[str, Any]:
+def _fields(outcome: AnyOutcome) -> dict[str, Any]:
     """Return an outcome as plain values."""
     fields = outcome.to_dict()
     return {name: fields[name] for name in ("id", "response", "error", "attempts", "elapsed")}

@@ -29,7 +29,7 @@ COMPLETE_VARIABLE: Final = "_OMNIGATE_COMPLETE"
 _COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
     "Models": {
         "chat": "Ask a model, or hold a conversation with -i.",
-        "batch": "Run many prompts from a file, within the gateway's rate limit.",
+        "batch": "Run many prompts from files, within the gateway's rate limit.",
         "journal": "Show, filter and merge the journals of batches.",
         "models": "List the gateway's models and their prices.",
     },

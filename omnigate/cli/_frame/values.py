@@ -28,3 +28,8 @@ def usd(amount: float) -> str:
 def share(fraction: float) -> str:
     """Return a share as a percentage."""
     return f"{fraction * 100:.1f} %"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things: "1 line", "2 lines"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
