@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from omnigate._batch.outcomes import BatchStats, Outcome, billed_answers, words_of
+from omnigate._batch.outcomes import AnyOutcome, BatchStats, billed_answers, words_of
 from omnigate._batch.spending import Spending
 from omnigate._wire.redaction import one_line, redact
 from omnigate.cli._frame.terminal import safe
@@ -36,7 +36,7 @@ class Summary:
         self.written: str | None = None
         self._kinds: dict[str, list[Any]] = {}  # of each: how many, the id and the text of the first
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: AnyOutcome) -> None:
         """Count an outcome."""
         self.count += 1
         error = outcome.error
@@ -51,7 +51,7 @@ class Summary:
         else:
             found[0] += 1
 
-    def counted(self, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    def counted(self, outcomes: Iterable[AnyOutcome]) -> Iterator[AnyOutcome]:
         """Count the outcomes of a journal, and yield each; the stats are then those of the journal."""
         spending, succeeded = Spending(), 0
         for outcome in outcomes:
