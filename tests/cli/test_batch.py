@@ -43,6 +43,13 @@ def rows_of(path: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def refuse(gateway: LocalGateway, *texts: str) -> None:
+    """Make the gateway refuse prompts with one of these texts, once each."""
+    for text in texts:
+        fault = Status(400, b'{"detail":"too rude"}')
+        gateway.script(fault, when=lambda request, text=text: text.encode() in request.body)
+
+
 def sent(gateway: LocalGateway) -> int:
     return sum(request.path == "/v1/chat" for request in gateway.requests)
 
@@ -93,35 +100,50 @@ def test_answers_on_standard_output_are_harmless_for_a_terminal(cli: Cli, gatewa
 def test_failed_items_are_told_by_kind_with_an_example(
     cli: Cli, gateway: LocalGateway, reviews: list[str]
 ) -> None:
-    gateway.script(Status(400, detail="too rude"), contains="Soup 3")
-    gateway.script(Status(400, detail="far too rude"), contains="Soup 5")
+    refuse(gateway, "Soup 3", "Soup 5")
     done = cli(*reviews)
     assert done.code == 3
     assert "8 done, 2 failed" in done.err
     assert "2 x APIError 400, such as r" in done.err
-    assert "--retry-failed" in done.err
+    assert "Run the same command again to try what failed once more" in done.err
     errors = [row["error"] for row in rows_of("out.csv")]
     assert sum(map(bool, errors)) == 2
 
 
-def test_retrying_what_failed_completes_the_table_in_its_order(
+def test_retrying_what_failed_completes_the_table(
     cli: Cli, gateway: LocalGateway, reviews: list[str]
 ) -> None:
-    gateway.script(Status(400, detail="too rude"), contains="Soup 3")
+    refuse(gateway, "Soup 3")
     assert cli(*reviews).code == 3
     before = sent(gateway)
-    again = ["batch", "--retry-failed", "-o", "out.csv", "--prompt", "Sum up: {text}", "-m", "gpt-4o"]
-    done = cli(*again)
-    assert (done.code, sent(gateway)) == (0, before + 1)
+    assert cli(*reviews, "--retry-failed").code == 0
+    assert sent(gateway) == before + 1
     rows = rows_of("out.csv")
     assert [row["review"] for row in rows] == [f"r{number}" for number in range(10)]
-    assert rows[3]["content"] == "echo[gpt-4o]: Sum up: Soup 3 was cold"
+    assert not any(row["error"] for row in rows)
+
+
+def test_what_failed_runs_alone_with_another_model(
+    cli: Cli, gateway: LocalGateway, reviews: list[str]
+) -> None:
+    refuse(gateway, "Soup 3")
+    assert cli(*reviews).code == 3
+    before = sent(gateway)
+    again = ["batch", "--retry-failed", "--journal", "out.journal.jsonl", "--prompt", "Sum up: {text}"]
+    refused = cli(*again, "-o", "out.csv")
+    assert refused.code == 2
+    assert "-o 'out.csv' exists" in refused.err
+    assert cli(*again, "-o", "again.csv", "-m", "gpt-4o").code == 0
+    assert sent(gateway) == before + 1
+    assert [(row["review"], row["content"]) for row in rows_of("again.csv")] == [
+        ("r3", "echo[gpt-4o]: Sum up: Soup 3 was cold")
+    ]
     assert cli(*again).code == 0
     assert sent(gateway) == before + 1
 
 
 def test_json_is_the_summary(cli: Cli, gateway: LocalGateway, reviews: list[str]) -> None:
-    gateway.script(Status(400, detail="too rude"), contains="Soup 3")
+    refuse(gateway, "Soup 3")
     done = cli(*reviews, "--json")
     assert done.json["succeeded"] == 9
     assert done.json["errors"][0]["example"]["id"] == "r3"
@@ -155,7 +177,9 @@ def test_an_estimate_is_asked_about_before_anything_is_sent(
 
 def test_a_cheap_batch_is_not_asked_about(cli: Cli, gateway: LocalGateway, reviews: list[str]) -> None:
     assert cli(*reviews, "--confirm-above", "1", "--max-tokens", "10").code == 0
-    assert cli(*reviews, "--estimate").code == 0  # off a terminal, without a limit, it is only told
+    assert (
+        cli(*reviews, "--estimate", "--max-tokens", "10").code == 0
+    )  # off a terminal, without a limit, it is only told
 
 
 def test_an_unknown_cost_is_asked_about(cli: Cli, gateway: LocalGateway, reviews: list[str]) -> None:
@@ -207,7 +231,7 @@ def test_a_wrong_key_exits_with_4(cli: Cli, gateway: LocalGateway, reviews: list
         (["batch", "in.csv", "-o", "x.jsonl", "--journal", "x.jsonl"], "the same file"),
         (["batch", "in.csv", "--no-journal", "--journal", "x"], "--no-journal cannot be combined"),
         (["batch", "in.csv", "--prompt", "x", "--prompt-file", "y"], "--prompt cannot be combined"),
-        (["batch", "--retry-failed", "in.csv", "-o", "x.csv"], "not from an INPUT"),
+        (["batch", "--retry-failed", "in.csv", "-o", "x.csv"], "there is no journal 'x.journal.jsonl'"),
         (["batch", "--retry-failed"], "--retry-failed needs a journal"),
         (["batch", "-", "--estimate"], "can be read only once"),
         (["batch", "in.csv", "-c", "0"], "'0' must be a number of calls, at least 1, or auto"),
@@ -321,7 +345,7 @@ def test_a_journal_of_another_prompt_is_refused(cli: Cli, gateway: LocalGateway,
 
 
 def test_show_lists_outcomes_and_totals(cli: Cli, gateway: LocalGateway, reviews: list[str]) -> None:
-    gateway.script(Status(400, detail="too rude"), contains="Soup 3")
+    refuse(gateway, "Soup 3")
     cli(*reviews)
     done = cli("journal", "show", "out.journal.jsonl", "--limit", "2")
     assert len(done.out.splitlines()) == 3
@@ -334,7 +358,7 @@ def test_show_lists_outcomes_and_totals(cli: Cli, gateway: LocalGateway, reviews
 def test_failed_lists_what_failed_and_what_to_run_again(
     cli: Cli, gateway: LocalGateway, reviews: list[str]
 ) -> None:
-    gateway.script(Status(400, detail="too rude"), contains="Soup 3")
+    refuse(gateway, "Soup 3")
     cli(*reviews)
     done = cli("journal", "failed", "out.journal.jsonl")
     assert (done.code, done.out.split("\t")[0]) == (1, "r3")

@@ -52,7 +52,7 @@ def _failures(ctx: click.Context, param: click.Parameter, value: str) -> int | f
     examples=[
         'omnigate batch reviews.csv -o answers.csv -m gpt-4o-mini --prompt "Sum up: {text}"',
         "omnigate batch questions.jsonl -o answers.parquet --estimate --max-cost 5",
-        "omnigate batch --retry-failed -o answers.csv -m gpt-4o",
+        "omnigate batch --retry-failed --journal answers.journal.jsonl -o again.csv -m gpt-4o",
         "cat questions.jsonl | omnigate batch - > answers.jsonl",
     ],
 )
@@ -107,7 +107,11 @@ def _failures(ctx: click.Context, param: click.Parameter, value: str) -> int | f
 )
 @click.option("--journal", metavar="FILE", help="Where to record outcomes; else beside the output.")
 @click.option("--no-journal", is_flag=True, help="Record nothing; the run cannot be resumed.")
-@click.option("--retry-failed", is_flag=True, help="Run only what has failed, from the journal; no INPUT.")
+@click.option(
+    "--retry-failed",
+    is_flag=True,
+    help="Call again what has failed in the journal. Without INPUT only that, perhaps with another model.",
+)
 @click.option("--spreadsheet-safe", is_flag=True, help="Disarm text that a spreadsheet program would run.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @pass_invocation
@@ -185,7 +189,6 @@ def command(
             output=output,
             journal=journal,
             limit=limit,
-            retries_failed=retry_failed,
             spreadsheet_safe=spreadsheet_safe,
             shows_progress=not quiet,
             options={
@@ -210,12 +213,18 @@ def _check_inputs(
     inputs: tuple[str, ...], output: str | None, journal: str | None, *, retry_failed: bool
 ) -> None:
     if retry_failed:
-        if inputs:
-            raise click.UsageError("--retry-failed takes its items from the journal, not from an INPUT")
         if journal is None:
             raise click.UsageError("--retry-failed needs a journal: name it with --journal, or give -o")
-        return
-    if not inputs:
+        if not os.path.isfile(journal):
+            raise click.UsageError(
+                f"--retry-failed: there is no journal {journal!r}; --journal names another"
+            )
+        if not inputs and output is not None and os.path.exists(output):
+            raise click.UsageError(
+                f"-o {output!r} exists: without INPUT, --retry-failed writes only what it calls again, so "
+                "name another file"
+            )
+    if not (inputs or retry_failed):
         raise click.UsageError("no INPUT: name a file, or - for standard input")
     if _STDIN in inputs:
         if len(inputs) > 1:

@@ -14,9 +14,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-import msgspec
 
-from omnigate._batch.journal.reading import failed, read_journal
+from omnigate._batch.journal.reading import failed
 from omnigate._batch.outcomes import BatchStats, Outcome
 from omnigate._batch.progress import duration
 from omnigate._batch.rows import row_of
@@ -48,11 +47,10 @@ class Job:
     """What to run.
 
     Attributes:
-        inputs: paths and patterns of files, or "-" for standard input.
+        inputs: paths and patterns of files, "-" for standard input, or none for what failed in the journal.
         output: the file for the table of outcomes; None for JSON lines on standard output.
         journal: the journal; None for none.
         limit: how many rows to read; None for all.
-        retries_failed: whether to run what has failed in the journal, instead of inputs.
         spreadsheet_safe: as in `write_outcomes`.
         shows_progress: whether to show the progress.
         options: further arguments of `Client.batch`.
@@ -62,7 +60,6 @@ class Job:
     output: str | None
     journal: str | None
     limit: int | None
-    retries_failed: bool
     spreadsheet_safe: bool
     shows_progress: bool
     options: dict[str, Any] = field(repr=False)
@@ -85,16 +82,13 @@ class Terms:
 
 def run_job(invocation: Invocation, job: Job, terms: Terms | None) -> None:
     """Run a job, after asking if there are terms; exits with the code of `omnigate batch`."""
-    order: dict[str, int] = {}
     with invocation.client() as client:
         if terms is not None:
-            estimate = client.estimate(_requests(job, order), sample=terms.sample, **_estimated(job.options))
+            estimate = client.estimate(_requests(job), sample=terms.sample, **_estimated(job.options))
             _show_estimate(estimate)
             _ask(estimate, terms)
         summary = Summary()
-        error = _run(client, job, order, summary)
-    if job.retries_failed and job.output is not None and summary.stats.succeeded + summary.stats.failed:
-        _write_all(job, order)
+        error = _run(client, job, summary)
     code = 0
     if error is not None:
         code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else exit_code_of(error)
@@ -105,18 +99,10 @@ def run_job(invocation: Invocation, job: Job, terms: Terms | None) -> None:
         raise click.exceptions.Exit(code)
 
 
-def _requests(job: Job, order: dict[str, int]) -> Any:
-    """Return the source of a job's items.
-
-    Args:
-        job: the job.
-        order: gets the places, in the journal, of the items that failed.
-    """
-    if job.retries_failed:
+def _requests(job: Job) -> Any:
+    """Return the source of a job's items."""
+    if not job.inputs:
         assert job.journal is not None
-        for outcome in read_journal(job.journal):
-            if outcome.error is not None:
-                order[outcome.id] = outcome.index
         items: Iterable[Any] = failed(job.journal)
         return items if job.limit is None else _first(items, job.limit)
     if job.inputs == (_STDIN,):
@@ -207,7 +193,7 @@ class Interrupts:
         self._first()
 
 
-def _run(client: Client, job: Job, order: dict[str, int], summary: Summary) -> BaseException | None:
+def _run(client: Client, job: Job, summary: Summary) -> BaseException | None:
     """Run the batch and write its outcomes; return the error that ended it, or None."""
     sink = _Sink(job)
     batch: SyncBatch[Any] | None = None
@@ -216,7 +202,7 @@ def _run(client: Client, job: Job, order: dict[str, int], summary: Summary) -> B
     try:
         try:
             batch = client.batch(
-                _requests(job, order), journal=job.journal, progress=job.shows_progress, **job.options
+                _requests(job), journal=job.journal, progress=job.shows_progress, **job.options
             )
             with batch:
                 interrupts = Interrupts(partial(_stop, client, batch))
@@ -268,7 +254,7 @@ class _Sink:
     def __init__(self, job: Job) -> None:
         self.written: str | None = None
         self._some: list[Outcome] = []
-        self._path = None if job.retries_failed else job.output
+        self._path = job.output
         self._is_lines = job.output is None
         self._file = (
             None if self._path is None else OutcomeFile(self._path, spreadsheet_safe=job.spreadsheet_safe)
@@ -313,20 +299,6 @@ def row_of_outcome(outcome: Outcome) -> dict[str, Any]:
     return {"id": outcome.id, **row_of(outcome)}
 
 
-def _write_all(job: Job, order: dict[str, int]) -> None:
-    """Write all outcomes of the journal to the output: those of earlier runs, and of the items run again."""
-    assert job.journal is not None
-    assert job.output is not None
-    output = OutcomeFile(job.output, spreadsheet_safe=job.spreadsheet_safe)
-    try:
-        for outcome in read_journal(job.journal):
-            place = order.get(outcome.id)
-            output.add([outcome if place is None else msgspec.structs.replace(outcome, index=place)])
-        output.finish()
-    finally:
-        output.discard()
-
-
 def _tell(invocation: Invocation, job: Job, summary: Summary, error: BaseException | None, code: int) -> None:
     """Print the summary, and how to go on."""
     is_interrupted = isinstance(error, KeyboardInterrupt)
@@ -336,13 +308,13 @@ def _tell(invocation: Invocation, job: Job, summary: Summary, error: BaseExcepti
         notes = [str(redact(text)) for text in getattr(error, "__notes__", [])]
         lines.append("Interrupted." if is_interrupted else f"Ended: {line_of(error)}")
         lines += [f"{text[0].upper()}{text[1:]}." for text in notes if text and text not in lines[-1]]
-    if job.output is not None and (summary.written is not None or (job.retries_failed and error is None)):
-        lines.append(f"Written to {job.output}.")
+    if summary.written is not None:
+        lines.append(f"Written to {summary.written}.")
     if job.journal is not None and (error is not None or stats.failed):
         again = (
             "Run the same command again to continue"
             if error is not None
-            else ("Run the same command again, or with --retry-failed and no input, to try what failed again")
+            else ("Run the same command again to try what failed once more")
         )
         lines.append(f"{again}; what succeeded is in {job.journal} and is not called again.")
     elif is_interrupted:

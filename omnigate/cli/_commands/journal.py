@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -135,10 +136,12 @@ def merge(invocation: Invocation, paths: tuple[str, ...], output: str) -> None:
 
     Exits with 1 if journals contradict each other; of two answers for an id the first is kept.
     """
-    from omnigate import merge_journals
+    from omnigate import JournalWarning, merge_journals
     from omnigate.cli._frame.values import counted
 
-    merged = merge_journals(paths, output)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", JournalWarning)  # of conflicts, which are told below
+        merged = merge_journals(paths, output)
     if invocation.is_json:
         emit_json(merged)
     else:
