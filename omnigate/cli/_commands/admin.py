@@ -130,7 +130,12 @@ def list_projects(invocation: Invocation, org_id: str | None) -> None:
 @click.option("--daily-budget", metavar="USD", default="0", show_default=True, help=_BUDGET)
 @click.option("--monthly-budget", metavar="USD", default="0", show_default=True, help=_BUDGET)
 @click.option(
-    "--rate-limit", type=click.IntRange(min=1), default=60, show_default=True, help="Calls a minute."
+    "--rate-limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=60,
+    show_default=True,
+    help="Calls a minute.",
 )
 @pass_invocation
 def create_project(

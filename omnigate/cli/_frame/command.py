@@ -144,6 +144,7 @@ def _write_options(command: click.Command, ctx: click.Context, formatter: click.
     own: list[tuple[str, str]] = []
     common: list[tuple[str, str]] = []
     for param in command.get_params(ctx):
+        # Newer releases of click have records of arguments, too; the usage shows these.
         if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
             (common if isinstance(param, _CommonOption) else own).append(record)
     for title, records in (("Options", own), ("Common options", common)):

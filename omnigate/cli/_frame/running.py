@@ -15,6 +15,7 @@ import click
 from omnigate._wire.redaction import one_line, printable, redact
 from omnigate.cli._frame.errors import CLOSED_PIPE, INTERRUPTED, exit_code_of, is_interrupt, line_of
 from omnigate.cli._frame.invocation import Invocation
+from omnigate.cli._frame.terminal import note
 
 _WARNING_LENGTH = 1_000
 
@@ -72,7 +73,7 @@ def _report(error: BaseException, invocation: Invocation) -> int:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             path = error.ctx.command_path
             click.echo(f"{error.ctx.get_usage()}\nTry '{path} --help' for help.\n", err=True)
-        click.echo("\nInterrupted." if is_interrupt(error) else f"Error: {line_of(error)}", err=True)
+        note("\nInterrupted." if is_interrupt(error) else f"Error: {line_of(error)}")
     _drop_unwritable(sys.stderr)
     return exit_code_of(error)
 

@@ -35,13 +35,21 @@ def sampling_options(function: F) -> F:
     penalty = click.FloatRange(-2, 2)
     for option in reversed(
         (
-            click.option("--max-tokens", type=click.IntRange(min=1), help="The most tokens to generate."),
-            click.option("--temperature", type=click.FloatRange(0, 2), help="How random the answer is."),
-            click.option("--top-p", type=click.FloatRange(0, 1), help="Nucleus sampling."),
+            click.option(
+                "--max-tokens", type=click.IntRange(min=1), metavar="N", help="The most tokens to generate."
+            ),
+            click.option(
+                "--temperature", type=click.FloatRange(0, 2), metavar="N", help="How random the answer is."
+            ),
+            click.option("--top-p", type=click.FloatRange(0, 1), metavar="N", help="Nucleus sampling."),
             click.option("--stop", multiple=True, metavar="TEXT", help="Where to stop; may be repeated."),
-            click.option("--presence-penalty", type=penalty, help="Against tokens that occurred."),
-            click.option("--frequency-penalty", type=penalty, help="Against tokens that occurred often."),
-            click.option("--seed", type=int, help="For answers that can be repeated."),
+            click.option(
+                "--presence-penalty", type=penalty, metavar="N", help="Against tokens that occurred."
+            ),
+            click.option(
+                "--frequency-penalty", type=penalty, metavar="N", help="Against tokens that occurred often."
+            ),
+            click.option("--seed", type=int, metavar="N", help="For answers that can be repeated."),
             click.option(
                 "--fallback",
                 "fallback_models",

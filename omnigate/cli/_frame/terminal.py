@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping
+from getpass import getpass
 from typing import IO, Any, Final
 
 import click
@@ -193,10 +194,8 @@ def read_secret(what: str) -> str:
     Raises:
         click.UsageError: there is none.
     """
-    if can_prompt():
-        given: str = click.prompt(what, hide_input=True, err=True, default="", show_default=False)
-    else:
-        given = sys.stdin.read(_SECRET_MOST_BYTES)
+    # Not click's prompt: it shows itself before what is typed is hidden.
+    given = getpass(f"{what}: ") if can_prompt() else sys.stdin.read(_SECRET_MOST_BYTES)
     given = given.strip()
     if not given:
         raise click.UsageError(f"no {what}: enter it at the prompt, or write it to standard input")
