@@ -3,6 +3,8 @@
 from decimal import Decimal
 from typing import NamedTuple
 
+from omnigate import _homes
+
 
 class RateLimit(NamedTuple):
     """The gateway's rate limit when the request *arrived* (docs/protocol.md, "Headers")."""
@@ -26,3 +28,6 @@ class Budget(NamedTuple):
     project_monthly_limit: Decimal | None
     org_monthly_spend: Decimal | None
     org_monthly_limit: Decimal | None
+
+
+_homes.settle(__name__)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Unpack
 
+from omnigate import _homes
 from omnigate._calls.base_client import BaseAsyncClient
 from omnigate._calls.retry import RetryConfig
 from omnigate._calls.session import Session
@@ -383,3 +384,6 @@ class AdminClient(BaseClient):
                 **options,
             )
         )
+
+
+_homes.settle(__name__)

@@ -14,6 +14,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from omnigate import _homes
+
 if TYPE_CHECKING:
     from omnigate._limits import RateLimit
     from omnigate.models import ChatResponse
@@ -392,3 +394,6 @@ def classify(
     if hint := _HINTS.get(type(error)):
         error.add_note(hint)
     return error
+
+
+_homes.settle(__name__)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, Lite
 
 import msgspec
 
+from omnigate import _homes
 from omnigate._wire.checks import BE_BOOL, Range, one_of, refusal
 from omnigate._wire.results import ParsedT_co, Result
 from omnigate._wire.structs import WireStruct, decoder_for, encode
@@ -463,3 +464,6 @@ for _kind in (
     dict[str, Any],
 ):  # fmt: skip
     decoder_for(_kind)
+
+
+_homes.settle(__name__)

@@ -72,6 +72,9 @@ def test_the_first_command_of_the_readme_installs_no_package_for_tests_or_lintin
     assert names["cli"] | names["gateway"] == {
         "omnigate",
         "click",
+        "jsonschema",
+        "platformdirs",
+        "prompt-toolkit",
         "rich",
         "pydantic",
         "starlette",

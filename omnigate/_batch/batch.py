@@ -26,6 +26,7 @@ been cancelled. If no scope around the worker is cancelled, it is treated as an 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -38,6 +39,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast
 import anyio
 import anyio.lowlevel
 
+from omnigate import _homes
 from omnigate._batch.caller import Caller, Entry, Ready, prepare
 from omnigate._batch.caps import Caps
 from omnigate._batch.enough import Enough
@@ -50,6 +52,7 @@ from omnigate._batch.options import BatchOptions
 from omnigate._batch.outbox import Outbox
 from omnigate._batch.outcomes import BatchStats, Outcome, OutcomeOf, Tally, words_of
 from omnigate._batch.pace.gate import Gate, Gates
+from omnigate._batch.pace.messages import key_digest
 from omnigate._batch.pace.patience import OutOfPatienceError, Patience, Reason
 from omnigate._batch.pace.queue import Flow
 from omnigate._batch.pace.upstream import Upstream
@@ -126,6 +129,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         self._gate: Gate | None = None  # of the last item
         self._headers: dict[bytes, bytes] | None = None  # of the last item; the same object for the same key
         self._origin: Origin | None = None
+        self._sharing: set[Gate] = set()  # those whose limit a shared pacer leases out
         self._upstreams: dict[Upstream, None] = {}  # those in use, the one used last at the end
         self._flow = Flow(
             self._most,
@@ -342,6 +346,16 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
 
     async def __anext__(self) -> OutcomeOf[ParsedT_co]:
         return cast("OutcomeOf[ParsedT_co]", await self._outbox.next(self._in_flight))
+
+    def stop(self) -> None:
+        """Start no more calls; those in flight are completed and handed out, then the iteration ends.
+
+        Items that wait to be sent are not started: with a journal, a later run continues with them. Calling
+        it again, or outside the block, does nothing.
+        """
+        if self._lifecycle.is_open:
+            self._stop(None)
+            self._settle()
 
     async def run(self) -> BatchStats:
         """Run the batch to its end and return its stats: `stats = await client.batch(…, journal=…).run()`.
@@ -666,7 +680,14 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         """Return the gate of a call's key."""
         headers = call.headers
         key = headers.get(b"x-api-key") or headers.get(b"authorization") or b""
-        return self._gates.of(call.origin, key)
+        gate = self._gates.of(call.origin, key)
+        pacer = self._options.pacer
+        if pacer is not None and gate not in self._sharing:
+            self._sharing.add(gate)
+            scheme, host, port = call.origin
+            correspondence = gate.join_shared_pacer(key_digest(f"{scheme}://{host}:{port}", key))
+            self._workers.start_soon(self._guarded, functools.partial(correspondence.run, pacer))
+        return gate
 
     async def _park(self, ready: Ready) -> Entry | None:
         """Wait without the turn, so that items of other models can be sent meanwhile."""
@@ -819,3 +840,6 @@ def _note(error: BaseException, failures: Sequence[BaseException]) -> None:
     for failure in failures:
         if failure is not error:
             error.add_note(f"also failed at the end of the batch: {type(failure).__name__}: {failure}")
+
+
+_homes.settle(__name__)

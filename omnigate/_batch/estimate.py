@@ -18,6 +18,7 @@ import anyio.lowlevel
 import msgspec
 from msgspec.structs import force_setattr
 
+from omnigate import _homes
 from omnigate._batch.items import Item
 from omnigate._batch.journal.lines import digest_of
 from omnigate._batch.outcomes import Outcome
@@ -303,3 +304,6 @@ def _sum_of(values: Iterable[int | None]) -> int | None:
 
 async def _without_pause(func: Callable[..., Awaitable[Any]], *args: Any) -> tuple[Any]:
     return (await func(*args),)
+
+
+_homes.settle(__name__)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeAl
 
 import msgspec
 
+from omnigate import _homes
 from omnigate._batch.spending import Spending
 from omnigate._data.cells import plain_cell, plain_row
 from omnigate._wire.money import Usd
@@ -325,3 +326,6 @@ class Tally:
         since = max(self._started, now - seconds)
         ended = sum(count for second, count in self._recent if second >= since - 1)
         return ended / max(now - since, 1.0)
+
+
+_homes.settle(__name__)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, cast
 
+from omnigate import _homes
 from omnigate._batch.outcomes import Outcome
 from omnigate._batch.replacing import Replacement
 from omnigate._batch.rows import RESULT_COLUMNS, row_of
@@ -202,3 +203,6 @@ def frame_of(outcomes: Iterable[Outcome], kind: FrameKind) -> Any:
         rows.append(row_of(outcome))
         columns.see(rows[-1])
     return make_frame(kind, rows, columns)
+
+
+_homes.settle(__name__)

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import httpx
 
+from omnigate import _homes
 from omnigate._runtime.frames import level_of_caller
 from omnigate._transport.messages import host_header, origin_of, request_head
 from omnigate._version import __version__
@@ -236,3 +237,6 @@ class Configuration:
     def __repr__(self) -> str:
         key = None if self.key is None else mask(self.key)
         return f"base_url={self.base_url!r}, api_key={key!r}"
+
+
+_homes.settle(__name__)

@@ -9,6 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from omnigate import _homes
 from omnigate._wire.checks import Range, check_bool, check_integer, check_number, refusal
 from omnigate._wire.endpoints import Resend
 from omnigate._wire.head import parse_retry_after
@@ -141,3 +142,6 @@ def compute_delay(
     exponent = min(attempts - 1, 1023)  # 2.0 ** 1024 overflows
     delay = min(config.backoff_base * 2.0**exponent, config.backoff_max)
     return max(delay * (1 + uniform(-config.jitter, config.jitter)), retry_after or 0.0)
+
+
+_homes.settle(__name__)

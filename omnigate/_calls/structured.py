@@ -13,7 +13,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, ClassVar, Final, Generic, TypeVar, cast
 
 import msgspec
 
@@ -71,6 +71,25 @@ class MisfitError(Exception):
         self.is_json: bool = is_json
 
 
+class SchemaType:
+    """Base of types that are a JSON schema themselves, rather than described by one; internal.
+
+    Attributes:
+        json_schema: the schema.
+    """
+
+    json_schema: ClassVar[dict[str, Any]]
+
+    @classmethod
+    def checked(cls, value: Any) -> Any:
+        """Return a value that matches the schema.
+
+        Raises:
+            ValueError: it does not; the error says why.
+        """
+        raise NotImplementedError
+
+
 class ResponseFormat(Generic[T]):
     """A type as a format of answers.
 
@@ -89,8 +108,10 @@ class ResponseFormat(Generic[T]):
     def __init__(self, kind: type[T]) -> None:
         self.name: str = getattr(kind, "__name__", repr(kind))
         self._decode: Callable[[bytes], T]
-        schema = None if _is_of_pydantic(kind) else _schema_of(kind)
-        if schema is None:
+        schema: dict[str, Any] | None
+        if isinstance(kind, type) and issubclass(kind, SchemaType):
+            schema, self._decode = kind.json_schema, _with_own_check(kind)
+        elif _is_of_pydantic(kind) or (schema := _schema_of(kind)) is None:
             schema, self._decode = _with_pydantic(kind)
         else:
             self._decode = _with_msgspec(kind)
@@ -280,6 +301,19 @@ def _with_msgspec(kind: Any) -> Callable[[bytes], Any]:
         except RecursionError:
             problem, is_json = "it is nested too deeply", False
         raise MisfitError(problem, is_json=is_json)
+
+    return decoded
+
+
+def _with_own_check(kind: type[SchemaType]) -> Callable[[bytes], Any]:
+    read = _with_msgspec(Any)
+
+    def decoded(content: bytes) -> Any:
+        value = read(content)
+        try:
+            return kind.checked(value)
+        except ValueError as error:
+            raise MisfitError(str(error), is_json=True) from None
 
     return decoded
 

@@ -30,14 +30,16 @@ class Files:
     Args:
         inputs: the files.
         name: what messages call them.
+        most: how many rows to read, from the first; None for all.
 
     Attributes:
         is_repeatable: whether they can be read more than once.
     """
 
-    def __init__(self, inputs: Sequence[Input], name: str) -> None:
+    def __init__(self, inputs: Sequence[Input], name: str, most: int | None = None) -> None:
         self.inputs: Sequence[Input] = inputs
         self.name: str = name
+        self._most = most
         self.is_repeatable: bool = all(given.is_repeatable for given in inputs)
 
     def rows(self, columns: Sequence[str] | None = None) -> Rows:
@@ -46,9 +48,25 @@ class Files:
         Args:
             columns: the only columns wanted, where reading fewer is cheaper.
         """
+        left = self._most
         for given in self.inputs:
+            if left == 0:
+                return
             with given.open() as opened:
-                yield from read_rows(opened, columns)
+                for row in read_rows(opened, columns):
+                    yield row
+                    if left is not None:
+                        left -= 1
+                        if left == 0:
+                            break
+
+    def limited(self, most: int) -> Files:
+        """Return the first rows of the same files.
+
+        Args:
+            most: how many rows, at least 1.
+        """
+        return Files(self.inputs, self.name, most)
 
     def firsts(self) -> Iterator[Row]:
         """Yield the first valid row of each file."""
@@ -66,7 +84,7 @@ class Files:
                 if opened.kind != "parquet":
                     return None
                 count += count_parquet(opened)
-        return count
+        return count if self._most is None else min(count, self._most)
 
     def digest(self) -> str:
         """Return the BLAKE2b of the files' bytes, as 32 hex digits."""

@@ -10,7 +10,9 @@ _GATEWAY: Final = ("pydantic", "starlette", "uvicorn")
 
 _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "gateway": _GATEWAY,
-    "cli": (*_GATEWAY, "click", "rich"),
+    "cli": (*_GATEWAY, "click", "jsonschema", "platformdirs", "prompt_toolkit", "rich"),
+    "plot": ("matplotlib",),
+    "redis": ("redis",),
     "data": ("backports", "ijson", "pyarrow"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from omnigate import _homes
 from omnigate._calls.attempts import Call
 from omnigate._calls.session import Session
 from omnigate._streams.core import StreamCore
@@ -86,3 +87,6 @@ def _chat_reader(
         return [] if piece_type is str else [last_chunk(reader, request_id)]
 
     return UsageReader(make, last, request_id=request_id, secrets=secrets)
+
+
+_homes.settle(__name__)

@@ -24,6 +24,7 @@ from typing import Any, Final, Generic, Self, cast
 
 import anyio
 
+from omnigate import _homes
 from omnigate._batch.batch import Batch
 from omnigate._batch.items import SyncBatchSource, open_source
 from omnigate._batch.outcomes import AnyOutcome, BatchStats, OutcomeOf
@@ -135,9 +136,16 @@ class _Inside:
 
     def leave_soon(self) -> None:
         """Leave the batch without waiting, from any other thread or a finalizer."""
+        self.soon(self._set_leaving)
+
+    def soon(self, func: Callable[[], object]) -> None:
+        """Call `func()` in the loop while the batch is open, from any other thread or a signal handler."""
         if self._left is not None and not self._left.is_set():
             with suppress(RuntimeError):  # the loop has ended
-                self._call_soon(self._leaving.set)
+                self._call_soon(func)
+
+    def _set_leaving(self) -> None:
+        self._leaving.set()
 
     async def exchange(self) -> None:
         """Accept items, then wait for outcomes or until more items are wanted."""
@@ -268,6 +276,15 @@ class SyncBatch(UnpicklableReader, Generic[ParsedT_co]):
             if error is None and not self._is_read:
                 unread = self._inside.batch._unread()
                 warn(unread, RuntimeWarning)
+
+    def stop(self) -> None:
+        """Start no more calls; those in flight are completed and handed out, then the iteration ends.
+
+        Items that wait to be sent are not started: with a journal, a later run continues with them. It
+        returns immediately, and may be called in any thread and in a signal handler. Calling it again, or
+        outside the block, does nothing.
+        """
+        self._inside.soon(self._inside.batch.stop)
 
     def run(self) -> BatchStats:
         """Run the batch to its end and return its stats: `stats = client.batch(…, journal=…).run()`.
@@ -432,3 +449,6 @@ class SyncBatch(UnpicklableReader, Generic[ParsedT_co]):
             feed.end = error
         else:
             feed.end = StopAsyncIteration()
+
+
+_homes.settle(__name__)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from omnigate import _homes
 from omnigate._streams.chat import ChatStream, CompletionStream
 from omnigate._streams.core import Face
 from omnigate._streams.states import REFUSALS, State
@@ -179,3 +180,6 @@ class SyncCompletionStream(BaseSyncStream[dict[str, Any], CompletionStream]):
     Use it as `with client.completions_stream(…) as stream: for chunk in stream: …`. Entering returns when the
     head of the response has arrived. Only one thread at a time may read it.
     """
+
+
+_homes.settle(__name__)

@@ -23,6 +23,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 
+from omnigate import _homes
 from omnigate._runtime.loops import PerLoop
 from omnigate._runtime.threads import is_exiting
 from omnigate._transport.connection import Connection
@@ -229,3 +230,6 @@ class AnyIOTransport(UnpicklableClient, _Transport):
                 stream.abort()
             pool.free_slot()
             raise
+
+
+_homes.settle(__name__)

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 
 import httpx
 
+from omnigate import _homes
 from omnigate._limits import Budget, RateLimit
 
 Head: TypeAlias = httpx.Headers | bytes
@@ -181,3 +182,6 @@ def header_list(head: bytes) -> list[tuple[bytes, bytes]]:
 def headers_of(head: Head) -> httpx.Headers:
     """Return the headers of a head."""
     return httpx.Headers(header_list(head)) if isinstance(head, bytes) else head
+
+
+_homes.settle(__name__)

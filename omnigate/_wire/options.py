@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypedDict, cast
 
+from omnigate import _homes
 from omnigate._wire.arguments import Timeout, check_headers, check_timeout
 from omnigate._wire.checks import check_seconds
 from omnigate._wire.values import Id, Integer, Number
@@ -158,3 +159,6 @@ def split_options(
     for name, value in options.items():
         (call_options if name in _CALL_NAMES else fields)[name] = value
     return fields, fields.pop("user_id", None), cast("CallOptions", call_options)
+
+
+_homes.settle(__name__)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 
+from omnigate import _homes
 from omnigate._wire.head import Meta
 from omnigate._wire.structs import WireStruct
 
@@ -69,3 +70,6 @@ def list_with_meta(items: list[R], meta: Meta) -> ListResult[R]:
     for item in items:
         item._meta = meta
     return ListResult(items, meta=meta)
+
+
+_homes.settle(__name__)

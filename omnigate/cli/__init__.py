@@ -8,10 +8,12 @@ from omnigate._runtime.extras import MissingExtraError, extra
 
 
 def main() -> None:
-    """Run the command line; without the extra, say what to install."""
+    """Run the command line and exit; without the extra, say what to install."""
     try:
         with extra("cli", "the omnigate command"):
-            from omnigate.cli._commands import command
+            from omnigate.cli._frame.app import command
         command(prog_name="omnigate")
     except MissingExtraError as error:
         sys.exit(f"omnigate: {error}")
+    except KeyboardInterrupt:  # while the command was being imported
+        sys.exit(130)

@@ -13,18 +13,21 @@ more of them with your settings, and `omnigate_gateway_in_process` is one withou
 virtual time, such as under trio's autojump clock.
 """
 
-from omnigate.testing.faults import (
-    Answer,
-    Cut,
-    Delay,
-    Fault,
-    Garbage,
-    ProviderFailure,
-    RecordedRequest,
-    Status,
-    StreamFailure,
-)
-from omnigate.testing.gateway import GatewayFactory, GatewaySettings, LocalGateway, LocalProject
+import typing as _typing
+
+if _typing.TYPE_CHECKING:
+    from omnigate.testing.faults import (
+        Answer,
+        Cut,
+        Delay,
+        Fault,
+        Garbage,
+        ProviderFailure,
+        RecordedRequest,
+        Status,
+        StreamFailure,
+    )
+    from omnigate.testing.gateway import GatewayFactory, GatewaySettings, LocalGateway, LocalProject
 
 __all__ = [
     "Answer",
@@ -41,3 +44,17 @@ __all__ = [
     "Status",
     "StreamFailure",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import the gateway and the faults when they are first used, so that pytest starts fast."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from omnigate.testing import faults, gateway
+
+    globals().update((each, vars(gateway).get(each) or vars(faults)[each]) for each in __all__)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,15 +1,18 @@
-"""The pytest plugin: fixtures with local gateways. It loads without the extra `gateway`; they need it."""
+"""The pytest plugin: fixtures with local gateways. It loads without the extra `gateway`; they need it.
+
+Every run of pytest imports it, so it imports the package only when a fixture is used.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import pytest
 
-from omnigate.testing._clocks import AUTOJUMP_REFUSED, LoopClock, is_autojump_clock
-from omnigate.testing.gateway import GatewayFactory, GatewaySettings, LocalGateway, check_extra
+if TYPE_CHECKING:
+    from omnigate.testing.gateway import GatewayFactory, GatewaySettings, LocalGateway
 
 _SERVES = pytest.StashKey[bool]()
 
@@ -20,6 +23,9 @@ def omnigate_gateway_factory(request: pytest.FixtureRequest) -> Iterator[Gateway
 
     They stop when the test ends. Under trio's autojump clock a served gateway cannot work: use `serve=False`.
     """
+    from omnigate.testing._clocks import LoopClock
+    from omnigate.testing.gateway import LocalGateway, check_extra
+
     try:
         check_extra()
     except ImportError as error:
@@ -59,7 +65,11 @@ def omnigate_gateway_in_process(omnigate_gateway_factory: GatewayFactory) -> Loc
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
     """Fail a test that is to run under trio's autojump clock with a served gateway, and say what works."""
-    if _SERVES in item.stash and any(map(is_autojump_clock, _clocks(item))):
+    if _SERVES not in item.stash:
+        return
+    from omnigate.testing._clocks import AUTOJUMP_REFUSED, is_autojump_clock
+
+    if any(map(is_autojump_clock, _clocks(item))):
         pytest.fail(AUTOJUMP_REFUSED, pytrace=False)
 
 

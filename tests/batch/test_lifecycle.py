@@ -185,6 +185,7 @@ def test_a_batch_has_no_public_names_but_its_api(backend: str) -> None:
                 assert [name for name in offered if not name.startswith("_")] == [
                     "run",
                     "stats",
+                    "stop",
                     "to_frame",
                     "write",
                 ]

@@ -159,4 +159,6 @@ def test_the_command_without_its_extra_says_what_to_install(missing: str) -> Non
         [sys.executable, "-c", script, "demo"], capture_output=True, text=True, timeout=30, check=False
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(rf"omnigate: .* needs {missing}: pip install 'omnigate\[\w+\]'\n", done.stderr)
+    assert re.fullmatch(
+        rf"(omnigate|Error): .* needs {missing}: pip install 'omnigate\[\w+\]'\n", done.stderr
+    )

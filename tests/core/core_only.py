@@ -19,7 +19,17 @@ import omnigate
 import omnigate.testing
 from omnigate.cli import main
 
-EXTRAS = ["click", "pydantic", "rich", "starlette", "trio", "uvicorn"]
+EXTRAS = [
+    "click",
+    "jsonschema",
+    "platformdirs",
+    "prompt_toolkit",
+    "pydantic",
+    "rich",
+    "starlette",
+    "trio",
+    "uvicorn",
+]
 ANSWER = {
     "id": "1",
     "model": "gpt-4o-mini",

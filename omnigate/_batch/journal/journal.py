@@ -28,6 +28,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from omnigate import _homes
 from omnigate._batch.journal.file import JournalFile, NotCompactedError
 from omnigate._batch.journal.index import SEEN, SUCCEEDED, JournalIndex, make_entry, offset_of
 from omnigate._batch.journal.lines import (
@@ -54,7 +55,11 @@ _SOURCES_MAX = 64
 
 
 class JournalWarning(UserWarning):
-    """A finished run has all results, but its journal could not be compacted, or failed at the end."""
+    """Something about a journal that should be known, and that has not cost any result of this run.
+
+    For example: all results are there, but the journal could not be compacted; or journals that were merged
+    contradict each other.
+    """
 
 
 class RepeatedIdError(InvalidArgumentError):
@@ -423,3 +428,6 @@ def _check_writable(id: str, index: int) -> None:
             id.encode()
         except UnicodeEncodeError as error:
             raise JournalError(f"Item {index}: the id {id!r} is not valid Unicode text.") from error
+
+
+_homes.settle(__name__)

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, cast
 
 import msgspec
 
+from omnigate import _homes
 from omnigate._batch.journal.index import JournalIndex, make_entry
 from omnigate._batch.journal.journal import JournalWarning
 from omnigate._batch.journal.lines import Line, decode_id, decode_line, is_torn, split_lines
@@ -242,3 +243,6 @@ class _ReadingFile:
         id = decode_id(raw.partition(b"\n")[0])
         assert id is not None, "changed meanwhile"
         return id
+
+
+_homes.settle(__name__)

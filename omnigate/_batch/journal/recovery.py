@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from omnigate import _homes
 from omnigate._batch.journal.file import JournalFile, NotCompactedError
 from omnigate._batch.journal.lines import is_json, split_lines, whole_lines
 from omnigate.exceptions import JournalError
@@ -109,3 +110,6 @@ def _keep(path: str, backup: str) -> None:
             shutil.copyfileobj(source, target)
             target.flush()
             os.fsync(target.fileno())
+
+
+_homes.settle(__name__)

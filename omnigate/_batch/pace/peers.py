@@ -13,8 +13,8 @@ crowd if so many calls came within a second as only a crowd sends.
 Heedless clients are told from peers in the *census*, every third window, in which peers hold the roll call
 even if they race. So only clients that take no part in it can use up the limit before its end, or be heard
 much more often in the long interval than in the short one. Two censuses have to agree before we race,
-unless no peers were heard at all; the first even one voids them. Without common windows for it, peers that race each other by mistake would never
-stop: each would be a heedless client to the others.
+unless no peers were heard at all; the first even one voids them. Without common windows for it, peers that
+race each other by mistake would never stop: each would be a heedless client to the others.
 """
 
 from __future__ import annotations

@@ -41,10 +41,9 @@ newcomer's first burst would look like a heedless client to all.
 rejected, and none gets less than half of the mean (measured in `tests/batch/pace/test_sharing.py`). With one
 or two calls a window each (25 to 100 at 60 a minute) the least gets about a third of the mean or more: it
 sends six to twenty calls in ten windows, so one call more or less is much, and each reading of the rate has
-the noise of all others' whole calls. With a hundred there up to 5 % are rejected, in single runs 12 %. Among
-heedless clients it takes six to nine windows until censuses agree; from then on paced clients together get
-about what they would by racing at once, but single ones may get next to nothing of it: a process that is
-admitted rarely knows the window's beginning to a second only, and comes late in each race.
+the noise of all others' whole calls. With a hundred there up to 5 % are rejected. Among heedless clients it
+takes some windows until censuses agree; from then on paced clients together get about what they would by
+racing immediately, but single ones may get next to nothing of it.
 
 **In a crowd**, about a third of the limit's number, the roll call itself exceeds the limit. There it shrinks
 to a single call, and all send what `crowd` plans.

@@ -54,6 +54,18 @@ class Windows:
         self.end = self._strict = self.end_low = self.end_high = math.nan
         self._dated = math.nan  # `end` of the window that the last answer told of
 
+    def values(self) -> list[float]:
+        """Return all that is known as numbers, for `of`."""
+        return [self.period, self.end, self._strict, self.end_low, self.end_high, self._dated]
+
+    @classmethod
+    def of(cls, values: list[float]) -> Windows:
+        """Return the windows that `values` have described."""
+        windows = cls()
+        windows.period, windows.end, windows._strict = values[:3]
+        windows.end_low, windows.end_high, windows._dated = values[3:]
+        return windows
+
     @property
     def is_known(self) -> bool:
         return self.end == self.end

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
+from types import FrameType
 
+import click
 from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from omnigate import AdminClient, AuthError, Client, ProviderError
 from omnigate._wire.redaction import mask, printable
+from omnigate.cli._frame.command import Command
 from omnigate.testing import LocalGateway
 
 _MODEL = "gpt-4o-mini"
@@ -19,6 +24,25 @@ _WINDOW_SECONDS = 3
 _CALLS_A_WINDOW = 4
 
 _ITEMS = 10
+
+
+@click.command(cls=Command, common=("debug",), examples=["omnigate demo"])
+def command() -> None:
+    """Show the client at work against a local gateway.
+
+    Sign-up, a chat, a stream, an error, a batch that keeps the rate limit, metrics: nothing leaves this
+    machine.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        run_demo()
+    except KeyboardInterrupt:
+        click.echo("\nstopped")
+        sys.exit(130)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def escape(text: str) -> str:

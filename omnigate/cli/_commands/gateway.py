@@ -1,4 +1,4 @@
-"""The command-line interface: parses arguments and prints results."""
+"""`omnigate gateway`: a local gateway, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from types import FrameType
 
 import click
 
-from omnigate._version import __version__
-from omnigate.cli._demo import run_demo
+from omnigate.cli._frame.command import Command
 from omnigate.exceptions import InvalidArgumentError
 from omnigate.testing import LocalGateway
 from omnigate.testing.gateway import DEFAULT_PROVIDERS
@@ -18,13 +17,11 @@ from omnigate.testing.gateway import DEFAULT_PROVIDERS
 _DAY_SECONDS = 86_400
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
-def command() -> None:
-    """Work with the OmniGate LLM gateway from the command line."""
-
-
-@command.command()
+@click.command(
+    cls=Command,
+    common=("debug",),
+    examples=["omnigate gateway", "omnigate gateway --port 0 --no-provider-keys"],
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", default=8000, show_default=True, type=click.IntRange(0, 65_535), help="0: any free port."
@@ -36,7 +33,7 @@ def command() -> None:
     help="Whether the API key's project has provider keys for openai, anthropic and gemini. Without them, "
     "calls fail as they do for a new project, until you store a key with set_provider_key().",
 )
-def gateway(host: str, port: int, provider_keys: bool) -> None:
+def command(host: str, port: int, provider_keys: bool) -> None:
     """Serve a local gateway in the foreground, until Ctrl-C.
 
     It implements the whole protocol in memory and echoes prompts: nothing leaves this machine. The printed
@@ -61,17 +58,6 @@ def gateway(host: str, port: int, provider_keys: bool) -> None:
         raise click.ClickException(f"cannot serve at {host}:{port}: {error}") from error
     except InvalidArgumentError as error:
         raise click.ClickException(str(error)) from error
-
-
-@command.command()
-def demo() -> None:
-    """Show the client at work against a local gateway: sign-up, chat, stream, rate limit, error, metrics."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        run_demo()
-    except KeyboardInterrupt:
-        click.echo("\nstopped")
-        sys.exit(130)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

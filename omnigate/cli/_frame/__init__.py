@@ -1,0 +1,1 @@
+"""What all commands share: options, settings, profiles, output, and how errors are shown."""

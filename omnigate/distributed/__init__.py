@@ -1,0 +1,26 @@
+"""One rate limit over many processes: a pacer that all workers share.
+
+`client.batch(…, pacer=link)` sends under leases of a `SharedPacer`, to which the link carries its reports.
+Nothing of an extra is needed to import this.
+"""
+
+from omnigate._batch.pace.link import PacerLink
+from omnigate._batch.pace.messages import PacerMessageError
+from omnigate.distributed._local import LocalLink
+from omnigate.distributed._redis_pacer import RedisClient, RedisPacer
+from omnigate.distributed._server import PacerServer
+from omnigate.distributed._shared import SharedPacer, exchange_stored, key_of
+from omnigate.distributed._socket_pacer import SocketPacer
+
+__all__ = [
+    "LocalLink",
+    "PacerLink",
+    "PacerMessageError",
+    "PacerServer",
+    "RedisClient",
+    "RedisPacer",
+    "SharedPacer",
+    "SocketPacer",
+    "exchange_stored",
+    "key_of",
+]
