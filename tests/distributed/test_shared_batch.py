@@ -175,7 +175,7 @@ async def test_leaving_early_returns_the_lease_and_a_silent_pacer_holds_nobody_u
         items = (f"q{number}" for number in range(10_000))
         async with client.batch(items, model=MODEL, pacer=link) as batch:
             async for _ in batch:
-                if batch.stats.succeeded == 100:
+                if batch.stats.succeeded >= 100:
                     break
             link.is_silent = True
             started_at = anyio.current_time()
