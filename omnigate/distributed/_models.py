@@ -1,8 +1,9 @@
 """The adaptive limit of one model for all workers, and each worker's part of it. Sans-I/O.
 
-One `AdaptiveConcurrency` learns from the calls of all workers. Its limit is divided by need: a worker that
-could have more calls in flight may get any number of them, the others have what they use and a little more.
-No worker gets less than one; below that, each has its own interval between calls.
+One `AdaptiveConcurrency` learns from the calls of all workers. Its limit is divided by need: what some
+workers do not use is given to those that could have more calls in flight. A worker may still take up an equal
+part, or a little more than it uses, at any time: for a second, all together may then exceed the limit. No
+worker gets less than one; below that, each has its own interval between calls.
 
 At first every worker brings the limit that it has: what the workers had found before goes on to count.
 """
@@ -103,7 +104,7 @@ class SharedModel:
         members, limit = self.state.members, self._concurrency.limit
         own = members[worker]
         if own.want <= own.in_flight:
-            return max(1, min(limit, own.in_flight + own.in_flight // _SLACK + 1))
+            return max(1, limit // len(members), min(limit, own.in_flight + own.in_flight // _SLACK + 1))
         needs = sorted(member.in_flight for member in members.values() if member.want <= member.in_flight)
         full = [name for name, member in members.items() if member.want > member.in_flight]
         rest, count = limit, len(full) + len(needs)

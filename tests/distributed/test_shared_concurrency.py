@@ -109,10 +109,11 @@ def begun(limit: int, workers: str) -> SharedModel:
     [
         (32, [(8, True)] * 4, [8, 8, 8, 8]),
         (34, [(8, True)] * 4, [8, 9, 8, 9]),
-        (32, [(2, False), (8, True), (8, True), (8, True)], [3, 10, 10, 10]),
+        (32, [(2, False), (8, True), (8, True), (8, True)], [8, 10, 10, 10]),
         (32, [(30, True), (1, True)], [16, 2]),
         (8, [(1, True)] * 10, [1] * 10),
-        (40, [(16, False), (20, True)], [19, 24]),
+        (40, [(16, False), (20, True)], [20, 24]),
+        (40, [(30, False), (5, True)], [34, 10]),
     ],
 )
 def test_the_limit_is_divided_by_need(limit: int, wants: list[tuple[int, bool]], parts: list[int]) -> None:
