@@ -77,8 +77,8 @@ class RedisPacer:
     `redis`, and a Redis of version 5 or later, or one that speaks its protocol.
 
     Each worker takes some four exchanges of two commands a second. Each carries the whole state, about 40
-    bytes for each worker and 30 for each of its models, and all change one value. So this is for up to about a
-    hundred workers; beyond that take a `PacerServer`.
+    bytes for each worker and 30 for each of its models, and all change one value. So this is for up to about
+    a hundred workers; beyond that take a `PacerServer`.
 
     Args:
         redis: a URL ("redis://user:password@host:6379/0", "rediss://…" for TLS, "unix:///path/of/redis.sock");
