@@ -324,6 +324,17 @@ def test_a_call_ends_once() -> None:
     assert link.exchange().in_flight == 0
 
 
+def test_a_call_that_was_sent_before_there_was_a_link_may_end_after() -> None:
+    pacer = Pacer()
+    sends = [pacer.sent(99.0) for _ in range(3)]
+    link = Link()
+    link.pacer.inner = pacer
+    link.answer(sends[0])
+    link.pacer.ended(sends[1], link.now)
+    link.pacer.rejected(sends[2], link.now, 0.0, None)
+    assert link.exchange().in_flight == 0
+
+
 def test_unlinked_it_paces_itself_and_linked_again_it_waits_for_leases() -> None:
     link = Link()
     link.exchange(5)
