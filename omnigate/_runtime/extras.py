@@ -12,6 +12,8 @@ _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "gateway": _GATEWAY,
     "cli": (*_GATEWAY, "click", "rich"),
     "data": ("backports", "ijson", "pyarrow"),
+    "dask": ("dask", "distributed", "pandas"),
+    "ray": ("pyarrow", "ray"),
 }
 
 

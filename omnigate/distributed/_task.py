@@ -6,6 +6,7 @@ is named by what is in it, its ids or else its rows, and is found again wherever
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -71,14 +72,11 @@ class PartitionTask:
         return f"<{self.owner}: model={self.settings.get('model')!r}, {where}>"
 
     def settings_for(self, rows: Any) -> PartitionSettings:
-        """Return the settings for a partition, its journal among them; make the directory. Blocks.
-
-        Raises:
-            OSError: the directory cannot be made.
-        """
+        """Return the settings for a partition, its journal among them; make the directory. Blocks."""
         if self.journal_dir is None:
             return self.settings
-        os.makedirs(self.journal_dir, mode=0o700, exist_ok=True)
+        with contextlib.suppress(OSError):  # then the journal cannot be opened, which the rows say
+            os.makedirs(self.journal_dir, mode=0o700, exist_ok=True)
         name = f"part-{digest_of(rows, self.settings.get('id'))}.jsonl"
         made: Any = {**self.settings, "journal": os.path.join(self.journal_dir, name)}
         return made
