@@ -1,7 +1,7 @@
 """One partition of a larger job: its rows in, the same rows with their results out, in order.
 
-An engine that gets an exception from a partition runs it again, or ends the job. So no exception here is about
-a row: a row that is not valid, a call that failed, and all rows that a stopped batch has not called say so in
+An engine that gets an exception from a partition runs it again, or ends the job. So no exception here is
+about a row: one that is not valid, whose call failed, or that a stopped batch has not called says so in
 `error`. Only an argument that is wrong for every row raises, before anything is sent.
 
 A journal may be in use when the partition starts: an engine runs a partition elsewhere once it believes that
@@ -228,8 +228,9 @@ def _run_sync(partition: Partition, client: Client, pacer: PacerLink | None) -> 
 def _arguments(client: object, kind: str) -> Any:
     if not isinstance(client, Mapping):
         raise refusal("client", client, f"be {_A[kind]}, or a dict of its arguments", is_type=True)
-    check_known(cast("Mapping[str, object]", client), ClientArguments, "client")
-    return client
+    arguments = cast("Mapping[str, object]", client)
+    check_known(arguments, ClientArguments, "client")
+    return arguments
 
 
 def check_prompt(settings: PartitionSettings) -> None:
@@ -326,7 +327,9 @@ class Partition:
                 continue
             if text in places:
                 first = places[text] + 1
-                problem = f"row {place + 1} has the id {shown(text)} of row {first}; each needs one of its own"
+                problem = (
+                    f"row {place + 1} has the id {shown(text)} of row {first}; each needs one of its own"
+                )
                 self._end(place, RepeatedIdError(problem))
                 continue
             places[text] = place
@@ -384,6 +387,4 @@ class Partition:
         assert None not in self._results
         if not self._is_table:
             return results
-        return with_results(
-            self._rows, results, has_parsed=self._settings.get("response_type") is not None
-        )
+        return with_results(self._rows, results, has_parsed=self._settings.get("response_type") is not None)

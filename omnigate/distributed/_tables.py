@@ -1,14 +1,14 @@
 """Partitions as tables: their rows as items of a batch, and the results as further columns.
 
-The input's own columns are kept as they are, types and pandas' index included. Each result column has one type,
-whatever the values of a partition, since an engine wants the same columns of every partition.
+The input's own columns are kept as they are, types and pandas' index included. Each result column has one
+type, whatever its values, since an engine wants the same columns of every partition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Final, Protocol, TypeGuard, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from omnigate._batch.items import ArrowTable
 from omnigate._batch.rows import PARSED, RESULT_COLUMNS, free_name
@@ -26,15 +26,7 @@ _BE_ROWS: Final = "be an iterable of rows, a pyarrow.Table or a pandas.DataFrame
 _DTYPES: Final[Mapping[Kind, str]] = {"text": "string", "int": "Int64", "float": "float64"}
 
 
-class _PandasFrame(Protocol):
-    columns: Any
-
-    def rename(self, *, columns: Mapping[str, str]) -> Any: ...
-
-    def assign(self, **columns: Any) -> Any: ...
-
-
-def is_pandas(rows: object) -> TypeGuard[_PandasFrame]:
+def is_pandas(rows: object) -> bool:
     """Return whether rows are a frame of pandas."""
     kind = type(rows)
     return hasattr(kind, "iloc") and hasattr(kind, "itertuples")
@@ -49,7 +41,7 @@ def is_arrow(rows: object) -> bool:
 def names_of_columns(rows: object) -> list[str] | None:
     """Return the names of a table's columns; None if `rows` are no table."""
     if is_pandas(rows):
-        return [str(name) for name in rows.columns]
+        return [str(name) for name in cast("Any", rows).columns]
     return list(cast("Any", rows).column_names) if is_arrow(rows) else None
 
 
@@ -88,8 +80,7 @@ def with_results(rows: Any, results: Sequence[Mapping[str, Any]], *, has_parsed:
     if is_pandas(rows):
         series: Any = import_module("pandas").Series
         columns = {
-            name: series(cells[name], dtype=_DTYPES[kind], index=cast("Any", rows).index)
-            for name, kind in kinds.items()
+            name: series(cells[name], dtype=_DTYPES[kind], index=rows.index) for name, kind in kinds.items()
         }
         renamed = {name: other for name, other in free.items() if name != other}
         return (rows.rename(columns=renamed) if renamed else rows).assign(**columns)

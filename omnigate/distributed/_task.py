@@ -78,12 +78,11 @@ class PartitionTask:
         with contextlib.suppress(OSError):  # then the journal cannot be opened, which the rows say
             os.makedirs(self.journal_dir, mode=0o700, exist_ok=True)
         name = f"part-{digest_of(rows, self.settings.get('id'))}.jsonl"
-        made: Any = {**self.settings, "journal": os.path.join(self.journal_dir, name)}
-        return made
+        return {**self.settings, "journal": os.path.join(self.journal_dir, name)}
 
 
 def digest_of(rows: Any, id: str | None) -> str:
-    """Return a digest of what identifies a partition's rows, in order: their ids, or else all of their fields.
+    """Return a digest of what identifies rows, in order: their ids, or else all of their fields.
 
     Args:
         rows: as in `chat_partition`.

@@ -15,9 +15,10 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Unpack, overload
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, Unpack, cast, overload
 
 import anyio.to_thread
 
@@ -35,12 +36,13 @@ from omnigate.distributed._tables import TableT, with_results
 from omnigate.distributed._task import PartitionTask
 
 with extra("dask", "omnigate.distributed.dask"):
-    import dask.dataframe as _  # noqa: F401
-    import distributed as _distributed
+    import_module("dask.dataframe")
+    _api: Any = import_module("distributed")
 
 if TYPE_CHECKING:
-    from dask.bag import Bag
-    from dask.dataframe import DataFrame
+    # The extra may not be installed.
+    from dask.bag import Bag  # pyright: ignore[reportMissingImports]
+    from dask.dataframe import DataFrame  # pyright: ignore[reportMissingImports]
 
 __all__ = ["ChatRows", "DaskLink", "chat_bag", "chat_frame"]
 
@@ -49,8 +51,6 @@ _ANSWER_SECONDS: Final = 10.0
 _CREATED_SECONDS: Final = 2.0
 
 _PRIORITY: Final = 1_000
-
-_api: Any = _distributed  # parts of it are beyond type checkers
 
 _lock: Final = threading.Lock()
 
@@ -152,8 +152,8 @@ class ChatRows:
 
     def __call__(self, rows: Any) -> Any:
         """Return rows with their results; see `chat_partition`."""
-        if not hasattr(rows, "columns") and not isinstance(rows, list | tuple):
-            rows = list(rows)  # a bag's partition is an iterator, and is read twice
+        if isinstance(rows, Iterator):  # a bag's partition, which is read twice
+            rows = list(cast("Iterator[Any]", rows))
         settings = self._task.settings_for(rows)
         with self._client() as (client, link):
             return chat_partition_sync(rows, client=client, pacer=link, **settings)
@@ -228,7 +228,7 @@ _local: Final = _Clients()
 """The clients of this process, where there is no worker of a cluster."""
 
 
-class ClientsPlugin(_api.WorkerPlugin):  # type: ignore[misc]
+class ClientsPlugin(_api.WorkerPlugin):  # type: ignore[misc]  # pyright: ignore[reportUntypedBaseClass]
     """Keeps a worker's clients, and closes them with the worker."""
 
     name: str = "omnigate-clients"

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
 from omnigate._batch.outcomes import BatchStats
@@ -25,32 +26,28 @@ from omnigate._wire.values import Integer, Number
 from omnigate.async_client import AsyncClient
 from omnigate.distributed._partition import ClientArguments, PartitionSettings, chat_partition
 from omnigate.distributed._shared import SharedPacer, key_of
-from omnigate.distributed._tables import TableT, names_of_columns
+from omnigate.distributed._tables import TableT, is_pandas, names_of_columns
 from omnigate.distributed._task import PartitionTask
 from omnigate.exceptions import InvalidArgumentError
 
 with extra("ray", "omnigate.distributed.ray"):
-    import ray as _ray
-    import ray.data as _data
-    import ray.exceptions as _errors
-    import ray.util.metrics as _metrics
+    _api: Any = import_module("ray")
+    _data: Any = import_module("ray.data")
+    _errors: Any = import_module("ray.exceptions")
+    _metrics: Any = import_module("ray.util.metrics")
 
 if TYPE_CHECKING:
-    from ray.data import Dataset
+    from ray.data import Dataset  # pyright: ignore[reportMissingImports] - the extra may not be installed
 
 __all__ = ["ChatBatches", "RayLink", "chat_dataset"]
 
 _IDLE_SECONDS: Final = 600.0
-
-_LOOK_SECONDS: Final = 30.0
 
 _ANSWER_SECONDS: Final = 10.0
 
 _CLOSE_SECONDS: Final = 2.0
 
 _ROWS: Final = 1_000
-
-_api: Any = _ray  # its decorators are beyond type checkers
 
 
 def chat_dataset(
@@ -119,7 +116,9 @@ def chat_dataset(
 def _ids_of(done: Any, id: str | None) -> Any:
     """Return a reference to the ids in an output whose rows have no error."""
     if id is None:
-        raise refusal("done", done, "be given with id= only", got="a dataset", hint="rows are known by their id")
+        raise refusal(
+            "done", done, "be given with id= only", got="a dataset", hint="rows are known by their id"
+        )
     ids: set[str] = set()
     for batch in done.select_columns([id, "error"]).iter_batches(batch_format="pyarrow", batch_size=None):
         for own, error in zip(batch.column(id).to_pylist(), batch.column("error").to_pylist(), strict=True):
@@ -179,11 +178,8 @@ class ChatBatches:
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         rows: Any = await in_thread(self._without_done, batch) if self._done else batch
         settings: Any = await in_thread(self._task.settings_for, rows)
-        counts = _Counts(self._counters, settings.get("progress"))
-        made = await chat_partition(
-            rows, client=self._client, pacer=self._link, **{**settings, "progress": counts}
-        )
-        yield made
+        settings = {**settings, "progress": _Counts(self._counters, settings.get("progress"))}
+        yield await chat_partition(rows, client=self._client, pacer=self._link, **settings)
 
     def _without_done(self, batch: Any) -> Any:
         """Return the rows of a table whose ids are not done."""
@@ -191,10 +187,10 @@ class ChatBatches:
         assert id is not None
         if id not in (names_of_columns(batch) or ()):
             return batch  # refused later
-        column = batch[id]
-        values: list[Any] = column.to_pylist() if hasattr(column, "to_pylist") else column.tolist()
+        is_frame = is_pandas(batch)
+        values = list(batch[id]) if is_frame else batch[id].to_pylist()
         mask = [not self._is_done(value) for value in values]
-        return batch.filter(mask) if hasattr(type(batch), "append_column") else batch[mask]
+        return batch[mask] if is_frame else batch.filter(mask)
 
     def _is_done(self, value: object) -> bool:
         try:
@@ -285,20 +281,18 @@ class Pacer:
 
     def __init__(self) -> None:
         self._pacer = SharedPacer()
-        self._asked_at = time.monotonic()
-        self._watch: asyncio.Task[None] | None = None
+        self._end: asyncio.TimerHandle | None = None
 
     async def exchange(self, report: bytes) -> bytes:
         """Return the grant for a report."""
-        self._asked_at = now = time.monotonic()
-        if self._watch is None:
-            self._watch = asyncio.create_task(self._end_when_idle())
-        return self._pacer.exchange(report, now)
+        if self._end is not None:
+            self._end.cancel()
+        self._end = asyncio.get_running_loop().call_later(_IDLE_SECONDS, _end_actor)
+        return self._pacer.exchange(report, time.monotonic())
 
-    async def _end_when_idle(self) -> None:
-        while time.monotonic() < self._asked_at + _IDLE_SECONDS:
-            await asyncio.sleep(_LOOK_SECONDS)
-        _api.kill(_api.get_runtime_context().current_actor)
+
+def _end_actor() -> None:
+    _api.kill(_api.get_runtime_context().current_actor)
 
 
 class _Counters:
