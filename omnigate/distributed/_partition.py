@@ -34,7 +34,7 @@ from omnigate._runtime.frames import warn
 from omnigate._runtime.threads import in_thread
 from omnigate._wire.checks import refusal
 from omnigate._wire.options import check_known
-from omnigate._wire.redaction import shown
+from omnigate._wire.redaction import redact, shown
 from omnigate._wire.values import Id, Integer
 from omnigate.async_client import AsyncClient
 from omnigate.client import Client
@@ -373,13 +373,15 @@ class Partition:
         """Record that a row was not called, and why."""
         item = self._recipe.read(self._raw[place], place)
         row = fields_of(self._raw[place])
-        told = cast("GatewayError", error)  # any error will do here
-        self._record(place, Outcome(index=place, id=item.id, request=item.request, error=told, item=row))
+        outcome = Outcome(index=place, id=item.id, request=item.request, error=GatewayError(), item=row)
+        made = self._record(place, outcome)
+        made["error"] = redact(f"{type(error).__name__}: {error}")
 
-    def _record(self, place: int, outcome: Outcome) -> None:
+    def _record(self, place: int, outcome: Outcome) -> dict[str, Any]:
         if self._is_table:  # which has the columns of the input
             outcome = msgspec.structs.replace(outcome, item={})
-        self._results[place] = row_of(outcome)
+        made = self._results[place] = row_of(outcome)
+        return made
 
     def table(self) -> Any:
         """Return the rows with their results."""

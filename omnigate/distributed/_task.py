@@ -27,6 +27,13 @@ _DIGEST_BYTES: Final = 16
 _ID_FIELDS: Final = ("custom_id", "id")
 
 
+class _Arguments(dict[str, Any]):
+    """The arguments of a client, whose repr shows no key."""
+
+    def __repr__(self) -> str:
+        return f"<arguments of a client: {', '.join(self) or 'none'}>"
+
+
 class PartitionTask:
     """The settings of a job, checked, which can be pickled; its repr shows no key.
 
@@ -56,16 +63,17 @@ class PartitionTask:
         if not isinstance(cast("object", client), Mapping | None):
             must = "be a dict of a client's arguments, or None"
             raise refusal("client", client, must, is_type=True, hint="each worker makes its own")
-        self.client: ClientArguments = client or {}
-        check_known(self.client, ClientArguments, "client")
+        arguments: Any = _Arguments(client or {})
+        check_known(arguments, ClientArguments, "client")
+        self.client: ClientArguments = arguments
         if not isinstance(cast("object", journal_dir), str | os.PathLike | None) or journal_dir == "":
             raise refusal("journal_dir", journal_dir, "be a path, or None", is_type=True)
         self.journal_dir: str | None = None if journal_dir is None else os.path.abspath(journal_dir)
         self.share_limit: bool = check_bool(share_limit, "share_limit")
         self.settings: PartitionSettings = settings
         check_prompt(settings)
-        arguments: Any = settings
-        AsyncClient(**self.client).batch((), **arguments)  # checks them; sends nothing, and starts nothing
+        given: Any = settings
+        AsyncClient(**self.client).batch((), **given)  # checks them; sends nothing, and starts nothing
 
     def __repr__(self) -> str:
         where = self.client.get("base_url") or "$OMNIGATE_BASE_URL"
