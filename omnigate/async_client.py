@@ -24,6 +24,7 @@ from omnigate._batch.options import (
 )
 from omnigate._batch.outcomes import Outcome
 from omnigate._batch.pace.gate import Gates
+from omnigate._batch.pace.link import PacerLink
 from omnigate._batch.progress import ProgressArgument
 from omnigate._batch.recipe import PromptArgument, Recipe
 from omnigate._calls.asking import fetch_copies, fetch_fitting
@@ -74,7 +75,7 @@ _NOT_ESTIMATED: Final = frozenset({"journal", "progress"})
 
 _OF_SAMPLES: Final = frozenset(
     {"max_concurrency", "max_wait_seconds", "max_cost_usd", "max_tokens_total", "max_seconds", "user_id"}
-    | {"response_retries", "tokens_per_minute"}
+    | {"response_retries", "tokens_per_minute", "pacer"}
 )
 """Arguments of a batch that apply to a sample of it; the others are part of its requests by then."""
 
@@ -642,6 +643,7 @@ class AsyncClient(BaseAsyncClient):
         max_tokens_total: Integer | None = None,
         max_seconds: Number | None = None,
         tokens_per_minute: Integer | None = None,
+        pacer: PacerLink | None = None,
         user_id: Id | None = None,
         response_type: type[Parsed] | None = None,
         response_retries: Integer = RESPONSE_RETRIES,
@@ -717,6 +719,8 @@ class AsyncClient(BaseAsyncClient):
                 or else the mean of the responses so far. Its response settles how many they were. A call
                 larger than the limit goes alone. Batches with this limit count together, for each key and
                 model in an event loop.
+            pacer: the way to a pacer that shares the rate limit among all processes that use it
+                (`omnigate.distributed`). While it does not answer, the batch paces itself by the headers.
             user_id: the end user, overriding the client's; "" for none.
             response_type: a type that all responses have to fit, as in `chat`. A success in the journal that
                 does not fit is called again.
@@ -752,6 +756,7 @@ class AsyncClient(BaseAsyncClient):
                 max_tokens_total=cast("int | None", max_tokens_total),
                 max_seconds=cast("float | None", max_seconds),
                 tokens_per_minute=cast("int | None", tokens_per_minute),
+                pacer=pacer,
                 user_id=cast("str | None", user_id),
                 response_type=response_type,
                 response_retries=cast("int", response_retries),
@@ -809,9 +814,9 @@ class AsyncClient(BaseAsyncClient):
                 is raised.
             options: `model`, `prompt`, `id`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
                 `stop_after_failures`, `dedupe`, `max_cost_usd`, `max_tokens_total`, `max_seconds`,
-                `tokens_per_minute`, `user_id`, `response_retries`, defaults of items (`system`, `max_tokens`,
-                …), `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for
-                details.
+                `tokens_per_minute`, `pacer`, `user_id`, `response_retries`, defaults of items (`system`,
+                `max_tokens`, …), `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and
+                `batch` for details.
 
         Raises:
             GatewayError: the first error of an item, unless `return_exceptions`.

@@ -16,6 +16,7 @@ from omnigate._batch.enough import StopAfterFailures
 from omnigate._batch.estimate import Estimate
 from omnigate._batch.items import SyncBatchSource, check_ids, check_source, open_source
 from omnigate._batch.options import MAX_WAIT_SECONDS, STOP_ON, BatchSettings, StopOn
+from omnigate._batch.pace.link import PacerLink
 from omnigate._batch.progress import ProgressArgument
 from omnigate._batch.recipe import PromptArgument
 from omnigate._calls.retry import RetryConfig
@@ -514,6 +515,7 @@ class Client(BaseClient):
         max_tokens_total: Integer | None = None,
         max_seconds: Number | None = None,
         tokens_per_minute: Integer | None = None,
+        pacer: PacerLink | None = None,
         user_id: Id | None = None,
         response_type: type[Parsed] | None = None,
         response_retries: Integer = RESPONSE_RETRIES,
@@ -591,6 +593,8 @@ class Client(BaseClient):
                 or else the mean of the responses so far. Its response settles how many they were. A call
                 larger than the limit goes alone. Batches with this limit count together, for each key and
                 model in an event loop.
+            pacer: the way to a pacer that shares the rate limit among all processes that use it
+                (`omnigate.distributed`). While it does not answer, the batch paces itself by the headers.
             user_id: the end user, overriding the client's; "" for none.
             response_type: a type that all responses have to fit, as in `chat`. A success in the journal that
                 does not fit is called again.
@@ -625,6 +629,7 @@ class Client(BaseClient):
             max_tokens_total=max_tokens_total,
             max_seconds=max_seconds,
             tokens_per_minute=tokens_per_minute,
+            pacer=pacer,
             user_id=user_id,
             response_type=response_type,
             response_retries=response_retries,
@@ -681,9 +686,9 @@ class Client(BaseClient):
                 is raised.
             options: `model`, `prompt`, `id`, `max_concurrency`, `journal`, `progress`, `max_wait_seconds`,
                 `stop_after_failures`, `dedupe`, `max_cost_usd`, `max_tokens_total`, `max_seconds`,
-                `tokens_per_minute`, `user_id`, `response_retries`, defaults of items (`system`, `max_tokens`,
-                …), `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and `batch` for
-                details.
+                `tokens_per_minute`, `pacer`, `user_id`, `response_retries`, defaults of items (`system`,
+                `max_tokens`, …), `timeout`, `deadline_seconds`, `extra_headers`; see `BatchSettings`, and
+                `batch` for details.
 
         Raises:
             GatewayError: the first error of an item, unless `return_exceptions`.

@@ -26,6 +26,7 @@ been cancelled. If no scope around the worker is cancelled, it is treated as an 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -50,6 +51,7 @@ from omnigate._batch.options import BatchOptions
 from omnigate._batch.outbox import Outbox
 from omnigate._batch.outcomes import BatchStats, Outcome, OutcomeOf, Tally, words_of
 from omnigate._batch.pace.gate import Gate, Gates
+from omnigate._batch.pace.messages import key_digest
 from omnigate._batch.pace.patience import OutOfPatienceError, Patience, Reason
 from omnigate._batch.pace.queue import Flow
 from omnigate._batch.pace.upstream import Upstream
@@ -126,6 +128,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         self._gate: Gate | None = None  # of the last item
         self._headers: dict[bytes, bytes] | None = None  # of the last item; the same object for the same key
         self._origin: Origin | None = None
+        self._sharing: set[Gate] = set()  # those whose limit a shared pacer leases out
         self._upstreams: dict[Upstream, None] = {}  # those in use, the one used last at the end
         self._flow = Flow(
             self._most,
@@ -666,7 +669,14 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         """Return the gate of a call's key."""
         headers = call.headers
         key = headers.get(b"x-api-key") or headers.get(b"authorization") or b""
-        return self._gates.of(call.origin, key)
+        gate = self._gates.of(call.origin, key)
+        pacer = self._options.pacer
+        if pacer is not None and gate not in self._sharing:
+            self._sharing.add(gate)
+            scheme, host, port = call.origin
+            correspondence = gate.join_shared_pacer(key_digest(f"{scheme}://{host}:{port}", key))
+            self._workers.start_soon(self._guarded, functools.partial(correspondence.run, pacer))
+        return gate
 
     async def _park(self, ready: Ready) -> Entry | None:
         """Wait without the turn, so that items of other models can be sent meanwhile."""

@@ -9,12 +9,14 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 from omnigate._batch.enough import StopAfterFailures, check_stop_after_failures
 from omnigate._batch.items import BatchSource, check_ids, check_source
+from omnigate._batch.pace.link import PacerLink
 from omnigate._batch.pace.signs import seconds_at_limit
 from omnigate._batch.progress import ProgressArgument, check_progress
 from omnigate._batch.recipe import PromptArgument, Recipe
 from omnigate._calls.structured import RESPONSE_RETRIES, ResponseFormat, check_response_type
 from omnigate._wire.arguments import check_user_id
 from omnigate._wire.checks import (
+    a_type,
     check_bool,
     check_integer,
     check_not_async,
@@ -58,6 +60,7 @@ class BatchSettings(ChatDefaults, total=False):
         max_tokens_total: end the batch before it uses more tokens, at least 1; None for no limit.
         max_seconds: end the batch after so many seconds, above 0; None for no limit.
         tokens_per_minute: the provider's limit for a model, at least 1; None for no limit.
+        pacer: the way to a pacer that shares the rate limit among several processes; None for none.
         user_id: the end user, overriding the client's; "" for none. At most 255 Latin-1 characters.
         response_retries: how often to ask again for a response that does not fit `response_type`.
 
@@ -77,6 +80,7 @@ class BatchSettings(ChatDefaults, total=False):
     max_tokens_total: Integer | None
     max_seconds: Number | None
     tokens_per_minute: Integer | None
+    pacer: PacerLink | None
     user_id: Id | None
     response_retries: Integer
 
@@ -113,6 +117,7 @@ class BatchOptions:
     max_tokens_total: int | None = None
     max_seconds: float | None = None
     tokens_per_minute: int | None = None
+    pacer: PacerLink | None = None
     user_id: str | None = None
     response_type: Any = None
     response_retries: int = RESPONSE_RETRIES
@@ -142,6 +147,10 @@ class BatchOptions:
         for name in ("max_tokens_total", "tokens_per_minute"):
             if getattr(self, name) is not None:
                 checked[name] = check_integer(getattr(self, name), name, minimum=1, otherwise=", or None")
+        given: object = self.pacer
+        if given is not None and (isinstance(given, type) or not isinstance(given, PacerLink)):
+            must = "be a PacerLink, as those of omnigate.distributed, or None"
+            raise refusal("pacer", given, must, is_type=True, got=a_type(given))
         checked["user_id"] = check_user_id(self.user_id)
         checked["response_format"] = check_response_type(self.response_type)
         checked["response_retries"] = check_integer(self.response_retries, "response_retries", minimum=0)

@@ -110,6 +110,7 @@ class KeyState(msgspec.Struct, array_like=True):
         windows: what is known of the windows' ends; empty at first.
         number: of the present window.
         used: how many sends of the present window are used or leased.
+        used_until: while the windows are unknown: when the one that `used` counts in ends, if known.
         counted: the highest count that was told of it.
         past: the same two of the windows before, the latest first.
         workers: by name.
@@ -131,6 +132,7 @@ class KeyState(msgspec.Struct, array_like=True):
     windows: list[float] = msgspec.field(default_factory=list[float])
     number: int = 0
     used: int = 0
+    used_until: float = -math.inf
     counted: int = 0
     past: list[tuple[int, int]] = msgspec.field(default_factory=list[tuple[int, int]])
     workers: dict[str, Worker] = msgspec.field(default_factory=dict[str, Worker])
@@ -227,11 +229,26 @@ class Leases:
             self._use(worker, -report.returned)
             self._use(worker, report.unleased)
         else:
-            self._use(worker, max(0, report.spent - worker.granted))
+            if report.spent_seconds and self._is_present(now + report.spent_seconds):
+                self._use(worker, max(0, report.spent - worker.granted))
             if report.epoch and state.recovering_until < now < state.begun_at + _RECOVERY_SECONDS:
                 state.recovering_until = state.begun_at + _RECOVERY_SECONDS
         if state.probe == report.worker and not report.in_flight and report.lease == worker.lease:
             state.probe = ""  # it has ended without telling
+
+    def _is_present(self, end: float) -> bool:
+        """Return whether a window that a worker knows by about its end is the present one.
+
+        It may know that this one is over already: then go on to the next one.
+        """
+        state, windows = self.state, self._windows
+        if not windows.is_known:
+            state.used_until = max(state.used_until, end)
+            return True
+        later = (end - windows.end_high) / windows.period
+        if 0.5 < later < 1.5:
+            self._advance(windows.end_high)
+        return later > -0.5
 
     def _use(self, worker: Worker, sends: int) -> None:
         sends = max(sends, -worker.granted)
@@ -245,8 +262,8 @@ class Leases:
             return
         age, is_void = windows.date(at, min(head.received_at, now), head.reset_seconds)
         if is_void:
-            state.counted, state.past = 0, []
-        if now >= windows.end_high:
+            age = self._restart(now, age)
+        elif now >= windows.end_high:
             before = windows.end
             self._roll(now)
             age += round((windows.end - before) / windows.period)
@@ -259,20 +276,40 @@ class Leases:
             used, counted = state.past[age - 1]
             state.past[age - 1] = (used, max(counted, head.counted))
 
+    def _restart(self, now: float, age: int) -> int:
+        """Go on to the present window after the first answer, or one that refutes what was known of windows.
+
+        Returns:
+            How many windows ago the answer's request arrived.
+        """
+        state, windows = self.state, self._windows
+        before, used, until = windows.end, state.used, state.used_until
+        self._roll(now)
+        state.used_until = -math.inf
+        if until == -math.inf or self._is_present(until):
+            state.used = used
+        state.counted, state.past = 0, []
+        return age + round((windows.end - before) / windows.period)
+
     def _roll(self, now: float) -> None:
         """Go on to the window that the present time is in."""
         state, windows = self.state, self._windows
         while now >= windows.end_high:
-            before = windows.end
-            windows.advance(now)
-            state.past.insert(0, (state.used, state.counted))
-            if windows.end - before > 1.5 * windows.period:  # nothing is known of those in between
-                state.past = []
-            state.number += 1
-            state.used = state.counted = 0
-        del state.past[_PAST_WINDOWS:]
+            self._advance(now)
         for name in [name for name, old in state.workers.items() if now > old.seen_at + _FORGOTTEN_SECONDS]:
             self._forget(name)
+
+    def _advance(self, now: float) -> None:
+        """Go on to the next window, or if it has been over for long to the one that `now` is in."""
+        state, windows = self.state, self._windows
+        before = windows.end
+        windows.advance(now)
+        state.past.insert(0, (state.used, state.counted))
+        del state.past[_PAST_WINDOWS:]
+        if windows.end - before > 1.5 * windows.period:  # nothing is known of those in between
+            state.past = []
+        state.number += 1
+        state.used = state.counted = 0
 
     # What is granted
 
@@ -332,8 +369,8 @@ class Leases:
         if not own and worker.granted < math.ceil(state.level) and free > state.reserved:
             part = 1
         fill = min(_FILL_SECONDS, _FILL * self._windows.period)
-        unit = math.ceil(state.limit * interval / (max(1, state.hungry) * fill))
-        part = max(0, min(part, unit, worker.want))
+        unit = round(state.limit * interval / (max(1, state.hungry) * fill))
+        part = max(0, min(part, max(1, unit), worker.want))
         state.reserved = max(0, state.reserved - min(own, part))
         return part
 

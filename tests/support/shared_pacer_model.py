@@ -84,6 +84,7 @@ class Worker:
 
     def start(self) -> None:
         self.is_alive = True
+        self.pacer.link(self.clock())
         self._schedule_report()
         self.pump()
 

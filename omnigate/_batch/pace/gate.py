@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import secrets
 import sys
 import weakref
 from collections import OrderedDict
@@ -20,6 +21,8 @@ from typing import Any, Final
 import anyio
 
 from omnigate._batch.pace.address import Address
+from omnigate._batch.pace.lease import LeasePacer
+from omnigate._batch.pace.link import Correspondence
 from omnigate._batch.pace.pacer import Pacer, Send
 from omnigate._batch.pace.patience import Patience, Reason
 from omnigate._batch.pace.queue import FairQueue, Flow, Waiter
@@ -50,19 +53,37 @@ class Gate:
         self.address: Address = address
         self.clock: Callable[[], float] = address.clock
         self.opens_at: datetime | None = None
-        self._pacer = Pacer()
+        self._pacer: Pacer | LeasePacer = Pacer()
+        self._correspondence: Correspondence | None = None
         self._queue = FairQueue(is_bounded=False)
         self._upstreams: OrderedDict[str, Upstream] = OrderedDict()
 
     @property
     def is_idle(self) -> bool:
         """Whether nobody uses it."""
-        return not self._queue.count and all(upstream.is_idle for upstream in self._upstreams.values())
+        correspondence = self._correspondence
+        if self._queue.count or (correspondence is not None and not correspondence.is_idle):
+            return False
+        return all(upstream.is_idle for upstream in self._upstreams.values())
 
     @property
     def rate_limit(self) -> int | None:
         """The key's limit in calls per minute; None if it is not known."""
         return self._pacer.limit
+
+    def join_shared_pacer(self, key: bytes) -> Correspondence:
+        """Return the talk with a shared pacer, which the caller has joined.
+
+        Args:
+            key: what stands for the key there (`key_digest`).
+        """
+        correspondence = self._correspondence
+        if correspondence is None:
+            assert isinstance(self._pacer, Pacer)
+            pacer = self._pacer = LeasePacer(key, secrets.token_hex(8), self._pacer)
+            correspondence = self._correspondence = Correspondence(pacer, self.clock, self._queue.wake)
+        correspondence.join()
+        return correspondence
 
     def upstream(self, model: str) -> Upstream:
         """Return what the calls of a model share."""

@@ -28,9 +28,11 @@ from omnigate._limits import RateLimit
 
 __all__ = ["LeasePacer"]
 
-_SILENT_SECONDS: Final = 3.0  # without an answer, before the worker paces itself
+_SILENT_SECONDS: Final = 5.0  # without an answer that is due, before the worker paces itself
 
-_RETRY_SECONDS: Final = 0.25  # after a failed report, then twice as long ...
+_RETRY_SECONDS: Final = 0.25  # after a failed report, then longer each time ...
+
+_LONGER: Final = 1.4
 
 _RETRY_MAX_SECONDS: Final = 5.0  # ... up to this
 
@@ -114,7 +116,6 @@ class LeasePacer:
         self._is_blocked = False  # a call waits
         self._closed_until = -math.inf  # nothing is granted before
         self._gate = -math.inf  # closed by a rejection
-        self._silent_at = math.inf  # from then on the shared pacer counts as silent
         self._reported_at = -math.inf
         self._next_at = -math.inf  # when to report at the latest, and ...
         self._again_at = -math.inf  # ... when to report again if a call waits
@@ -130,6 +131,7 @@ class LeasePacer:
         self._sent_at = -math.inf
         self._in_flight = 0
         self._is_free = False
+        self._silent_at = -math.inf  # from then on the shared pacer counts as silent; -inf: not linked
         self._heads = _Heads()  # not told yet
         self._told = _Heads()
         self._offset_low = -math.inf  # of the shared pacer's clock
@@ -232,6 +234,24 @@ class LeasePacer:
 
     # The link
 
+    def link(self, now: float) -> None:
+        """Begin to report: from now on sends wait for leases."""
+        self._silent_at = now + _SILENT_SECONDS
+        self._next_at = now
+        self._failures = 0
+
+    def unlink(self) -> None:
+        """End it: from now on the worker paces itself."""
+        self._silent_at = self._lease_until = -math.inf
+        self._left = 0
+        self._is_blocked = False
+        self.wake = _nothing
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the shared pacer has been heard lately."""
+        return self._epoch > 0 and self._failures <= 1
+
     @property
     def due_at(self) -> float:
         """When the next report is to be sent."""
@@ -245,8 +265,6 @@ class LeasePacer:
 
     def report(self, now: float, *, is_leaving: bool = False) -> Report:
         """Return the next report, which is sent now; `granted` or `failed` must follow."""
-        if self._silent_at == math.inf:  # the first one
-            self._silent_at = now + _SILENT_SECONDS
         if now >= self._lease_until:
             self._left = 0
         returned = self._surplus(now, is_leaving=is_leaving)
@@ -271,6 +289,7 @@ class LeasePacer:
             returned=returned,
             unleased=min(self._unleased, COUNT_MAX),
             spent=min(self._spent, COUNT_MAX),
+            spent_seconds=max(0.0, self._window_until - now) if self._limit else 0.0,
             is_free=self._is_free,
             closed_seconds=max(0.0, self._gate - now),
             is_leaving=is_leaving,
@@ -303,7 +322,7 @@ class LeasePacer:
                 self._heads = _Heads()
         self._synchronize(grant.now, asked_at, now)
         self._failures = 0
-        self._silent_at = now + max(_SILENT_SECONDS, grant.ask_seconds + _SILENT_SECONDS / 2)
+        self._silent_at = asked_at + grant.ask_seconds + _SILENT_SECONDS
         self._lease = grant.lease
         self._is_unlimited = grant.sends == UNLIMITED
         until = asked_at + grant.valid_seconds
@@ -331,7 +350,7 @@ class LeasePacer:
         self._unleased += self._unleased_in_report
         self._sent += self._sent_in_report
         self._failures += 1
-        wait = min(_RETRY_MAX_SECONDS, _RETRY_SECONDS * 2 ** min(10, self._failures - 1))
+        wait = min(_RETRY_MAX_SECONDS, _RETRY_SECONDS * _LONGER ** min(20, self._failures - 1))
         self._next_at = self._again_at = now + wait * self._uniform(0.7, 1.3)
 
     def __repr__(self) -> str:
@@ -376,7 +395,7 @@ class LeasePacer:
         return max(0, left - max(_WANT_MIN, 4 * self._sent))
 
     def _next_window(self, now: float) -> None:
-        self._spent = 0
+        self._spent = self._unleased = self._unleased_in_report = 0
         if self._window_until > -math.inf:
             passed = math.floor((now - self._window_until) / self._period) + 1
             self._window_until += max(0, passed) * self._period

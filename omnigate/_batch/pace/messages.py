@@ -98,6 +98,7 @@ class Report(msgspec.Struct, array_like=True, gc=False, frozen=True):
         returned: how many sends of its lease it gives back with this report.
         unleased: how many it has sent without a lease since the last report.
         spent: how many it has sent in the present window, with and without.
+        spent_seconds: when that window is over, as far as it knows; 0 if it knows of none.
         is_free: whether an answer has told by having no headers that there is no limit.
         closed_seconds: for how long the gateway has said that nothing may be sent; 0 if it has not.
         is_leaving: whether this is its last report.
@@ -116,6 +117,7 @@ class Report(msgspec.Struct, array_like=True, gc=False, frozen=True):
     returned: Count = 0
     unleased: Count = 0
     spent: Count = 0
+    spent_seconds: Seconds = 0.0
     is_free: bool = False
     closed_seconds: Seconds = 0.0
     is_leaving: bool = False
@@ -183,7 +185,7 @@ def decode_report(data: bytes) -> Report:
         PacerMessageError: they are none.
     """
     report = _decode(_reports, data, "report")
-    numbers = [report.closed_seconds]
+    numbers = [report.closed_seconds, report.spent_seconds]
     for head in report.heads:
         numbers += (head.sent_at, head.received_at)
     for model in report.models:
