@@ -276,7 +276,7 @@ class Pacer:
 def _submit_pacer(client: Any, generation: int) -> Any:
     """Return the future of the pacer; it is created if it is not there."""
     future = client.submit(
-        Pacer, actor=True, key=f"omnigate-pacer-{generation}", priority=_PRIORITY, allow_other_workers=True
+        Pacer, actor=True, key=f"omnigate-pacer-{generation}", priority=_PRIORITY
     )
     _api.fire_and_forget(future)  # it is not this client's alone
     return future
