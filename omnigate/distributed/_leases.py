@@ -28,6 +28,7 @@ All state is plain numbers (`KeyState`), so it can be kept anywhere.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from typing import Final
 
@@ -101,6 +102,7 @@ class KeyState(msgspec.Struct, array_like=True):
     Attributes:
         epoch: the number of this pacer.
         begun_at: when it began.
+        now: when it was last told something.
         recovering_until: until then it listens only, as it follows on another pacer.
         limit: calls allowed in a window; 0 if unknown.
         limit_at: when the call was sent that told it.
@@ -112,7 +114,8 @@ class KeyState(msgspec.Struct, array_like=True):
         used: how many sends of the present window are used or leased.
         used_until: while the windows are unknown: when the one that `used` counts in ends, if known.
         counted: the highest count that was told of it.
-        past: the same two of the windows before, the latest first.
+        others: how many of those counted must be others'.
+        past: the same three of the windows before, the latest first.
         workers: by name.
         level: no hungry worker gets more of the window than this, as last planned ...
         reserved: ... with so many sends kept for others than the one that asks ...
@@ -123,6 +126,7 @@ class KeyState(msgspec.Struct, array_like=True):
 
     epoch: int
     begun_at: float
+    now: float
     recovering_until: float = -math.inf
     limit: int = 0
     limit_at: float = -math.inf
@@ -134,7 +138,8 @@ class KeyState(msgspec.Struct, array_like=True):
     used: int = 0
     used_until: float = -math.inf
     counted: int = 0
-    past: list[tuple[int, int]] = msgspec.field(default_factory=list[tuple[int, int]])
+    others: int = 0
+    past: list[tuple[int, int, int]] = msgspec.field(default_factory=list[tuple[int, int, int]])
     workers: dict[str, Worker] = msgspec.field(default_factory=dict[str, Worker])
     level: float = 0.0
     reserved: int = 0
@@ -142,14 +147,23 @@ class KeyState(msgspec.Struct, array_like=True):
     planned_at: float = -math.inf
     planned: int = -1
 
+    @classmethod
+    def new(cls, now: float) -> KeyState:
+        """Return the state of a pacer that begins now."""
+        return cls(random.getrandbits(52) + 1, now, now)
+
 
 class Leases:
     """Leases out the limit of one key.
 
-    Times are seconds of one clock, the pacer's; it may be set, but does not run wild.
+    Times are seconds of one clock, the pacer's. Should it be set back, all that is known is void, and this
+    is another pacer.
+
+    Attributes:
+        state: what is known; it is changed.
 
     Args:
-        state: what is known; it is changed.
+        state: the same.
         uniform: draws a number between two, evenly.
     """
 
@@ -160,7 +174,10 @@ class Leases:
 
     def exchange(self, report: Report, now: float) -> Grant:
         """Learn from a report, and return what its worker may send."""
+        if now < self.state.now - _CLOCK_SECONDS:
+            self.state, self._windows = KeyState.new(now), Windows()
         state, windows = self.state, self._windows
+        state.now = max(state.now, now)
         if windows.is_known and now >= windows.end_high:
             self._roll(now)
         worker = self._worker(report, now)
@@ -227,10 +244,10 @@ class Leases:
                 state.probe = ""
         if is_known:
             self._use(worker, -report.returned)
-            self._use(worker, report.unleased)
+            self._admit(worker, report.unleased)
         else:
             if report.spent_seconds and self._is_present(now + report.spent_seconds):
-                self._use(worker, max(0, report.spent - worker.granted))
+                self._admit(worker, max(0, report.spent - worker.granted))
             if report.epoch and state.recovering_until < now < state.begun_at + _RECOVERY_SECONDS:
                 state.recovering_until = state.begun_at + _RECOVERY_SECONDS
         if state.probe == report.worker and not report.in_flight and report.lease == worker.lease:
@@ -255,6 +272,11 @@ class Leases:
         worker.granted = min(COUNT_MAX, worker.granted + sends)
         self.state.used = max(0, min(COUNT_MAX, self.state.used + sends))
 
+    def _admit(self, worker: Worker, sends: int) -> None:
+        """Count what a worker has sent without a lease; it may have passed for others' until now."""
+        self._use(worker, sends)
+        self.state.others = max(0, self.state.others - sends)
+
     def _learn(self, head: Head, now: float) -> None:
         state, windows = self.state, self._windows
         at = head.sent_at
@@ -273,8 +295,9 @@ class Leases:
         if age == 0:
             state.counted = max(state.counted, head.counted)
         elif age <= len(state.past):
-            used, counted = state.past[age - 1]
-            state.past[age - 1] = (used, max(counted, head.counted))
+            used, counted, others = state.past[age - 1]
+            counted = max(counted, head.counted)
+            state.past[age - 1] = (used, counted, max(others, counted - used))
 
     def _restart(self, now: float, age: int) -> int:
         """Go on to the present window after the first answer, or one that refutes what was known of windows.
@@ -288,7 +311,7 @@ class Leases:
         state.used_until = -math.inf
         if until == -math.inf or self._is_present(until):
             state.used = used
-        state.counted, state.past = 0, []
+        state.counted, state.others, state.past = 0, 0, []
         return age + round((windows.end - before) / windows.period)
 
     def _roll(self, now: float) -> None:
@@ -304,12 +327,12 @@ class Leases:
         state, windows = self.state, self._windows
         before = windows.end
         windows.advance(now)
-        state.past.insert(0, (state.used, state.counted))
+        state.past.insert(0, (state.used, state.counted, max(state.others, state.counted - state.used)))
         del state.past[_PAST_WINDOWS:]
         if windows.end - before > 1.5 * windows.period:  # nothing is known of those in between
             state.past = []
         state.number += 1
-        state.used = state.counted = 0
+        state.used = state.counted = state.others = 0
 
     # What is granted
 
@@ -347,10 +370,11 @@ class Leases:
         state, windows = self.state, self._windows
         expected = 0
         if len(state.past) == _PAST_WINDOWS:
-            expected = min(max(0, counted - used) for used, counted in state.past)
+            expected = min(others for _, _, others in state.past)
             expected = min(expected, math.floor(state.limit * (1 - _CLAIM)))
-        seen = max(0, state.counted - state.used)
-        capacity = state.limit - max(seen, expected)
+        # All that is leased counts as ours, sent or not: what is more must be others'.
+        state.others = max(state.others, state.counted - state.used)
+        capacity = state.limit - max(state.others, expected)
         if state.used >= capacity:
             return None
         if not expected:

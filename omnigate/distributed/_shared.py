@@ -56,7 +56,7 @@ class SharedPacer:
         if leases is None:
             if len(keys) >= _KEYS_MAX:
                 self._forget()
-            leases = keys[told.key] = Leases(_new_state(now), self._uniform)
+            leases = keys[told.key] = Leases(KeyState.new(now), self._uniform)
         keys.move_to_end(told.key)
         return encode(leases.exchange(told, now))
 
@@ -94,15 +94,15 @@ def exchange_stored(
 
     """
     told = decode_report(report)
-    if state is None:
-        known = _new_state(now)
-    else:
+    known = KeyState.new(now)
+    if state is not None:
         try:
             known = _states.decode(state)
         except (msgspec.MsgspecError, RecursionError) as error:
             raise PacerMessageError(f"not the state of a pacer: {error}") from None
-    grant = Leases(known, uniform).exchange(told, now)
-    return _encode(known), encode(grant)
+    leases = Leases(known, uniform)
+    grant = leases.exchange(told, now)
+    return _encode(leases.state), encode(grant)
 
 
 def key_of(report: bytes) -> bytes:
@@ -114,7 +114,3 @@ def key_of(report: bytes) -> bytes:
     """
     told: Report = decode_report(report)
     return told.key
-
-
-def _new_state(now: float) -> KeyState:
-    return KeyState(random.getrandbits(52) + 1, now)

@@ -64,7 +64,7 @@ class Worker:
         self.messages = 0
         self._gateway, self._server, self._events, self._dice = gateway, server, gateway.events, dice
         self._latency, self._way, self._link_way = latency, way, link_way
-        self._concurrency = concurrency
+        self.concurrency = concurrency
         self.in_flight = 0
         self._offset = dice.uniform(-60, 60)
         self._rate = 1 + dice.uniform(-1e-4, 1e-4)
@@ -104,7 +104,7 @@ class Worker:
         now = self.clock()
         if self._wake_at <= now:
             self._wake_at = math.inf
-        while self.items > 0 and self.in_flight < self._concurrency:
+        while self.items > 0 and self.in_flight < self.concurrency:
             time = self.pacer.ask(now)
             assert (time <= now) == (self.pacer.room(now) > 0)
             if time > now:
