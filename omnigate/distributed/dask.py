@@ -15,8 +15,9 @@ import os
 import pickle
 import threading
 import time
+import uuid
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Unpack, cast, overload
 
@@ -273,13 +274,26 @@ class Pacer:
         return self._pacer.exchange(report, time.monotonic())
 
 
-def _submit_pacer(client: Any, generation: int) -> Any:
-    """Return the future of the pacer; it is created if it is not there."""
-    future = client.submit(
-        Pacer, actor=True, key=f"omnigate-pacer-{generation}", priority=_PRIORITY
-    )
-    _api.fire_and_forget(future)  # it is not this client's alone
-    return future
+def _pacer_of(client: Any, generation: int) -> Any:
+    """Return the future of the cluster's pacer, which is created if it is not there.
+
+    Its future is published on the scheduler, which keeps it for all.
+    """
+    name = f"omnigate-pacer-{generation}"
+    with suppress(KeyError):
+        return client.get_dataset(name)
+    lock = _api.Lock("omnigate-pacer", scheduler_rpc=client.scheduler, loop=client.loop)
+    if not lock.acquire(timeout=_CREATED_SECONDS):
+        raise TimeoutError("another worker is starting the pacer")
+    try:
+        with suppress(KeyError):
+            return client.get_dataset(name)
+        key = f"{name}-{uuid.uuid4().hex}"
+        future = client.submit(Pacer, actor=True, key=key, priority=_PRIORITY, pure=False)
+        client.publish_dataset(future, name=name)
+        return future
+    finally:
+        lock.release()
 
 
 def _start_pacer() -> None:
@@ -289,7 +303,7 @@ def _start_pacer() -> None:
     except ValueError:
         return
     if not client.asynchronous:
-        _submit_pacer(client, 0)
+        _pacer_of(client, 0)
 
 
 class DaskLink:
@@ -331,7 +345,7 @@ class DaskLink:
             self._future = None
             self._generation += 1
         if self._future is None:
-            self._future = _submit_pacer(self._worker._get_client(), self._generation)
+            self._future = _pacer_of(self._worker._get_client(), self._generation)
         self._actor = self._future.result(timeout=_CREATED_SECONDS)
         return self._actor
 
