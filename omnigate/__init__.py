@@ -10,6 +10,7 @@ from omnigate import _homes
 from omnigate._batch.batch import Batch
 from omnigate._batch.estimate import Estimate
 from omnigate._batch.journal.journal import JournalWarning
+from omnigate._batch.journal.merging import JournalConflict, JournalMerge, merge_journals
 from omnigate._batch.journal.reading import failed, read_journal
 from omnigate._batch.journal.recovery import JournalRecovery, recover_journal
 from omnigate._batch.options import BatchSettings
@@ -110,7 +111,9 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidArgumentTypeError",
     "InvalidResponseError",
+    "JournalConflict",
     "JournalError",
+    "JournalMerge",
     "JournalRecovery",
     "JournalWarning",
     "ListResult",
@@ -150,6 +153,7 @@ __all__ = [
     "__version__",
     "classify",
     "failed",
+    "merge_journals",
     "read_journal",
     "recover_journal",
     "write_outcomes",

@@ -65,7 +65,7 @@ def _few_authorities(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMNIGATE_API_KEY", "OMNIGATE_BASE_URL", "OMNIGATE_ADMIN_KEY"):
+    for name in ("OMNIGATE_API_KEY", "OMNIGATE_BASE_URL", "OMNIGATE_ADMIN_KEY", "OMNIGATE_PACER_SECRET"):
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)

@@ -11,6 +11,7 @@ _GATEWAY: Final = ("pydantic", "starlette", "uvicorn")
 _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "gateway": _GATEWAY,
     "cli": (*_GATEWAY, "click", "rich"),
+    "redis": ("redis",),
     "data": ("backports", "ijson", "pyarrow"),
     "dask": ("dask", "distributed", "pandas"),
     "ray": ("pyarrow", "ray"),

@@ -444,6 +444,7 @@ class Leases:
         state, windows = self.state, self._windows
         worker.lease += 1
         worker.sends = max(0, sends)
+        worker.want -= min(worker.want, worker.sends)
         self._use(worker, worker.sends)
         again = interval
         if closed > 0:

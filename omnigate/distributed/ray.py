@@ -14,12 +14,16 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Future
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Unpack, cast
+
+import anyio
 
 from omnigate._batch.outcomes import BatchStats
 from omnigate._data.ids import id_text
 from omnigate._runtime.extras import extra
+from omnigate._runtime.loops import in_trio
 from omnigate._runtime.threads import in_thread
 from omnigate._wire.checks import check_integer, check_number, check_text, refusal
 from omnigate._wire.values import Integer, Number
@@ -41,6 +45,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatBatches", "RayLink", "chat_dataset"]
 
+NAMESPACE: Final = "omnigate"
+"""The default namespace of the pacers: a job's own is often one without a name, that no other job shares."""
+
 _IDLE_SECONDS: Final = 600.0
 
 _ANSWER_SECONDS: Final = 10.0
@@ -60,7 +67,7 @@ def chat_dataset(
     journal_dir: str | os.PathLike[str] | None = None,
     done: Dataset | None = None,
     share_limit: bool = True,
-    namespace: str | None = None,
+    namespace: str = NAMESPACE,
     **settings: Unpack[PartitionSettings],
 ) -> Dataset:
     """Return a dataset with a model's response to each row, in the columns `content`, `error` and so on.
@@ -80,8 +87,8 @@ def chat_dataset(
         done: the output of an earlier run: rows whose id (`id=`) is in it without an error are left out. Each
             actor keeps its ids in memory.
         share_limit: whether all actors share the rate limit by a pacer; False to pace each by the headers.
-        namespace: of the pacer; None for the job's own. All jobs in it with the same gateway and key share
-            one. The namespaces of `ray.init()` differ unless you name them.
+        namespace: of the pacer. All jobs of the cluster that name the same one, with the same gateway and
+            key, share the limit.
         settings: `model`, `prompt`, `id`, and the rest of `PartitionSettings`.
 
     Raises:
@@ -92,7 +99,7 @@ def chat_dataset(
     workers = check_integer(workers, "workers", minimum=1)
     batch_size = check_integer(batch_size, "batch_size", minimum=1)
     cpus = check_number(num_cpus, "num_cpus", minimum=0)
-    _check_namespace(namespace)
+    check_text(namespace, "namespace")
     arguments: dict[str, Any] = {
         **task.settings,
         "client": task.client,
@@ -127,11 +134,6 @@ def _ids_of(done: Any, id: str | None) -> Any:
     return _api.put(frozenset(ids))
 
 
-def _check_namespace(namespace: str | None) -> None:
-    if namespace is not None:
-        check_text(namespace, "namespace")
-
-
 class ChatBatches:
     """A class for `ds.map_batches(ChatBatches, fn_constructor_kwargs={…}, batch_format="pyarrow", …)`.
 
@@ -157,14 +159,14 @@ class ChatBatches:
         client: ClientArguments | None = None,
         journal_dir: str | os.PathLike[str] | None = None,
         share_limit: bool = True,
-        namespace: str | None = None,
+        namespace: str = NAMESPACE,
         done: object = None,
         **settings: Unpack[PartitionSettings],
     ) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._task = PartitionTask("ChatBatches", client, journal_dir, share_limit, settings)
-        _check_namespace(namespace)
+        check_text(namespace, "namespace")
         self._id = settings.get("id")
         self._done: frozenset[str] = frozenset() if done is None else _api.get(done)
         if self._done and self._id is None:
@@ -217,15 +219,14 @@ class RayLink:
     """The way to a shared pacer in a named actor of Ray, which is started if there is none.
 
     Args:
-        namespace: of the actor; None for the job's own.
+        namespace: of the actor.
 
     Raises:
         InvalidArgumentError: the namespace is not text.
     """
 
-    def __init__(self, *, namespace: str | None = None) -> None:
-        _check_namespace(namespace)
-        self._namespace = namespace
+    def __init__(self, *, namespace: str = NAMESPACE) -> None:
+        self._namespace = check_text(namespace, "namespace")
         self._actors: dict[str, Any] = {}
 
     async def exchange(self, report: bytes) -> bytes:
@@ -235,16 +236,14 @@ class RayLink:
             OSError: there is no answer.
 
         """
-        return await in_thread(self._exchange, report)
-
-    def _exchange(self, report: bytes) -> bytes:
         name = pacer_name(report)
         try:
             actor = self._actors.get(name)
             if actor is None:
-                actor = self._actors[name] = self._actor(name)
-            grant: bytes = _api.get(actor.exchange.remote(report), timeout=_ANSWER_SECONDS)
-        except (_errors.RayError, _errors.GetTimeoutError, ValueError) as error:
+                actor = self._actors[name] = await in_thread(self._actor, name)
+            with anyio.fail_after(_ANSWER_SECONDS):
+                grant: bytes = await _result(actor.exchange.remote(report).future())
+        except (_errors.RayError, TimeoutError, ValueError) as error:
             self._actors.pop(name, None)  # the next exchange finds another, or starts one
             raise OSError(f"the pacer {name} does not answer: {type(error).__name__}") from error
         return grant
@@ -269,6 +268,13 @@ class RayLink:
 
     def __repr__(self) -> str:
         return f"<RayLink: {', '.join(self._actors) or 'not connected'}>"
+
+
+async def _result(future: Future[bytes]) -> bytes:
+    """Await a future of a thread."""
+    if in_trio():
+        return await in_thread(future.result, _ANSWER_SECONDS)
+    return await asyncio.wrap_future(future)
 
 
 def pacer_name(report: bytes) -> str:

@@ -68,6 +68,10 @@ MAY_BLOCK = [
     ("file.py", ("append", "read_at")),
     # Reading the authorities takes longer than looking for their directory; once for each client.
     ("_transport/certificates.py", ("_from_environment",)),
+    # anyio looks at the path of a unix domain socket, once, before any worker is connected.
+    ("distributed/_server.py", ("_listen",)),
+    # The package redis looks for its own version, to tell it to the server, once for each connection.
+    ("redis/utils.py", ("get_lib_version",)),
     # A program's own log handlers, which may write to a file.
     ("logging/__init__.py", ("emit",)),
 ]

@@ -38,6 +38,7 @@ from omnigate import (
     DictResult,
     Estimate,
     GatewayError,
+    JournalMerge,
     JournalRecovery,
     ListResult,
     MeResponse,
@@ -62,6 +63,7 @@ from omnigate import (
     SyncCompletionStream,
     Usage,
     classify,
+    merge_journals,
     recover_journal,
 )
 
@@ -147,6 +149,9 @@ def synchronous(sync: Client, admin: AdminClient) -> None:
     recovery = recover_journal(Path("journal.jsonl"), journal_lock=False)
     assert_type(recovery, JournalRecovery)
     assert_type((recovery.kept, recovery.dropped, recovery.backup), tuple[int, int, str | None])
+    merge = merge_journals([Path("a.jsonl"), "b.jsonl"], "all.jsonl")
+    assert_type(merge, JournalMerge)
+    assert_type((merge.succeeded, merge.conflicts[0].id, merge.conflicts[0].kept), tuple[int, str, str])
     assert_type(sync.chat_many(["a"], model="m"), list[ChatResponse])
     assert_type(sync.estimate(["a"], model="m", tokens_per_minute=1_000), Estimate)
     assert_type(sync.chat_many(["a"], return_exceptions=False), list[ChatResponse])

@@ -112,21 +112,7 @@ class JournalFile:
         return file
 
     def _take_lock(self) -> None:
-        try:
-            lock_file(self._fd)
-        except (BlockingIOError, PermissionError) as error:
-            raise JournalError(
-                f"The journal {self.path!r} is in use by another process, or by another batch of this one. "
-                "Wait until that one has ended, or pass another path."
-            ) from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise _failed("lock", self.path, error) from error
-            raise JournalError(
-                f"The journal {self.path!r} cannot be locked, its file system has no locks "
-                f"({error.strerror}). Pass a path on another one; or, if no other run uses this journal at "
-                "the same time, pass journal_lock=False."
-            ) from error
+        take_lock(self._fd, self.path)
         self._is_locked = True
 
     @property
@@ -312,6 +298,30 @@ class JournalFile:
             if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
                 os.fchown(fd, old.st_uid, old.st_gid)
             os.fchmod(fd, stat.S_IMODE(old.st_mode))
+
+
+def take_lock(fd: int, path: str) -> None:
+    """Lock an open journal.
+
+    Raises:
+        JournalError: it is in use, or its file system has no locks.
+
+    """
+    try:
+        lock_file(fd)
+    except (BlockingIOError, PermissionError) as error:
+        raise JournalError(
+            f"The journal {path!r} is in use by another process, or by another batch of this one. "
+            "Wait until that one has ended, or pass another path."
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise _failed("lock", path, error) from error
+        raise JournalError(
+            f"The journal {path!r} cannot be locked, its file system has no locks "
+            f"({error.strerror}). Pass a path on another one; or, if no other run uses this journal at "
+            "the same time, pass journal_lock=False."
+        ) from error
 
 
 def _close_in_child() -> None:

@@ -54,7 +54,11 @@ _SOURCES_MAX = 64
 
 
 class JournalWarning(UserWarning):
-    """A finished run has all results, but its journal could not be compacted, or failed at the end."""
+    """Something about a journal that should be known, and that has not cost any result of this run.
+
+    For example: all results are there, but the journal could not be compacted; or journals that were merged
+    contradict each other.
+    """
 
 
 class RepeatedIdError(InvalidArgumentError):
