@@ -10,6 +10,7 @@ minutes. If it dies, the actors pace themselves by the gateway's headers until t
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 import anyio
 
 from omnigate._batch.outcomes import BatchStats
+from omnigate._batch.pace.messages import key_digest
 from omnigate._data.ids import id_text
 from omnigate._runtime.extras import extra
 from omnigate._runtime.loops import in_trio
@@ -45,12 +47,16 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatBatches", "RayLink", "chat_dataset"]
 
+logger: Final = logging.getLogger("omnigate")
+
 NAMESPACE: Final = "omnigate"
 """The default namespace of the pacers: a job's own is often one without a name, that no other job shares."""
 
 _IDLE_SECONDS: Final = 600.0
 
 _ANSWER_SECONDS: Final = 10.0
+
+_STARTED_SECONDS: Final = 30.0
 
 _CLOSE_SECONDS: Final = 2.0
 
@@ -173,6 +179,8 @@ class ChatBatches:
             raise refusal("done", None, "be given with id= only", got="ids")
         self._client = AsyncClient(**self._task.client)
         self._link = RayLink(namespace=namespace) if share_limit else None
+        if self._link is not None:
+            self._link.start(_digest_of(self._client))
         self._counters = _Counters()
 
     async def __call__(self, batch: TableT) -> AsyncIterator[TableT]:
@@ -236,7 +244,7 @@ class RayLink:
             OSError: there is no answer.
 
         """
-        name = pacer_name(report)
+        name = pacer_name(key_of(report))
         try:
             actor = self._actors.get(name)
             if actor is None:
@@ -247,6 +255,20 @@ class RayLink:
             self._actors.pop(name, None)  # the next exchange finds another, or starts one
             raise OSError(f"the pacer {name} does not answer: {type(error).__name__}") from error
         return grant
+
+    def start(self, digest: bytes) -> None:
+        """Start the pacer for a gateway and key, if there is none, and wait until it answers. Blocks.
+
+        Args:
+            digest: what stands for them.
+        """
+        name = pacer_name(digest)
+        try:
+            actor = self._actors[name] = self._actor(name)
+            _api.get(actor.is_ready.remote(), timeout=_STARTED_SECONDS)
+        except (_errors.RayError, ValueError) as error:
+            self._actors.pop(name, None)
+            logger.warning("ray: the pacer %s has not started yet: %s", name, type(error).__name__)
 
     def _actor(self, name: str) -> Any:
         return (
@@ -277,9 +299,18 @@ async def _result(future: Future[bytes]) -> bytes:
     return await asyncio.wrap_future(future)
 
 
-def pacer_name(report: bytes) -> str:
-    """Return the name of the actor for the gateway and key that a report is about, which it does not tell."""
-    return f"omnigate-pacer-{key_of(report).hex()}"
+def pacer_name(digest: bytes) -> str:
+    """Return the name of the actor for the gateway and key that a digest stands for."""
+    return f"omnigate-pacer-{digest.hex()}"
+
+
+def _digest_of(client: AsyncClient) -> bytes:
+    """Return what stands for a client's gateway and key, in the reports of its batches."""
+    settings = client._session.configuration.settings
+    scheme, host, port = settings.origin
+    headers = settings.headers
+    key = headers.get(b"x-api-key") or headers.get(b"authorization") or b""
+    return key_digest(f"{scheme}://{host}:{port}", key)
 
 
 class Pacer:
@@ -288,6 +319,10 @@ class Pacer:
     def __init__(self) -> None:
         self._pacer = SharedPacer()
         self._end: asyncio.TimerHandle | None = None
+
+    async def is_ready(self) -> bool:
+        """Return True, once it has started."""
+        return True
 
     async def exchange(self, report: bytes) -> bytes:
         """Return the grant for a report."""
