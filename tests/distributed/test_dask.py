@@ -133,7 +133,9 @@ def wait_for_requests(meter: Meter, count: int) -> None:
 
 
 def test_without_a_cluster_the_partitions_of_a_process_share_a_client(free: Meter) -> None:
-    frame = dask.dataframe.from_pandas(pandas.DataFrame({"text": ["a", "b", "c", "d"]}, index=[0, 1, 2, 3]), 4)
+    frame = dask.dataframe.from_pandas(
+        pandas.DataFrame({"text": ["a", "b", "c", "d"]}, index=[0, 1, 2, 3]), 4
+    )
     made = chat_frame(frame, client=free.client, model=MODEL, prompt="{text}")
     assert made.compute(scheduler="threads")["error"].isna().all()
 

@@ -230,14 +230,20 @@ async def test_an_exception_of_stop_on_is_told_in_the_rows_that_were_not_called(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"rows": "text"}, "rows must be an iterable of rows, a pyarrow.Table or a pandas.DataFrame, got 'text'"),
+        (
+            {"rows": "text"},
+            "rows must be an iterable of rows, a pyarrow.Table or a pandas.DataFrame, got 'text'",
+        ),
         ({"rows": Path("x.csv")}, "rows must be an iterable of rows"),
         ({"rows": {"text": ["a"]}}, "batch_format='pyarrow'"),
         ({"rows": 7}, "rows must be an iterable of rows"),
         ({"model": None}, "model must be the name of a model, since prompt= is given, got None"),
         ({"prompt": "{txt}"}, "prompt has the field 'txt', which no item of requests has"),
         ({"temperature": 3}, "temperature must be between 0 and 2, got 3"),
-        ({"client": 7}, "client must be .* Client, or a dict of its arguments, got 7|an AsyncClient, or a dict"),
+        (
+            {"client": 7},
+            "client must be .* Client, or a dict of its arguments, got 7|an AsyncClient, or a dict",
+        ),
         ({"client": {"key": "x"}}, "client.* got an unknown argument 'key'"),
         ({"modle": "x"}, "got an unknown argument 'modle'"),
     ],
@@ -270,7 +276,9 @@ async def test_a_table_without_a_column_that_is_named_raises(
 
 
 def test_a_task_can_be_pickled_and_shows_no_key() -> None:
-    task = PartitionTask("chat", arguments_that_pickle(), "journals", True, {"model": MODEL, "prompt": "{text}"})
+    task = PartitionTask(
+        "chat", arguments_that_pickle(), "journals", True, {"model": MODEL, "prompt": "{text}"}
+    )
     again: PartitionTask = pickle.loads(pickle.dumps(task))
     assert repr(again) == repr(task) == "<chat: model='gpt-4o', https://gateway.test>"
     assert KEY not in repr(vars(again)) + repr(vars(task))

@@ -1,4 +1,4 @@
-"""Real Ray against the local gateway: actors of Ray Data, and a pacer that all share. Skipped where it is not installed."""
+"""Real Ray: actors of Ray Data against the local gateway, and their pacer. Skipped where Ray is not installed."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.proof,
     pytest.mark.timeout(120),  # starting the processes of a cluster takes its time on a busy machine
     # Of Ray's own, on import and at its end:
-    pytest.mark.filterwarnings("ignore:.*use_push_based_shuffle.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -98,10 +98,12 @@ def test_a_killed_actor_leaves_one_outcome_for_each_id(cluster: None, free: Mete
 
     settings: Any = {"client": free.client, "model": MODEL, "id": "id", "batch_size": 25, "num_cpus": 0.1}
     settings |= {"journal_dir": journals, "max_concurrency": 2}
-    killer = threading.Thread(target=kill_one, args=(free, pids))
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_one, args=(free, pids, killed))
     killer.start()
     rows = chat_dataset(dataset(200, 8), prompt=prompt, workers=2, **settings).materialize()
     killer.join()
+    assert len(killed) == 1
     found = rows.take_all()
     assert sorted((row["id"], row["error"]) for row in found) == [(n, None) for n in range(200)]
     assert len(free.prompts()) == 200
@@ -116,11 +118,12 @@ def test_a_killed_actor_leaves_one_outcome_for_each_id(cluster: None, free: Mete
     assert sum(free.prompts().values()) == sum(sent.values()) + 10
 
 
-def kill_one(meter: Meter, pids: Path) -> None:
+def kill_one(meter: Meter, pids: Path, killed: list[int]) -> None:
     """Kill one of the actors once some calls have been made."""
     for _ in range(6_000):
         if len(meter.gateway.requests) >= 20:
-            os.kill(int(next(pids.iterdir()).name), signal.SIGKILL)
+            killed.append(int(next(pids.iterdir()).name))
+            os.kill(killed[0], signal.SIGKILL)
             return
         threading.Event().wait(0.01)
 
