@@ -1,9 +1,9 @@
-"""A Dask DataFrame in, and one with the answers out; all workers of the cluster keep the key's one rate limit.
+"""A Dask DataFrame in, and one with the answers out; all workers of the cluster share the rate limit.
 
 python examples/dask_frame.py    (with OMNIGATE_BASE_URL and OMNIGATE_API_KEY set: see `omnigate gateway`)
 
-Needs the extra `dask`: pip install 'omnigate[dask]'. The workers take the key from their environment, so it is
-no part of the graph.
+Needs the extra `dask`: pip install 'omnigate[dask]'. The workers take the key from their environment, so it
+is no part of the graph.
 """
 
 import tempfile

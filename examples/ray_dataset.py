@@ -1,9 +1,9 @@
-"""A Ray Dataset in, and one with the answers out; all actors, of all jobs, keep the key's one rate limit.
+"""A Ray Dataset in, and one with the answers out; all actors, of all jobs, share the rate limit.
 
 python examples/ray_dataset.py    (with OMNIGATE_BASE_URL and OMNIGATE_API_KEY set: see `omnigate gateway`)
 
-Needs the extra `ray`: pip install 'omnigate[ray]'. The actors take the key from their environment, so it is no
-part of the job.
+Needs the extra `ray`: pip install 'omnigate[ray]'. The actors take the key from their environment, so it is
+no part of the job.
 """
 
 import tempfile

@@ -17,11 +17,11 @@ from ..support.metered_gateway import Meter, metered_gateway
 pandas = pytest.importorskip("pandas", reason="needs pandas")
 pytest.importorskip("distributed", reason="needs the extra `dask`: pip install 'omnigate[dask]'")
 
-import dask.bag
-import dask.dataframe
-from distributed import Client, LocalCluster
+import dask.bag  # noqa: E402 - skipped where it is missing
+import dask.dataframe  # noqa: E402
+from distributed import Client, LocalCluster  # noqa: E402
 
-from omnigate.distributed.dask import ChatRows, ClientsPlugin, chat_bag, chat_frame
+from omnigate.distributed.dask import ChatRows, ClientsPlugin, chat_bag, chat_frame  # noqa: E402
 
 pytestmark = [pytest.mark.proof]
 

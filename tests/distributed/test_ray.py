@@ -15,11 +15,19 @@ from omnigate._batch.pace.messages import Report, decode_grant, encode
 from ..support.metered_gateway import Meter, metered_gateway
 
 pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
-ray = pytest.importorskip("ray", reason="needs the extra `ray`: pip install 'omnigate[ray]'")
+pytest.importorskip("ray", reason="needs the extra `ray`: pip install 'omnigate[ray]'")
 
-import ray.data
+import ray  # noqa: E402 - skipped where it is missing
+import ray.data  # noqa: E402
 
-from omnigate.distributed.ray import NAMESPACE, RayLink, _Counters, _Counts, chat_dataset, pacer_name
+from omnigate.distributed.ray import (  # noqa: E402
+    NAMESPACE,
+    RayLink,
+    _Counters,
+    _Counts,
+    chat_dataset,
+    pacer_name,
+)
 
 pytestmark = [
     pytest.mark.proof,
