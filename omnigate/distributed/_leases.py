@@ -34,8 +34,19 @@ from typing import Final
 
 import msgspec
 
-from omnigate._batch.pace.messages import COUNT_MAX, UNLIMITED, VERSION, Grant, Head, Report
+from omnigate._batch.pace.messages import (
+    COUNT_MAX,
+    MODELS_MAX,
+    UNLIMITED,
+    VERSION,
+    Grant,
+    Head,
+    ModelGrant,
+    ModelReport,
+    Report,
+)
 from omnigate._batch.pace.windows import Windows
+from omnigate.distributed._models import ModelState, SharedModel
 
 __all__ = ["KeyState", "Leases", "Worker"]
 
@@ -46,6 +57,8 @@ _INTERVAL_SECONDS: Final = 0.25  # between two reports of a worker whose call wa
 _REPORTS_PER_SECOND: Final = 600  # ... or longer, so that there are no more than this
 
 _SILENT_SECONDS: Final = 2.5  # between two reports of any worker, at most
+
+_BUSY_SECONDS: Final = 1.0  # the same for one with calls in flight
 
 _GRACE_SECONDS: Final = 1.5  # a worker this overdue gets no part of the window
 
@@ -122,6 +135,7 @@ class KeyState(msgspec.Struct, array_like=True):
         hungry: ... when there were so many hungry workers ...
         planned_at: ... at that time ...
         planned: ... in that window.
+        models: what is known of each model, those called lately at the end.
     """
 
     epoch: int
@@ -146,6 +160,7 @@ class KeyState(msgspec.Struct, array_like=True):
     hungry: int = 0
     planned_at: float = -math.inf
     planned: int = -1
+    models: dict[str, ModelState] = msgspec.field(default_factory=dict[str, ModelState])
 
     @classmethod
     def new(cls, now: float) -> KeyState:
@@ -171,11 +186,12 @@ class Leases:
         self.state: KeyState = state
         self._uniform = uniform
         self._windows = Windows.of(state.windows) if state.windows else Windows()
+        self._models: dict[str, SharedModel] = {}
 
     def exchange(self, report: Report, now: float) -> Grant:
         """Learn from a report, and return what its worker may send."""
         if now < self.state.now - _CLOCK_SECONDS:
-            self.state, self._windows = KeyState.new(now), Windows()
+            self.state, self._windows, self._models = KeyState.new(now), Windows(), {}
         state, windows = self.state, self._windows
         state.now = max(state.now, now)
         if windows.is_known and now >= windows.end_high:
@@ -197,10 +213,19 @@ class Leases:
             grant = self._grant(worker, now, 0, 0.0)
         else:
             grant = self._answer(report, worker, now)
+            if report.models:
+                models = [self._model(told, report.worker, now) for told in report.models]
+                ask = max(self._interval(), _BUSY_SECONDS)
+                grant = msgspec.structs.replace(grant, models=models, ask_seconds=ask)
         worker.due_at = now + grant.ask_seconds
         if windows.is_known:
             state.windows = windows.values()
         return grant
+
+    def store(self) -> None:
+        """Bring the state up to date, before it is stored."""
+        for model in self._models.values():
+            model.store()
 
     @property
     def is_idle(self) -> bool:
@@ -227,6 +252,24 @@ class Leases:
         state.workers.pop(name, None)
         if state.probe == name:
             state.probe = ""
+
+        for model in state.models.values():
+            model.members.pop(name, None)
+
+    def _model(self, report: ModelReport, worker: str, now: float) -> ModelGrant:
+        states, models = self.state.models, self._models
+        state = states.pop(report.model, None)
+        if state is None:
+            if len(states) >= MODELS_MAX:
+                oldest = next(iter(states))
+                del states[oldest]
+                models.pop(oldest, None)
+            state = ModelState(now)
+        states[report.model] = state
+        model = models.get(report.model)
+        if model is None:
+            model = models[report.model] = SharedModel(state)
+        return ModelGrant(report.model, model.exchange(worker, report, now))
 
     def _begin_window(self, worker: Worker) -> None:
         if worker.window != self.state.number:

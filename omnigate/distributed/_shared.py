@@ -102,6 +102,7 @@ def exchange_stored(
             raise PacerMessageError(f"not the state of a pacer: {error}") from None
     leases = Leases(known, uniform)
     grant = leases.exchange(told, now)
+    leases.store()
     return _encode(leases.state), encode(grant)
 
 

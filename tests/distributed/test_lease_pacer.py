@@ -8,7 +8,7 @@ import pytest
 from omnigate._batch.pace.lease import LeasePacer
 from omnigate._batch.pace.messages import UNLIMITED, VERSION, Grant, Report
 from omnigate._batch.pace.pacer import UNLIMITED as ANY_NUMBER
-from omnigate._batch.pace.pacer import Send
+from omnigate._batch.pace.pacer import Pacer, Send
 from omnigate._limits import RateLimit
 
 SILENT_SECONDS = 5.0
@@ -320,6 +320,17 @@ def test_a_call_ends_once() -> None:
     link.pacer.rejected(send, link.now, 5.0, None)
     assert link.exchange().in_flight == 1
     link.pacer.ended(other, link.now)
+    assert link.exchange().in_flight == 0
+
+
+def test_a_call_that_was_sent_before_there_was_a_link_may_end_after() -> None:
+    pacer = Pacer()
+    sends = [pacer.sent(99.0) for _ in range(3)]
+    link = Link()
+    link.pacer.inner = pacer
+    link.answer(sends[0])
+    link.pacer.ended(sends[1], link.now)
+    link.pacer.rejected(sends[2], link.now, 0.0, None)
     assert link.exchange().in_flight == 0
 
 

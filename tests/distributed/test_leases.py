@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnigate._batch.pace.messages import (
@@ -17,6 +17,7 @@ from omnigate._batch.pace.messages import (
     VERSION,
     Grant,
     Head,
+    ModelReport,
     Report,
     decode_grant,
     decode_report,
@@ -306,6 +307,7 @@ def test_workers_are_bounded_and_silent_ones_forgotten() -> None:
     assert list(talk.leases.state.workers) == ["z"]
 
 
+@pytest.mark.proof
 def test_keys_are_bounded_and_apart() -> None:
     pacer = SharedPacer(uniform=low)
     for number in range(3_000):
@@ -318,6 +320,15 @@ def again(worker: str, last: dict[str, Grant], fields: dict[str, Any]) -> bytes:
     """Return the next report of a worker that was granted this last."""
     known = {"epoch": last[worker].epoch, "lease": last[worker].lease} if worker in last else {}
     return encode(Report(VERSION, KEY, worker, **known, **fields))
+
+
+def test_models_are_bounded() -> None:
+    talk = Talk()
+    for number in range(200):
+        talk.tell("a", models=[ModelReport(f"model {number}", 1, 1, 8)])
+    assert len(talk.leases.state.models) == len(talk.leases._models) == 64
+    talk.tell("a", is_leaving=True)
+    assert not any(model.members for model in talk.leases.state.models.values())
 
 
 def test_a_stored_state_goes_on_as_one_in_memory_does() -> None:
@@ -371,7 +382,7 @@ def bytes_of(**changes: Any) -> bytes:
         (b"\x90", "not a report: Expected `array` of at least length 3"),
         (b"GET / HTTP/1.1\r\n\r\n", "not a report: "),
         (b"\x91" * 10_000, "not a report: "),
-        (b"x" * (MESSAGE_BYTES_MAX + 1), "a report must be at most 65,536 bytes long, got 65,537"),
+        (b"x" * (MESSAGE_BYTES_MAX + 1), "a report must be at most 262,144 bytes long, got 262,145"),
         (bytes_of(version=2), "a report must be of version 1, got 2: update both sides"),
         (bytes_of(worker=""), "not a report: Expected `str` of length >= 1"),
         (bytes_of(worker="w" * 65), "not a report: Expected `str` of length <= 64"),
@@ -387,7 +398,7 @@ def bytes_of(**changes: Any) -> bytes:
         (bytes_of(heads=[[float("nan"), 2.0, 60, 1, 40]]), "not a report: a number that is not finite"),
         (bytes_of(heads=[[1.0, float("inf"), 60, 1, 40]]), "not a report: a number that is not finite"),
         (bytes_of(heads=[[1.0, 2.0, 0, 1, 40]]), "not a report: Expected `int` >= 1"),
-        (bytes_of(models=[["m", 1, 1, [float("nan")], []]]), "not a report: "),
+        (bytes_of(models=[["m", 1, 1, 1, [float("nan")], []]]), "not a report: "),
     ],
 )
 def test_garbage_is_refused_and_changes_nothing(data: bytes, message: str) -> None:
@@ -419,6 +430,17 @@ HEADS = st.tuples(
     st.integers(0, 60),
 )
 
+MODELS = st.builds(
+    ModelReport,
+    model=st.sampled_from("mn"),
+    in_flight=COUNTS,
+    want=COUNTS,
+    limit=COUNTS,
+    latencies=st.lists(SECONDS, max_size=3),
+    overloads=st.lists(SECONDS, max_size=3),
+    is_forgiven=st.booleans(),
+)
+
 REPORTS = st.fixed_dictionaries(
     {
         "worker": st.sampled_from("abcd"),
@@ -436,10 +458,12 @@ REPORTS = st.fixed_dictionaries(
         "closed_seconds": SECONDS,
         "is_leaving": st.booleans(),
         "heads": st.lists(HEADS, max_size=3),
+        "models": st.lists(MODELS, max_size=2),
     }
 )
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.floats(-10, 100), REPORTS), max_size=20))
 def test_whatever_reports_claim_each_is_answered_within_bounds(
     talks: list[tuple[float, dict[str, Any]]],
@@ -457,9 +481,13 @@ def test_whatever_reports_claim_each_is_answered_within_bounds(
         assert grant.sends <= fields["want"]
         state = next(iter(pacer._keys.values())).state
         assert 0 <= state.used <= COUNT_MAX
+        assert [model.model for model in grant.models] == (
+            [] if report.is_leaving else [model.model for model in report.models]
+        )
         assert grant.sends <= 1 or state.used <= state.limit
 
 
+@pytest.mark.proof
 def test_memory_is_bounded_whatever_comes() -> None:
     dice = random.Random(2)
     pacer, now, epoch = SharedPacer(uniform=low), 1_000.0, 0

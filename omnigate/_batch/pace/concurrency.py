@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 __all__ = ["AdaptiveConcurrency"]
 
@@ -98,6 +98,16 @@ class _Samples:
         self.mean = 0.0
         self.squares = 0.0
         self.latest: deque[float] = deque(maxlen=_LATEST)
+
+    def values(self) -> list[Any]:
+        return [self.count, self.mean, self.squares, list(self.latest)]
+
+    @classmethod
+    def of(cls, values: list[Any]) -> _Samples:
+        samples = cls()
+        samples.count, samples.mean, samples.squares, latest = values
+        samples.latest.extend(latest)
+        return samples
 
     def add(self, latency: float) -> None:
         self.latest.append(latency)
@@ -199,6 +209,23 @@ class AdaptiveConcurrency:
         self._successes = 0  # sent since then, at the current limit
         self._failed_at = -math.inf
         self._before = 0  # the limit to return to when trouble ends; 0: no trouble
+
+    def values(self) -> dict[str, Any]:
+        """Return all that is known as plain values, for `of`."""
+        values = dict(vars(self))
+        values["_base"], values["_recent"] = self._base.values(), self._recent.values()
+        return values
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> AdaptiveConcurrency:
+        """Return the limit that `values` have described."""
+        concurrency = cls()
+        known = {name: values[name] for name in vars(concurrency)}
+        known["_base"], known["_recent"] = _Samples.of(known["_base"]), _Samples.of(known["_recent"])
+        if known["_doubt"] is not None:
+            known["_doubt"] = _Doubt(*known["_doubt"])
+        vars(concurrency).update(known)
+        return concurrency
 
     def succeeded(self, now: float, latency: float, in_flight: int) -> None:
         """Record a call that got a response.

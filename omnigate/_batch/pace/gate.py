@@ -23,9 +23,11 @@ import anyio
 from omnigate._batch.pace.address import Address
 from omnigate._batch.pace.lease import LeasePacer
 from omnigate._batch.pace.link import Correspondence
+from omnigate._batch.pace.messages import MODELS_MAX
 from omnigate._batch.pace.pacer import Pacer, Send
 from omnigate._batch.pace.patience import Patience, Reason
 from omnigate._batch.pace.queue import FairQueue, Flow, Waiter
+from omnigate._batch.pace.shared_concurrency import SharedConcurrency
 from omnigate._batch.pace.upstream import Upstream
 from omnigate._limits import RateLimit
 from omnigate._runtime.loops import PerLoop
@@ -81,9 +83,22 @@ class Gate:
         if correspondence is None:
             assert isinstance(self._pacer, Pacer)
             pacer = self._pacer = LeasePacer(key, secrets.token_hex(8), self._pacer)
-            correspondence = self._correspondence = Correspondence(pacer, self.clock, self._queue.wake)
+            correspondence = self._correspondence = Correspondence(
+                pacer, self.clock, self._wake_all, self._shared_models
+            )
+            for upstream in self._upstreams.values():
+                upstream.share_concurrency()
         correspondence.join()
         return correspondence
+
+    def _wake_all(self) -> None:
+        self._queue.wake()
+        self.wake_upstreams()
+
+    def _shared_models(self) -> list[tuple[SharedConcurrency, int, bool]]:
+        """Return the models with calls, those used last, with their shared limits."""
+        found = [upstream.shared() for upstream in reversed(self._upstreams.values()) if not upstream.is_idle]
+        return [shared for shared in found if shared is not None][:MODELS_MAX]
 
     def upstream(self, model: str) -> Upstream:
         """Return what the calls of a model share."""
@@ -94,6 +109,8 @@ class Gate:
                 for name in [name for name, old in upstreams.items() if old.is_idle][: _MODELS_MAX // 4]:
                     del upstreams[name]
             found = upstreams[model] = Upstream(self.address, model)
+            if self._correspondence is not None:
+                found.share_concurrency()
         return found
 
     def wake_upstreams(self) -> None:

@@ -21,7 +21,7 @@ import random
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from omnigate._batch.pace.messages import COUNT_MAX, UNLIMITED, VERSION, Grant, Head, Report
+from omnigate._batch.pace.messages import COUNT_MAX, UNLIMITED, VERSION, Grant, Head, ModelReport, Report
 from omnigate._batch.pace.pacer import UNLIMITED as ROOM_UNLIMITED
 from omnigate._batch.pace.pacer import Pacer, Send
 from omnigate._limits import RateLimit
@@ -198,7 +198,7 @@ class LeasePacer:
         """Register a success, or another answer with the limit's headers, as `Pacer.answered`."""
         if not send.is_open:
             return
-        self._in_flight -= 1
+        self._in_flight = max(0, self._in_flight - 1)  # it may have been sent before there was a link
         is_probe = not self._limit and not self._is_free
         if limit is None or limit.limit is None:
             self._is_free = not self._limit and self.inner.limit is None
@@ -213,7 +213,7 @@ class LeasePacer:
         """Register the gateway's own 429, as `Pacer.rejected`."""
         if not send.is_open:
             return
-        self._in_flight -= 1
+        self._in_flight = max(0, self._in_flight - 1)
         if 0 <= retry_after < math.inf:
             self._gate = max(self._gate, now + min(retry_after, 3_600.0))
         if limit is not None:
@@ -226,7 +226,7 @@ class LeasePacer:
         """Register a request that failed without headers or was cancelled, as `Pacer.ended`."""
         if not send.is_open:
             return
-        self._in_flight -= 1
+        self._in_flight = max(0, self._in_flight - 1)
         self.inner.ended(send, now)
         if not self._limit and not self._is_free:  # it may have been the probe
             self._next_at = min(self._next_at, max(now, self._reported_at + _RETRY_SECONDS))
@@ -263,8 +263,16 @@ class LeasePacer:
         """Return whether the shared pacer is silent, so that the worker paces itself."""
         return self._is_silent(now)
 
-    def report(self, now: float, *, is_leaving: bool = False) -> Report:
-        """Return the next report, which is sent now; `granted` or `failed` must follow."""
+    def report(
+        self, now: float, *, is_leaving: bool = False, models: list[ModelReport] | None = None
+    ) -> Report:
+        """Return the next report, which is sent now; `granted` or `failed` must follow.
+
+        Args:
+            now: the present time in seconds.
+            is_leaving: whether it is the last one.
+            models: how the calls of the models went.
+        """
         if now >= self._lease_until:
             self._left = 0
         returned = self._surplus(now, is_leaving=is_leaving)
@@ -294,6 +302,7 @@ class LeasePacer:
             closed_seconds=max(0.0, self._gate - now),
             is_leaving=is_leaving,
             heads=heads,
+            models=models or [],
         )
         self._unleased_in_report, self._sent_in_report = self._unleased, self._sent
         self._unleased = self._sent = 0

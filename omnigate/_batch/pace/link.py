@@ -16,6 +16,7 @@ import anyio
 
 from omnigate._batch.pace.lease import LeasePacer
 from omnigate._batch.pace.messages import decode_grant, encode
+from omnigate._batch.pace.shared_concurrency import SharedConcurrency
 
 __all__ = ["Correspondence", "PacerLink"]
 
@@ -58,12 +59,21 @@ class Correspondence:
         pacer: of the worker.
         clock: the event loop's.
         wake: called when sends may go that could not before.
+        models: returns the shared limits of models, and for each how many calls are in flight and whether
+            there would be more if it were higher.
     """
 
-    def __init__(self, pacer: LeasePacer, clock: Callable[[], float], wake: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        pacer: LeasePacer,
+        clock: Callable[[], float],
+        wake: Callable[[], object],
+        models: Callable[[], list[tuple[SharedConcurrency, int, bool]]],
+    ) -> None:
         self._pacer = pacer
         self._clock = clock
         self._wake = wake
+        self._models = models
         self._members = 0
         self._turn = anyio.Lock()
         self._is_due = anyio.Event()
@@ -113,7 +123,12 @@ class Correspondence:
 
     async def _exchange(self, link: PacerLink) -> None:
         pacer = self._pacer
-        report = encode(pacer.report(self._clock()))
+        now = self._clock()
+        models = {
+            concurrency.model: (concurrency, concurrency.report(now, in_flight, is_full=is_full))
+            for concurrency, in_flight, is_full in self._models()
+        }
+        report = encode(pacer.report(now, models=[told for _, told in models.values()]))
         is_over = False
         try:
             with anyio.fail_after(_ANSWER_SECONDS):
@@ -125,11 +140,21 @@ class Correspondence:
         finally:
             if not is_over:  # so that what it told is told again
                 pacer.failed(self._clock())
+                if pacer.is_silent(self._clock()):
+                    self._forget_parts()
         pacer.granted(grant, self._clock())
+        for model in grant.models:
+            if model.model in models:
+                models[model.model][0].granted(model.limit)
         if not self._was_answered:
             self._was_answered = True
             logger.info("batch: the shared pacer answers again")
         self._wake()
+
+    def _forget_parts(self) -> None:
+        """Let each model have the limit that this worker has found on its own."""
+        for concurrency, _, _ in self._models():
+            concurrency.granted(0)
 
     def _log(self, error: Exception) -> None:
         if self._was_answered:
@@ -145,6 +170,7 @@ class Correspondence:
         pacer = self._pacer
         report = encode(pacer.report(self._clock(), is_leaving=True)) if pacer.is_answered else None
         pacer.unlink()
+        self._forget_parts()
         self._wake()
         if report is not None:
             with anyio.move_on_after(_LEAVE_SECONDS, shield=True):

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 VERSION: Final = 1
 
-MESSAGE_BYTES_MAX: Final = 1 << 16
+MESSAGE_BYTES_MAX: Final = 1 << 18
 """The longest message that is read."""
 
 HEADS_MAX: Final = 8
@@ -71,16 +71,20 @@ class ModelReport(msgspec.Struct, array_like=True, gc=False, frozen=True):
     Attributes:
         model: its name.
         in_flight: calls in flight.
-        want: how many could be in flight if there were no limit.
+        want: how many could be in flight if the limit were higher, as far as it knows.
+        limit: how many it allows.
         latencies: seconds, of calls that got a response; a sample if there were many.
         overloads: seconds since those calls were sent that failed from overload.
+        is_forgiven: whether the failures before turned out to have another cause.
     """
 
     model: Name
     in_flight: Count
     want: Count
+    limit: Count
     latencies: Annotated[list[Seconds], msgspec.Meta(max_length=LATENCIES_MAX)] = []
     overloads: Annotated[list[Seconds], msgspec.Meta(max_length=LATENCIES_MAX)] = []
+    is_forgiven: bool = False
 
 
 class Report(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -126,7 +130,7 @@ class Report(msgspec.Struct, array_like=True, gc=False, frozen=True):
 
 
 class ModelGrant(msgspec.Struct, array_like=True, gc=False, frozen=True):
-    """How many calls of a model a worker may have in flight."""
+    """How many calls of a model a worker may have in flight; 0 if it has to find out on its own."""
 
     model: Name
     limit: Count

@@ -22,6 +22,7 @@ from omnigate._batch.pace.concurrency import AdaptiveConcurrency
 from omnigate._batch.pace.interval import Interval
 from omnigate._batch.pace.patience import Patience, Reason
 from omnigate._batch.pace.queue import FairQueue, Flow, Waiter
+from omnigate._batch.pace.shared_concurrency import SharedConcurrency
 from omnigate._batch.pace.signs import Sign
 from omnigate._batch.pace.tokens import Reservation, TokenWindow
 
@@ -79,7 +80,7 @@ class Upstream:
 
     def __init__(self, address: Address, model: str) -> None:
         self.model: str = model
-        self.concurrency: AdaptiveConcurrency = AdaptiveConcurrency()
+        self.concurrency: AdaptiveConcurrency | SharedConcurrency = AdaptiveConcurrency()
         self.interval: Interval = Interval()
         self.breaker: Breaker = Breaker()
         self.tokens: TokenWindow = TokenWindow()
@@ -108,6 +109,19 @@ class Upstream:
     def is_idle(self) -> bool:
         """Whether nobody uses it."""
         return not self.in_flight and not self._queue.count and not self._wishes
+
+    def share_concurrency(self) -> None:
+        """Let the adaptive limit be a part of one that many workers share, if a shared pacer says so."""
+        if isinstance(self.concurrency, AdaptiveConcurrency):
+            self.concurrency = SharedConcurrency(self.model, self.concurrency)
+
+    def shared(self) -> tuple[SharedConcurrency, int, bool] | None:
+        """Return the shared limit, how many calls it bounds, and whether there would be more without."""
+        concurrency = self.concurrency
+        if not isinstance(concurrency, SharedConcurrency):
+            return None
+        is_full = self._auto_in_flight >= concurrency.limit
+        return concurrency, self._auto_in_flight, is_full
 
     @property
     def is_closed(self) -> bool:
