@@ -1,6 +1,7 @@
 """A server of canned responses, in its own process, so that its CPU time is not counted as the client's.
 
     python benchmarks/server.py [--tls CERTIFICATE] [--delay SECONDS] [--spacing SECONDS] [--chunks NUMBER]
+        [--unlimited]
 
 Prints its port. It answers every request with the gateway's headers and a chat; with small chunks of text
 if the body has `"stream": true`; and with a chat completion, or its events, under `/v1/chat/completions`. It
@@ -116,15 +117,16 @@ class Answering(asyncio.Protocol):
             elif b"/completions" in head[:40]:
                 self.server.send(self.transport, COMPLETION_ANSWER)
             else:
-                self.server.send(self.transport, CHAT_ANSWER)
+                self.server.send(self.transport, self.server.chat_answer)
         self.pending = pending
 
 
 class Server:
     """Sends responses that are due: immediately, or after their delay."""
 
-    def __init__(self, delay: float, spacing: float, chunks: int) -> None:
+    def __init__(self, delay: float, spacing: float, chunks: int, chat_answer: bytes) -> None:
         self.delay = delay
+        self.chat_answer = chat_answer
         self.chunks = chunks
         self.spacing = spacing
         self.due: deque[tuple[float, asyncio.Transport, bytes]] = deque()  # in order: delays are equal
@@ -166,12 +168,16 @@ async def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before a response")
     parser.add_argument("--spacing", type=float, default=0.0, help="seconds between the chunks of a stream")
     parser.add_argument("--chunks", type=int, default=CHUNKS, help="chunks of a stream")
+    parser.add_argument("--unlimited", action="store_true", help="chats without a rate limit's headers")
     arguments = parser.parse_args()
+    chat = CHAT_ANSWER
+    if arguments.unlimited:
+        chat = b"\r\n".join(line for line in chat.split(b"\r\n") if not line.startswith(b"x-ratelimit"))
     context = None
     if arguments.tls:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(arguments.tls)
-    server = Server(arguments.delay, arguments.spacing, arguments.chunks)
+    server = Server(arguments.delay, arguments.spacing, arguments.chunks, chat)
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(lambda: Answering(server), "127.0.0.1", 0, backlog=4_096, ssl=context)
     print(listener.sockets[0].getsockname()[1], flush=True)

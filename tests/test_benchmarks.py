@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import data as data_benchmark
+from benchmarks import distributed
 from benchmarks.harness import Result, measure, run, server
 from benchmarks.report import Mark, data, page
 from benchmarks.server import CHUNKS
@@ -110,3 +111,13 @@ def test_a_benchmark_reads_rows_of_data(tmp_path: Path, kind: str) -> None:
     with server() as port:
         url = f"http://127.0.0.1:{port}"
         assert measure("ours", case | {"what": "data_batch", "url": url})["megabytes"] > 0
+
+
+def test_a_benchmark_runs_processes_with_and_without_a_shared_pacer() -> None:
+    with server("--unlimited") as port, distributed.pacer_server() as address:
+        for used in ("", address):
+            rate, cost, messages = distributed.measure(f"http://127.0.0.1:{port}", used, 2, 50)
+            assert rate > 0
+            assert cost > 0
+            assert (messages > 0) == bool(used)
+    assert all(cost > 0 for cost in distributed.cost_of_a_call(100))
