@@ -4,8 +4,8 @@ python -m benchmarks.distributed_engines [--limit 60] [--window 3] [--windows 6]
 
 Needs the extras `ray` and `dask`. Each contender sends the same number of calls to a local gateway with short
 windows: our batches with a shared pacer, the same with header pacing alone, and Ray Data's own HTTP stage, at
-the limit's rate for each actor and with its retries. `use` is the part of the limit that was used between a
-contender's first call and its last.
+the limit's rate for each actor and with its retries. `use` is the part of the limit that was used in the
+windows between a contender's first one and its last.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,12 +60,13 @@ class Course:
             limiter.admit = metered
             key = gateway.create_project(rate_limit_per_min=self.limit).api_key
             succeeded = contender(self, gateway, key)
-        seconds = times[-1][0] - times[0][0]
-        windows = int(times[-1][0] // self.window_seconds) - int(times[0][0] // self.window_seconds) + 1
-        admitted = sum(allowed for _, allowed in times)
-        # The first and the last window are in part only; what could be sent is what fits into all of them.
+        windows = Counter(int(at // self.window_seconds) for at, allowed in times if allowed)
+        whole = range(min(windows) + 1, max(windows))
         return Figures(
-            succeeded, (len(times) - admitted) / windows, admitted / (windows * self.limit), seconds
+            succeeded,
+            (len(times) - windows.total()) / len(windows),
+            sum(windows[window] for window in whole) / (len(whole) * self.limit),
+            times[-1][0] - times[0][0],
         )
 
 

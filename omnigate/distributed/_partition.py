@@ -23,7 +23,6 @@ from omnigate._batch.items import row_of as fields_of
 from omnigate._batch.journal.journal import JournalWarning, RepeatedIdError
 from omnigate._batch.options import MAX_WAIT_SECONDS, BatchSettings
 from omnigate._batch.outcomes import Outcome
-from omnigate._batch.pace.link import PacerLink
 from omnigate._batch.recipe import Recipe
 from omnigate._batch.rows import row_of
 from omnigate._calls.retry import RetryConfig
@@ -84,7 +83,6 @@ async def chat_partition(
     rows: TableT,
     *,
     client: AsyncClient | ClientArguments,
-    pacer: PacerLink | None = None,
     **settings: Unpack[PartitionSettings],
 ) -> TableT: ...
 
@@ -94,7 +92,6 @@ async def chat_partition(
     rows: Iterable[object],
     *,
     client: AsyncClient | ClientArguments,
-    pacer: PacerLink | None = None,
     **settings: Unpack[PartitionSettings],
 ) -> Rows: ...
 
@@ -103,7 +100,6 @@ async def chat_partition(
     rows: Any,
     *,
     client: AsyncClient | ClientArguments,
-    pacer: PacerLink | None = None,
     **settings: Unpack[PartitionSettings],
 ) -> Any:
     """Call a model for each row of a partition, and return the rows with the results as columns, in order.
@@ -118,10 +114,9 @@ async def chat_partition(
         rows: a `pyarrow.Table`, a `pandas.DataFrame` (its index is kept), or an iterable of items as `batch`
             takes them, such as dicts. All of them are kept in memory.
         client: a client, or the arguments to make one with, which is closed at the end.
-        pacer: the way to a pacer that all workers share; None to pace by the gateway's headers alone.
-        settings: as in `chat_many`, see `PartitionSettings`. With a `journal`, a partition that is run again
-            goes on where it was. If another process is still using it, that one's end is waited for, up to
-            `max_wait_seconds`.
+        settings: as in `chat_many`, see `PartitionSettings`; `pacer` leads to one that all workers share.
+            With a `journal`, a partition that is run again goes on where it was. If another process is still
+            using it, that one's end is waited for, up to `max_wait_seconds`.
 
     Returns:
         A table of the same kind, or a list of dicts.
@@ -134,16 +129,16 @@ async def chat_partition(
     check_known(settings, PartitionSettings, "chat_partition")
     partition = await in_thread(lambda: Partition(rows, settings))
     if isinstance(client, AsyncClient):
-        await _run(partition, client, pacer)
+        await _run(partition, client)
     else:
         async with AsyncClient(**_arguments(client, "AsyncClient")) as own:
-            await _run(partition, own, pacer)
+            await _run(partition, own)
     return await in_thread(partition.table)
 
 
-async def _run(partition: Partition, client: AsyncClient, pacer: PacerLink | None) -> None:
+async def _run(partition: Partition, client: AsyncClient) -> None:
     while True:
-        batch = client.batch(partition.items, **partition.arguments(pacer))
+        batch = client.batch(partition.items, **partition.settings)
         try:
             async with batch:
                 partition.begin()
@@ -162,7 +157,6 @@ def chat_partition_sync(
     rows: TableT,
     *,
     client: Client | ClientArguments,
-    pacer: PacerLink | None = None,
     **settings: Unpack[PartitionSettings],
 ) -> TableT: ...
 
@@ -172,7 +166,6 @@ def chat_partition_sync(
     rows: Iterable[object],
     *,
     client: Client | ClientArguments,
-    pacer: PacerLink | None = None,
     **settings: Unpack[PartitionSettings],
 ) -> Rows: ...
 
@@ -181,7 +174,6 @@ def chat_partition_sync(
     rows: Any,
     *,
     client: Client | ClientArguments,
-    pacer: PacerLink | None = None,
     **settings: Unpack[PartitionSettings],
 ) -> Any:
     """Do the same as `chat_partition`, in the calling thread.
@@ -189,7 +181,6 @@ def chat_partition_sync(
     Args:
         rows: as in `chat_partition`.
         client: a `Client`, which any number of threads may share; or the arguments to make one with.
-        pacer: as in `chat_partition`.
         settings: as in `chat_partition`.
 
     Returns:
@@ -202,16 +193,16 @@ def chat_partition_sync(
     check_known(settings, PartitionSettings, "chat_partition_sync")
     partition = Partition(rows, settings)
     if isinstance(client, Client):
-        _run_sync(partition, client, pacer)
+        _run_sync(partition, client)
     else:
         with Client(**_arguments(client, "Client")) as own:
-            _run_sync(partition, own, pacer)
+            _run_sync(partition, own)
     return partition.table()
 
 
-def _run_sync(partition: Partition, client: Client, pacer: PacerLink | None) -> None:
+def _run_sync(partition: Partition, client: Client) -> None:
     while True:
-        batch = client.batch(partition.items, **partition.arguments(pacer))
+        batch = client.batch(partition.items, **partition.settings)
         try:
             with batch:
                 partition.begin()
@@ -265,6 +256,7 @@ class Partition:
 
     Attributes:
         items: those to call.
+        settings: the arguments of the batch.
 
     Raises:
         InvalidArgumentError: an argument is not allowed, or names a column that the rows do not have.
@@ -272,7 +264,7 @@ class Partition:
 
     def __init__(self, rows: Any, settings: PartitionSettings) -> None:
         self._rows = rows
-        self._settings = settings
+        self.settings: Any = settings
         self._raw = items_of(rows)
         self._is_table = names_of_columns(rows) is not None
         self._results: list[dict[str, Any] | None] = [None] * len(self._raw)
@@ -293,7 +285,7 @@ class Partition:
         names = names_of_columns(self._rows)
         if names is None:
             return
-        prompt, id = self._settings.get("prompt"), self._recipe.id
+        prompt, id = self.settings.get("prompt"), self._recipe.id
         if prompt is None and ITEM_FIELDS.isdisjoint(names):
             name = next((name for name in names if name != id), "text")
             raise InvalidArgumentError(
@@ -316,7 +308,7 @@ class Partition:
             self._places = list(range(len(self._raw)))
             return
         id = self._recipe.id
-        is_by_index = self._settings.get("prompt") is not None and id is None
+        is_by_index = self.settings.get("prompt") is not None and id is None
         places: dict[str, int] = {}
         for place, raw in enumerate(self._raw):
             fields = None if is_by_index else fields_of(raw)
@@ -334,10 +326,6 @@ class Partition:
                 continue
             places[text] = place
             self._places.append(place)
-
-    def arguments(self, pacer: PacerLink | None) -> Any:
-        """Return the arguments of `batch`."""
-        return {**self._settings, **({} if pacer is None else {"pacer": pacer})}
 
     def begin(self) -> None:
         """Record that the batch has started: no error is one of an argument any more."""
@@ -359,7 +347,7 @@ class Partition:
             if isinstance(error, JournalError) and isinstance(error.__cause__, BlockingIOError):  # in use
                 now = time.monotonic()
                 if self._give_up_at is None:
-                    self._give_up_at = now + float(self._settings.get("max_wait_seconds", MAX_WAIT_SECONDS))
+                    self._give_up_at = now + float(self.settings.get("max_wait_seconds", MAX_WAIT_SECONDS))
                 if now < self._give_up_at:
                     return False
         if isinstance(error, JournalError) and None not in self._results:
@@ -389,4 +377,4 @@ class Partition:
         assert None not in self._results
         if not self._is_table:
             return results
-        return with_results(self._rows, results, has_parsed=self._settings.get("response_type") is not None)
+        return with_results(self._rows, results, has_parsed=self.settings.get("response_type") is not None)

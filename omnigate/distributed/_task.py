@@ -70,6 +70,8 @@ class PartitionTask:
             raise refusal("journal_dir", journal_dir, "be a path, or None", is_type=True)
         self.journal_dir: str | None = None if journal_dir is None else os.path.abspath(journal_dir)
         self.share_limit: bool = check_bool(share_limit, "share_limit")
+        if not self.share_limit and settings.get("pacer") is not None:
+            raise refusal("pacer", settings.get("pacer"), "not be given with share_limit=False")
         self.settings: PartitionSettings = settings
         check_prompt(settings)
         given: Any = settings

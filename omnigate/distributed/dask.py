@@ -75,8 +75,8 @@ def chat_frame(
             `$OMNIGATE_API_KEY` of its own environment, and no key is part of the graph.
         journal_dir: a directory that all workers share, for a journal of each partition. A partition that is
             computed again does not repeat its calls.
-        share_limit: whether all workers of a cluster share the rate limit by a pacer; False to pace each by
-            the headers.
+        share_limit: whether all workers of a cluster share the rate limit by a pacer, that of `pacer` or, by
+            default, an actor; False to pace each by the headers.
         settings: `model`, `prompt`, `id`, and the rest of `PartitionSettings`.
 
     Raises:
@@ -142,7 +142,7 @@ class ChatRows:
         **settings: Unpack[PartitionSettings],
     ) -> None:
         self._task = PartitionTask("ChatRows", client, journal_dir, share_limit, settings)
-        if share_limit:
+        if share_limit and self._task.settings.get("pacer") is None:
             _start_pacer()
 
     @overload
@@ -155,9 +155,11 @@ class ChatRows:
         """Return rows with their results; see `chat_partition`."""
         if isinstance(rows, Iterator):  # a bag's partition, which is read twice
             rows = list(cast("Iterator[Any]", rows))
-        settings = self._task.settings_for(rows)
+        settings: Any = self._task.settings_for(rows)
         with self._client() as (client, link):
-            return chat_partition_sync(rows, client=client, pacer=link, **settings)
+            if link is not None:
+                settings = {"pacer": link, **settings}
+            return chat_partition_sync(rows, client=client, **settings)
 
     @contextmanager
     def _client(self) -> Generator[tuple[Client, DaskLink | None]]:

@@ -92,7 +92,8 @@ def chat_dataset(
             files, with the same `batch_size` and number of blocks.
         done: the output of an earlier run: rows whose id (`id=`) is in it without an error are left out. Each
             actor keeps its ids in memory.
-        share_limit: whether all actors share the rate limit by a pacer; False to pace each by the headers.
+        share_limit: whether all actors share the rate limit by a pacer, that of `pacer` or, by default, an
+            actor; False to pace each by the headers.
         namespace: of the pacer. All jobs of the cluster that name the same one, with the same gateway and
             key, share the limit.
         settings: `model`, `prompt`, `id`, and the rest of `PartitionSettings`.
@@ -178,7 +179,7 @@ class ChatBatches:
         if self._done and self._id is None:
             raise refusal("done", None, "be given with id= only", got="ids")
         self._client = AsyncClient(**self._task.client)
-        self._link = RayLink(namespace=namespace) if share_limit else None
+        self._link = RayLink(namespace=namespace) if share_limit and settings.get("pacer") is None else None
         if self._link is not None:
             self._link.start(_digest_of(self._client))
         self._counters = _Counters()
@@ -189,7 +190,9 @@ class ChatBatches:
         rows: Any = await in_thread(self._without_done, batch) if self._done else batch
         settings: Any = await in_thread(self._task.settings_for, rows)
         settings = {**settings, "progress": _Counts(self._counters, settings.get("progress"))}
-        yield await chat_partition(rows, client=self._client, pacer=self._link, **settings)
+        if self._link is not None:
+            settings["pacer"] = self._link
+        yield await chat_partition(rows, client=self._client, **settings)
 
     def _without_done(self, batch: Any) -> Any:
         """Return the rows of a table whose ids are not done."""
