@@ -181,7 +181,7 @@ async def test_a_journal_in_use_is_waited_for(
     client: AsyncClient, provider: Provider, tmp_path: Path
 ) -> None:
     path = tmp_path / "part.jsonl"
-    holder = JournalFile.open(path)
+    holder = await anyio.to_thread.run_sync(JournalFile.open, path)
     made: list[Any] = []
 
     async def run() -> None:
@@ -191,7 +191,7 @@ async def test_a_journal_in_use_is_waited_for(
         group.start_soon(run)
         await anyio.sleep(60)
         assert provider.prompts == []
-        holder.close()
+        await anyio.to_thread.run_sync(holder.close)
     assert made[0]["content"] == "one"
 
 
@@ -200,10 +200,10 @@ async def test_a_journal_that_stays_in_use_is_told_in_every_row(
 ) -> None:
     monkeypatch.setattr(_partition, "_LOOK_AGAIN_SECONDS", 0.001)
     path = tmp_path / "part.jsonl"
-    holder = JournalFile.open(path)
+    holder = await anyio.to_thread.run_sync(JournalFile.open, path)
     settings: Any = {"model": MODEL, "journal": path, "max_wait_seconds": 0.01}
     made = await chat_partition(["one"], client=client, **settings)
-    holder.close()
+    await anyio.to_thread.run_sync(holder.close)
     assert "in use by another process" in made[0]["error"]
 
 
