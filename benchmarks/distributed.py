@@ -2,8 +2,8 @@
 
     python -m benchmarks.distributed [--quick]
 
-Each process runs a batch against a server of canned responses, which has no limit, and counts its messages to a
-pacer in a process of its own. The pacer's cost is that of its decisions for one call, over those of a batch
+Each process runs a batch against a server of canned responses, which has no limit, and counts its messages to
+a pacer in a process of its own. The pacer's cost is that of its decisions for one call, over those of a batch
 without one. Where answers take a while, one process is bound by its calls in flight, as with real models.
 """
 

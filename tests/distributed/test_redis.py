@@ -182,6 +182,7 @@ async def test_a_cancelled_exchange_leaves_no_answer_behind(url: str) -> None:
     await link.aclose()
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_redis_that_dies_fails_exchanges_until_it_is_back(backend: str) -> None:
     async def run(server: RedisServer) -> None:
@@ -200,6 +201,7 @@ def test_a_redis_that_dies_fails_exchanges_until_it_is_back(backend: str) -> Non
         anyio.run(run, server, backend=backend)
 
 
+@pytest.mark.proof
 async def test_a_redis_that_is_silent_fails_in_time(url: str, client: Any) -> None:
     link = RedisPacer(url, timeout_seconds=0.1)
     client.execute_command("CLIENT", "PAUSE", "400", "ALL")
