@@ -13,7 +13,7 @@ _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "cli": (*_GATEWAY, "click", "rich"),
     "redis": ("redis",),
     "data": ("backports", "ijson", "pyarrow"),
-    "dask": ("dask", "distributed", "pandas"),
+    "dask": ("dask", "distributed", "pandas", "pyarrow"),
     "ray": ("pyarrow", "ray"),
 }
 
