@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -24,10 +24,10 @@ RESULT_COLUMNS: Final[Mapping[str, Kind]] = {
 }
 """What is told of every outcome."""
 
-_PARSED: Final = "parsed"
+PARSED: Final = "parsed"
 """The column of the answers' values, before those of the result; there with `response_type` only."""
 
-_TAKEN: Final = frozenset({*RESULT_COLUMNS, _PARSED})
+_TAKEN: Final = frozenset({*RESULT_COLUMNS, PARSED})
 
 _PREFIX: Final = "input_"
 
@@ -37,7 +37,7 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
     response, error = outcome.response, outcome.error
     row = _input_of(outcome)
     if response is not None and response.parsed is not None:
-        row[_PARSED] = plain_cell(msgspec.to_builtins(response.parsed, str_keys=True, enc_hook=_foreign))
+        row[PARSED] = plain_cell(msgspec.to_builtins(response.parsed, str_keys=True, enc_hook=_foreign))
     row["content"] = None if response is None else response.content
     row["error"] = None if error is None else f"{type(error).__name__}: {error}"
     usage = None if response is None else response.usage
@@ -57,9 +57,16 @@ def _foreign(value: Any) -> Any:
     return str(value) if dump is None else dump(mode="json")
 
 
-def _free(name: str, row: Mapping[str, object]) -> str:
-    """Return the name of an input's column that has the name of a result's."""
-    while name in _TAKEN or name in row:
+def free_name(name: str, others: Container[str]) -> str:
+    """Return the name that an input's column gets, if it has the name of a result's.
+
+    Args:
+        name: of the column.
+        others: the names of all of the input's columns.
+    """
+    if name not in _TAKEN:
+        return name
+    while name in _TAKEN or name in others:
         name = _PREFIX + name
     return name
 
@@ -73,7 +80,7 @@ def _input_of(outcome: Outcome) -> dict[str, Any]:
             return given
         made: dict[str, Any] = {}
         for name, value in given.items():
-            made[_free(name, given) if name in _TAKEN else name] = value
+            made[free_name(name, given)] = value
         return made
     row: dict[str, Any] = {"id": outcome.id}
     if request is not None:

@@ -14,6 +14,8 @@ _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "plot": ("matplotlib",),
     "redis": ("redis",),
     "data": ("backports", "ijson", "pyarrow"),
+    "dask": ("dask", "distributed", "pandas", "pyarrow"),
+    "ray": ("pyarrow", "ray"),
 }
 
 

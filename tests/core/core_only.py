@@ -42,6 +42,9 @@ ANSWER = {
 }
 
 
+ENGINES = {"omnigate.distributed.dask", "omnigate.distributed.ray"}
+
+
 def public_modules() -> list[str]:
     found = (module.name for module in pkgutil.walk_packages(omnigate.__path__, "omnigate."))
     return ["omnigate", *(name for name in found if "._" not in name)]
@@ -83,11 +86,22 @@ def test_no_package_of_an_extra_can_be_imported_here() -> None:
 def test_every_public_module_can_be_imported() -> None:
     failed = {}
     for module in public_modules():
+        if module in ENGINES:
+            continue
         try:
             importlib.import_module(module)
         except Exception as error:  # noqa: BLE001 - each is named below
             failed[module] = repr(error)
     assert failed == {}
+
+
+@pytest.mark.parametrize("module", sorted(ENGINES))
+def test_the_module_of_an_engine_says_which_extra_it_needs(module: str) -> None:
+    name = module.rpartition(".")[2]
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        assert f"pip install 'omnigate[{name}]'" in str(error)
 
 
 def test_the_import_check_finds_the_public_modules() -> None:

@@ -154,10 +154,14 @@ if broken:
 """
 
 
+ENGINES = {"omnigate.distributed.dask", "omnigate.distributed.ray"}
+"""Modules of extras that may be missing, and whose packages have warnings of their own and import for seconds."""
+
+
 @pytest.mark.proof
 def test_every_module_can_be_imported_first_without_warnings() -> None:
     assert len(modules()) > 50
-    strictly(IMPORTS, *modules())
+    strictly(IMPORTS, *(name for name in modules() if name not in ENGINES))
 
 
 PROGRAM = """
