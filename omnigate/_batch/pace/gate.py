@@ -12,6 +12,7 @@ import logging
 import math
 import secrets
 import sys
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -55,7 +56,7 @@ class Gate:
         self.address: Address = address
         self.clock: Callable[[], float] = address.clock
         self.opens_at: datetime | None = None
-        self._pacer: Pacer | LeasePacer = Pacer()
+        self._pacer: Pacer | LeasePacer = Pacer(utc=time.time)
         self._correspondence: Correspondence | None = None
         self._queue = FairQueue(is_bounded=False)
         self._upstreams: OrderedDict[str, Upstream] = OrderedDict()

@@ -100,11 +100,11 @@ class LeasePacer:
         self,
         key: bytes,
         worker: str,
-        inner: Pacer | None = None,
+        inner: Pacer,
         *,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self.inner: Pacer = Pacer(uniform=uniform) if inner is None else inner
+        self.inner: Pacer = inner
         self.wake: Callable[[], None] = _nothing
         self._uniform = uniform
         self._key, self._worker = key, worker

@@ -68,11 +68,18 @@ class Pacer:
     `answered` cost about a microsecond. Not to be called from several threads at once.
 
     Args:
+        utc: tells the seconds since 1970, from which follows the number of a window.
         uniform: draws a number between two, evenly.
 
     """
 
-    def __init__(self, *, uniform: Callable[[float, float], float] = random.uniform) -> None:
+    def __init__(
+        self,
+        *,
+        utc: Callable[[], float],
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._utc = utc
         self._uniform = uniform
         self._gate = -math.inf  # closed until then, by a rejection
         self._is_probing = True  # nothing has told yet whether there is a limit ...
@@ -109,6 +116,8 @@ class Pacer:
             time = share.release_time(share.sent_now + 1)
             if time >= windows.end_low:
                 return windows.end_high
+        elif now < windows.end_low:
+            time = max(now, share.listen_at)
         earlier = self._sends.time_of(self._sends.total - self._burst() + 1)
         return max(time, earlier + _BURST_SECONDS, now + 1e-6)
 
@@ -137,6 +146,8 @@ class Pacer:
             room = min(room, share.room_in_next())
         elif share.is_shared():
             room = min(room, share.released(now) - share.sent_now)
+        elif now < share.listen_at:
+            room -= 1
         if room > 0:
             recent = self._sends.total - self._sends.by(now - _BURST_SECONDS + 1e-9)
             room = min(room, self._burst() - recent)
@@ -277,4 +288,4 @@ class Pacer:
         while now >= self._windows.end_high:
             self._share.roll()
             self._windows.advance(now)
-            self._share.rolled()
+            self._share.rolled(round((self._utc() - now + self._windows.end) / self._windows.period))
