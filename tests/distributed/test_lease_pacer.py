@@ -16,6 +16,10 @@ SILENT_SECONDS = 5.0
 OFFSET = 5_000.0  # of the shared pacer's clock
 
 
+def new_pacer() -> Pacer:
+    return Pacer(uniform=lambda low, high: low, utc=lambda: 0.0)
+
+
 class Link:
     """A worker, and a shared pacer that answers as the test says."""
 
@@ -23,8 +27,7 @@ class Link:
         self.now = 100.0
         self.woken = 0
         self.lease = 0
-        inner = Pacer(uniform=lambda low, high: low, utc=lambda: self.now)
-        self.pacer = LeasePacer(b"a digest", "w", inner, uniform=lambda low, high: low)
+        self.pacer = LeasePacer(b"a digest", "w", new_pacer(), uniform=lambda low, high: low)
         self.pacer.link(self.now)
         self.pacer.wake = self.wake
 
@@ -325,7 +328,7 @@ def test_a_call_ends_once() -> None:
 
 
 def test_a_call_that_was_sent_before_there_was_a_link_may_end_after() -> None:
-    pacer = Pacer()
+    pacer = new_pacer()
     sends = [pacer.sent(99.0) for _ in range(3)]
     link = Link()
     link.pacer.inner = pacer

@@ -22,6 +22,7 @@ import httpx
 import pytest
 
 from omnigate import AnyIOTransport, APIError, AsyncAdminClient, AsyncClient, RetryConfig, StreamClosedError
+from omnigate.distributed import LocalLink
 from omnigate.testing import LocalGateway
 
 from ..support.cancellation import LOOPS_AND_WAYS, cancelled_at_every_checkpoint, count_tasks
@@ -32,6 +33,7 @@ MODEL = "gpt-4o-mini"
 HELLO: dict[str, Any] = {"model": MODEL, "messages": "hello there, you"}
 TLS = ssl.create_default_context()  # slow to make, and not used
 ONCE_MORE = RetryConfig(max_retries=1, backoff_base=0.001)
+LINK = LocalLink()  # one for all runs: a new pacer would listen for seconds before it grants anything
 OPTIONS: dict[str, Any] = {"timeout": 10, "retry_config": RetryConfig(max_retries=0)}
 
 
@@ -338,6 +340,13 @@ async def batch_of_an_async_source(run: Run) -> None:
 
     async with run.client.batch(source(), model=MODEL, ordered=True) as outcomes:
         assert len([outcome.unwrap() async for outcome in outcomes]) == len(SOURCE)
+
+
+@operation
+async def batch_with_a_shared_pacer(run: Run) -> None:
+    async with run.client.batch(SOURCE, model=MODEL, max_concurrency=2, pacer=LINK) as outcomes:
+        assert len([outcome.unwrap() async for outcome in outcomes]) == len(SOURCE)
+    assert "0 workers" in repr(LINK)
 
 
 @operation

@@ -68,8 +68,12 @@ class Worker:
         self.in_flight = 0
         self._offset = dice.uniform(-60, 60)
         self._rate = 1 + dice.uniform(-1e-4, 1e-4)
-        inner = Pacer(uniform=dice.uniform, utc=self.clock)  # off by as much as the worker's own clock
-        self.pacer = LeasePacer(KEY, name, inner, uniform=dice.uniform)
+        self.pacer = LeasePacer(
+            KEY,
+            name,
+            Pacer(uniform=dice.uniform, utc=lambda: gateway.events.now - gateway.phase + self._offset),
+            uniform=dice.uniform,
+        )
         self.pacer.wake = self._schedule_report
         self._wake_at = math.inf
         self._report_at = math.inf
