@@ -131,7 +131,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             self._most,
             is_auto=self._is_auto,
             wake=self._wake,
-            goes_on=self._goes_on,
+            goes_on=self._follows,
             tokens_per_minute=options.tokens_per_minute,
         )
         self._enough = Enough(options.stop_after_failures)
@@ -341,7 +341,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         return self
 
     async def __anext__(self) -> OutcomeOf[ParsedT_co]:
-        return cast("OutcomeOf[ParsedT_co]", await self._outbox.next(self._in_flight))
+        return cast("OutcomeOf[ParsedT_co]", await self._outbox.next())
 
     async def run(self) -> BatchStats:
         """Run the batch to its end and return its stats: `stats = await client.batch(…, journal=…).run()`.
@@ -494,14 +494,23 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
 
     def _wake(self) -> bool:
         """Start a worker, since there is a slot; return whether there is use for one."""
-        if not self._goes_on():
+        if not self._follows():
             return False
-        self._workers.start_soon(self._work)
+        self._go_on()
         return True
 
+    def _go_on(self) -> None:
+        """Have the next item read: by a worker that waits for room, once there is some, else by a new one."""
+        if not self._outbox.is_awaited:
+            self._workers.start_soon(self._work)
+
     def _goes_on(self) -> bool:
-        """Return whether a worker that has made a call can read the next item."""
+        """Return whether a worker can read the next item, or wait for room for it."""
         return self._lifecycle.state is State.OPEN and not self._is_turn_taken
+
+    def _follows(self) -> bool:
+        """Return whether a worker that has made a call can read the next item immediately."""
+        return self._goes_on() and self._outbox.pending < self._bound()
 
     async def _work(self) -> None:
         await self._guarded(self._take_turns)
@@ -520,6 +529,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
     def _settle(self) -> None:
         """End the batch if no more outcomes can arrive."""
         if self._lifecycle.state > State.OPEN:
+            self._outbox.release_workers()
             for upstream in self._upstreams:
                 upstream.withdraw(self._flow)
         is_winding_down = State.OPEN < self._lifecycle.state < State.ENDED
@@ -570,7 +580,11 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         return caps is None
 
     async def _take_turns(self) -> None:
+        outbox = self._outbox
         while self._goes_on():
+            if outbox.pending >= self._bound():
+                await outbox.wait_for_room()
+                continue
             self._is_turn_taken = True
             try:
                 found = await self._dispatch()
@@ -587,7 +601,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                     if entry is None:
                         continue
                 if not self._is_full():
-                    self._workers.start_soon(self._work)
+                    self._go_on()
                 started_at = self._clock()
                 outcome = await self._caller.call(ready, entry)
                 if self._caps is not None:
@@ -609,7 +623,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         lifecycle, source, outbox = self._lifecycle, self._source, self._outbox
         for round in itertools.count(1):
             while outbox.pending >= self._bound():
-                if await self._caller.pause(outbox.wait_for_take) is None:
+                if await self._caller.pause(outbox.wait_for_room) is None:
                     return None
             if self._is_full():
                 return None
@@ -673,7 +687,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         self._parked += 1
         try:
             if not self._is_full():
-                self._workers.start_soon(self._work)
+                self._go_on()
             return await self._enter(ready)
         finally:
             self._parked -= 1
@@ -797,6 +811,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         """Start no more calls, abandon waiting sends, and raise `error` after the last outcome."""
         self._lifecycle.advance(State.STOPPING, error)
         self._caller.abandon()
+        self._outbox.release_workers()
 
 
 def _fits(found: Replay, format: ResponseFormat[Any] | None) -> bool:
