@@ -451,9 +451,10 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         """Return how many of its calls may be in flight."""
         if not self._is_auto:
             return self._most
-        return min(
-            sum(upstream.concurrency.limit for upstream in self._upstreams) or _FIRST_LIMIT, self._most
-        )
+        limit = 0
+        for upstream in self._upstreams:
+            limit += upstream.concurrency.limit
+        return min(limit or _FIRST_LIMIT, self._most)
 
     def _is_full(self) -> bool:
         """Return whether no item need be read now, because a call that ends will wake the batch."""
@@ -602,7 +603,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                         continue
                 if not self._is_full():
                     self._go_on()
-                started_at = self._clock()
+                started_at = 0.0 if self._caps is None else self._clock()
                 outcome = await self._caller.call(ready, entry)
                 if self._caps is not None:
                     self._caps.took(self._clock() - started_at)
@@ -610,7 +611,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 self._in_flight -= 1
                 if self._call_ended is not None:
                     self._call_ended.set()
-                if entry is not None:
+                if entry is not None and not entry.slot.is_free:
                     entry.slot.free()
             if outcome is not None:
                 self._end(outcome, ready.digest)
@@ -621,18 +622,21 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         There is no entry if the item must wait without the turn.
         """
         lifecycle, source, outbox = self._lifecycle, self._source, self._outbox
-        for round in itertools.count(1):
-            while outbox.pending >= self._bound():
-                if await self._caller.pause(outbox.wait_for_room) is None:
-                    return None
-            if self._is_full():
+        for round in itertools.count():
+            if round:  # the item before needed no call
+                while outbox.pending >= self._bound():
+                    if await self._caller.pause(outbox.wait_for_room) is None:
+                        return None
+                if round % _CHECKPOINT_EVERY == 0:
+                    await anyio.lowlevel.checkpoint()
+            if self._is_full() or lifecycle.state > State.OPEN:
                 return None
-            if round % _CHECKPOINT_EVERY == 0:  # so many items in a row needed no call
-                await anyio.lowlevel.checkpoint()
-            raw = END if lifecycle.state > State.OPEN else await source.next(self._caller.pause)
-            if source.has_ended:
-                lifecycle.advance(State.DRAINING, source.error)
-            if raw is END or lifecycle.state > State.OPEN:  # the state may have changed during the await
+            raw = await source.next(self._caller.pause) if source.is_async else source.read()
+            if raw is END:
+                if source.has_ended:
+                    lifecycle.advance(State.DRAINING, source.error)
+                return None
+            if lifecycle.state > State.OPEN:  # by now
                 return None
             item = self._read_item(raw, outbox.read)
             outbox.expect()
@@ -673,7 +677,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 del upstreams[next(iter(upstreams))]
             upstreams[upstream] = None
         # An item that was not read because nothing got through has waited with those that were.
-        patience = Patience(self._options.max_wait_seconds, upstream.stalled_seconds())
+        longest = self._options.max_wait_seconds
+        patience = Patience(longest, longest - upstream.stalled_seconds())
         return Ready(item, call, digest, gate, upstream, patience, read_at)
 
     def _gate_of(self, call: Call) -> Gate:

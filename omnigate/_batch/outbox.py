@@ -95,7 +95,10 @@ class Outbox:
                 raise StopAsyncIteration
             self._left_to_take = max(len(self._ready), _CHECKPOINT_EVERY)
         self._left_to_take -= 1
-        return self.take(1)[0]
+        self.pending -= 1
+        if self._waiting:
+            self.wake_workers(1)
+        return cast("AnyOutcome", self._ready.popleft())
 
     async def wait(self) -> bool:
         """Wait for a change; return whether there may be more outcomes.
