@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
 import anyio
@@ -10,6 +11,7 @@ import anyio.lowlevel
 
 from omnigate._batch.lifecycle import Lifecycle, State
 from omnigate._batch.outcomes import AnyOutcome, Outcome
+from omnigate._runtime.isolation import cancellation_check
 from omnigate.exceptions import NotStartedError
 
 _CHECKPOINT_EVERY: Final = 32
@@ -36,6 +38,7 @@ class Outbox:
         self.is_read = False
         self._lifecycle = lifecycle
         self._is_ordered = ordered
+        self._check: Callable[[], Awaitable[None]]  # raises if the reader is cancelled
         self._ready: deque[Outcome] = deque()
         self._held: dict[int, Outcome | None] = {}  # if ordered: waiting for an earlier one; None: skipped
         self._next_index = 0  # if ordered: index of the next outcome to hand out
@@ -83,10 +86,11 @@ class Outbox:
             StopAsyncIteration: there are no more.
             BaseException: the error that ended the batch, after its last outcome.
         """
-        self.is_read = True
+        if not self.is_read:
+            self.is_read, self._check = True, cancellation_check()
         if self._ready:
             if self._left_to_take > 0:
-                await anyio.lowlevel.checkpoint_if_cancelled()
+                await self._check()
             else:
                 await anyio.lowlevel.checkpoint()
                 self._left_to_take = max(len(self._ready), _CHECKPOINT_EVERY)

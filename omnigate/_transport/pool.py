@@ -14,17 +14,15 @@ then, too.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
-import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import anyio
-import anyio.lowlevel
 
+from omnigate._runtime.isolation import cancellation_check
 from omnigate._runtime.loops import has_ended
 from omnigate._transport.byte_stream import ByteStream
 from omnigate._transport.connection import Connection
@@ -84,11 +82,7 @@ class Pool:
         self._idle: dict[Origin, deque[Connection]] = {}
         self._idle_count = 0
         self.in_use: set[Connection] = set()
-        self.checkpoint_if_cancelled: Callable[[], Awaitable[None]] = (
-            anyio.lowlevel.checkpoint_if_cancelled
-            if isinstance(loop, asyncio.AbstractEventLoop)
-            else sys.modules["trio"].lowlevel.checkpoint_if_cancelled  # anyio's costs six times as much
-        )
+        self.checkpoint_if_cancelled: Callable[[], Awaitable[None]] = cancellation_check()
         self.loop = loop
         self.opening: set[anyio.CancelScope] = set()
         self._watch = current_watch()

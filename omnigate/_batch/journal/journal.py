@@ -32,6 +32,7 @@ from omnigate._batch.journal.file import JournalFile, NotCompactedError
 from omnigate._batch.journal.index import SEEN, SUCCEEDED, JournalIndex, make_entry, offset_of
 from omnigate._batch.journal.lines import (
     Line,
+    Settings,
     decode_id,
     decode_line,
     digest_with,
@@ -100,6 +101,7 @@ class Journal:
         "_last_read",
         "_lock",
         "_path",
+        "_settings",
         "_source",
         "_sources",
         "_superseded",
@@ -115,6 +117,7 @@ class Journal:
         self._index = JournalIndex(self._id_at)
         self._claimed: dict[str, int | None] = {}  # ids in flight, with the entry of an earlier failure
         self._last_read: tuple[int, Line] | None = None
+        self._settings = Settings()
         self._superseded = 0  # lines of ids that have a later one
         self.read_percent: float | None = None
         self.spending = Spending()
@@ -241,7 +244,9 @@ class Journal:
         """
         assert self._file is not None, "not open"
         id = outcome.id
-        line = encode_line(outcome, digest, created=int(time.time()), source=self._source)
+        line = encode_line(
+            outcome, digest, created=int(time.time()), source=self._source, settings=self._settings
+        )
         offset = self._file.append(line)
         response = outcome.response
         new = make_entry(offset, succeeded=response is not None, seen=True)
