@@ -12,6 +12,7 @@ import asyncio
 import gc
 import importlib
 import json
+import os
 import resource
 import statistics
 import sys
@@ -297,7 +298,8 @@ def main() -> None:
         result = measures[what](contender, case)
     else:
         result = run(ASYNC[what], contender, case) if what in ASYNC else SYNC[what](contender, case)
-    print(json.dumps(result))
+    print(json.dumps(result), flush=True)
+    os._exit(0)  # all is measured; some clients take seconds to end, and pyqwest's runtime may abort then
 
 
 if __name__ == "__main__":

@@ -133,11 +133,11 @@ def _secure_calls(quick: bool) -> Section:
     note = "Client CPU time of a whole call over TLS, by calls in flight."
     section = Section("tls", "A call over TLS", note, "concurrency", "microseconds", "µs", is_secure=True)
     pairs = (("ours", "asyncio"), ("ours", "uvloop"), ("ours", "trio"), ("aiohttp", "asyncio"))
-    for concurrency in (64,) if quick else (64, 512):
+    for concurrency in (64,) if quick else CONCURRENCIES[1:]:
         for contender, backend in pairs:
-            calls = max(concurrency, 256) if quick else 6_144
+            calls = max(concurrency, 256) if quick else max(6_144, 3 * concurrency)
             section.add(
-                contender, backend, 1 if quick else 5, what="calls", concurrency=concurrency, calls=calls
+                contender, backend, 1 if quick else 4, what="calls", concurrency=concurrency, calls=calls
             )
     return section
 

@@ -56,8 +56,9 @@ class Client(BaseClient):
     """A client of an OmniGate gateway for synchronous programs.
 
     Use it with `with`, or call `close()` at the end. Any number of threads may share it. Its first call
-    starts a thread with an event loop, which does the work. Ctrl-C cancels the call in flight. A client that
-    was used before `os.fork()` raises `ForkedClientError` in the child process.
+    starts a thread with an event loop, which does all that the caller's thread cannot do by itself. Ctrl-C
+    cancels the call in flight. A client that was used before `os.fork()` raises `ForkedClientError` in the
+    child process.
 
     Args:
         api_key: the gateway key (`llmg_…`); else `$OMNIGATE_API_KEY`. `signup` and `health` need none.
@@ -111,6 +112,7 @@ class Client(BaseClient):
             max_response_bytes=max_response_bytes,
         )
         super().__init__(self._async, backend, name="Client")
+        self._direct = self._async._for_threads()
 
     @property
     def api_key(self) -> str | None:
@@ -185,8 +187,11 @@ class Client(BaseClient):
             ResponseFormatError: no response fitted `response_type`.
 
         """
+        # Hedging, asking again and deadlines need an event loop from the start.
+        is_plain = hedge_after is None and response_type is None and options.get("deadline_seconds") is None
+        client = self._direct if is_plain else self._async
         return self._portal.call(
-            lambda: self._async.chat(
+            lambda: client.chat(
                 model=model,
                 messages=messages,
                 max_tokens=max_tokens,
@@ -203,7 +208,8 @@ class Client(BaseClient):
                 response_type=response_type,
                 response_retries=response_retries,
                 **options,
-            )
+            ),
+            begins_here=is_plain and client._session.is_ready,
         )
 
     @overload

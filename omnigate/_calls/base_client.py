@@ -28,6 +28,13 @@ class BaseAsyncClient(UnpicklableClient):
     def base_url(self, value: str) -> None:
         self._session.configuration.base_url = value
 
+    def _for_threads(self) -> Self:
+        """Return the same client, for calls that begin in other threads than the event loop's."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._session = self._session.for_threads()
+        return twin
+
     async def aclose(self) -> None:
         """Close the client and its transport; idempotent.
 

@@ -6,6 +6,7 @@ no task, thread or timer.
 
 from __future__ import annotations
 
+import copy
 import ssl
 from collections.abc import Awaitable, Mapping
 from typing import Any, Final
@@ -17,6 +18,7 @@ from omnigate._calls.configuration import Configuration, replace_headers
 from omnigate._calls.retry import RetryConfig
 from omnigate._runtime.pauses import Pauses
 from omnigate._transport.carrier import MAX_RESPONSE_BYTES, Carrier, carrier_over
+from omnigate._transport.direct_carrier import DirectCarrier
 from omnigate._wire.arguments import (
     USER_ID_HEADER,
     Timeout,
@@ -150,6 +152,20 @@ class Session:
             secrets + settings.secrets if secrets else settings.secrets,
             settings.address,
         )
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a call that begins outside of the event loop is likely to end there."""
+        return self.means[0].is_ready
+
+    def for_threads(self) -> Session:
+        """Return the same session, for calls that begin in other threads than the event loop's."""
+        carrier, config, pauses = self.means
+        if not carrier.is_direct:
+            return self
+        twin = copy.copy(self)
+        twin.means = DirectCarrier(carrier), config, pauses
+        return twin
 
     def fetching(self, kind: type[R], call: Call) -> Fetching[R]:
         """Return the attempts of a call that begins now and results in a `kind`."""

@@ -33,6 +33,11 @@ def current_loop() -> Any:
     return asyncio.get_running_loop()
 
 
+def is_in_loop() -> bool:
+    """Return whether an event loop is running in this thread."""
+    return in_trio() or asyncio._get_running_loop() is not None
+
+
 def has_ended(loop: Any) -> bool:
     """Return whether an event loop, as returned by `current_loop`, will never run again."""
     if isinstance(loop, asyncio.AbstractEventLoop):

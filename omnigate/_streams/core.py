@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Generic, NamedTuple, TypeVar
 
 import anyio
@@ -29,6 +29,7 @@ from omnigate._calls.session import Session
 from omnigate._streams.readers import StreamReader
 from omnigate._streams.states import ABANDONED, BUSY, HOLDING, REFUSALS, SETTLED, TRANSITIONS, Event, State
 from omnigate._transport.carrier import Reply
+from omnigate._transport.direct import DirectReader
 from omnigate._wire.head import Meta
 from omnigate.exceptions import (
     ConnectionError,
@@ -165,6 +166,37 @@ class StreamCore(Generic[T]):
         self.pieces.clear()
         return pieces
 
+    def lend(self) -> DirectReader | None:
+        """Return a reader of the body for another thread, or None if only the event loop can read it.
+
+        What it reads is to be given to `accept`. The next step here ends it.
+        """
+        if self.state is not State.OPEN or self._reply is None or self.needs_loop:
+            return None
+        if self._attempts is None or self._attempts.deadline != math.inf:
+            return None
+        return self._reply.lend()
+
+    @property
+    def needs_loop(self) -> bool:
+        """Whether what was read in another thread calls for a step here: an end mark, or an error."""
+        return self.reader is None or self.reader.done or self.reader.error is not None
+
+    def accept(self, data: bytes) -> Iterable[T]:
+        """Return the pieces in `data`, read in the calling thread; the stream must be closed after an error.
+
+        Raises:
+            InvalidResponseError: the body is too long.
+
+        """
+        reply, reader = self._reply, self.reader
+        if reply is None or reader is None:  # closed meanwhile
+            return ()
+        reply.count(data)
+        pieces = reader.feed(data)
+        self._arrived += len(pieces)
+        return pieces
+
     async def aclose(self) -> None:
         """Close the stream, making a task inside leave; return once the response is released."""
         self.pieces.clear()
@@ -276,6 +308,10 @@ class StreamCore(Generic[T]):
         assert reader is not None
         if reader.done:
             await self._finish(reader, attempts)
+            return
+        if reader.error is not None:  # read in another thread
+            await self._close()
+            self._fail(reader.error, reader.transient, attempts)
             return
         try:
             data = await reply.next()

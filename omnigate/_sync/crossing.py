@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 CLOSED: Final = "the client is closed; create a new one"
 
+CLOSED_MEANWHILE: Final = "the client was closed during the call"
+
 _SLICE_SECONDS: float | None = 0.1 if sys.platform == "win32" and sys.version_info < (3, 14) else None
 """How long a wait for a lock may block Ctrl-C, where Ctrl-C does not interrupt it."""
 
@@ -100,7 +102,7 @@ class Call(Generic[T]):
         self.end: Callable[[], object] | None = None  # cancels it, once it has started
         self.done = Latch()
         self.result: T
-        self.error: BaseException | None = ClientClosedError("the client was closed during the call")
+        self.error: BaseException | None = ClientClosedError(CLOSED_MEANWHILE)
 
     async def run(self) -> None:
         """Make the call; raises only its cancellation."""

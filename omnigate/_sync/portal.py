@@ -23,13 +23,15 @@ import importlib.util
 import logging
 import sys
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar, cast, get_args
 
 from omnigate._runtime.gevent import gevent_patches
+from omnigate._runtime.loops import is_in_loop
 from omnigate._runtime.threads import is_exiting
-from omnigate._sync.crossing import CLOSED, Call
+from omnigate._sync.crossing import CLOSED, CLOSED_MEANWHILE, Call
 from omnigate._sync.loop_thread import Backend, LoopThread, refuse_half_patched
+from omnigate._transport.direct_carrier import Interrupted, continued
 from omnigate._wire.checks import check_choice, refusal
 from omnigate.exceptions import ClientClosedError, ForkedClientError, GatewayError, NotStartedError
 
@@ -69,8 +71,13 @@ class Portal:
         self._closed = False
         weakref.finalize(self, _stop_all, self._loops).atexit = False
 
-    def call(self, func: Callable[[], Awaitable[T]]) -> T:
+    def call(self, func: Callable[[], Awaitable[T]], *, begins_here: bool = False) -> T:
         """Await `func()` in the loop; return its result or raise its exception.
+
+        Args:
+            func: makes the awaitable.
+            begins_here: whether it is a coroutine to begin in this thread if possible, where it may await
+                nothing but `to_loop`.
 
         Raises:
             ClientClosedError: the portal is closed, or was closed during the call.
@@ -79,6 +86,8 @@ class Portal:
             KeyboardInterrupt: Ctrl-C; the call was cancelled, unless it had just returned.
 
         """
+        if begins_here and self.is_usable_here() and not is_in_loop():
+            return self._begin(cast("Callable[[], Coroutine[Any, Any, T]]", func))
         call = Call(func)
         self._make(call)
         error = call.error
@@ -90,6 +99,26 @@ class Portal:
             raise error
         finally:
             del call, error  # breaks the cycle of the error, its traceback and this frame
+
+    def _begin(self, func: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Make a call in this thread, and go on in the loop as soon as it awaits `to_loop`."""
+        coroutine = func()
+        error: BaseException | None = None
+        try:
+            coroutine.send(None)  # until it awaits `to_loop`
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        except Interrupted as interrupt:
+            error = interrupt.error
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # breaks the cycle of the error, its traceback and this frame
+        if self._closed:
+            raise ClientClosedError(CLOSED_MEANWHILE)
+        return self.call(lambda: continued(coroutine))
 
     def settle(self, func: Callable[[], Awaitable[None]]) -> bool:
         """Await the clean-up `func()` in the loop, for a bounded time; raises none of our errors.
@@ -143,6 +172,11 @@ class Portal:
     def is_own_thread(self) -> bool:
         """Return whether this is the loop's own thread."""
         return any(loop.is_own_thread() for loop in list(self._loops.values()))
+
+    def is_usable_here(self) -> bool:
+        """Return whether a call from this thread would reach the running loop."""
+        loop = self._loops.get(self._attempt)
+        return not self._closed and loop is not None and not loop.is_foreign and not loop.is_own_thread()
 
     def close(self) -> None:
         """Clean up and end the thread; idempotent, and a no-op in a forked child.

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from omnigate._streams.chat import ChatStream, CompletionStream
 from omnigate._streams.core import Face
+from omnigate._streams.states import REFUSALS, State
 from omnigate._streams.stream import BaseStream
 from omnigate._sync.portal import Portal
+from omnigate._transport.direct import DirectReader
 from omnigate._wire.head import Meta
 from omnigate._wire.pickling import UnpicklableReader
+from omnigate.exceptions import StreamClosedError
 from omnigate.models import StreamChunk, Usage
 
 T = TypeVar("T")
+
+R = TypeVar("R")
 
 S = TypeVar("S", bound=BaseStream[Any])
 
@@ -41,6 +47,8 @@ class BaseSyncStream(UnpicklableReader, Generic[T, S]):
         stream._core.face = Face(type(self).__name__, "`with`", "`close()`")
         self._pieces: deque[T] = deque()
         self._was_closed = False
+        self._direct: DirectReader | None = None
+        self._turns: list[None] = [None]  # empty while a thread reads directly, or has been interrupted in it
 
     @property
     def meta(self) -> Meta:
@@ -60,9 +68,12 @@ class BaseSyncStream(UnpicklableReader, Generic[T, S]):
 
     def __next__(self) -> T:
         if not self._pieces:
-            self._portal.call(self._fetch)
+            if self._direct is not None and self._portal.is_usable_here():
+                self._read(self._direct)
             if not self._pieces:
-                raise StopIteration
+                self._call(self._fetch)
+                if not self._pieces:
+                    raise StopIteration
         piece = self._pieces[0]
         del self._pieces[0]  # not `popleft()`: Ctrl-C as that call returns would lose the piece
         return piece
@@ -91,13 +102,43 @@ class BaseSyncStream(UnpicklableReader, Generic[T, S]):
         client was closed.
         """
         self._pieces.clear()
+        self._direct = None
         if not self._stream.is_closed and not self._portal.settle(self._stream.aclose):
             self._stream._core.forget()
         self._was_closed = True
 
+    def _call(self, func: Callable[[], Awaitable[R]]) -> R:
+        """Read in the portal's loop."""
+        if not self._turns:
+            raise StreamClosedError(REFUSALS[State.READING])
+        self._direct = None
+        return self._portal.call(func)
+
     async def _fetch(self) -> None:
         """Fetch pieces in the portal's loop, where no interrupt can lose them."""
-        self._pieces.extend(await self._stream._core.fetch())
+        core = self._stream._core
+        self._pieces.extend(await core.fetch())
+        self._direct = core.lend()
+
+    def _read(self, direct: DirectReader) -> None:
+        """Read in this thread, until there are pieces or the loop must go on; if interrupted, close."""
+        core = self._stream._core
+        try:
+            self._turns.pop()  # one step, so that no handler or thread reads meanwhile
+        except IndexError:
+            raise StreamClosedError(REFUSALS[State.READING]) from None
+        try:
+            while not self._pieces:
+                data = None if core.needs_loop else direct.read()
+                if data is None:
+                    break
+                self._pieces.extend(core.accept(data))
+            self._turns.append(None)
+        except BaseException:
+            self.close()
+            raise
+        if not self._pieces and not self._portal.is_usable_here():  # the client was closed meanwhile
+            self.close()
 
     def __repr__(self) -> str:
         return repr(self._stream)
@@ -129,7 +170,7 @@ class SyncChatStream(BaseSyncStream[ChatPiece, ChatStream[ChatPiece]]):
         """
         taken = "".join(piece if isinstance(piece, str) else piece.text for piece in self._pieces)
         self._pieces.clear()
-        return taken + self._portal.call(self._stream.text)
+        return taken + self._call(self._stream.text)
 
 
 class SyncCompletionStream(BaseSyncStream[dict[str, Any], CompletionStream]):

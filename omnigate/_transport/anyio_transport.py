@@ -148,6 +148,11 @@ class AnyIOTransport(UnpicklableClient, _Transport):
             raise ClientClosedError("the transport is closed")
         return Exchange(self._pools.current(), self, message, timeouts)
 
+    @property
+    def pool(self) -> Pool:
+        """The running event loop's pool."""
+        return self._pools.current()
+
     async def aclose(self) -> None:
         """Close all connections, in other event loops on their next iteration; calls in flight fail."""
         self._closed = True  # first, so that a request that is just starting sees it once it is connected

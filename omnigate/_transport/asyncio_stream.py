@@ -14,7 +14,7 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Final, cast
 
-from omnigate._transport.byte_stream import CLOSED, Poll, poll_of
+from omnigate._transport.byte_stream import CLOSED, Poll, duplicate, poll_of, shut_down
 
 _MOST_UNREAD_BYTES: Final = 65_536
 """How many bytes are kept for a receive, apart from those of the last read, before reading is paused."""
@@ -52,8 +52,7 @@ async def open_stream(sock: socket.socket, context: ssl.SSLContext | None, hostn
             )
     except BaseException:
         stream.abort()
-        with suppress(OSError):  # ends a handshake that nobody waits for any more
-            sock.shutdown(socket.SHUT_RDWR)
+        shut_down(sock)  # ends a handshake that nobody waits for any more
         raise
     return stream
 
@@ -62,8 +61,8 @@ class AsyncioStream(asyncio.Protocol):
     """A connected byte stream."""
 
     __slots__ = (
-        "_drained", "_has_ended", "_is_aborted", "_is_clean", "_is_paused", "_loop", "_poll", "_problem",
-        "_socket", "_tls", "_transport", "_unread", "_waiter",
+        "_drained", "_has_ended", "_is_aborted", "_is_clean", "_is_lent", "_is_paused", "_loop", "_poll",
+        "_problem", "_socket", "_tls", "_transport", "_unread", "_waiter", "_was_lent",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
@@ -74,7 +73,9 @@ class AsyncioStream(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._poll: Poll = poll_of(sock)
         self._unread = bytearray()
-        self._is_paused = False  # reading is
+        self._is_paused = False  # reading is, because of what is unread
+        self._is_lent = False
+        self._was_lent = False  # a traceback may keep a descriptor that was lent, and so the connection
         self._waiter: asyncio.Future[bytes] | None = None  # of `receive`
         self._drained: asyncio.Future[None] | None = None  # while writing is paused
         self._has_ended = False
@@ -122,16 +123,37 @@ class AsyncioStream(asyncio.Protocol):
         """Return whether the end that was received is the server's."""
         return self._is_clean
 
+    def lend(self) -> int | None:
+        """Stop reading; return a descriptor for another thread to read from, or None."""
+        transport = self._transport
+        if transport is None or self._tls is not None or transport.is_closing():
+            return None
+        if self._unread or self._has_ended or self._problem is not None:
+            return None
+        descriptor = duplicate(self._socket)
+        if descriptor is not None:
+            transport.pause_reading()
+            self._is_lent = self._was_lent = True
+        return descriptor
+
+    def take_back(self) -> None:
+        """Read again."""
+        if self._is_lent:
+            self._is_lent = False
+            if not self._is_aborted:
+                cast("asyncio.Transport", self._transport).resume_reading()
+
     def abort(self) -> None:
         """Close the stream immediately, even if its event loop has ended."""
         if self._is_aborted:
             return
         self._is_aborted = True
+        if self._was_lent:
+            shut_down(self._socket)
         if self._loop.is_closed():
             # asyncio closes the descriptor when it is collected; this ends the connection for the server now.
             self._problem = CLOSED
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+            shut_down(self._socket)
             return
         self._fail(CLOSED)
         if self._transport is not None:

@@ -141,10 +141,24 @@ class BodyReader:
             if found is None:
                 return None
             piece = found
+        self.count(piece)
+        return piece
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the body has a content encoding."""
+        return self._inflater is not None
+
+    def count(self, piece: bytes) -> None:
+        """Count a piece of the decoded body.
+
+        Raises:
+            InvalidResponseError: the body is too long.
+
+        """
         self.received += len(piece)
         if self.received > self._limit:
             raise too_long(self._head, self._limit)
-        return piece
 
     async def read(self) -> bytes:
         """Return the whole body.

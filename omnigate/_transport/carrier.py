@@ -26,6 +26,7 @@ from omnigate._transport.adapters import adapt, async_chunks, close_stream
 from omnigate._transport.anyio_transport import AnyIOTransport
 from omnigate._transport.bodies import BodyReader, too_long
 from omnigate._transport.default import default_transport
+from omnigate._transport.direct import DirectReader
 from omnigate._transport.exchange import Exchange, ResponseStream
 from omnigate._transport.messages import Origin, OutgoingMessage, PreparedRequest, RawResponse, request_head
 from omnigate._wire.endpoints import Endpoint
@@ -136,6 +137,19 @@ class Reply:
         """
         return self._body.next()
 
+    def lend(self) -> DirectReader | None:
+        """Return a reader of the body for another thread, or None if only the event loop can read it."""
+        stream = self._response.stream
+        return stream.lend() if isinstance(stream, ResponseStream) and not self._body.is_encoded else None
+
+    def count(self, data: bytes) -> None:
+        """Count what the reader for another thread has read.
+
+        Raises:
+            InvalidResponseError: the body is too long.
+        """
+        self._body.count(data)
+
     def whole(self) -> Awaitable[Answer]:
         """Read the whole body; of an error, its beginning.
 
@@ -235,7 +249,12 @@ class Carrier:
         self._own = cast("AnyIOTransport", transport)  # for the methods that a foreign one lacks
         self._limit = max_response_bytes
         # A subclass may have its own way of sending a request.
-        self._is_direct = type(transport).handle_async_request is AnyIOTransport.handle_async_request
+        self.is_direct = type(transport).handle_async_request is AnyIOTransport.handle_async_request
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a call may begin outside of the event loop."""
+        return False
 
     @property
     def max_connections(self) -> int | None:
@@ -249,9 +268,9 @@ class Carrier:
             InvalidResponseError: a success's body is corrupt, too long, or in an unknown content encoding.
             httpx.TransportError: as the transport raises it.
         """
-        if not self._is_direct:
+        if not self.is_direct:
             response = await self.transport.handle_async_request(_prepared(call))
-            return await _read_and_discard(_reply_of(response, self._limit))
+            return await read_and_discard(reply_of(response, self._limit))
         exchange = self._exchange(call)
         reader = await exchange.run()
         if 200 <= reader.status_code < 300 and reader.head is not None:
@@ -261,7 +280,7 @@ class Carrier:
                     response = RawResponse(reader.status_code, reader.head, httpx.ByteStream(b""))
                     raise too_long(response, self._limit)
                 return Answer(reader.status_code, reader.head, whole)
-        return await _read_and_discard(_reply_of(exchange.response(), self._limit))
+        return await read_and_discard(reply_of(exchange.response(), self._limit))
 
     async def send(self, call: Sendable) -> Reply:
         """Send a request and return its reply; a success is ready to be read.
@@ -271,13 +290,13 @@ class Carrier:
             httpx.TransportError: as the transport raises it.
         """
         response: httpx.Response
-        if self._is_direct:
+        if self.is_direct:
             exchange = self._exchange(call)
             await exchange.run()
             response = exchange.response()
         else:
             response = await self.transport.handle_async_request(_prepared(call))
-        reply = _reply_of(response, self._limit)
+        reply = reply_of(response, self._limit)
         if reply.is_success:
             try:
                 reply.begin()
@@ -288,7 +307,7 @@ class Carrier:
 
     def _exchange(self, call: Sendable) -> Exchange:
         """Return the exchange of a call with our own transport."""
-        message = OutgoingMessage(call.endpoint.method, call.origin, _message(call))
+        message = OutgoingMessage(call.endpoint.method, call.origin, message_of(call))
         return self._own._exchange(message, call.extensions.get("timeout") or {})
 
     def aclose(self) -> Awaitable[None]:
@@ -312,14 +331,14 @@ class ForeignCarrier(Carrier):
 
     async def _fetch(self, call: Sendable) -> Answer:
         response = await self.transport.handle_async_request(_request(call))
-        return await _read_and_discard(_reply_of(response, self._limit))
+        return await read_and_discard(reply_of(response, self._limit))
 
     async def send(self, call: Sendable) -> Reply:
         """Send a request and return its reply; a success is ready to be read."""
         replies: list[Reply] = []  # cancellation may lose a result of `isolated`
 
         async def send() -> None:
-            reply = _reply_of(await self.transport.handle_async_request(_request(call)), self._limit)
+            reply = reply_of(await self.transport.handle_async_request(_request(call)), self._limit)
             replies.append(reply)
             if reply.is_success:
                 reply.begin()
@@ -356,21 +375,22 @@ def carrier_over(
     return kind(adapted, max_response_bytes)
 
 
-def _reply_of(response: httpx.Response, limit: int) -> Reply:
+def reply_of(response: httpx.Response, limit: int) -> Reply:
     """Return a reply. A foreign transport may return a response of ours, and a subclass of ours another."""
     if isinstance(response, RawResponse) and isinstance(response.stream, ResponseStream):
         return Reply(response, response.head, limit)
     return ForeignReply(response, response.headers, limit)
 
 
-async def _read_and_discard(reply: Reply) -> Answer:
+async def read_and_discard(reply: Reply) -> Answer:
+    """Read a reply, and close it in any case."""
     try:
         return await reply.read()
     finally:
         await reply.discard()
 
 
-def _message(call: Sendable) -> bytes:
+def message_of(call: Sendable) -> bytes:
     """Return a call as it is sent."""
     head = call.head or request_head(call.endpoint.method, call.url.raw_path, list(call.headers.items()))
     content = call.content
@@ -381,7 +401,7 @@ def _message(call: Sendable) -> bytes:
 
 def _prepared(call: Sendable) -> PreparedRequest:
     """Return a call as a request for a subclass of our own transport."""
-    message, content = _message(call), call.content or b""
+    message, content = message_of(call), call.content or b""
     head = message[: len(message) - len(content) - len(b"\r\n")]
     return PreparedRequest(call.endpoint.method, call.url, call.origin, head, content, call.extensions)
 

@@ -11,15 +11,17 @@ import msgspec
 
 from omnigate._runtime.isolation import bounded, close_soon
 from omnigate._transport.connection import Connection
+from omnigate._transport.direct import DirectReader, Loan
 from omnigate._transport.http11 import ResponseReader
 from omnigate._transport.messages import Origin, OutgoingMessage, RawResponse
 from omnigate._transport.pool import Pool
+from omnigate._transport.timers import timed_out
 
 Timeouts: TypeAlias = dict[str, float | None]
 
 _SMALL_BYTES: Final = 16_384
 
-_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 
 
 class Connections(Protocol):
@@ -118,7 +120,7 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
             return False
         if not isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
             return False
-        return not self._sent or self._message.method in _IDEMPOTENT
+        return not self._sent or self._message.method in IDEMPOTENT
 
     def take_whole(self) -> bytes | None:
         """Return the whole body if it has arrived and has no encoding, and give the connection back."""
@@ -240,6 +242,7 @@ class ResponseStream(httpx.AsyncByteStream):
         self._read_timeout = read_timeout
         self._is_aborted = False
         self._broken = broken
+        self._loan: Loan | None = None
         if reader.complete:
             self._finish(connection)
         elif broken is not None:
@@ -249,6 +252,8 @@ class ResponseStream(httpx.AsyncByteStream):
         return self
 
     async def __anext__(self) -> bytes:
+        if self._loan is not None:
+            self._take_back(self._loan)
         while True:
             data = self._reader.take_body()
             if data:
@@ -271,6 +276,37 @@ class ResponseStream(httpx.AsyncByteStream):
                 raise
             if self._reader.complete:
                 self._finish(connection)
+
+    def lend(self) -> DirectReader | None:
+        """Return a reader for another thread, valid until the next read here; None if impossible."""
+        connection, reader = self._connection, self._reader
+        if self._loan is not None or connection is None or reader.complete:
+            return None
+        descriptor = connection.stream.lend()
+        if descriptor is None:
+            return None
+        self._loan = Loan()
+        return DirectReader(descriptor, reader, self._read_timeout, self._loan)
+
+    def _take_back(self, loan: Loan) -> None:
+        """Read in the event loop again, and deal with what only it can.
+
+        Raises:
+            httpx.ReadTimeout: nothing arrived in time.
+        """
+        self._loan = None
+        connection = self._connection
+        if connection is None:
+            return
+        connection.stream.take_back()
+        if loan.broken is not None:
+            self.abort()
+            self._broken = loan.broken
+        elif self._reader.complete:
+            self._finish(connection)
+        elif loan.is_overdue:
+            self.abort()
+            raise timed_out(httpx.ReadTimeout, self._read_timeout)
 
     async def aclose(self) -> None:
         """Close the stream."""

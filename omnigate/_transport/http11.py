@@ -135,6 +135,8 @@ class ResponseReader:
             return True
         if isinstance(cause, httpx.RemoteProtocolError):
             raise cause from None
+        if isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
+            raise cause  # a signal handler's, in a thread that reads for a sync client
         if not self.complete:
             raise httpx.RemoteProtocolError(f"the response is not HTTP/1.1: {error}") from None
         self.reusable = False  # the bytes after the response are not HTTP
@@ -181,6 +183,10 @@ class ResponseReader:
             return b""
         self._body = []
         return body[0] if len(body) == 1 else b"".join(body)
+
+    def put_back(self, body: bytes) -> None:
+        """Undo `take_body`."""
+        self._body.insert(0, body)
 
     # Callbacks of the parser
 

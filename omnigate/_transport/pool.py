@@ -10,12 +10,18 @@ A connection ends in three ways besides: it was idle for too long, the server cl
 its name may have other addresses by now. That is noticed on its next use, and by an alarm, which is set while
 there are idle connections, so that none outlives the idle timeout. Origins without connections are forgotten
 then, too.
+
+For a sync client one idle connection may be parked: lent to the threads that make calls. A thread takes it by
+removing it from `parked`, in one step. It is among those in use. A call in the event loop takes it back
+first, so that nothing waits for it, and so does the alarm, so that the rules above apply to it, too.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import time
+import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -23,9 +29,10 @@ from typing import Any, Final
 import anyio
 
 from omnigate._runtime.isolation import cancellation_check
-from omnigate._runtime.loops import has_ended
+from omnigate._runtime.loops import call_soon, has_ended
 from omnigate._transport.byte_stream import ByteStream
 from omnigate._transport.connection import Connection
+from omnigate._transport.direct import Parked
 from omnigate._transport.messages import Origin
 from omnigate._transport.timers import Alarm, Limit, clock_of, current_watch
 
@@ -62,6 +69,7 @@ class Pool:
         in_use: the connections in use.
         checkpoint_if_cancelled: raises if the caller is cancelled.
         opening: cancel scopes of the requests that are opening a connection.
+        parked: the connection, at most one, that other threads may take.
     """
 
     def __init__(
@@ -79,6 +87,9 @@ class Pool:
         self._idle_timeout = idle_timeout_seconds
         self._max_age = max_age_seconds
         self._clock = clock or clock_of(loop)
+        self._may_park = clock is None  # other threads tell the time by the system's clock
+        self.parked: list[Parked] = []
+        self._last_parked: weakref.ref[Parked] | None = None
         self._idle: dict[Origin, deque[Connection]] = {}
         self._idle_count = 0
         self.in_use: set[Connection] = set()
@@ -94,6 +105,8 @@ class Pool:
 
     def take(self, origin: Origin) -> Connection | bool:
         """Return an idle connection, or True with a slot to open one, or False if the request must wait."""
+        if self.parked:
+            self.unpark()
         if self._waiting:
             return False  # earlier requests are waiting
         stack = self._idle.get(origin)
@@ -126,6 +139,7 @@ class Pool:
         waiter = Waiter(origin)
         self._waiters.append(waiter)
         self._waiting += 1
+        self.unpark()  # parked since `take`: only now do other threads see that it is waited for
         try:
             await waiter.event.wait()
         except BaseException:
@@ -194,6 +208,50 @@ class Pool:
             self._idle_count -= 1
             self._drop(stack.popleft())
 
+    def park(self, origin: Origin) -> None:
+        """Park the idle connection that was used last, unless other connections are in use."""
+        stack = self._idle.get(origin)
+        if not stack or self.parked or self.in_use or self._waiting or not self._may_park:
+            return
+        connection = stack[-1]
+        descriptor = connection.stream.lend()
+        if descriptor is None:
+            return
+        stack.pop()
+        self._idle_count -= 1
+        connection.state = "in use"
+        self.in_use.add(connection)
+        now, system_now = self._clock(), time.monotonic()
+        parked = Parked(
+            descriptor,
+            connection,
+            weakref.WeakMethod(self.discard),
+            since=system_now - (now - connection.idle_since),
+            expires=system_now + (connection.expires - now),
+        )
+        self._last_parked = weakref.ref(parked)
+        self.parked.append(parked)
+
+    def unpark(self) -> None:
+        """Take back the parked connection, if it is there."""
+        try:
+            parked = self.parked.pop()
+        except IndexError:  # none, or it is in use in another thread
+            return
+        connection = parked.take_back()
+        if connection.state == "in use":
+            self.give_back(connection)
+            connection.idle_since -= time.monotonic() - parked.since
+
+    def is_good(self, parked: Parked, origin: Origin) -> bool:
+        """Return whether a connection that was parked may carry a request, in any thread."""
+        return parked.connection.origin == origin and parked.is_fresh(self._idle_timeout)
+
+    def note_parked(self) -> None:
+        """Look for waiters, in any thread, after a connection was parked again."""
+        if self._waiting:  # either this sees the waiter, or the waiter sees the connection
+            call_soon(self.loop, self.unpark)
+
     def free_slot(self) -> None:
         """Return a slot that has no connection."""
         self._pass_on(None)
@@ -204,6 +262,7 @@ class Pool:
         In a loop that has ended there are no waiters, and nothing is being opened.
         """
         self._alarm.stop()
+        self.parked.clear()
         if has_ended(self.loop):
             self._waiters.clear()
             self._waiting = 0
@@ -225,16 +284,18 @@ class Pool:
         Callable from any thread: copying a collection to a list is atomic, iterating over it is not.
         """
         origins: dict[Origin, dict[str, int]] = {}
+        parked = [parked.connection for parked in list(self.parked)]
         for origin, stack in list(self._idle.items()):
             origins.setdefault(origin, {"idle": 0, "in_use": 0, "waiting": 0})["idle"] = len(stack)
         for connection in list(self.in_use):
-            origins.setdefault(connection.origin, {"idle": 0, "in_use": 0, "waiting": 0})["in_use"] += 1
+            name = "idle" if connection in parked else "in_use"
+            origins.setdefault(connection.origin, {"idle": 0, "in_use": 0, "waiting": 0})[name] += 1
         for waiter in list(self._waiters):
             if not waiter.abandoned:
                 origins.setdefault(waiter.origin, {"idle": 0, "in_use": 0, "waiting": 0})["waiting"] += 1
         return {
-            "idle": self._idle_count,
-            "in_use": len(self.in_use),
+            "idle": self._idle_count + len(parked),
+            "in_use": len(self.in_use) - len(parked),
             "opening": self._slots - self._idle_count - len(self.in_use),
             "waiting": self._waiting,
             "origins": {
@@ -275,9 +336,13 @@ class Pool:
 
     def _close_stale(self) -> None:
         """Close the idle connections that cannot be used any more, and forget origins without any."""
+        self.unpark()
         now = self._clock()
         oldest_allowed = now - self._idle_timeout
         earliest = math.inf
+        parked = None if self._last_parked is None else self._last_parked()
+        if parked is not None and not parked.is_back:  # in use in another thread, which will park it again
+            earliest = now + self._idle_timeout
         for origin, stack in list(self._idle.items()):
             for _ in range(len(stack)):  # each in turn, which keeps their order
                 connection = stack.popleft()

@@ -30,6 +30,11 @@ _WORDS: Final[dict[type[httpx.TimeoutException], str]] = {
 }
 
 
+def timed_out(kind: type[httpx.TimeoutException], seconds: float | None) -> httpx.TimeoutException:
+    """Return the error for a read or write that took longer than `seconds`."""
+    return kind(f"{_WORDS[kind]} within {seconds:g} s")
+
+
 def clock_of(loop: Any) -> Callable[[], float]:
     """Return the clock that an event loop's timers use."""
     return loop.time if isinstance(loop, asyncio.AbstractEventLoop) else sys.modules["trio"].current_time
@@ -208,8 +213,7 @@ class Limit:
         """Return the timeout if the limit was reached."""
         if self._reached is None:
             return None
-        kind, seconds = self._reached
-        return kind(f"{_WORDS[kind]} within {seconds:g} s")
+        return timed_out(*self._reached)
 
     def expire(self, connection: Limited) -> None:
         """Close `connection`, so that its pending operation fails with a timeout."""

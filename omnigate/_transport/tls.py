@@ -90,6 +90,13 @@ class TLSStream:
         except ssl.SSLError:
             return False
 
+    def lend(self) -> None:
+        """Return None: only this object can decrypt what arrives."""
+        return
+
+    def take_back(self) -> None:
+        """Do nothing: it is never lent."""
+
     def abort(self) -> None:
         """Close the stream immediately, without telling the server."""
         self._stream.abort()

@@ -10,7 +10,7 @@ from typing import Final
 import trio
 from trio.lowlevel import notify_closing, wait_readable, wait_writable
 
-from omnigate._transport.byte_stream import CLOSED, ByteStream, poll_of
+from omnigate._transport.byte_stream import CLOSED, ByteStream, duplicate, poll_of, shut_down
 from omnigate._transport.tls import TLSStream
 
 _MAX_RECEIVE_BYTES: Final = 65_536
@@ -42,12 +42,13 @@ async def open_stream(sock: socket.socket, context: ssl.SSLContext | None, hostn
 class TrioStream:
     """A connected byte stream."""
 
-    __slots__ = ("_is_aborted", "_poll", "_socket")
+    __slots__ = ("_is_aborted", "_poll", "_socket", "_was_lent")
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._poll = poll_of(sock)
         self._is_aborted = False
+        self._was_lent = False
 
     def send(self, data: bytes) -> Awaitable[None] | None:
         """Send `data`; return None if nothing is left to wait for."""
@@ -73,6 +74,8 @@ class TrioStream:
     async def receive(self) -> bytes:
         """Return the next bytes; b"" at the end."""
         while True:
+            if self._is_aborted:
+                raise OSError(CLOSED)
             try:
                 await wait_readable(self._socket)
                 return self._socket.recv(_MAX_RECEIVE_BYTES)
@@ -92,11 +95,23 @@ class TrioStream:
         """Return True: without TLS nobody can tell."""
         return True
 
+    def lend(self) -> int | None:
+        """Return a descriptor for another thread to read from, or None."""
+        descriptor = None if self._is_aborted else duplicate(self._socket)
+        if descriptor is not None:
+            self._was_lent = True
+        return descriptor
+
+    def take_back(self) -> None:
+        """Do nothing: trio reads only when it is asked to."""
+
     def abort(self) -> None:
         """Close the stream immediately, even if its event loop has ended."""
         if self._is_aborted:
             return
         self._is_aborted = True
+        if self._was_lent:  # a traceback may keep that descriptor, and so the connection
+            shut_down(self._socket)
         try:
             notify_closing(self._socket)  # wakes the task that waits for it
         except RuntimeError:

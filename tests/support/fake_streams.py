@@ -70,6 +70,12 @@ class FakeStream:
     def has_clean_end(self) -> bool:
         return True
 
+    def lend(self) -> None:
+        return
+
+    def take_back(self) -> None:
+        raise AssertionError("it was never lent")
+
     def abort(self) -> None:
         self.closed = True
         self.arrived.set()

@@ -2,6 +2,9 @@
 
 import asyncio
 import gc
+import os
+import select
+import ssl
 from typing import Any
 
 import anyio
@@ -9,6 +12,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 import trio
+import trustme
 
 from omnigate._transport.anyio_transport import AnyIOTransport
 from omnigate._transport.asyncio_stream import AsyncioStream
@@ -243,3 +247,52 @@ async def test_deadline_in_a_guest_run_of_trio_ends_the_call() -> None:
         with anyio.fail_after(10):
             (await done).unwrap()
         await until(lambda: server.open == 0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nothing is lent there")
+async def test_stream_that_was_lent_is_read_elsewhere_then_here_and_its_end_wakes_whoever_waits() -> None:
+    may_go_on = anyio.Event()
+
+    async def talks(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        await may_go_on.wait()
+        await peer.send(b"first")
+        await peer.closed()
+
+    async with serving(talks) as server:
+        transport = AnyIOTransport()
+        assert await get(transport, server.url) == b"ok"
+        (pool,) = transport._pools.values()
+        ((connection,),) = pool._idle.values()
+        descriptor = connection.stream.lend()
+        assert descriptor is not None
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        assert not poll.poll(0)
+        may_go_on.set()
+        await until(lambda: bool(poll.poll(0)))
+        assert os.read(descriptor, 3) == b"fir"
+        connection.stream.take_back()
+        assert await connection.stream.receive() == b"st"
+        connection.stream.abort()
+        assert poll.poll(0)
+        assert os.read(descriptor, 1) == b""
+        await until(lambda: server.open == 0)  # although the descriptor is still open
+        os.close(descriptor)
+        await transport.aclose()
+
+
+async def test_stream_with_tls_is_not_lent() -> None:
+    authority = trustme.CA()
+    context, trusting = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.configure_trust(trusting)
+    async with serving(tls=context) as server:
+        transport = AnyIOTransport(verify=trusting)
+        assert await get(transport, server.url) == b"ok"
+        (pool,) = transport._pools.values()
+        ((connection,),) = pool._idle.values()
+        assert connection.stream.lend() is None
+        assert await get(transport, server.url) == b"ok"
+        await transport.aclose()
