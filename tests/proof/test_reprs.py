@@ -82,7 +82,7 @@ async def test_repr_of_pauses_shows_the_number_of_waiters() -> None:
 
 
 def test_repr_of_a_pacer_shows_the_rate_limit_window() -> None:
-    pacer = Pacer(uniform=lambda low, high: low)
+    pacer = Pacer(utc=lambda: 0.0, uniform=lambda low, high: low)
     assert repr(pacer) == "<Pacer: no answer yet>"
     send = pacer.sent(100.0)
     pacer.answered(send, 100.1, None)

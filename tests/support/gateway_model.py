@@ -88,8 +88,9 @@ class PacedClient:
         way: Callable[[], float],
         name: str = "paced",
         lost: float = 0.0,
+        clock_error: float = 0.0,
     ) -> None:
-        self.pacer = Pacer(uniform=dice.uniform)
+        self.pacer = Pacer(uniform=dice.uniform, utc=lambda: gateway.events.now - gateway.phase + clock_error)
         self.in_flight = 0
         self.is_on = True
         self._gateway, self._events, self._dice = gateway, gateway.events, dice

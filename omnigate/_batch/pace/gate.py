@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import sys
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -50,7 +51,7 @@ class Gate:
         self.address: Address = address
         self.clock: Callable[[], float] = address.clock
         self.opens_at: datetime | None = None
-        self._pacer = Pacer()
+        self._pacer = Pacer(utc=time.time)
         self._queue = FairQueue(is_bounded=False)
         self._upstreams: OrderedDict[str, Upstream] = OrderedDict()
 

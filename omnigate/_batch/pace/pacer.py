@@ -67,11 +67,18 @@ class Pacer:
     `answered` cost about a microsecond. Not to be called from several threads at once.
 
     Args:
+        utc: tells the seconds since 1970, from which follows the number of a window.
         uniform: draws a number between two, evenly.
 
     """
 
-    def __init__(self, *, uniform: Callable[[float, float], float] = random.uniform) -> None:
+    def __init__(
+        self,
+        *,
+        utc: Callable[[], float],
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._utc = utc
         self._uniform = uniform
         self._gate = -math.inf  # closed until then, by a rejection
         self._is_probing = True  # nothing has told yet whether there is a limit ...
@@ -108,6 +115,8 @@ class Pacer:
             time = share.release_time(share.sent_now + 1)
             if time >= windows.end_low:
                 return windows.end_high
+        elif now < windows.end_low:
+            time = max(now, share.listen_at)
         earlier = self._sends.time_of(self._sends.total - self._burst() + 1)
         return max(time, earlier + _BURST_SECONDS, now + 1e-6)
 
@@ -136,10 +145,12 @@ class Pacer:
             room = min(room, share.room_in_next())
         elif share.is_shared():
             room = min(room, share.released(now) - share.sent_now)
-        if room <= 0:
-            return 0
-        recent = self._sends.total - self._sends.by(now - _BURST_SECONDS + 1e-9)
-        return max(0, min(room, self._burst() - recent))
+        elif now < share.listen_at:
+            room -= 1
+        if room > 0:
+            recent = self._sends.total - self._sends.by(now - _BURST_SECONDS + 1e-9)
+            room = min(room, self._burst() - recent)
+        return max(0, room)
 
     def waiting_until(self, now: float) -> float | None:
         """Return until when no request may be sent, or None if one may or none can say.
@@ -276,4 +287,4 @@ class Pacer:
         while now >= self._windows.end_high:
             self._share.roll()
             self._windows.advance(now)
-            self._share.rolled()
+            self._share.rolled(round((self._utc() - now + self._windows.end) / self._windows.period))

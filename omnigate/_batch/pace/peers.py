@@ -8,17 +8,24 @@ What a roll call (`roll_call`) heard is read three ways:
 
 With more peers than a third of the limit's number, the roll call itself exceeds the limit: they are a crowd.
 They are one, too, if most of the others behave as one. A process whose roll call came to nothing enters the
-crowd if so many calls came within a second as only a crowd sends. Else others have used up the limit first,
-and after a few such windows we race them.
+crowd if so many calls came within a second as only a crowd sends.
+
+Heedless clients are told from peers in the *census*, every third window, in which peers hold the roll call
+even if they race. So only clients that take no part in it can use up the limit before its end, or be heard
+much more often in the long interval than in the short one. Two censuses have to agree before we race,
+unless no peers were heard at all; the first even one voids them. Without common windows for it, peers that race each other by mistake would never
+stop: each would be a heedless client to the others.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from omnigate._batch.pace.crowd import Crowd
-from omnigate._batch.pace.roll_call import RollCalls, heard
+from omnigate._batch.pace.roll_call import ROLL_LONG, RollCalls, heard
 
 __all__ = ["Peers"]
 
@@ -34,7 +41,7 @@ _MEMBERS_LEAST: Final = 0.05  # of the limit's number: fewer hellos are no crowd
 
 _GUESS: Final = 0.82  # of the limit's number: the size of a crowd that could not be counted
 
-_SIGNS_UNHEARD: Final = 1  # of a crowd, with no call admitted, that may have been a single client
+_SIGNS: Final = 1  # of a crowd that may have been a single client, which has not heard us yet
 
 _GUESS_UNHEARD: Final = 1.2  # the same, if no call was admitted
 
@@ -42,9 +49,15 @@ _STRAYS: Final = 2  # calls in the short interval that need no explanation
 
 _EXACT: Final = 0.1  # part by which the intervals may differ if no other client sends
 
-_ROLLS_RACE: Final = 2  # roll calls that must have shown the number of peers before a race ...
+_UNEVEN: Final = 1.5  # of the short intervals' calls in the long ones: more are of heedless clients
 
-_MISSED_RACE: Final = 4  # ... or that came to nothing in a row
+_EVEN: Final = 1.2  # up to so many are of peers, whose clocks differ: what was heard before is void
+
+_ROLLS_RACE: Final = 2  # roll calls, without such a census, that must have shown the number of peers
+
+_CENSUSES: Final = 3  # that are kept ...
+
+_CENSUSES_LEAST: Final = 2  # ... and needed
 
 
 class Peers:
@@ -55,18 +68,31 @@ class Peers:
 
     Attributes:
         crowd: how to behave in a crowd.
+        are_among_heedless: whether the last censuses have heard clients that do not take part.
     """
 
-    __slots__ = ("_hellos", "_is_crowded", "_missed", "_rolls", "_room", "_signs", "crowd")
+    __slots__ = (
+        "_censuses",
+        "_flow",
+        "_hellos",
+        "_is_crowded",
+        "_rolls",
+        "_room",
+        "_signs",
+        "are_among_heedless",
+        "crowd",
+    )
 
     def __init__(self, uniform: Callable[[float, float], float]) -> None:
         self.crowd = Crowd(uniform)
         self._rolls = RollCalls()
+        self.are_among_heedless = False
+        self._flow = 0.0  # of their calls in a short interval
+        self._censuses: deque[tuple[float, float]] = deque(maxlen=_CENSUSES)
         self._hellos = 0.0  # heard in the last roll call
         self._is_crowded = False
         self._room = 0.0  # the number of peers that leave room for roll calls
         self._signs = 0  # of a crowd, in a row, by roll calls that came to nothing
-        self._missed = 0  # roll calls that came to nothing without such a sign, in a row
 
     @property
     def number(self) -> float:
@@ -81,7 +107,12 @@ class Peers:
     @property
     def may_race(self) -> bool:
         """Whether enough is known of the others to send faster than them."""
-        return len(self._rolls) > _ROLLS_RACE or self._missed >= _MISSED_RACE
+        return self.are_among_heedless or len(self._rolls) > _ROLLS_RACE
+
+    @property
+    def are_surely_among_heedless(self) -> bool:
+        """Whether as many censuses as are kept have heard heedless clients."""
+        return self.are_among_heedless and len(self._censuses) == _CENSUSES
 
     @property
     def is_crowd_near(self) -> bool:
@@ -93,15 +124,16 @@ class Peers:
         if self._is_crowded and not self.crowd.rate:
             self._begin_again(min(self.crowd.size, self._room))
 
-    def called(self, counts: Sequence[float], phase: float, limit: int) -> None:
+    def called(self, counts: Sequence[float], phase: float, limit: int, *, is_census: bool) -> None:
         """Register a roll call.
 
         Args:
             counts: what our three calls got.
             phase: the part of the phase of first calls that was over at ours.
             limit: calls allowed in a window.
+            is_census: whether all peers held one in that window.
         """
-        self._signs = self._missed = 0
+        self._signs = 0
         peers = heard(*counts)
         short, long = counts[1] - counts[0], counts[2] - counts[1]
         members = max(0.0, short - long - _STRAYS) / max(0.4, 1.2 - phase)
@@ -118,45 +150,64 @@ class Peers:
             else:
                 crowd.doubt()
             return
+        if is_census:
+            self._count_heedless(short, long)
+        peers -= math.sqrt(3 * self._flow)  # a standard deviation, with calls that come at random
         # A burst of another client looks the same, but not twice.
         members = (members + before) / 2 if min(members, before) >= _STRAYS else 0.0
         size = max(peers, 0.0) + members
-        is_crowd = size > _CROWDED * limit or members > max(peers, _MEMBERS_LEAST * limit)
+        is_crowd = limit < _CROWD_LIMIT and (
+            size > _CROWDED * limit or members > max(peers, _MEMBERS_LEAST * limit)
+        )
         if is_crowd and self._enter(limit, size, is_guess=False):
             return
-        if peers > max(_PEERS, 1.5 * self.number) and abs(short - long) <= 1 + _EXACT * short:
+        if (
+            not self.are_among_heedless
+            and peers > max(_PEERS, 1.5 * self.number)
+            and abs(short - long) <= 1 + _EXACT * short
+        ):
             self._rolls.clear()  # no other client has blurred it, so it is worth more than the others
         self._rolls.add(min(max(1.0, size), 0.99 * limit / 3))  # so that there is room for the next one
 
-    def missed(self, counts: Sequence[float], limit: int) -> bool:
+    def missed(self, counts: Sequence[float], limit: int, *, was_heard: bool, is_census: bool) -> None:
         """Register a roll call that came to nothing, as the limit was used up before its end.
 
         Args:
             counts: what those of our calls got that were admitted.
             limit: calls allowed in a window.
-
-        Returns:
-            Whether to race the others.
+            was_heard: whether a call of ours was admitted in a window before.
+            is_census: as in `called`.
         """
         within = ((counts[1] if len(counts) > 1 else limit + 1) - counts[0]) if counts else limit
         if limit < _CROWD_LIMIT and within > _CROWDED * limit:
             self._signs += 1
-            # A client that takes all in the window's first second needs two windows to hear us.
-            needed = min(1, len(self._rolls))
-            if not counts:
-                needed = _SIGNS_UNHEARD + min(1, len(self._rolls))
+            # A client that takes all in the window's first second needs a window to hear us.
+            needed = min(1, len(self._rolls)) + (0 if counts and was_heard else _SIGNS)
             if self._signs > needed:
                 is_guess = len(counts) < 2
                 guess = _GUESS if counts else _GUESS_UNHEARD
                 self._enter(limit, guess * limit if is_guess else within, is_guess=is_guess)
-        elif counts:
-            self._missed += 1
-        return self._missed >= _MISSED_RACE
+        elif is_census and (was_heard or not counts):
+            self._count_heedless(0.0, limit * ROLL_LONG)
+            if self.are_among_heedless:
+                self._rolls.clear()  # no roll call confirms that number
+
+    def _count_heedless(self, short: float, long: float) -> None:
+        """Judge by what the last censuses heard in both intervals whether there are heedless clients."""
+        censuses = self._censuses
+        if long <= _EVEN * short:
+            censuses.clear()
+        censuses.append((short, long))
+        short, long = (sum(part) for part in zip(*censuses, strict=True))
+        self.are_among_heedless = len(censuses) >= _CENSUSES_LEAST and long > _UNEVEN * short
+        self._flow = (long - short) / 2 / len(censuses) if self.are_among_heedless else 0.0
 
     def _enter(self, limit: int, size: float, *, is_guess: bool) -> bool:
         if not self.crowd.enter(limit, size, is_guess=is_guess):
             return False
         self._rolls.clear()
+        self._censuses.clear()
+        self.are_among_heedless, self._flow = False, 0.0
         self._is_crowded = True
         self._room = _UNCROWDED * limit
         return True

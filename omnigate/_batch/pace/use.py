@@ -17,6 +17,8 @@ class WindowUse:
         "counted_at",
         "full_at",
         "is_called",
+        "is_census",
+        "is_heard",
         "is_missed",
         "others",
         "own",
@@ -42,3 +44,5 @@ class WindowUse:
         self.rate = 0.0  # what we planned as a part of a crowd
         self.is_missed = False  # its roll call: the limit was used up before
         self.is_called = False  # whether we took part in its roll call
+        self.is_heard = False  # whether a call of ours was admitted
+        self.is_census = False  # whether all peers hold a roll call in it, also those that race

@@ -22,7 +22,7 @@ LATENCIES: dict[str, Latency] = {
 
 
 def new_pacer() -> Pacer:
-    return Pacer(uniform=lambda low, high: high)
+    return Pacer(utc=lambda: 0.0, uniform=lambda low, high: high)
 
 
 def informed(*, limit: int = 8, remaining: int = 7, reset: int = 40) -> Pacer:

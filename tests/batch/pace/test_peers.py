@@ -34,7 +34,7 @@ def sent_in(crowd: Crowd, windows: int) -> int:
 def test_a_roll_call_counts_the_peers_that_hold_it(number: int) -> None:
     peers = new_peers()
     for _ in range(2):
-        peers.called([1, 1 + number, 1 + 2 * number], 0.0, 60)
+        peers.called([1, 1 + number, 1 + 2 * number], 0.0, 60, is_census=True)
     assert peers.number == pytest.approx(number)
     assert (peers.are_known, peers.crowd.rate) == (True, 0.0)
 
@@ -42,58 +42,89 @@ def test_a_roll_call_counts_the_peers_that_hold_it(number: int) -> None:
 def test_calls_that_come_more_often_the_longer_the_interval_are_no_peers() -> None:
     peers = new_peers()
     for _ in range(3):
-        peers.called([5, 15, 45], 0.0, 600)
-    assert (peers.are_known, peers.may_race) == (False, True)
+        peers.called([5, 15, 45], 0.0, 600, is_census=True)
+    assert (peers.are_known, peers.are_among_heedless) == (False, True)
 
 
 def test_many_more_peers_than_before_are_believed_in_if_both_intervals_agree() -> None:
     peers = new_peers()
     for _ in range(4):
-        peers.called([5, 15, 45], 0.0, 600)
-    peers.called([1, 41, 81], 0.0, 600)
+        peers.called([5, 15, 45], 0.0, 600, is_census=True)
+    peers.called([1, 41, 81], 0.0, 600, is_census=True)
     assert peers.number == 40
 
 
 def test_more_peers_than_roll_calls_have_room_for_are_a_crowd() -> None:
     peers = new_peers()
-    peers.called([1, 20, 39], 0.0, 60)
+    peers.called([1, 20, 39], 0.0, 60, is_census=True)
     assert 2 < peers.crowd.rate < 3
 
 
 def test_hellos_are_taken_for_a_crowd_the_second_time() -> None:
     peers = new_peers()
-    peers.called([1, 21, 21], 0.0, 60)
+    peers.called([1, 21, 21], 0.0, 60, is_census=True)
     assert (peers.crowd.rate, peers.is_crowd_near) == (0.0, True)
-    peers.called([1, 21, 21], 0.0, 60)
+    peers.called([1, 21, 21], 0.0, 60, is_census=True)
     assert peers.crowd.rate > 1
 
 
 def test_a_roll_call_that_so_many_calls_kept_from_its_end_shows_a_crowd() -> None:
     peers = new_peers()
-    assert not peers.missed([10], 60)  # the second call was rejected a second later
+    assert not peers.missed(
+        [10], 60, was_heard=True, is_census=True
+    )  # the second call was rejected a second later
+    assert peers.crowd.rate > 0
+
+
+def test_a_client_that_cannot_have_heard_us_yet_is_taken_for_a_crowd_only_the_second_time() -> None:
+    peers = new_peers()
+    peers.missed([10], 60, was_heard=False, is_census=True)
+    assert peers.crowd.rate == 0.0
+    peers.missed([10], 60, was_heard=True, is_census=True)
     assert peers.crowd.rate > 0
 
 
 def test_a_window_that_was_full_before_the_roll_call_shows_a_crowd_the_second_time() -> None:
     peers = new_peers()
-    peers.missed([], 60)
+    peers.missed([], 60, was_heard=True, is_census=True)
     assert peers.crowd.rate == 0.0
-    peers.missed([], 60)
+    peers.missed([], 60, was_heard=True, is_census=True)
     assert 0 < peers.crowd.rate < 1
 
 
-def test_roll_calls_that_never_end_although_no_crowd_was_heard_lead_to_a_race() -> None:
+def test_censuses_that_come_to_nothing_although_no_crowd_was_heard_show_heedless_clients() -> None:
     peers = new_peers()
-    assert [peers.missed([50], 60) for _ in range(4)] == [False, False, False, True]
-    assert (peers.may_race, peers.crowd.rate) == (True, 0.0)
+    shown = []
+    for _ in range(3):
+        peers.missed([50], 60, was_heard=True, is_census=True)
+        shown.append(peers.are_among_heedless)
+    assert shown == [False, True, True]
+    assert peers.crowd.rate == 0.0
+
+
+def test_only_censuses_show_heedless_clients() -> None:
+    peers = new_peers()
+    for _ in range(5):
+        peers.missed([50], 60, was_heard=True, is_census=False)
+        peers.called([5, 15, 45], 0.0, 600, is_census=False)
+    assert not peers.are_among_heedless
+
+
+def test_the_first_census_that_hears_only_peers_clears_the_others() -> None:
+    peers = new_peers()
+    for _ in range(3):
+        peers.called([5, 15, 45], 0.0, 600, is_census=True)
+    assert peers.are_surely_among_heedless
+    peers.called([1, 21, 41], 0.0, 600, is_census=True)
+    assert not peers.are_among_heedless
 
 
 def test_a_crowd_is_left_when_most_of_the_others_hold_roll_calls_twice() -> None:
     peers = new_peers()
-    peers.called([1, 20, 39], 0.0, 60)
+    peers.called([1, 20, 39], 0.0, 60, is_census=True)
     for _ in range(2):
         assert peers.crowd.rate > 0
-        peers.called([1, 9, 17], 0.0, 60)
+        peers.called([1, 9, 17], 0.0, 60, is_census=True)
     assert (peers.crowd.rate, peers.number) == (0.0, 8)
 
 
