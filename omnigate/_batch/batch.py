@@ -135,7 +135,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             self._most,
             is_auto=self._is_auto,
             wake=self._wake,
-            goes_on=self._goes_on,
+            goes_on=self._follows,
             tokens_per_minute=options.tokens_per_minute,
         )
         self._enough = Enough(options.stop_after_failures)
@@ -345,7 +345,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         return self
 
     async def __anext__(self) -> OutcomeOf[ParsedT_co]:
-        return cast("OutcomeOf[ParsedT_co]", await self._outbox.next(self._in_flight))
+        return cast("OutcomeOf[ParsedT_co]", await self._outbox.next())
 
     def stop(self) -> None:
         """Start no more calls; those in flight are completed and handed out, then the iteration ends.
@@ -465,9 +465,10 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         """Return how many of its calls may be in flight."""
         if not self._is_auto:
             return self._most
-        return min(
-            sum(upstream.concurrency.limit for upstream in self._upstreams) or _FIRST_LIMIT, self._most
-        )
+        limit = 0
+        for upstream in self._upstreams:
+            limit += upstream.concurrency.limit
+        return min(limit or _FIRST_LIMIT, self._most)
 
     def _is_full(self) -> bool:
         """Return whether no item need be read now, because a call that ends will wake the batch."""
@@ -508,14 +509,23 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
 
     def _wake(self) -> bool:
         """Start a worker, since there is a slot; return whether there is use for one."""
-        if not self._goes_on():
+        if not self._follows():
             return False
-        self._workers.start_soon(self._work)
+        self._go_on()
         return True
 
+    def _go_on(self) -> None:
+        """Have the next item read: by a worker that waits for room, once there is some, else by a new one."""
+        if not self._outbox.is_awaited:
+            self._workers.start_soon(self._work)
+
     def _goes_on(self) -> bool:
-        """Return whether a worker that has made a call can read the next item."""
+        """Return whether a worker can read the next item, or wait for room for it."""
         return self._lifecycle.state is State.OPEN and not self._is_turn_taken
+
+    def _follows(self) -> bool:
+        """Return whether a worker that has made a call can read the next item immediately."""
+        return self._goes_on() and self._outbox.pending < self._bound()
 
     async def _work(self) -> None:
         await self._guarded(self._take_turns)
@@ -534,6 +544,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
     def _settle(self) -> None:
         """End the batch if no more outcomes can arrive."""
         if self._lifecycle.state > State.OPEN:
+            self._outbox.release_workers()
             for upstream in self._upstreams:
                 upstream.withdraw(self._flow)
         is_winding_down = State.OPEN < self._lifecycle.state < State.ENDED
@@ -584,7 +595,11 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         return caps is None
 
     async def _take_turns(self) -> None:
+        outbox = self._outbox
         while self._goes_on():
+            if outbox.pending >= self._bound():
+                await outbox.wait_for_room()
+                continue
             self._is_turn_taken = True
             try:
                 found = await self._dispatch()
@@ -601,8 +616,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                     if entry is None:
                         continue
                 if not self._is_full():
-                    self._workers.start_soon(self._work)
-                started_at = self._clock()
+                    self._go_on()
+                started_at = 0.0 if self._caps is None else self._clock()
                 outcome = await self._caller.call(ready, entry)
                 if self._caps is not None:
                     self._caps.took(self._clock() - started_at)
@@ -610,7 +625,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 self._in_flight -= 1
                 if self._call_ended is not None:
                     self._call_ended.set()
-                if entry is not None:
+                if entry is not None and not entry.slot.is_free:
                     entry.slot.free()
             if outcome is not None:
                 self._end(outcome, ready.digest)
@@ -621,18 +636,21 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         There is no entry if the item must wait without the turn.
         """
         lifecycle, source, outbox = self._lifecycle, self._source, self._outbox
-        for round in itertools.count(1):
-            while outbox.pending >= self._bound():
-                if await self._caller.pause(outbox.wait_for_take) is None:
-                    return None
-            if self._is_full():
+        for round in itertools.count():
+            if round:  # the item before needed no call
+                while outbox.pending >= self._bound():
+                    if await self._caller.pause(outbox.wait_for_room) is None:
+                        return None
+                if round % _CHECKPOINT_EVERY == 0:
+                    await anyio.lowlevel.checkpoint()
+            if self._is_full() or lifecycle.state > State.OPEN:
                 return None
-            if round % _CHECKPOINT_EVERY == 0:  # so many items in a row needed no call
-                await anyio.lowlevel.checkpoint()
-            raw = END if lifecycle.state > State.OPEN else await source.next(self._caller.pause)
-            if source.has_ended:
-                lifecycle.advance(State.DRAINING, source.error)
-            if raw is END or lifecycle.state > State.OPEN:  # the state may have changed during the await
+            raw = await source.next(self._caller.pause) if source.is_async else source.read()
+            if raw is END:
+                if source.has_ended:
+                    lifecycle.advance(State.DRAINING, source.error)
+                return None
+            if lifecycle.state > State.OPEN:  # by now
                 return None
             item = self._read_item(raw, outbox.read)
             outbox.expect()
@@ -673,7 +691,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 del upstreams[next(iter(upstreams))]
             upstreams[upstream] = None
         # An item that was not read because nothing got through has waited with those that were.
-        patience = Patience(self._options.max_wait_seconds, upstream.stalled_seconds())
+        longest = self._options.max_wait_seconds
+        patience = Patience(longest, longest - upstream.stalled_seconds())
         return Ready(item, call, digest, gate, upstream, patience, read_at)
 
     def _gate_of(self, call: Call) -> Gate:
@@ -694,7 +713,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         self._parked += 1
         try:
             if not self._is_full():
-                self._workers.start_soon(self._work)
+                self._go_on()
             return await self._enter(ready)
         finally:
             self._parked -= 1
@@ -818,6 +837,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         """Start no more calls, abandon waiting sends, and raise `error` after the last outcome."""
         self._lifecycle.advance(State.STOPPING, error)
         self._caller.abandon()
+        self._outbox.release_workers()
 
 
 def _fits(found: Replay, format: ResponseFormat[Any] | None) -> bool:

@@ -17,9 +17,10 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
 
 import anyio
+import msgspec
 
 from omnigate._batch.items import Item
 from omnigate._batch.options import BatchOptions
@@ -59,7 +60,7 @@ class _Stopped(Exception):
     """The batch was stopped before an item could be sent again."""
 
 
-class Ready(NamedTuple):
+class Ready(msgspec.Struct, frozen=True, eq=False, gc=False):  # made faster than a named tuple
     """An item that may be sent once it has a slot.
 
     Attributes:
@@ -81,7 +82,7 @@ class Ready(NamedTuple):
     read_at: float
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What one attempt needs: a slot, and a send that the gate let pass."""
 
     slot: Slot
@@ -177,7 +178,7 @@ class Caller:
         """
         call = prepare(self._session, asks.request, self.options)
         with anyio.CancelScope(deadline=attempts.deadline):
-            entry = await self.enter(ready._replace(call=call), is_again=True)
+            entry = await self.enter(msgspec.structs.replace(ready, call=call), is_again=True)
             if entry is None:
                 raise _Stopped
             attempts.ask_again(call, entry)
@@ -206,10 +207,11 @@ class Caller:
 
     def try_enter(self, ready: Ready) -> Entry | None:
         """Return an entry for a new item if it need not wait, else None."""
-        slot = ready.upstream.try_enter(self.flow, self._tokens(ready))
+        now = self.clock()
+        slot = ready.upstream.try_enter(self.flow, now, self._tokens(ready))
         if slot is None:
             return None
-        send = ready.gate.try_pass()
+        send = ready.gate.try_pass(now)
         if send is None:
             slot.free(is_followed=True)  # by `enter`
             return None
@@ -238,7 +240,7 @@ class Caller:
     async def _enter(self, ready: Ready, is_again: bool) -> Entry:
         slot = await ready.upstream.enter(self.flow, ready.patience, self._tokens(ready), is_again=is_again)
         try:
-            send = ready.gate.try_pass() or await ready.gate.wait(
+            send = ready.gate.try_pass(self.clock()) or await ready.gate.wait(
                 self.flow, ready.patience, is_again=is_again
             )
         except BaseException:
@@ -312,14 +314,13 @@ class _ItemAttempts(Fetching[ChatResponse]):
         super().__init__(ChatResponse, ready.call, *session.means)
         self._caller = caller
         self._ready = ready
-        self.slot: Slot
-        self._send: Send
-        self.slot, self._send = entry
+        self.slot: Slot = entry.slot
+        self._send: Send = entry.send
         self._sign = Sign.OWN  # what the last failure says
         self._rejected = 0  # attempts that met the gateway's own limit
         self._failed = 0  # attempts that failed, but for the gateway's own limit
         self._used = 0  # those that were the item's own doing
-        self._unproven: list[int] = []  # the numbers of those that may have been, or met an outage
+        self._unproven: tuple[int, ...] = ()  # the numbers of those that may have been, or met an outage
 
     def begin(self) -> None:
         """Begin an attempt, which has a slot and has passed the gate."""
@@ -346,9 +347,9 @@ class _ItemAttempts(Fetching[ChatResponse]):
         """Continue with another ask of the item, which has as many attempts as the first."""
         self.follow(self, self.count)
         self.call = call
-        self.slot, self._send = entry
+        self.slot, self._send = entry.slot, entry.send
         self._rejected = self._failed = self._used = 0
-        self._unproven = []
+        self._unproven = ()
 
     def judge(self, error: BaseException) -> GatewayError | None:
         """Learn from a failure, and return it."""
@@ -386,7 +387,7 @@ class _ItemAttempts(Fetching[ChatResponse]):
         if sign is Sign.REJECTED:
             self._caller.rejections += 1
         elif sign in (Sign.DOWN, Sign.CIRCUIT):
-            self._unproven.append(slot.number)
+            self._unproven = (*self._unproven, slot.number)
         elif not sign.is_outage:
             self._used += 1
         if not isinstance(failure, ClientClosedError):
@@ -447,7 +448,7 @@ class _ItemAttempts(Fetching[ChatResponse]):
             return False
         if entry is None:
             raise _Stopped
-        self.slot, self._send = entry
+        self.slot, self._send = entry.slot, entry.send
         return True
 
     async def _recover(self, failure: GatewayError, status: int | None) -> None:

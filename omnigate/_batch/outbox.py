@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
 import anyio
@@ -10,6 +11,7 @@ import anyio.lowlevel
 
 from omnigate._batch.lifecycle import Lifecycle, State
 from omnigate._batch.outcomes import AnyOutcome, Outcome
+from omnigate._runtime.isolation import cancellation_check
 from omnigate.exceptions import NotStartedError
 
 _CHECKPOINT_EVERY: Final = 32
@@ -36,12 +38,14 @@ class Outbox:
         self.is_read = False
         self._lifecycle = lifecycle
         self._is_ordered = ordered
+        self._check: Callable[[], Awaitable[None]]  # raises if the reader is cancelled
         self._ready: deque[Outcome] = deque()
         self._held: dict[int, Outcome | None] = {}  # if ordered: waiting for an earlier one; None: skipped
         self._next_index = 0  # if ordered: index of the next outcome to hand out
-        self._taken_without_pause = 0
+        self._left_to_take = 0  # before yielding to other tasks
         self._changed: anyio.Event | None = None  # for readers
-        self._has_room: anyio.Event | None = None  # for the worker that reads items
+        self._waiting: deque[anyio.Event] = deque()  # workers that wait for room
+        self._woken = 0  # those that were woken and have not resumed yet
 
     def expect(self) -> None:
         """Count an item as read."""
@@ -69,33 +73,36 @@ class Outbox:
         ready = self._ready
         taken = [ready.popleft() for _ in range(min(most, len(ready)))]
         self.pending -= len(taken)
-        if self._has_room is not None:
-            self._has_room.set()
+        if self._waiting:
+            self.wake_workers(len(taken))
         return cast("list[AnyOutcome]", taken)
 
-    async def next(self, in_flight: int) -> AnyOutcome:
+    async def next(self) -> AnyOutcome:
         """Wait for an outcome and return it.
 
-        Args:
-            in_flight: calls in flight; about so many outcomes are taken before yielding to other tasks.
+        Yields to other tasks once as many were taken as were ready, so that the reader does not fall behind.
 
         Raises:
             StopAsyncIteration: there are no more.
             BaseException: the error that ended the batch, after its last outcome.
         """
-        self.is_read = True
+        if not self.is_read:
+            self.is_read, self._check = True, cancellation_check()
         if self._ready:
-            self._taken_without_pause += 1
-            if self._taken_without_pause < max(in_flight, _CHECKPOINT_EVERY):
-                await anyio.lowlevel.checkpoint_if_cancelled()
-            else:  # yield to other tasks, but not so often that the reader falls behind
-                self._taken_without_pause = 0
+            if self._left_to_take > 0:
+                await self._check()
+            else:
                 await anyio.lowlevel.checkpoint()
+                self._left_to_take = max(len(self._ready), _CHECKPOINT_EVERY)
         while not self._ready:
-            self._taken_without_pause = 0
             if not await self.wait():
                 raise StopAsyncIteration
-        return self.take(1)[0]
+            self._left_to_take = max(len(self._ready), _CHECKPOINT_EVERY)
+        self._left_to_take -= 1
+        self.pending -= 1
+        if self._waiting:
+            self.wake_workers(1)
+        return cast("AnyOutcome", self._ready.popleft())
 
     async def wait(self) -> bool:
         """Wait for a change; return whether there may be more outcomes.
@@ -117,10 +124,35 @@ class Outbox:
         await self._changed.wait()
         return True
 
-    async def wait_for_take(self) -> None:
-        """Wait until outcomes have been taken."""
-        self._has_room = anyio.Event()
-        await self._has_room.wait()
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a worker waits for room, or has just been woken."""
+        return bool(self._waiting or self._woken)
+
+    async def wait_for_room(self) -> None:
+        """Wait until outcomes have been taken, each of which wakes one that waits; or until released."""
+        room = anyio.Event()
+        self._waiting.append(room)
+        try:
+            await room.wait()
+        except BaseException:
+            if not room.is_set():
+                self._waiting.remove(room)
+            else:
+                self._woken -= 1
+                self.wake_workers(1)  # another takes its place
+            raise
+        self._woken -= 1
+
+    def wake_workers(self, most: int) -> None:
+        """Wake up to `most` of those that wait for room."""
+        for _ in range(min(most, len(self._waiting))):
+            self._waiting.popleft().set()
+            self._woken += 1
+
+    def release_workers(self) -> None:
+        """Wake all that wait for room: there is no more use in waiting."""
+        self.wake_workers(len(self._waiting))
 
     def notify(self) -> None:
         """Wake the readers; after the end, release outcomes held for one that will never arrive."""

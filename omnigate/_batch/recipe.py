@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias, cast
 
+from msgspec.structs import replace
+
 from omnigate._batch.items import Item, item_id, make_item, place_of, read_item, row_of
 from omnigate._data.inspection import Facts, inspect
 from omnigate._data.rows import Again, InvalidRow, names_of
@@ -14,12 +16,14 @@ from omnigate._wire.checks import check_not_async, check_not_awaitable, check_te
 from omnigate._wire.redaction import one_line, redact
 from omnigate._wire.structs import construct
 from omnigate.exceptions import GatewayError, InvalidArgumentError
-from omnigate.models import ChatRequest, MessagesInput
+from omnigate.models import ChatRequest, Message, MessagesInput
 
 PromptArgument: TypeAlias = str | Callable[[Mapping[str, Any]], MessagesInput]
 """A template, "Summarise: {text}", or a callable that takes a row, a dict, and returns messages."""
 
 _SHOWN_LENGTH: Final = 200
+
+_MESSAGE: Final = Message(role="user", content="")
 
 _BE_PROMPT: Final = "a callable that takes a row and returns messages"
 
@@ -58,6 +62,9 @@ class Recipe:
         self._system = None if system is None else check_text(system, "system")
         self._id = None if id is None else check_text(id, "id")
         self._defaults: dict[str, Any] = {name: getattr(request, name) for name in given}
+        # Text is put into a copy of it, in a tenth of the time of `make_item`. Copies share its values.
+        is_plain = model is not None and not any(isinstance(value, list) for value in self._defaults.values())
+        self._request = request if is_plain and not request.stream else None
         self._prompt: Template | Callable[[Mapping[str, Any]], MessagesInput] | None = None
         if callable(prompt):
             check_not_async(prompt, "prompt", _BE_PROMPT)
@@ -121,6 +128,8 @@ class Recipe:
 
     def read(self, raw: object, index: int) -> Item:
         """Parse an item, as the source yielded it; an invalid one is returned with its error."""
+        if self._prompt is None and type(raw) is str and self._request is not None:
+            return Item(index, str(index), self._request_of(raw, self._request), None)
         if self._prompt is None or isinstance(raw, InvalidRow):
             return read_item(raw, index, self.model, self._defaults, system=self._system, id=self._id)
         fields = row_of(raw)
@@ -138,6 +147,12 @@ class Recipe:
             return Item(index, id, None, problem, fields)
         made = {"model": self.model, "messages": messages, **self._defaults}
         return make_item(made, raw, index, id, fields, self._system)
+
+    def _request_of(self, text: str, template: ChatRequest) -> ChatRequest:
+        messages = [replace(_MESSAGE, content=text)]
+        if self._system is not None:
+            messages.insert(0, replace(_MESSAGE, role="system", content=self._system))
+        return replace(template, messages=messages)
 
     def _messages(self, row: Mapping[str, Any]) -> MessagesInput:
         prompt = self._prompt

@@ -28,6 +28,7 @@ class Source:
     Attributes:
         is_exhausted: whether all items were read.
         count: how many items were read.
+        is_async: whether reading it may wait, so that it has no `read`.
         error: what the source raised, or None.
         facts: what is known of it before it is read.
         counted: how many rows of data have been counted, while they are; else None.
@@ -40,7 +41,7 @@ class Source:
         self.facts: Facts = Facts(length_of(requests))
         self.counted: int | None = None
         self._requests: BatchSource | DataSource = requests
-        self._is_async = False
+        self.is_async = False
         self._is_own = False  # our own generator over rows, not the user's iterator
         self._items: Any = None
 
@@ -77,11 +78,11 @@ class Source:
 
     def open(self) -> None:
         """Start iterating; an exception of the user's `__iter__` propagates."""
-        self._is_async = is_async_source(self._requests)
+        self.is_async = is_async_source(self._requests)
         self._is_own = is_data(self._requests)
         self._items = open_source(self._requests)
         if isinstance(self._requests, Files) and not self._requests.is_repeatable:
-            self._is_async, self._is_own = True, False
+            self.is_async, self._is_own = True, False
             self._items = _Stream(self._items)
         self._requests = ()  # do not keep alive what the iterator has consumed
 
@@ -91,19 +92,29 @@ class Source:
         Args:
             pause: awaits a function with its arguments; returns None if the wait was abandoned.
         """
+        if not self.is_async:
+            return self.read()
         try:
-            if self._is_async:
-                found = await pause(_anext, self._items)
-                if found is None:
-                    return END
-                raw = found[0]
-            else:
-                raw = next(cast("Iterator[Any]", self._items), END)
+            found = await pause(_anext, self._items)
         except (Exception, anyio.get_cancelled_exc_class()) as error:
             if is_cancellation(error):
                 raise
             self.error = error
             return END
+        return END if found is None else self._counted(found[0])
+
+    def read(self) -> Any:
+        """Do what `next` does, for a source that is not async."""
+        try:
+            raw = next(cast("Iterator[Any]", self._items), END)
+        except (Exception, anyio.get_cancelled_exc_class()) as error:
+            if is_cancellation(error):
+                raise
+            self.error = error
+            return END
+        return self._counted(raw)
+
+    def _counted(self, raw: Any) -> Any:
         if raw is END:
             self.is_exhausted = True
         else:
@@ -116,7 +127,7 @@ class Source:
         An exception of the source ends it, too, and is kept in `error`.
         """
         try:
-            if self._is_async and not self.has_ended:
+            if self.is_async and not self.has_ended:
                 async for _ in cast("AsyncIterator[Any]", self._items):
                     self.count += 1
             elif not self.has_ended:

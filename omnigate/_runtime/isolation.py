@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar, TypeVarTuple, Unpack, cast
 
 import anyio
+import anyio.lowlevel
 import httpx
 
 from omnigate._runtime.loops import in_trio
@@ -32,6 +33,21 @@ _closing: set[asyncio.Task[None]] = set()  # asyncio itself holds its tasks weak
 def is_cancelled() -> bool:
     """Return whether the running task itself is being cancelled, rather than a task it waits for."""
     return anyio.current_effective_deadline() == -math.inf
+
+
+def cancellation_check() -> Callable[[], Awaitable[None]]:
+    """Return a function of the running event loop that raises, when awaited, if its caller is cancelled.
+
+    `anyio.lowlevel.checkpoint_if_cancelled` looks up the kind of event loop each time, which on asyncio is a
+    twentieth of the cost of a whole call.
+    """
+    if in_trio():
+        check: Callable[[], Awaitable[None]] = sys.modules["trio"].lowlevel.checkpoint_if_cancelled
+        return check
+    find_backend = getattr(anyio.lowlevel, "get_async_backend", None)  # not part of anyio's interface
+    if find_backend is None:
+        return anyio.lowlevel.checkpoint_if_cancelled
+    return getattr(find_backend(), "checkpoint_if_cancelled", anyio.lowlevel.checkpoint_if_cancelled)
 
 
 def is_cancellation(error: BaseException) -> bool:

@@ -221,9 +221,10 @@ class ResponseReader:
             self._buffer = bytes(buffer[end + 4 :])
             raise _InterimEnd
         lowered = head.lower()
-        if not self._is_head and status not in (204, 304):
-            _check_coding(lowered)
-        self.is_encoded = b"content-encoding" in lowered
+        if b"-encoding" in lowered:  # rare, and one search is half as long as two
+            if not self._is_head and status not in (204, 304):
+                _check_coding(lowered)
+            self.is_encoded = b"content-encoding" in lowered
         self._buffer = b""
         self.head = head
         self._progress = True

@@ -18,10 +18,8 @@ first, so that nothing waits for it, and so does the alarm, so that the rules ab
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
-import sys
 import time
 import weakref
 from collections import deque
@@ -29,8 +27,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import anyio
-import anyio.lowlevel
 
+from omnigate._runtime.isolation import cancellation_check
 from omnigate._runtime.loops import call_soon, has_ended
 from omnigate._transport.byte_stream import ByteStream
 from omnigate._transport.connection import Connection
@@ -95,11 +93,7 @@ class Pool:
         self._idle: dict[Origin, deque[Connection]] = {}
         self._idle_count = 0
         self.in_use: set[Connection] = set()
-        self.checkpoint_if_cancelled: Callable[[], Awaitable[None]] = (
-            anyio.lowlevel.checkpoint_if_cancelled
-            if isinstance(loop, asyncio.AbstractEventLoop)
-            else sys.modules["trio"].lowlevel.checkpoint_if_cancelled  # anyio's costs six times as much
-        )
+        self.checkpoint_if_cancelled: Callable[[], Awaitable[None]] = cancellation_check()
         self.loop = loop
         self.opening: set[anyio.CancelScope] = set()
         self._watch = current_watch()

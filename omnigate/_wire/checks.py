@@ -150,6 +150,8 @@ def check_integer(
     value: Any, argument: str, *, minimum: int, maximum: int | None = None, otherwise: str = ""
 ) -> int:
     """Return an integer within bounds."""
+    if type(value) is int and minimum <= value and (maximum is None or value <= maximum):
+        return value
     integer: int = Range(minimum=minimum, maximum=maximum, is_integer=True).check(
         value, argument, otherwise=otherwise
     )

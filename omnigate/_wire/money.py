@@ -10,6 +10,10 @@ _EXACT: Final = Context(prec=40)  # not the thread's, which the program may have
 
 _SMALL: Final = 0.01
 
+_UNITS: Final = 1e12  # of which 1 USD consists
+
+_LARGE: Final = 1000.0  # USD; below it, an amount in units has at most 15 digits
+
 
 class Usd(float):
     """An amount in USD. A plain number, except that it is shown as money: 0.00008, not 8e-05."""
@@ -28,18 +32,24 @@ class Usd(float):
 class Sum:
     """A sum of amounts; exact, unlike one of floats, which drifts with each addition."""
 
-    __slots__ = ("_total",)
+    __slots__ = ("_total", "_units")
 
     def __init__(self) -> None:
         self._total = Decimal()
+        self._units = 0  # the rest of the sum
 
     def add(self, amount: float, times: int = 1) -> None:
         """Add an amount; -1 times takes it away again."""
+        if -_LARGE < amount < _LARGE:
+            units = round(amount * _UNITS)
+            if units / _UNITS == amount:  # with at most 15 digits, only one decimal number reads as `amount`
+                self._units += times * units
+                return
         self._total = _EXACT.add(self._total, Decimal(float.__repr__(float(amount))) * times)
 
     def value(self) -> float:
         """Return the sum, correctly rounded."""
-        return float(self._total)
+        return float(_EXACT.add(self._total, Decimal(self._units).scaleb(-12, _EXACT)))
 
 
 def positional(amount: float) -> str:

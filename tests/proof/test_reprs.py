@@ -101,12 +101,12 @@ async def test_repr_of_a_gate_shows_calls_in_flight_and_waiting() -> None:
     assert "<AdaptiveConcurrency limit=8 good=8 bad=None hold>" in repr(gate.upstream("gpt"))
     assert "llmg_secret" not in repr(gate.address)
     flow = Flow(8, is_auto=True, wake=lambda: True, goes_on=lambda: True)
-    assert gate.try_pass() is not None
+    assert gate.try_pass(gate.clock()) is not None
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
 
             async def wait(is_again: bool) -> None:
-                await gate.wait(flow, Patience(60.0), is_again=is_again)
+                await gate.wait(flow, Patience(60.0, 60.0), is_again=is_again)
 
             group.start_soon(wait, True)
             group.start_soon(wait, False)

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import random
+from fractions import Fraction
 
 import pytest
 
@@ -23,6 +25,18 @@ def test_taking_an_amount_away_restores_the_sum() -> None:
     total.add(1e9)
     total.add(1e9, -1)
     assert total.value() == 0.1
+
+
+def test_a_sum_is_exact_whatever_the_amounts() -> None:
+    chosen = random.Random(3)
+    total, exact = Sum(), Fraction()
+    for _ in range(2_000):
+        digits = chosen.randrange(18)
+        amount = round(chosen.choice((chosen.random(), chosen.uniform(-2e3, 2e3), 1e-13)), digits)
+        times = chosen.choice((1, 1, -1))
+        total.add(amount, times)
+        exact += Fraction(repr(amount)) * times
+        assert total.value() == float(exact)
 
 
 @pytest.mark.parametrize(

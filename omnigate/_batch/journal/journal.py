@@ -33,6 +33,7 @@ from omnigate._batch.journal.file import JournalFile, NotCompactedError
 from omnigate._batch.journal.index import SEEN, SUCCEEDED, JournalIndex, make_entry, offset_of
 from omnigate._batch.journal.lines import (
     Line,
+    Settings,
     decode_id,
     decode_line,
     digest_with,
@@ -105,6 +106,7 @@ class Journal:
         "_last_read",
         "_lock",
         "_path",
+        "_settings",
         "_source",
         "_sources",
         "_superseded",
@@ -120,6 +122,7 @@ class Journal:
         self._index = JournalIndex(self._id_at)
         self._claimed: dict[str, int | None] = {}  # ids in flight, with the entry of an earlier failure
         self._last_read: tuple[int, Line] | None = None
+        self._settings = Settings()
         self._superseded = 0  # lines of ids that have a later one
         self.read_percent: float | None = None
         self.spending = Spending()
@@ -246,7 +249,9 @@ class Journal:
         """
         assert self._file is not None, "not open"
         id = outcome.id
-        line = encode_line(outcome, digest, created=int(time.time()), source=self._source)
+        line = encode_line(
+            outcome, digest, created=int(time.time()), source=self._source, settings=self._settings
+        )
         offset = self._file.append(line)
         response = outcome.response
         new = make_entry(offset, succeeded=response is not None, seen=True)

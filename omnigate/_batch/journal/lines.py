@@ -15,7 +15,6 @@ The rules:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any, cast
@@ -37,7 +36,7 @@ _BEGINNING = b'{"id":"omnigate-'
 
 _BLOCK_BYTES = 64 * 1024
 
-_REQUEST_ID = re.compile(rb"\r\nx-request-id:([^\r\n]*)", re.IGNORECASE)
+_REQUEST_ID = b"\r\nx-request-id:"
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -220,6 +219,23 @@ def settings_of(request: ChatRequest) -> dict[str, Any]:
     return {name: value for name in _SETTINGS if (value := getattr(request, name)) != defaults[name]}
 
 
+class Settings:
+    """Remembers the settings of the last request, which most requests of a batch share."""
+
+    __slots__ = ("_request", "_settings")
+
+    def __init__(self) -> None:
+        self._request: ChatRequest | None = None  # without its messages
+        self._settings: dict[str, Any] = {}
+
+    def of(self, request: ChatRequest) -> dict[str, Any]:
+        """Return what `settings_of` returns, not to be changed."""
+        bare = msgspec.structs.replace(request, messages=[])
+        if bare != self._request:
+            self._request, self._settings = bare, settings_of(bare)
+        return self._settings
+
+
 def digest_with(request: ChatRequest, settings: Mapping[str, Any]) -> str:
     """Return the digest of the request that has these settings and the given one's messages."""
     return digest_of(
@@ -227,7 +243,14 @@ def digest_with(request: ChatRequest, settings: Mapping[str, Any]) -> str:
     )
 
 
-def encode_line(outcome: Outcome, digest: str, *, created: int, source: str | None = None) -> bytes:
+def encode_line(
+    outcome: Outcome,
+    digest: str,
+    *,
+    created: int,
+    source: str | None = None,
+    settings: Settings | None = None,
+) -> bytes:
     """Encode an outcome as a line, newline included.
 
     Args:
@@ -235,6 +258,7 @@ def encode_line(outcome: Outcome, digest: str, *, created: int, source: str | No
         digest: digest of its request; "" if it was not a valid one.
         created: Unix time in seconds, for OpenAI's field of that name.
         source: digest of the files whose rows are identified by their numbers, or None.
+        settings: what remembers those of the line before, or None.
 
     """
     response = outcome.response
@@ -251,7 +275,7 @@ def encode_line(outcome: Outcome, digest: str, *, created: int, source: str | No
         extra.fallback_used = response.fallback_used
         extra.latency_ms = response.latency_ms
         if outcome.request is not None:
-            extra.request = settings_of(outcome.request)
+            extra.request = (settings or Settings()).of(outcome.request)
         choice = _Choice(0, _Message("assistant", response.content), response.finish_reason)
         body = _Body(response.id, "chat.completion", created, response.model, [choice], response.usage)
         meta: Meta | None = getattr(response, "_meta", None)
@@ -368,11 +392,14 @@ def split_lines(read_at: Callable[[int, int], bytes]) -> Iterator[tuple[int, byt
 def _request_id(meta: Meta) -> str | None:
     """Return `meta.request_id`, five times as fast if the head has not been parsed yet."""
     if isinstance(meta._headers, bytes):
-        found = _REQUEST_ID.findall(meta._headers)
-        if not found:
+        head = meta._headers
+        before, name, after = head.lower().partition(_REQUEST_ID)
+        if not name:
             return None
-        if len(found) == 1 and found[0].isascii():
-            return cast("str", found[0].strip(b" \t").decode())
+        start = len(before) + len(name)
+        value = head[start:].partition(b"\r\n")[0]
+        if value.isascii() and _REQUEST_ID not in after:
+            return value.strip(b" \t").decode()
     return meta.request_id
 
 

@@ -119,11 +119,10 @@ class Gate:
         for upstream in list(self._upstreams.values()):
             upstream.wake()
 
-    def try_pass(self) -> Send | None:
+    def try_pass(self, now: float) -> Send | None:
         """Return a send if one may go now and no other waits, else None."""
         if self._queue.count:
             return None
-        now = self.clock()
         return self._pacer.sent(now) if self._pacer.ask(now) <= now else None
 
     async def wait(self, flow: Flow, patience: Patience, *, is_again: bool) -> Send:

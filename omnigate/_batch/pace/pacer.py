@@ -24,6 +24,8 @@ import random
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from omnigate._batch.pace.sends import SendRecord
 from omnigate._batch.pace.share import Share
 from omnigate._batch.pace.windows import RATE_WINDOW_SECONDS, Windows
@@ -47,15 +49,12 @@ _BURST_ALONE_MIN: Final = 8
 _BURST_SHARED: Final = 1 / 10
 
 
-class Send:
+class Send(msgspec.Struct, eq=False, gc=False):  # made faster than another object
     """One request on its way: what `Pacer.sent` returns and the answer is reported with."""
 
-    __slots__ = ("at", "is_open", "is_probe")
-
-    def __init__(self, at: float, is_probe: bool) -> None:
-        self.at: float = at
-        self.is_probe: bool = is_probe
-        self.is_open: bool = True
+    at: float
+    is_probe: bool
+    is_open: bool = True
 
     def __repr__(self) -> str:
         return f"Send(at={self.at!r}, is_probe={self.is_probe!r}, is_open={self.is_open!r})"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final, Literal, TypeAlias
 
 import anyio
+import msgspec
 
 Reason: TypeAlias = Literal["rate window", "provider", "token limit", "outage", "concurrency"]
 """What is waited for. A wait for "concurrency", a free slot, costs no patience."""
@@ -21,21 +22,18 @@ _SLOT_SECONDS: Final = 60.0
 """After this long, a wait for a slot asks again what is waited for."""
 
 
-class Patience:
+class Patience(msgspec.Struct, eq=False, gc=False):  # made faster than another object
     """The time an item may still wait.
 
     Attributes:
-        left: seconds.
         limit: seconds in all.
+        left: seconds.
         reason: what was waited for last.
     """
 
-    __slots__ = ("left", "limit", "reason")
-
-    def __init__(self, seconds: float, waited: float = 0.0) -> None:
-        self.limit: float = seconds
-        self.left: float = seconds - waited
-        self.reason: Reason = _SLOT
+    limit: float
+    left: float
+    reason: Reason = _SLOT
 
     async def wait(
         self, event: anyio.Event, clock: Callable[[], float], until: float, reason: Callable[[], Reason]

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, cast
 
 import anyio
+import msgspec
 
 from omnigate._batch.pace.address import Address
 from omnigate._batch.pace.blame import Blame
@@ -37,22 +38,17 @@ _REJECTED_SECONDS: Final = 60.0
 _LATENCY_WEIGHT: Final = 0.1
 
 
-class Slot:
+class Slot(msgspec.Struct, eq=False, gc=False):  # made faster than another object
     """The right to have one call in flight, for one attempt."""
 
-    __slots__ = ("flow", "in_flight", "is_free", "is_sent", "number", "reservation", "sent_at", "upstream")
-
-    def __init__(
-        self, upstream: Upstream, flow: Flow, number: int, sent_at: float, reservation: Reservation | None
-    ) -> None:
-        self.upstream: Upstream = upstream
-        self.flow: Flow = flow
-        self.number: int = number
-        self.in_flight: int = 0  # with it; 0 if that says nothing about the limit
-        self.sent_at: float = sent_at
-        self.is_sent: bool = False
-        self.reservation: Reservation | None = reservation  # of tokens, if the batch has a limit of them
-        self.is_free: bool = False
+    upstream: Upstream
+    flow: Flow
+    number: int
+    sent_at: float
+    reservation: Reservation | None  # of tokens, if the batch has a limit of them
+    in_flight: int = 0  # with it; 0 if that says nothing about the limit
+    is_sent: bool = False
+    is_free: bool = False
 
     def free(self, *, is_followed: bool = False) -> None:
         """Give the slot back; idempotent.
@@ -144,16 +140,16 @@ class Upstream:
         self._wishes[flow] = None
         return True
 
-    def try_enter(self, flow: Flow, tokens: int) -> Slot | None:
+    def try_enter(self, flow: Flow, now: float, tokens: int) -> Slot | None:
         """Return a slot for a new item if there is one and no other waits, else None.
 
         Args:
             flow: the batch's.
+            now: the current time in seconds.
             tokens: how many to reserve; 0 if the batch has no limit of them.
         """
         if self._queue.count or self.interval.seconds:
             return None
-        now = self._clock()
         return self._take(flow, now, tokens) if self.ask(flow, now, tokens) <= now else None
 
     async def enter(self, flow: Flow, patience: Patience, tokens: int, *, is_again: bool) -> Slot:

@@ -32,6 +32,8 @@ _GUARD_AFTER_SECONDS: Final = 0.1  # jitter of the way to the gateway
 
 _DRIFT: Final = 1e-4  # of the clocks against each other
 
+_PRESENT: Final = (0, False)
+
 _SHIFT: Final = 1 / 12  # an end less out of step than this part of a window: a clock that was set
 
 
@@ -93,7 +95,15 @@ class Windows:
         if not self.is_known:
             self._restart(low, high, RATE_WINDOW_SECONDS)
             return 0, True
-        period = self.period
+        period, end = self.period, self.end
+        if end <= high and low <= self.end_high and reset <= period and abs(end - low) < period / 2:
+            # As usual, it may have been the present window, and no other is closer.
+            if low > end or high < self._strict:
+                self.end = max(end, low)
+                self._strict = max(min(self._strict, high), self.end)
+                self._bound()
+            self._dated = self.end
+            return _PRESENT
         latest = math.floor((self.end_high - low) / period + 1e-9)  # how many windows ago it may have been
         earliest = math.ceil((self.end - high) / period - 1e-9)
         windows = round((self.end - low) / period)

@@ -18,7 +18,16 @@ from omnigate import (
     ProviderRateLimitError,
     RateLimitError,
 )
-from omnigate._batch.journal.lines import decode_id, decode_line, digest_of, encode_line, is_torn, split_lines
+from omnigate._batch.journal.lines import (
+    Settings,
+    decode_id,
+    decode_line,
+    digest_of,
+    encode_line,
+    is_torn,
+    settings_of,
+    split_lines,
+)
 from omnigate._batch.outcomes import Outcome
 from omnigate._wire.head import Meta
 from omnigate.exceptions import classify
@@ -407,3 +416,22 @@ def test_a_long_journal_line_is_read_in_growing_blocks() -> None:
 
     assert [len(line) for _, line in split_lines(read_at)] == [3_000_000, 3, 300_000]
     assert sizes[:4] == [sizes[0], 2 * sizes[0], 4 * sizes[0], 8 * sizes[0]]
+
+
+def test_remembered_settings_change_no_line() -> None:
+    settings = Settings()
+    requests = [
+        ChatRequest(model="m", messages="a", temperature=0.5),
+        ChatRequest(model="m", messages="b", temperature=0.5),
+        ChatRequest(model="m", messages="b"),
+        ChatRequest(model="m", messages="c", stop=["x"], max_tokens=3),
+        ChatRequest(model="m", messages="d", stop=["y"], max_tokens=3),
+        ChatRequest(model="m", messages="d", temperature=0.5),
+    ]
+    for index, request in enumerate(requests * 2):
+        outcome = Outcome(index=index, id=str(index), request=request, response=answer("x"))
+        line = encode_line(outcome, DIGEST, created=CREATED, settings=settings)
+        assert line == line_of(outcome)
+        decoded = decode_line(line)
+        assert decoded is not None
+        assert decoded.omnigate.request == settings_of(request)

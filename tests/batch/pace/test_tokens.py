@@ -100,7 +100,7 @@ def test_tokens_are_reserved_from_when_a_call_is_sent() -> None:
     now = 0.0
     upstream = Upstream(Address(lambda: now), MODEL)
     flow = Flow(9, is_auto=True, wake=lambda: True, goes_on=lambda: True, tokens_per_minute=1_000)
-    slot = upstream.try_enter(flow, 900)
+    slot = upstream.try_enter(flow, now, 900)
     assert slot is not None
     now = 50.0  # it has waited for the rate window
     upstream.sent(slot, now)
