@@ -131,8 +131,8 @@ def cost_of_a_call(count: int) -> tuple[float, float]:
     """Return the microseconds that a call's decisions take without and with leases."""
     alone, leased = [], []
     for _ in range(5):
-        alone.append(decide(Pacer(), count))
-        pacer = LeasePacer(b"a digest of a key", "worker")
+        alone.append(decide(Pacer(utc=time.time), count))
+        pacer = LeasePacer(b"a digest of a key", "worker", Pacer(utc=time.time))
         pacer.link(0.0)
         pacer.report(0.0)
         grant = Grant(VERSION, 1, 0.0, 1, 100_000_000, 50.0, 3.0, 0.25, 0.0, 100_000_000, 55.0)

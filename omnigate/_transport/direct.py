@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
@@ -38,6 +38,8 @@ _CLOSED: Final = "the connection was closed"
 _read: Final = os.read  # bound here: one that is replaced by a Python function adds to an error's traceback
 
 _write: Final = os.write
+
+_select: Final[Any] = select  # without `poll` on Windows, where no connection is lent
 
 
 class Descriptor:
@@ -85,8 +87,8 @@ class DirectReader:
         self._reader = reader
         self._loan = loan
         self._milliseconds = _milliseconds(seconds)
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
+        poll = _select.poll()
+        poll.register(descriptor, _select.POLLIN)
         self._poll = poll.poll
 
     def read(self) -> bytes | None:
@@ -97,7 +99,7 @@ class DirectReader:
             if not events:
                 self._loan.is_overdue = True
                 return None
-            if events[0][1] & select.POLLERR:
+            if events[0][1] & _select.POLLERR:
                 return None  # the event loop finds out what it is
             try:
                 data = _read(self._descriptor.number, _MAX_READ_BYTES)
@@ -158,8 +160,8 @@ class Parked:
         self.since: float = since
         self._expires = expires
         self.is_back: bool = False
-        self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLIN)
+        self._poll = _select.poll()
+        self._poll.register(descriptor, _select.POLLIN)
 
     def is_fresh(self, idle_timeout_seconds: float) -> bool:
         """Return whether it may carry another request, and nothing has arrived on it."""
@@ -201,8 +203,8 @@ class Parked:
         return True, None
 
     def _write_rest(self, data: bytes, seconds: float | None) -> None:
-        poll = select.poll()
-        poll.register(self._descriptor.number, select.POLLOUT)
+        poll = _select.poll()
+        poll.register(self._descriptor.number, _select.POLLOUT)
         while data:
             if not poll.poll(_milliseconds(seconds)):
                 raise timed_out(httpx.WriteTimeout, seconds)
