@@ -453,3 +453,48 @@ async def test_an_exception_in_closing_the_source_does_not_mask_the_blocks_own()
     with pytest.raises(LookupError, match="closing"):
         async with client_of(Provider()).batch(source(), model=MODEL, max_concurrency=1) as batch:
             await anext(batch)
+
+
+# `stop`
+
+
+async def test_stop_finishes_the_calls_in_flight_and_starts_no_others(tmp_path: Path) -> None:
+    provider = Provider()
+    ended: list[str] = []
+    journal = tmp_path / "journal.jsonl"
+    prompts = [f"prompt {number}" for number in range(100)]
+    async with client_of(provider).batch(prompts, model=MODEL, max_concurrency=4, journal=journal) as batch:
+        async for outcome in batch:
+            ended.append(outcome.id)
+            if len(ended) == 3:
+                batch.stop()
+                batch.stop()
+    assert batch.stats.failed == batch.stats.in_flight == 0
+    assert len(ended) == batch.stats.succeeded == len(provider.prompts) < 12
+    async with client_of(provider).batch(prompts, model=MODEL, journal=journal) as batch:
+        ids = [outcome.id async for outcome in batch]
+    assert sorted(ids, key=int) == [str(number) for number in range(100)]
+    assert len(provider.prompts) == 100
+
+
+async def test_stop_abandons_items_that_wait_to_be_sent() -> None:
+    provider = Limiting({"retry-after": "50"})
+    started = anyio.current_time()
+    async with client_of(provider).batch(["a", "b"], model=MODEL) as batch:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_stop_after, 5, batch)
+            assert [outcome async for outcome in batch] == []
+    assert anyio.current_time() - started == pytest.approx(5)
+
+
+async def _stop_after(seconds: float, batch: Any) -> None:
+    await anyio.sleep(seconds)
+    batch.stop()
+
+
+async def test_stop_outside_the_block_does_nothing() -> None:
+    batch = client_of(Provider()).batch(["a"], model=MODEL)
+    batch.stop()
+    async with batch:
+        assert [outcome.id async for outcome in batch] == ["0"]
+    batch.stop()

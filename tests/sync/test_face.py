@@ -42,7 +42,8 @@ IN_SYNC_WORDS = {
 }
 
 ONLY_SYNC = {
-    "Its first call starts a thread with an event loop, which does the work.",
+    "Its first call starts a thread with an event loop, which does all that the caller's thread cannot do by "
+    "itself.",
     "Ctrl-C cancels the call in flight.",
     "A client that was used before `os.fork()` raises `ForkedClientError` in the child process.",
     "backend:",
