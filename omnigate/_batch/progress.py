@@ -1,38 +1,21 @@
-"""Progress display of a batch: a bar in a terminal or notebook, lines in a log, or a user's callable.
+"""The progress of a batch, told several times a second: to a `Display`, or to a user's callable.
 
-The bar is rich's, from the extra `cli`. Where the output is neither a terminal nor a notebook, a line is
-printed now and then, which keeps log files readable. Everything goes to stderr: stdout is the program's own.
-
-The display never harms the batch. When stderr cannot be written any more (its pipe or terminal is gone, or it
-is closed), it falls silent, with one line in the log. An exception of the user's callable does end the batch.
+An exception of the user's callable ends the batch; a display never does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import logging
-import math
-import os
-import sys
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 import anyio
 
-from omnigate._batch.outcomes import BatchStats, words_of
+from omnigate._batch.display import Display
+from omnigate._batch.outcomes import BatchStats
 from omnigate._wire.checks import check_not_async, check_not_awaitable, refusal
-from omnigate._wire.money import shown_usd
 from omnigate.exceptions import GatewayError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress as RichProgress
-
-logger: Final = logging.getLogger("omnigate")
 
 Show: TypeAlias = Callable[[BatchStats], object]
 
@@ -41,8 +24,6 @@ _CALLABLE: Final = "a callable that takes BatchStats"
 ProgressArgument: TypeAlias = bool | Show
 
 _SECONDS: Final = 0.25
-
-_LOG_SECONDS: Final = 30.0
 
 
 def check_progress(progress: Any) -> None:
@@ -57,7 +38,7 @@ def check_progress(progress: Any) -> None:
     check_not_async(progress, "progress", _CALLABLE)
     if progress is True:
         try:
-            import rich.progress  # noqa: F401  # pyright: ignore[reportUnusedImport]
+            import rich.live  # noqa: F401  # pyright: ignore[reportUnusedImport]
         except ModuleNotFoundError as error:
             raise GatewayError("progress=True needs rich: pip install 'omnigate[cli]'") from error
 
@@ -67,8 +48,8 @@ class Progress:
 
     def __init__(self, progress: bool | Show, stats: Callable[[], BatchStats]) -> None:
         self._stats = stats
-        self._bar = None if callable(progress) else Bar()
-        self._show: Show = progress if callable(progress) else cast("Bar", self._bar).show
+        self._display = None if callable(progress) else Display()
+        self._show: Show = progress if callable(progress) else cast("Display", self._display).show
         self._has_failed = False
 
     async def run(self) -> None:
@@ -115,8 +96,8 @@ class Progress:
 
     def close(self) -> None:
         """Show the stats one last time, unless the callable has failed before."""
-        if self._bar is not None:
-            self._bar.close(self._stats())
+        if self._display is not None:
+            self._display.close(self._stats())
         elif not self._has_failed:
             self._update()
 
@@ -135,12 +116,12 @@ class Reading:
 
     def __init__(self, progress: ProgressArgument) -> None:
         self._show: Show | None = None
-        self._bar = None
+        self._display = None
         if callable(progress):
             self._show = progress
         elif progress:
-            self._bar = Bar()
-            self._show = self._bar.show
+            self._display = Display()
+            self._show = self._display.show
         self._is_due_at = time.monotonic() + _SECONDS
         self._last: BatchStats | None = None
 
@@ -153,164 +134,12 @@ class Reading:
 
     def end(self) -> None:
         """Leave what was shown last on screen."""
-        if self._bar is not None and self._last is not None:
-            self._bar.close(self._last)
+        if self._display is not None and self._last is not None:
+            self._display.close(self._last)
 
     def close(self, stats: BatchStats) -> None:
         """Show the stats one last time."""
-        if self._bar is not None:
-            self._bar.close(stats)
+        if self._display is not None:
+            self._display.close(stats)
         elif self._show is not None:
             self._show(stats)
-
-
-class Bar:
-    """rich's live display; plain lines where the output is no terminal or notebook; silent once it fails."""
-
-    def __init__(self, console: Console | None = None) -> None:
-        """Set up; `console` is a rich console, by default on stderr."""
-        self._console = console
-        self._live: RichProgress | None = None
-        self._printed_at: float | None = None
-        self._is_silent = False
-        self._streams = sys.stdout, sys.stderr
-
-    def show(self, stats: BatchStats) -> None:
-        """Show the stats."""
-        self._try(self._show, stats)
-
-    def close(self, stats: BatchStats) -> None:
-        """Show the final stats, and leave them on screen."""
-        self._try(self._close, stats)
-
-    def _try(self, func: Callable[[Console, BatchStats], None], stats: BatchStats) -> None:
-        if self._is_silent:
-            return
-        try:
-            if self._console is None:
-                self._console = _stderr()
-            func(self._console, stats)
-        except Exception as error:  # noqa: BLE001 - a display must not end work that is paid for
-            self._is_silent = True
-            self._give_streams_back()
-            with contextlib.suppress(ValueError):  # from logging's own report of a stderr that is closed
-                logger.warning(
-                    "the progress of a batch is not shown any more: %s: %s", type(error).__name__, error
-                )
-
-    def _show(self, console: Console, stats: BatchStats) -> None:
-        if console.is_terminal or console.is_jupyter:
-            self._show_live(console, stats)
-            return
-        now = console.get_time()
-        if self._printed_at is None or now - self._printed_at >= _LOG_SECONDS:
-            self._printed_at = now
-            _print(console, stats)
-
-    def _close(self, console: Console, stats: BatchStats) -> None:
-        if console.is_terminal or console.is_jupyter:
-            self._show_live(console, stats)
-            cast("RichProgress", self._live).stop()
-        else:
-            _print(console, stats)
-
-    def _show_live(self, console: Console, stats: BatchStats) -> None:
-        if self._live is None:
-            from rich.progress import Progress as RichProgress
-            from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
-
-            self._live = RichProgress(
-                SpinnerColumn(),
-                TextColumn("{task.description}", markup=False),
-                TimeElapsedColumn(),
-                console=console,
-                auto_refresh=False,  # refreshing automatically takes a thread
-                redirect_stdout=_is_terminal(sys.stdout),  # what goes to a file must not go to our stderr
-                redirect_stderr=_is_terminal(sys.stderr),
-            )
-            self._live.add_task("")
-            self._streams = sys.stdout, sys.stderr
-            self._live.start()
-        self._live.update(self._live.task_ids[0], description=words(stats), refresh=True)
-
-    def _give_streams_back(self) -> None:
-        """Restore the streams that rich has replaced to print above its display."""
-        for name, stream in zip(("stdout", "stderr"), self._streams, strict=True):
-            if type(getattr(sys, name)).__module__.startswith("rich."):
-                setattr(sys, name, stream)
-
-
-def _stderr() -> Console:
-    """Return a console on stderr whose errors are only raised."""
-    from rich.console import Console
-
-    class Raising(Console):
-        def on_broken_pipe(self) -> None:
-            # rich would send the program's stdout to the null device, and exit
-            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-
-    return Raising(stderr=True)
-
-
-def _is_terminal(stream: Any) -> bool:
-    try:
-        return bool(stream.isatty())
-    except (AttributeError, ValueError, OSError):  # there is none, or it is closed
-        return False
-
-
-def _print(console: Console, stats: BatchStats) -> None:
-    console.print(words(stats), highlight=False, soft_wrap=True, markup=False)
-
-
-_WAITS: Final = {
-    "rate window": "the next window",
-    "token limit": "the tokens of the next minute",
-    "provider": "the provider",
-    "outage": "the end of an outage",
-    "concurrency": "a free slot",
-}
-
-
-def words(stats: BatchStats, *, now: datetime | None = None) -> str:
-    """Format the stats as a line of text, as of `now`; by default the present moment."""
-    if stats.reading_percent is not None:
-        return f"reading the journal, {stats.reading_percent:.0f} %"
-    if stats.counted is not None:
-        return f"counting the items, {stats.counted:,} so far"
-    parts = [
-        *words_of(stats),
-        f"{stats.in_flight:,} in flight",
-        f"{stats.calls_per_second:,.1f}/s",
-        f"{stats.total_tokens:,} tokens",
-        _cost(stats),
-    ]
-    if stats.percent is not None:
-        parts[0] = f"{stats.percent:.0f} % of {stats.total:,}: {parts[0]}"
-    if stats.seconds_left:
-        parts.append(f"{duration(stats.seconds_left)} left")
-    if stats.waiting_until is not None:
-        seconds = max(0.0, (stats.waiting_until - (now or datetime.now(UTC))).total_seconds())
-        parts.append(f"waiting for {_WAITS[stats.waiting_for or 'rate window']}, {duration(seconds)}")
-    return ", ".join(parts)
-
-
-def _cost(stats: BatchStats) -> str:
-    projected = stats.projected_cost_usd
-    spent = shown_usd(stats.cost_usd)
-    return (
-        spent if projected is None or not stats.seconds_left else f"{spent} of about {shown_usd(projected)}"
-    )
-
-
-def duration(seconds: float) -> str:
-    """Return a length of time in its two largest units, rounded up to whole seconds."""
-    left = math.ceil(seconds)
-    minutes, hours, days = left // 60, left // 3_600, left // 86_400
-    if minutes == 0:
-        return f"{left} s"
-    if hours == 0:
-        return f"{minutes} min {left % 60:02} s"
-    if days == 0:
-        return f"{hours} h {minutes % 60:02} min"
-    return f"{days} d {hours % 24} h"

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from rich.console import Console
 
 import omnigate
 from omnigate import AsyncClient, BatchStats
-from omnigate._batch.progress import Bar, duration, words
+from omnigate._batch.display import Display, Part, duration, fitted, parts, words
 
 from ..support.provider import Provider
 
@@ -151,7 +152,7 @@ class TestCallable:
     async def test_progress_true_without_rich_says_what_to_install(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setitem(sys.modules, "rich.progress", None)
+        monkeypatch.setitem(sys.modules, "rich.live", None)
         with pytest.raises(omnigate.GatewayError, match=r"pip install 'omnigate\[cli\]'"):
             client().batch(["a"], model="gpt-4o", progress=True)
 
@@ -160,7 +161,7 @@ class TestCallable:
             assert len([outcome async for outcome in batch]) == 2
         printed = capsys.readouterr()
         assert printed.out == ""
-        assert printed.err.splitlines()[-1].startswith("100 % of 2: 2 done, 0 in flight")
+        assert " 100 % of 2: 2 done, 0 in flight" in printed.err.splitlines()[-1]
 
 
 def test_progress_words_summarize_the_stats_in_one_line() -> None:
@@ -219,38 +220,105 @@ def test_a_duration_is_told_in_its_two_largest_units(seconds: float, text: str) 
 def test_progress_bar_in_a_log_prints_a_line_every_30_seconds_and_a_last_one() -> None:
     now = 0.0
     output = io.StringIO()
-    bar = Bar(Console(file=output, get_time=lambda: now))
+    display = Display(Console(file=output, get_time=lambda: now))
     for second in range(100):
         now = float(second)
-        bar.show(BatchStats(succeeded=second))
-    bar.close(BatchStats(succeeded=100))
-    counts = [line.split(" ")[0] for line in output.getvalue().splitlines()]
-    assert counts == ["0", "30", "60", "90", "100"]
+        display.show(BatchStats(succeeded=second))
+    display.close(BatchStats(succeeded=100))
+    lines = output.getvalue().splitlines()
+    assert all(re.match(r"\d\d:\d\d:\d\d \d+ done, ", line) for line in lines)
+    assert [line.split(" ")[1] for line in lines] == ["0", "30", "60", "90", "100"]
     assert "\x1b" not in output.getvalue()
 
 
-@pytest.mark.parametrize("options", [{"force_terminal": True}, {"force_jupyter": True}])
-def test_progress_bar_updates_in_place_in_a_terminal_or_notebook(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_words_tell_the_commonest_failure() -> None:
+    stats = BatchStats(succeeded=1, failed=5, failures={"APIError": 2, "ProviderError": 3})
+    assert words(stats).startswith("1 done, 5 failed (most often ProviderError), 0 in flight")
+
+
+WAITING = BatchStats(
+    succeeded=1_234,
+    failed=5,
+    replayed=70,
+    in_flight=64,
+    calls_per_second=31.25,
+    total_tokens=98_765,
+    cost_usd=1.25,
+    projected_cost_usd=3.75,
+    seconds_left=4_000,
+    total=4_000,
+    waiting_until=datetime(2026, 11, 24, 12, 30, tzinfo=UTC),
+)
+
+
+@pytest.mark.parametrize("columns", [120, 80, 60, 40, 30, 20, 10])
+def test_the_display_fits_any_width_and_keeps_the_wait_longest(columns: int) -> None:
+    now = datetime(2026, 11, 24, 12, 29, 37, tzinfo=UTC)
+    told = parts(WAITING, now=now)
+    lines = [", ".join(part.text for part in line) for line in fitted(told, columns, 4)]
+    assert len(lines) <= 4
+    assert all(len(line) <= columns for line in lines)
+    text = " ".join(lines)
+    assert "waiting for the next window, 23 s"[:columns] in text
+    if columns >= 60:  # nothing is left out
+        assert [part.text in text for part in told] == [True] * len(told)
+    if columns >= 20:
+        assert "5 failed" in text
+
+
+def test_what_is_left_out_first_has_the_lowest_rank() -> None:
+    told = [Part("a" * 10, 2), Part("b" * 10, 1), Part("c" * 10, 9)]
+    assert [[part.text[0] for part in line] for line in fitted(told, 10, 2)] == [["a"], ["c"]]
+    assert [[part.text[0] for part in line] for line in fitted(told, 10, 1)] == [["c"]]
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 120])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_display_updates_in_place_in_a_terminal(columns: int, encoding: str) -> None:
+    output = io.TextIOWrapper(io.BytesIO(), encoding)
+    display = Display(Console(file=output, width=columns, force_terminal=True, legacy_windows=False))
+    display.show(WAITING)
+    display.show(WAITING)
+    display.close(WAITING)
+    output.seek(0)
+    text = output.read()
+    assert "\x1b[1A" in text  # moves the cursor up
+    assert "\x1b[?25h" in text  # shows the cursor again
+    assert "1,234 done" in text
+    lines = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", text.replace("\r", "\n")).split("\n")
+    assert max(map(len, lines)) <= columns
+
+
+def test_a_terminal_without_escape_sequences_gets_lines() -> None:
     output = io.StringIO()
-    shown: list[object] = []
-    ipython: Any = types.ModuleType("IPython.display")  # as a notebook has it
-    ipython.display = lambda *values, **_: shown.extend(values)
-    widgets: Any = types.ModuleType("ipywidgets")
-    widgets.Output = type("Output", (contextlib.nullcontext,), {"clear_output": lambda self, wait: None})
+    display = Display(Console(file=output, force_terminal=True, _environ={"TERM": "dumb"}))
+    display.show(STATS)
+    display.close(STATS)
+    assert "\x1b" not in output.getvalue()
+    assert len(output.getvalue().splitlines()) == 2
+
+
+def test_a_notebook_shows_one_output_that_is_updated(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    handle: Any = types.SimpleNamespace(update=lambda value, raw: shown.append(value))
+    ipython: Any = types.ModuleType("IPython.display")  # as a notebook has it, which needs nothing else
+
+    def display(value: Any, *, raw: bool, display_id: bool) -> Any:
+        assert raw
+        assert display_id
+        shown.append(value)
+        return handle
+
+    ipython.display = display
     monkeypatch.setitem(sys.modules, "IPython.display", ipython)
-    monkeypatch.setitem(sys.modules, "ipywidgets", widgets)
-    bar = Bar(Console(file=output, width=140, **options))
-    bar.show(STATS)
-    bar.show(STATS)
-    bar.close(STATS)
-    if "force_terminal" in options:
-        assert "\x1b" in output.getvalue()  # moves the cursor
-        assert "1,234 done" in output.getvalue()
-        assert "\x1b[?25h" in output.getvalue()  # shows the cursor again
-    else:
-        assert shown
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    bar = Display(Console(file=io.StringIO(), force_jupyter=True))
+    for _ in range(3):
+        bar.show(WAITING)
+    bar.close(WAITING)
+    assert len(shown) == 4
+    assert "1,234 done" in shown[-1]["text/plain"]
+    assert shown[-1]["text/html"].startswith("<pre>")
 
 
 class Breaking(io.StringIO):

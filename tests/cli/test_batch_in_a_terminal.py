@@ -112,10 +112,12 @@ def test_ctrl_c_while_the_rate_window_is_waited_for_ends_soon(monkeypatch: pytes
         monkeypatch.setenv("OMNIGATE_BASE_URL", gateway.url)
         monkeypatch.setenv("OMNIGATE_API_KEY", gateway.create_project(rate_limit_per_min=3).api_key)
         monkeypatch.setenv("OMNIGATE_MODEL", "gpt-4o-mini")
-        with omnigate(*write_rows(20), columns=200) as terminal:
+        with omnigate(*write_rows(20), columns=60) as terminal:
             terminal.wait_for("the next window")
+            assert "3 done" in terminal.text
             terminal.interrupt()
             assert terminal.wait() == 130
+            assert "Ctrl-C: finishing" in terminal.text
             assert "Interrupted." in terminal.text
 
 

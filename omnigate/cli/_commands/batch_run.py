@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from omnigate._batch.display import duration
 from omnigate._batch.journal.reading import failed
 from omnigate._batch.outcomes import BatchStats, Outcome
-from omnigate._batch.progress import duration
 from omnigate._batch.rows import row_of
 from omnigate._batch.writing import ADD_TOGETHER, OutcomeFile
 from omnigate._data.source import Files, data_source
@@ -239,9 +239,12 @@ def _has_begun(error: GatewayError) -> bool:
 def _stop(client: Client, batch: SyncBatch[Any]) -> None:
     """Stop a batch. Called by a signal handler: what is said is printed by the thread of the display."""
     batch.stop()
-    client._portal.post(
-        partial(note, "Ctrl-C: finishing the calls in flight. Press it again to end immediately.")
-    )
+    client._portal.post(_tell_of_stop)
+
+
+def _tell_of_stop() -> None:
+    # Through `sys.stderr`, which the display has replaced, so that it appears above it.
+    print("Ctrl-C: finishing the calls in flight. Press it again to end immediately.", file=sys.stderr)
 
 
 class _Sink:

@@ -9,7 +9,7 @@ from omnigate._batch.outcomes import AnyOutcome, BatchStats, billed_answers, wor
 from omnigate._batch.spending import Spending
 from omnigate._wire.redaction import one_line, redact
 from omnigate.cli._frame.terminal import safe
-from omnigate.cli._frame.values import usd
+from omnigate.cli._frame.values import counted, usd
 from omnigate.exceptions import APIError, GatewayError
 
 _KINDS_MOST: Final = 100
@@ -83,8 +83,8 @@ class Summary:
                     *words_of(stats),
                     f"{stats.total_tokens:,} tokens",
                     usd(stats.cost_usd),
-                    *([f"{stats.rejections:,} rejections"] if stats.rejections else []),
-                    *([f"{stats.retries:,} retries"] if stats.retries else []),
+                    *([counted(stats.rejections, "rejection")] if stats.rejections else []),
+                    *([counted(stats.retries, "resend")] if stats.retries else []),
                 ]
             )
         ]

@@ -10,11 +10,11 @@ import pytest
 
 import omnigate
 from omnigate import AsyncClient, Client, MaxWaitError
+from omnigate._batch.display import words
 from omnigate._batch.pace.address import Address
 from omnigate._batch.pace.queue import Flow
 from omnigate._batch.pace.tokens import TokenWindow
 from omnigate._batch.pace.upstream import Upstream
-from omnigate._batch.progress import words
 
 from ...support.provider import Provider
 from ...support.scripted import chat_answer
