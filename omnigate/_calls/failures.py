@@ -67,7 +67,7 @@ _FAILED: Final[dict[tuple[type[httpx.TransportError], ...], str]] = {
 
 _HOW_TO_START: Final = (
     ". If no gateway is running there, start a local one with `omnigate gateway` "
-    "(pip install 'omnigate[cli]'), or set base_url or $OMNIGATE_BASE_URL"
+    "(pip install 'omnigate[cli]'), which prints its address; or set base_url or $OMNIGATE_BASE_URL"
 )
 
 _any_decoder: Final = msgspec.json.Decoder()

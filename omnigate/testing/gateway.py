@@ -20,7 +20,7 @@ from omnigate._wire.arguments import check_budget, check_key
 from omnigate._wire.checks import check_callable, check_integer, check_number, check_text, one_of, refusal
 from omnigate._wire.redaction import mask
 from omnigate.testing._clocks import refuse_autojump, running_trio_clock
-from omnigate.testing._gateway.accounts import new_key
+from omnigate.testing._gateway.accounts import KEY_PREFIX_LENGTH, new_key
 from omnigate.testing._gateway.limits import RateLimiter
 from omnigate.testing.faults import Fault, RecordedRequest, Script, Scripts
 
@@ -59,6 +59,8 @@ class GatewaySettings(TypedDict, total=False):
     chunk_delay_seconds: float
     usage_delay_seconds: float
     providers: Iterable[str]
+    fail_rate: float
+    seed: int | None
 
 
 class GatewayFactory(Protocol):
@@ -103,6 +105,9 @@ class LocalGateway:
         usage_delay_seconds: how long writing a stream's usage record takes, between its text and its end.
         providers: the providers that the project of `api_key` has keys for: "openai", "anthropic", "gemini",
             "azure"; () to see how calls fail without a provider key.
+        fail_rate: the share of the providers' calls that fail, from 0 to 1, with a 500, 503 or 429.
+        seed: makes these failures the same in every run, as far as the calls come in the same order; None for
+            others each time.
 
     Raises:
         ValueError: an argument is out of range.
@@ -123,9 +128,12 @@ class LocalGateway:
         chunk_delay_seconds: float = 0.0,
         usage_delay_seconds: float = 0.0,
         providers: Iterable[str] = DEFAULT_PROVIDERS,
+        fail_rate: float = 0.0,
+        seed: int | None = None,
     ) -> None:
         check_extra()
         from omnigate.testing._gateway.app import GatewayApp
+        from omnigate.testing._gateway.model import Accidents
         from omnigate.testing._gateway.state import State
 
         host = check_text(host, "host")
@@ -139,6 +147,8 @@ class LocalGateway:
         latency_seconds = check_number(latency_seconds, "latency_seconds", minimum=0)
         chunk_delay_seconds = check_number(chunk_delay_seconds, "chunk_delay_seconds", minimum=0)
         usage_delay_seconds = check_number(usage_delay_seconds, "usage_delay_seconds", minimum=0)
+        fail_rate = check_number(fail_rate, "fail_rate", minimum=0, maximum=1)
+        seed = None if seed is None else check_integer(seed, "seed", minimum=0)
         check_callable(clock, "clock", "a callable that returns the seconds since 1970")
         key = check_key(admin_key, "admin_key")
         if key == "":
@@ -158,6 +168,7 @@ class LocalGateway:
             latency_seconds=latency_seconds,
             chunk_delay_seconds=chunk_delay_seconds,
             usage_delay_seconds=usage_delay_seconds,
+            accidents=Accidents(fail_rate, seed),
         )
         self._scripts = Scripts()
         self._server: Server | None = None
@@ -191,6 +202,7 @@ class LocalGateway:
         daily_budget: Decimal | float | str = 0,
         monthly_budget: Decimal | float | str = 0,
         providers: Iterable[str] = ("openai",),
+        api_key: str | None = None,
     ) -> LocalProject:
         """Create a project in an organisation of its own, as an administrator would.
 
@@ -199,6 +211,7 @@ class LocalGateway:
             daily_budget: USD per UTC day, 0 for unlimited.
             monthly_budget: USD per UTC month, 0 for unlimited.
             providers: the providers it has keys for: "openai", "anthropic", "gemini", "azure".
+            api_key: its key, at least 12 characters, that no other project has; random if omitted.
 
         Raises:
             ValueError: an argument is out of its limits.
@@ -212,9 +225,15 @@ class LocalGateway:
         )
         names = _check_providers(providers)
         accounts = self._state.accounts
+        key = check_key(api_key, "api_key")
+        if key is not None and (len(key) < KEY_PREFIX_LENGTH or accounts.find_key(key) is not None):
+            must = f"have at least {KEY_PREFIX_LENGTH} characters, and be no other project's"
+            raise refusal("api_key", None, must, got="one that is shorter, or another project's")
         now = self._state.now()
         org = accounts.create_org("Local", Decimal(0), Decimal(0), now)
-        project, secret = accounts.create_project(org, "Default", daily, monthly, rate_limit_per_min, now)
+        project, secret = accounts.create_project(
+            org, "Default", daily, monthly, rate_limit_per_min, now, key
+        )
         project.providers.update(names)
         return LocalProject(secret, project.id, org.id)
 

@@ -1,11 +1,13 @@
 """The command line: the demonstration, the local gateway, and what they say when they cannot run."""
 
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -99,7 +101,7 @@ def test_the_gateway_command_without_provider_keys_shows_the_error_for_a_missing
         process.send_signal(signal.SIGTERM)
         rest, errors = process.communicate(timeout=30)
     assert (process.returncode, rest, errors) == (0, "stopped\n", "")
-    assert "\nThe project has no provider key yet: store one with client.set_provider_key().\n" in printed
+    assert "\nThe project has no provider key yet: store one with `omnigate provider-key set`.\n" in printed
 
 
 WITHOUT_PAUSE = "import signal; del signal.pause; from omnigate.cli import main; main()"
@@ -128,19 +130,87 @@ def test_the_gateway_command_reports_a_busy_port_in_one_line() -> None:
 
 
 @pytest.mark.proof
+def test_a_batch_gets_through_a_gateway_with_a_limit_and_failures(tmp_path: Path) -> None:
+    options = [
+        "--rate-limit",
+        "30",
+        "--window",
+        "3",
+        "--latency",
+        "0.05",
+        "--fail-rate",
+        "0.1",
+        "--seed",
+        "7",
+    ]
+    key = "llmg_a-fixed-key"
+    process, exports, _ = start_gateway(*OMNIGATE, "gateway", "--port", "0", "--api-key", key, *options)
+    try:
+        assert exports["OMNIGATE_API_KEY"] == key
+        (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n' * 80)
+        done = subprocess.run(
+            [*OMNIGATE, "batch", "in.jsonl", "-o", "out.csv", "-m", "gpt-4o-mini", "--json", "-q"],
+            env=os.environ | exports, cwd=tmp_path, capture_output=True, text=True, timeout=55, check=False,
+        )  # fmt: skip
+        summary = json.loads(done.stdout)
+        assert summary["succeeded"] + summary["failed"] == 80
+        assert summary["succeeded"] > 70
+        assert summary["retries"] > 0
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+
+
+@pytest.mark.proof
+def test_the_gateway_command_prints_its_settings_as_json() -> None:
+    command = [*OMNIGATE, "gateway", "--port", "0", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if line == "}\n":
+            break
+    settings = json.loads(text)
+    with Client(settings["api_key"], base_url=settings["base_url"]) as client:
+        assert client.health()["status"] == "ok"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "stopped\n")
+
+
+@pytest.mark.proof
 @pytest.mark.parametrize(
-    ("host", "words"),
+    ("options", "words"),
     [
-        ("", "Error: host must be text of at least 1 character, got ''"),
-        ("no..name", "Error: cannot serve at no..name:0: "),
+        (["--window", "61"], "61 is not in the range"),
+        (["--fail-rate", "2"], "2.0 is not in the range"),
+        (["--rate-limit", "0"], "0 is not in the range"),
+        (["--api-key", "short"], "api_key must have at least 12 characters"),
+        (["--port", "70000"], "70000 is not in the range"),
     ],
 )
-def test_the_gateway_command_reports_an_invalid_host_in_one_line(host: str, words: str) -> None:
+def test_the_gateway_command_refuses_bad_settings(options: list[str], words: str) -> None:
+    done = subprocess.run(
+        [*OMNIGATE, "gateway", *options], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert "short" not in done.stderr or "api_key" in done.stderr
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(
+    ("host", "code", "words"),
+    [
+        ("", 2, "Error: host must be text of at least 1 character, got ''"),
+        ("no..name", 1, "Error: cannot serve at no..name:0: "),
+    ],
+)
+def test_the_gateway_command_reports_an_invalid_host(host: str, code: int, words: str) -> None:
     command = [*OMNIGATE, "gateway", "--port", "0", "--host", host]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(words)
-    assert done.stderr.count("\n") == 1
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.splitlines()[-1].startswith(words)
 
 
 @pytest.mark.parametrize(

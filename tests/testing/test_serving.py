@@ -9,7 +9,7 @@ import anyio
 import httpx
 import pytest
 
-from omnigate import AsyncClient, Client, ConnectionError, RetryConfig
+from omnigate import APIError, AsyncClient, Client, ConnectionError, InvalidArgumentError, RetryConfig
 from omnigate.testing import Answer, Cut, Garbage, LocalGateway, StreamFailure
 
 HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
@@ -155,3 +155,54 @@ async def test_our_client_keeps_the_usage_record_that_hanging_up_at_done_loses()
                 async for _ in stream:
                     pass
         assert await anyio.to_thread.run_sync(requests_counted, gateway) == 1
+
+
+def outcomes_of(gateway: LocalGateway) -> list[int]:
+    """Call a gateway without retries, and return the statuses."""
+    statuses = []
+    with gateway, Client(gateway.api_key, base_url=gateway.url, retries=0) as client:
+        for model in ["gpt-4o-mini", "claude-3-5-haiku-latest"] * 30:
+            try:
+                client.chat(model=model, messages="hi")
+                statuses.append(200)
+            except APIError as error:
+                statuses.append(error.status_code or 0)
+    return statuses
+
+
+def test_failures_by_chance_are_the_same_with_the_same_seed() -> None:
+    first = outcomes_of(LocalGateway(fail_rate=0.2, seed=1))
+    assert first == outcomes_of(LocalGateway(fail_rate=0.2, seed=1))
+    assert first != outcomes_of(LocalGateway(fail_rate=0.2, seed=2))
+    assert {200, 500, 503, 429} <= set(first)
+    assert 30 <= first.count(200) <= 57
+    assert set(outcomes_of(LocalGateway())) == {200}
+    assert 200 not in outcomes_of(LocalGateway(fail_rate=1))
+
+
+def test_a_project_has_the_key_that_it_is_given() -> None:
+    with LocalGateway() as gateway:
+        project = gateway.create_project(api_key="llmg_a-fixed-key")
+        assert project.api_key == "llmg_a-fixed-key"
+        with Client("llmg_a-fixed-key", base_url=gateway.url) as client:
+            assert client.me().project_id == project.project_id
+        for wrong in ("llmg_a-fixed-key", "llmg_short", ""):
+            with pytest.raises(
+                InvalidArgumentError, match="api_key must have at least 12 characters"
+            ) as raised:
+                gateway.create_project(api_key=wrong)
+            assert "llmg" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"fail_rate": 1.5}, "fail_rate must be "),
+        ({"fail_rate": -0.1}, "fail_rate must be "),
+        ({"seed": -1}, "seed must be an integer"),
+        ({"seed": "x"}, "seed must be an integer"),
+    ],
+)
+def test_settings_for_failures_are_checked(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        LocalGateway(**options)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import time
 from types import FrameType
+from typing import Final
 
 import click
 
-from omnigate.cli._frame.command import Command
+from omnigate.cli._frame.command import Command, pass_invocation
+from omnigate.cli._frame.invocation import Invocation
+from omnigate.cli._frame.terminal import emit_json
 from omnigate.exceptions import InvalidArgumentError
 from omnigate.testing import LocalGateway
 from omnigate.testing.gateway import DEFAULT_PROVIDERS
@@ -17,47 +21,125 @@ from omnigate.testing.gateway import DEFAULT_PROVIDERS
 _DAY_SECONDS = 86_400
 
 
+DEFAULT_PORT: Final = 8780
+
+_NO_LIMIT: Final = 1_000_000_000
+
+
 @click.command(
     cls=Command,
-    common=("debug",),
-    examples=["omnigate gateway", "omnigate gateway --port 0 --no-provider-keys"],
+    common=("json", "debug"),
+    examples=[
+        "omnigate gateway",
+        "omnigate gateway --rate-limit 20 --window 10 --latency 1.5 --fail-rate 0.05 --seed 7",
+        "omnigate gateway --port 0 --no-provider-keys",
+    ],
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", default=8000, show_default=True, type=click.IntRange(0, 65_535), help="0: any free port."
+    "--port",
+    default=DEFAULT_PORT,
+    show_default=True,
+    type=click.IntRange(0, 65_535),
+    help="Port to listen on; 0 for any free one.",
 )
+@click.option(
+    "--api-key", metavar="KEY", help="A fixed key, instead of a random one; at least 12 characters."
+)
+@click.option(
+    "--rate-limit",
+    type=click.IntRange(1, _NO_LIMIT),
+    metavar="CALLS",
+    help="Calls of the key in each window; else no limit.",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(1, 60),
+    default=60,
+    show_default=True,
+    metavar="SECONDS",
+    help="Length of a rate window; the real gateway's is 60.",
+)
+@click.option(
+    "--latency",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a model takes to answer.",
+)
+@click.option(
+    "--fail-rate",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    metavar="SHARE",
+    help="The share of calls that fail at the provider, with 500, 503 or 429.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Makes the failures the same in every run.")
 @click.option(
     "--provider-keys/--no-provider-keys",
     default=True,
     show_default=True,
-    help="Whether the API key's project has provider keys for openai, anthropic and gemini. Without them, "
-    "calls fail as they do for a new project, until you store a key with set_provider_key().",
+    help="Whether the key's project has provider keys for openai, anthropic and gemini. Without them, calls "
+    "fail as they do for a new project, until you store one with `omnigate provider-key set`.",
 )
-def command(host: str, port: int, provider_keys: bool) -> None:
+@pass_invocation
+def command(
+    invocation: Invocation,
+    host: str,
+    port: int,
+    api_key: str | None,
+    rate_limit: int | None,
+    window: int,
+    latency: float,
+    fail_rate: float,
+    seed: int | None,
+    provider_keys: bool,
+) -> None:
     """Serve a local gateway in the foreground, until Ctrl-C.
 
     It implements the whole protocol in memory and echoes prompts: nothing leaves this machine. The printed
-    keys work.
+    keys work. With a limit, a latency and failures, try how a job copes with trouble.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        local = LocalGateway(
+            host=host,
+            port=port,
+            rate_window_seconds=window,
+            latency_seconds=latency,
+            fail_rate=fail_rate,
+            seed=seed,
+        )
         providers = DEFAULT_PROVIDERS if provider_keys else ()
-        with LocalGateway(host=host, port=port, providers=providers) as local:
-            click.echo(f"OmniGate local gateway at {local.url}  (Ctrl-C stops it)\n")
-            if not provider_keys:
-                click.echo("The project has no provider key yet: store one with client.set_provider_key().\n")
-            click.echo(f"  export OMNIGATE_BASE_URL={local.url}")
-            click.echo(f"  export OMNIGATE_API_KEY={local.api_key}")
-            click.echo(f"  export OMNIGATE_ADMIN_KEY={local.admin_key}")
-            sys.stdout.flush()
+        project = local.create_project(
+            rate_limit_per_min=rate_limit or _NO_LIMIT, providers=providers, api_key=api_key
+        )
+        with local:
+            _tell(invocation, local, project.api_key, provider_keys=provider_keys)
             while True:
                 time.sleep(_DAY_SECONDS)  # until a signal; Windows has no signal.pause()
     except KeyboardInterrupt:
-        click.echo("stopped")
+        click.echo("stopped", err=invocation.is_json)
     except (OSError, UnicodeError) as error:  # UnicodeError: the host is not a valid name
         raise click.ClickException(f"cannot serve at {host}:{port}: {error}") from error
     except InvalidArgumentError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.UsageError(str(error)) from error
+
+
+def _tell(invocation: Invocation, local: LocalGateway, api_key: str, *, provider_keys: bool) -> None:
+    """Print the address and the keys, for a shell to use."""
+    if invocation.is_json:
+        emit_json({"base_url": local.url, "api_key": api_key, "admin_key": local.admin_key})
+    else:
+        click.echo(f"OmniGate local gateway at {local.url}  (Ctrl-C stops it)\n")
+        if not provider_keys:
+            click.echo("The project has no provider key yet: store one with `omnigate provider-key set`.\n")
+        click.echo(f"  export OMNIGATE_BASE_URL={local.url}")
+        click.echo(f"  export OMNIGATE_API_KEY={shlex.quote(api_key)}")
+        click.echo(f"  export OMNIGATE_ADMIN_KEY={local.admin_key}")
+    sys.stdout.flush()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -115,10 +115,17 @@ class Accounts:
         return org
 
     def create_project(
-        self, org: Org, name: str, daily: Decimal, monthly: Decimal, rate_limit_per_min: int, now: datetime
+        self,
+        org: Org,
+        name: str,
+        daily: Decimal,
+        monthly: Decimal,
+        rate_limit_per_min: int,
+        now: datetime,
+        secret: str | None = None,
     ) -> tuple[Project, str]:
-        """Create a project and its first key; return both."""
-        secret = new_key()
+        """Create a project and its first key, random by default; return both."""
+        secret = secret or new_key()
         prefix = secret[:KEY_PREFIX_LENGTH]
         project = Project(new_id(), org, name, prefix, daily, monthly, rate_limit_per_min, now)
         self.projects[project.id] = project

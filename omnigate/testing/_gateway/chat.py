@@ -218,7 +218,7 @@ async def _first_success(
             provider = check_provider(state, admitted.project, model)
             if state.latency_seconds:
                 await anyio.sleep(state.latency_seconds)
-            failure = provider_failure(provider, contents, faults)
+            failure = provider_failure(provider, contents, state.accidents.faults(faults))
             failed = failure is not None and failure.transient
             state.breakers.record(provider, admitted.project.id, state.clock(), failed=failed)
             if failure is not None:
@@ -250,7 +250,7 @@ async def _stream_result(
     if state.latency_seconds:
         await anyio.sleep(state.latency_seconds)
     faults = faults_of(request)
-    failure = provider_failure(provider, contents, faults)
+    failure = provider_failure(provider, contents, state.accidents.faults(faults))
     failed = failure is not None and failure.transient
     state.breakers.record(provider, admitted.project.id, state.clock(), failed=failed)
     return failure or answer(model, contents, prompt, max_tokens, faults)

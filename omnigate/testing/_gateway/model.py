@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -56,6 +57,28 @@ class ModelAnswer:
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
         }
+
+
+class Accidents:
+    """Failures of providers that happen by chance.
+
+    Args:
+        rate: the share of calls that fail, from 0 to 1.
+        seed: makes them the same in every run; None for others each time.
+    """
+
+    def __init__(self, rate: float, seed: int | None) -> None:
+        self._rate = rate
+        self._dice = random.Random(seed)  # noqa: S311 - no secrets
+
+    def faults(self, scripted: Sequence[Fault]) -> Sequence[Fault]:
+        """Return the faults of a call: the scripted ones, and perhaps an accident."""
+        if not self._rate or self._dice.random() >= self._rate:
+            return scripted
+        return [*scripted, ProviderFailure(self._dice.choice(_ACCIDENTS))]
+
+
+_ACCIDENTS: Final = (500, 503, 429)
 
 
 def provider_failure(provider: str, contents: Sequence[str], faults: Sequence[Fault]) -> ProviderError | None:

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from omnigate.testing._gateway.accounts import Accounts, Key, Project
 from omnigate.testing._gateway.answers import BadRequestError
 from omnigate.testing._gateway.limits import CircuitBreakers, RateLimiter
+from omnigate.testing._gateway.model import Accidents
 from omnigate.testing._gateway.usage import Usage
 from omnigate.testing.faults import Fault, RecordedRequest
 
@@ -33,6 +34,7 @@ class State:
     latency_seconds: float
     chunk_delay_seconds: float
     usage_delay_seconds: float
+    accidents: Accidents
     accounts: Accounts = field(default_factory=Accounts)
     usage: Usage = field(default_factory=Usage)
     breakers: CircuitBreakers = field(default_factory=CircuitBreakers)
