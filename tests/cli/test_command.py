@@ -30,7 +30,10 @@ def test_the_demo_command_shows_the_main_features_and_exits_with_success(proxy: 
         [*OMNIGATE, "demo"], env=os.environ | proxy, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    for words in ("Sign up", "echo[gpt-4o-mini]: Say hi in French", "ProviderError: [400]", "AuthError: [401] Invalid API key",
+    for words in ("Sign up", "echo[gpt-4o-mini]: Say hi in French", "City(name='Oslo', population=724000)",
+                  "estimate: 6 items", "first run: 3 answered, then stopped", "second run: 3 from the journal, 3 called",
+                  "r1: echo[gpt-4o-mini]: Sum up: The soup was cold",
+                  "ProviderError: [400]", "AuthError: [401] Invalid API key",
                   "number 10", "10 answered, 0 failed, none lost", "Usage metrics", "Done."):  # fmt: skip
         assert words in done.stdout
     assert not re.search(r"llmg_[\w-]{20}", done.stdout)

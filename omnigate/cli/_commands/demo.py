@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import signal
 import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
+from typing import Any
 
 import click
 from rich.console import Console
@@ -30,8 +35,8 @@ _ITEMS = 10
 def command() -> None:
     """Show the client at work against a local gateway.
 
-    Sign-up, a chat, a stream, an error, a batch that keeps the rate limit, metrics: nothing leaves this
-    machine.
+    Sign-up, a chat, a stream, a structured answer, a file of prompts that is stopped and resumed, errors, a
+    batch that keeps the rate limit, metrics. Nothing leaves this machine.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -63,6 +68,9 @@ def run_demo() -> None:
             _step(console, "Store a provider key", "openai")
             _chat(console, client)
             _stream(console, client)
+            _structured(console, client)
+            with TemporaryDirectory() as folder:
+                _data(console, client, Path(folder))
             _errors(console, client, gateway)
             _batch(console, gateway)
             _metrics(console, client)
@@ -93,6 +101,46 @@ def _stream(console: Console, client: Client) -> None:
             console.print(escape(piece), end="")
     tokens = stream.usage.total_tokens if stream.usage else "?"
     console.print(f"\n  {tokens} tokens, finish reason {stream.finish_reason}")
+
+
+@dataclass
+class City:
+    name: str
+    population: int
+
+
+def _structured(console: Console, client: Client) -> None:
+    _step(console, "A structured answer")
+    question = 'The largest city of Peru, as {"name": "Oslo", "population": 724000}'
+    answer = client.chat(model=_MODEL, messages=question, response_type=City)
+    console.print(f"  {escape(repr(answer.parsed))}")
+
+
+def _data(console: Console, client: Client, folder: Path) -> None:
+    _step(console, "A file in, a file out", "reviews.csv to answers.csv")
+    reviews, journal, answers = (
+        folder / "reviews.csv",
+        folder / "answers.journal.jsonl",
+        folder / "answers.csv",
+    )
+    texts = ("The soup was cold", "Great cake", "Never again", "We will be back", "Too loud", "Just right")
+    reviews.write_text("id,text\n" + "".join(f"r{n},{text}\n" for n, text in enumerate(texts, 1)), "utf-8")
+    options: Any = {"model": _MODEL, "prompt": "Sum up: {text}", "id": "id", "max_tokens": 20}
+    estimate = client.estimate(reviews, **options)
+    low, high = estimate.total_tokens
+    console.print(f"  estimate: {estimate.items} items, {low} to {high} tokens")
+    with client.batch(reviews, journal=journal, max_concurrency=1, **options) as batch:
+        for outcome in batch:
+            if outcome.id == "r3":
+                batch.stop()
+    console.print(f"  first run: {batch.stats.succeeded} answered, then stopped")
+    stats = client.batch(reviews, journal=journal, **options).write(answers)
+    console.print(f"  second run: {stats.replayed} from the journal, {stats.succeeded} called")
+    with answers.open(newline="", encoding="utf-8") as file:
+        first = next(csv.DictReader(file))
+    console.print(
+        f"  {escape(first['id'])}: {escape(first['content'])}  [dim]{first['total_tokens']} tokens[/]"
+    )
 
 
 def _errors(console: Console, client: Client, gateway: LocalGateway) -> None:
