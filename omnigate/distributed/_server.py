@@ -160,9 +160,9 @@ class PacerServer:
         side, reader = ServerSide(self._secret), FrameReader()
         self._connections += 1
         try:
-            async with stream:
+            async with await self._plain(stream) as plain:
                 try:
-                    await self._converse(stream, side, reader)
+                    await self._converse(plain, side, reader)
                 except PacerMessageError as error:
                     logger.warning("%r drops a connection: %s", self, error)
                 except TimeoutError:
@@ -171,6 +171,21 @@ class PacerServer:
                     logger.debug("%r has lost a connection", self)
         finally:
             self._connections -= 1
+
+    async def _plain(self, stream: anyio.abc.SocketStream) -> anyio.abc.SocketStream:
+        """Return a connection over a unix socket as an ordinary one: on uvloop, anyio's own fails at its end."""
+        if self._address.path is None:
+            return stream
+        try:
+            raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+            copy = socket.socket(fileno=os.dup(raw.fileno()))
+        finally:
+            await bounded(stream.aclose)
+        try:
+            return await anyio.abc.SocketStream.from_socket(copy)
+        except BaseException:
+            copy.close()
+            raise
 
     async def _converse(self, stream: anyio.abc.SocketStream, side: ServerSide, reader: FrameReader) -> None:
         with anyio.fail_after(_HANDSHAKE_SECONDS):
