@@ -27,6 +27,9 @@ Args = TypeVarTuple("Args")
 CLOSE_SECONDS: Final = 1.0
 """How long clean-up may delay a cancelled caller."""
 
+_find_backend: Final[Callable[[], object] | None] = getattr(anyio.lowlevel, "get_async_backend", None)
+"""Not part of anyio's interface, so perhaps not there."""
+
 _closing: set[asyncio.Task[None]] = set()  # asyncio itself holds its tasks weakly
 
 
@@ -44,10 +47,9 @@ def cancellation_check() -> Callable[[], Awaitable[None]]:
     if in_trio():
         check: Callable[[], Awaitable[None]] = sys.modules["trio"].lowlevel.checkpoint_if_cancelled
         return check
-    find_backend = getattr(anyio.lowlevel, "get_async_backend", None)  # not part of anyio's interface
-    if find_backend is None:
+    if _find_backend is None:
         return anyio.lowlevel.checkpoint_if_cancelled
-    return getattr(find_backend(), "checkpoint_if_cancelled", anyio.lowlevel.checkpoint_if_cancelled)
+    return getattr(_find_backend(), "checkpoint_if_cancelled", anyio.lowlevel.checkpoint_if_cancelled)
 
 
 def is_cancellation(error: BaseException) -> bool:

@@ -21,10 +21,14 @@ from omnigate.cli import main
 
 EXTRAS = [
     "click",
+    "dask",
     "jsonschema",
+    "matplotlib",
     "platformdirs",
     "prompt_toolkit",
     "pydantic",
+    "ray",
+    "redis",
     "rich",
     "starlette",
     "trio",

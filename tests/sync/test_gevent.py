@@ -55,6 +55,7 @@ IMPORTS = """
     from gevent import monkey
     monkey.patch_all()
     import importlib, sys, httpx, omnigate
+    omnigate.Client  # loads the package, and with it anyio, before imports are watched
     thread = monkey.get_original("_thread", "get_ident")
     import_module = importlib.import_module
 
