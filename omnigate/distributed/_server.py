@@ -173,7 +173,7 @@ class PacerServer:
             self._connections -= 1
 
     async def _plain(self, stream: anyio.abc.SocketStream) -> anyio.abc.SocketStream:
-        """Return a connection over a unix socket as an ordinary one: on uvloop, anyio's own fails at its end."""
+        """Return a unix socket's connection as an ordinary one: on uvloop, anyio's own fails at its end."""
         if self._address.path is None:
             return stream
         try:
