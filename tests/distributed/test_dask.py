@@ -54,7 +54,7 @@ def free() -> Iterator[Meter]:
 
 
 def test_four_workers_keep_one_limit_and_use_it(cluster: Client, meter: Meter) -> None:
-    count = 6 * LIMIT
+    count = 5 * LIMIT
     bag = dask.bag.from_sequence([{"id": n, "messages": "hi"} for n in range(count)], npartitions=4)
     made = chat_bag(bag, client=meter.client, model=MODEL).compute()
     assert [(row["id"], row["error"]) for row in made] == [(n, None) for n in range(count)]
