@@ -162,6 +162,26 @@ def test_what_is_sent_to_workers_shows_no_key(meter: Meter) -> None:
     assert pickle.loads(pickle.dumps(chat))._task.client["api_key"] == meter.key
 
 
+def test_a_scheduler_that_is_slow_does_not_fail_the_job(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def acquire(self: object, timeout: float) -> bool:
+        return False
+
+    class Scheduler:
+        asynchronous = False
+        scheduler = loop = None
+
+        def get_dataset(self, name: str) -> object:
+            raise KeyError(name)
+
+    lock = type("Lock", (), {"__init__": lambda self, *_, **__: None, "acquire": acquire})
+    monkeypatch.setattr("distributed.Lock", lock)
+    monkeypatch.setattr("distributed.get_client", Scheduler)
+    ChatRows(model=MODEL, client={"api_key": "llmg_x", "base_url": "https://gateway.test"})
+    assert "dask: the pacer has not started yet: TimeoutError: another worker is" in caplog.text
+
+
 def test_a_wrong_argument_is_refused_before_a_graph_is_made() -> None:
     bag = dask.bag.from_sequence(["a"])
     with pytest.raises(InvalidArgumentError, match="temperature must be between 0 and 2, got 3"):
