@@ -194,8 +194,10 @@ class Leases:
 
     def _settle(self, report: Report, worker: Worker, now: float) -> None:
         """Account for what the worker did with its leases."""
-        state = self.state
+        state, windows = self.state, self._windows
         self._begin_window(worker)
+        if report.period_seconds and not windows.is_known:
+            windows.suppose(report.period_seconds)
         is_known = report.epoch == state.epoch
         if (report.lease if is_known else 0) < worker.lease:  # it has not received the last one
             self._use(worker, -worker.sends)

@@ -260,6 +260,18 @@ def test_short_windows_are_used_up_as_well(period: int) -> None:
     cluster.run().check()
 
 
+@pytest.mark.parametrize("period", [4, 6])
+@pytest.mark.parametrize("seconds", [0.5, 1.3, 3.9])
+def test_a_pacer_that_restarts_is_told_that_windows_are_short(period: int, seconds: float) -> None:
+    """Else it takes them for a minute, and what was counted in one of them for the calls of others in another."""
+    cluster = Cluster(4, 200, "0.3 s", seed=7, period=period)
+    cluster.at(2, seconds, cluster.server.stop)
+    cluster.at(2, seconds + 0.5, cluster.server.restart)
+    result = cluster.run()
+    assert sum(result.rejected) == 0
+    assert min(result.admitted[5:]) == 1  # in the two or three before it listened
+
+
 def test_a_gateway_without_a_limit_is_not_paced() -> None:
     cluster = Cluster(4, 1_000_000, "0.3 s")
     cluster.gateway.has_headers = False

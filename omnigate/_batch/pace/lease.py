@@ -24,6 +24,7 @@ from omnigate._batch.pace.heads import Answer, Heads, PacerClock
 from omnigate._batch.pace.messages import COUNT_MAX, UNLIMITED, VERSION, Grant, Head, ModelReport, Report
 from omnigate._batch.pace.pacer import UNLIMITED as ROOM_UNLIMITED
 from omnigate._batch.pace.pacer import Pacer, Send
+from omnigate._batch.pace.windows import RATE_WINDOW_SECONDS
 from omnigate._limits import RateLimit
 
 __all__ = ["LeasePacer"]
@@ -265,6 +266,7 @@ class LeasePacer:
             is_leaving=is_leaving,
             heads=heads,
             models=models or [],
+            period_seconds=self._period if self._epoch else 0.0,
         )
         self._unleased_in_report, self._sent_in_report = self._unleased, self._sent
         self._unleased = self._sent = 0
@@ -310,7 +312,7 @@ class LeasePacer:
         self._again_at = asked_at + grant.again_seconds
         if grant.limit:
             self._limit, self._is_free = grant.limit, False
-        self._period = max(1.0, grant.period_seconds)
+        self._period = min(max(1.0, grant.period_seconds), RATE_WINDOW_SECONDS)
         if grant.window_seconds:
             if asked_at + grant.window_seconds > self._window_until + self._period / 2:
                 self._next_window(now)
