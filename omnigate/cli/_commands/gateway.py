@@ -44,7 +44,9 @@ _NO_LIMIT: Final = 1_000_000_000
     help="Port to listen on; 0 for any free one.",
 )
 @click.option(
-    "--api-key", metavar="KEY", help="A fixed key, instead of a random one; at least 12 characters."
+    "--api-key",
+    metavar="KEY",
+    help="A fixed key, instead of a random one: llmg_ and at least 7 letters, digits, - or _.",
 )
 @click.option(
     "--rate-limit",
