@@ -129,6 +129,7 @@ def test_the_gateway_command_reports_a_busy_port_in_one_line() -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(f"Error: cannot serve at 127.0.0.1:{port}: ")
+    assert done.stderr.endswith("; give another --port, or 0 for any free one\n")
     assert done.stderr.count("\n") == 1
 
 
