@@ -249,7 +249,7 @@ class Carrier:
         self._own = cast("AnyIOTransport", transport)  # for the methods that a foreign one lacks
         self._limit = max_response_bytes
         # A subclass may have its own way of sending a request.
-        self.is_direct = type(transport).handle_async_request is AnyIOTransport.handle_async_request
+        self.is_direct: bool = type(transport).handle_async_request is AnyIOTransport.handle_async_request
 
     @property
     def is_ready(self) -> bool:

@@ -234,7 +234,7 @@ _local: Final = _Clients()
 """The clients of this process, where there is no worker of a cluster."""
 
 
-class ClientsPlugin(_api.WorkerPlugin):  # type: ignore[misc]  # pyright: ignore[reportUntypedBaseClass]
+class _ClientsPlugin(_api.WorkerPlugin):  # type: ignore[misc]  # pyright: ignore[reportUntypedBaseClass]
     """Keeps a worker's clients, and closes them with the worker."""
 
     name: str = "omnigate-clients"
@@ -257,14 +257,14 @@ class ClientsPlugin(_api.WorkerPlugin):  # type: ignore[misc]  # pyright: ignore
         await anyio.to_thread.run_sync(self._clients.close)
 
 
-def _plugin_of(worker: Any) -> ClientsPlugin:
+def _plugin_of(worker: Any) -> _ClientsPlugin:
     """Return the plugin of a worker, added if it is the first use."""
     with _lock:
-        plugin = worker.plugins.get(ClientsPlugin.name)
+        plugin = worker.plugins.get(_ClientsPlugin.name)
         if plugin is None:
-            plugin = ClientsPlugin()
-            _api.utils.sync(worker.loop, worker.plugin_add, plugin, ClientsPlugin.name, catch_errors=False)
-        found: ClientsPlugin = plugin
+            plugin = _ClientsPlugin()
+            _api.utils.sync(worker.loop, worker.plugin_add, plugin, _ClientsPlugin.name, catch_errors=False)
+        found: _ClientsPlugin = plugin
         return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from omnigate._wire.arguments import check_budget, check_key
 from omnigate._wire.checks import check_callable, check_integer, check_number, check_text, one_of, refusal
 from omnigate._wire.redaction import mask
 from omnigate.testing._clocks import refuse_autojump, running_trio_clock
-from omnigate.testing._gateway.accounts import KEY_PREFIX_LENGTH, new_key
+from omnigate.testing._gateway.accounts import new_key
 from omnigate.testing._gateway.limits import RateLimiter
 from omnigate.testing.faults import Fault, RecordedRequest, Script, Scripts
 
@@ -35,6 +36,8 @@ _RECORDED_REQUESTS: Final = 10_000
 _ALL_PROVIDERS: Final = (*DEFAULT_PROVIDERS, "azure")
 
 _HIGH_LIMIT: Final = 1_000_000_000
+
+_API_KEY: Final = re.compile(r"llmg_[A-Za-z0-9_-]{7,}")  # its public prefix is its first 12 characters
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class GatewaySettings(TypedDict, total=False):
     providers: Iterable[str]
     fail_rate: float
     seed: int | None
+    api_key: str | None
 
 
 class GatewayFactory(Protocol):
@@ -108,6 +112,8 @@ class LocalGateway:
         fail_rate: the share of the providers' calls that fail, from 0 to 1, with a 500, 503 or 429.
         seed: makes these failures the same in every run, as far as the calls come in the same order; None for
             others each time.
+        api_key: a fixed key for the attribute `api_key`: `llmg_` and at least 7 letters, digits, "-" or "_";
+            random if omitted.
 
     Raises:
         ValueError: an argument is out of range.
@@ -130,6 +136,7 @@ class LocalGateway:
         providers: Iterable[str] = DEFAULT_PROVIDERS,
         fail_rate: float = 0.0,
         seed: int | None = None,
+        api_key: str | None = None,
     ) -> None:
         check_extra()
         from omnigate.testing._gateway.app import GatewayApp
@@ -175,6 +182,8 @@ class LocalGateway:
         self._project: LocalProject | None = None
         self.app: GatewayApp = GatewayApp(self._state, self._scripts, self.requests)
         """The ASGI application."""
+        if api_key is not None:  # it works from the start, unlike a random one, which nobody knows yet
+            self._project = self._unlimited_project(api_key)
 
     @property
     def url(self) -> str:
@@ -192,8 +201,11 @@ class LocalGateway:
     def api_key(self) -> str:
         """A valid gateway key; its project has no limits, and keys for the gateway's `providers`."""
         if self._project is None:
-            self._project = self.create_project(rate_limit_per_min=_HIGH_LIMIT, providers=self._providers)
+            self._project = self._unlimited_project(None)
         return self._project.api_key
+
+    def _unlimited_project(self, api_key: str | None) -> LocalProject:
+        return self.create_project(rate_limit_per_min=_HIGH_LIMIT, providers=self._providers, api_key=api_key)
 
     def create_project(
         self,
@@ -211,7 +223,8 @@ class LocalGateway:
             daily_budget: USD per UTC day, 0 for unlimited.
             monthly_budget: USD per UTC month, 0 for unlimited.
             providers: the providers it has keys for: "openai", "anthropic", "gemini", "azure".
-            api_key: its key, at least 12 characters, that no other project has; random if omitted.
+            api_key: its key, `llmg_` and at least 7 letters, digits, "-" or "_", and no other project's;
+                random if omitted.
 
         Raises:
             ValueError: an argument is out of its limits.
@@ -226,9 +239,12 @@ class LocalGateway:
         names = _check_providers(providers)
         accounts = self._state.accounts
         key = check_key(api_key, "api_key")
-        if key is not None and (len(key) < KEY_PREFIX_LENGTH or accounts.find_key(key) is not None):
-            must = f"have at least {KEY_PREFIX_LENGTH} characters, and be no other project's"
-            raise refusal("api_key", None, must, got="one that is shorter, or another project's")
+        if key is not None:
+            if not _API_KEY.fullmatch(key):
+                must = "be 'llmg_' and at least 7 letters, digits, '-' or '_'"
+                raise refusal("api_key", key, must, secret=True)
+            if accounts.find_key(key) is not None:
+                raise refusal("api_key", key, "be no other project's", secret=True)
         now = self._state.now()
         org = accounts.create_org("Local", Decimal(0), Decimal(0), now)
         project, secret = accounts.create_project(

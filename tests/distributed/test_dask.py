@@ -21,7 +21,7 @@ import dask.bag  # noqa: E402 - skipped where it is missing
 import dask.dataframe  # noqa: E402
 from distributed import Client, LocalCluster  # noqa: E402
 
-from omnigate.distributed.dask import ChatRows, ClientsPlugin, chat_bag, chat_frame  # noqa: E402
+from omnigate.distributed.dask import ChatRows, _ClientsPlugin, chat_bag, chat_frame  # noqa: E402
 
 pytestmark = [pytest.mark.proof]
 
@@ -88,7 +88,7 @@ def test_rows_can_be_submitted_and_each_worker_keeps_one_client(cluster: Client,
 
 
 def clients_of(arguments: dict[str, Any], dask_worker: Any) -> int:
-    plugin = dask_worker.plugins.get(ClientsPlugin.name)
+    plugin = dask_worker.plugins.get(_ClientsPlugin.name)
     return 0 if plugin is None else sum(key == pickle.dumps(arguments) for key in plugin._clients._clients)
 
 
@@ -141,7 +141,7 @@ def test_without_a_cluster_the_partitions_of_a_process_share_a_client(free: Mete
 
 
 async def closes_its_clients() -> None:
-    plugin = ClientsPlugin()
+    plugin = _ClientsPlugin()
     plugin.setup(None)
     client = plugin.client({"api_key": "llmg_x", "base_url": "https://gateway.test"})
     assert plugin.client({"api_key": "llmg_x", "base_url": "https://gateway.test"}) is client

@@ -186,12 +186,35 @@ def test_a_project_has_the_key_that_it_is_given() -> None:
         assert project.api_key == "llmg_a-fixed-key"
         with Client("llmg_a-fixed-key", base_url=gateway.url) as client:
             assert client.me().project_id == project.project_id
-        for wrong in ("llmg_a-fixed-key", "llmg_short", ""):
-            with pytest.raises(
-                InvalidArgumentError, match="api_key must have at least 12 characters"
-            ) as raised:
-                gateway.create_project(api_key=wrong)
-            assert "llmg" not in str(raised.value)
+        with pytest.raises(InvalidArgumentError, match=r"^api_key must be no other project's, got \*\*\*$"):
+            gateway.create_project(api_key="llmg_a-fixed-key")
+
+
+WRONG_KEYS = [
+    "llmg_short",
+    "",
+    "a-key-of-another-form",
+    "llmg_with a blank",
+    "llmg_schlüssel",
+    "LLMG_a-fixed-key",
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_KEYS)
+def test_a_fixed_key_has_the_form_of_a_key_and_is_not_shown_when_refused(wrong: str) -> None:
+    must = r"^api_key must be 'llmg_' and at least 7 letters, digits, '-' or '_', got \*\*\*$"
+    with pytest.raises(InvalidArgumentError, match=must):
+        LocalGateway(api_key=wrong)
+    with pytest.raises(InvalidArgumentError, match=must):
+        LocalGateway().create_project(api_key=wrong)
+
+
+def test_a_gateway_with_a_fixed_key_takes_it_from_the_first_call() -> None:
+    with LocalGateway(api_key="llmg_a-fixed-key") as gateway:
+        with Client("llmg_a-fixed-key", base_url=gateway.url) as client:
+            assert client.chat(**HELLO).content
+            assert client.me().configured_providers == ["anthropic", "gemini", "openai"]
+        assert gateway.api_key == "llmg_a-fixed-key"
 
 
 @pytest.mark.parametrize(

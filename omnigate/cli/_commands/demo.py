@@ -57,7 +57,8 @@ def escape(text: str) -> str:
 
 def run_demo() -> None:
     """Run the demonstration and print what happens."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    console.soft_wrap = not console.is_terminal  # a file or a pipe gets whole lines
     with LocalGateway(rate_window_seconds=_WINDOW_SECONDS, chunk_delay_seconds=0.06) as gateway:
         console.print(f"A local gateway serves at [bold]{gateway.url}[/]. Nothing leaves this machine.")
         with Client(base_url=gateway.url) as newcomer:
@@ -98,7 +99,7 @@ def _stream(console: Console, client: Client) -> None:
     question = "tell me of the river that runs down to the sea and comes back as rain"
     with client.chat_stream(model=_MODEL, messages=question, include_usage=True) as stream:
         for piece in stream:
-            console.print(escape(piece), end="")
+            console.print(escape(piece), end="", soft_wrap=True)
     tokens = stream.usage.total_tokens if stream.usage else "?"
     console.print(f"\n  {tokens} tokens, finish reason {stream.finish_reason}")
 
@@ -111,7 +112,7 @@ class City:
 
 def _structured(console: Console, client: Client) -> None:
     _step(console, "A structured answer")
-    question = 'The largest city of Peru, as {"name": "Oslo", "population": 724000}'
+    question = 'A city of Norway, as {"name": "Oslo", "population": 724000}'
     answer = client.chat(model=_MODEL, messages=question, response_type=City)
     console.print(f"  {escape(repr(answer.parsed))}")
 

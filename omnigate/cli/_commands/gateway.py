@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import signal
 import sys
@@ -44,7 +45,9 @@ _NO_LIMIT: Final = 1_000_000_000
     help="Port to listen on; 0 for any free one.",
 )
 @click.option(
-    "--api-key", metavar="KEY", help="A fixed key, instead of a random one; at least 12 characters."
+    "--api-key",
+    metavar="KEY",
+    help="A fixed key, instead of a random one: llmg_ and at least 7 letters, digits, - or _.",
 )
 @click.option(
     "--rate-limit",
@@ -123,7 +126,9 @@ def command(
     except KeyboardInterrupt:
         click.echo("stopped", err=invocation.is_json)
     except (OSError, UnicodeError) as error:  # UnicodeError: the host is not a valid name
-        raise click.ClickException(f"cannot serve at {host}:{port}: {error}") from error
+        busy = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        hint = "; give another --port, or 0 for any free one" if busy else ""
+        raise click.ClickException(f"cannot serve at {host}:{port}: {error}{hint}") from error
     except InvalidArgumentError as error:
         raise click.UsageError(str(error)) from error
 
