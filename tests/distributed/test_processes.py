@@ -2,7 +2,8 @@
 
 The local gateway's windows last 4 seconds here, so what takes seconds costs fifteen times as much of a window as it
 really does. A new pacer hears its workers for 3.5 seconds, which may cost a whole one. So the windows in which the server
-was down or listened are not counted; that it costs hardly anything of a minute is proved in virtual time.
+was down or listened are not counted, and that of the worker's death may lack its part, which is kept for it until it is
+missed. That neither costs more than a lease of a minute is proved in virtual time.
 """
 
 import subprocess
@@ -31,8 +32,6 @@ SECRET = "a secret of enough bytes"
 WINDOW_SECONDS = 4
 
 LIMIT = 200
-
-LEASE = 0.09  # of the limit, the largest
 
 WINDOWS = 7
 
@@ -145,7 +144,7 @@ def test_four_processes_keep_one_limit_while_a_worker_and_the_server_are_killed(
             killed_at, first = time.monotonic(), window()
             server.kill()
             server.start()
-            down_seconds = time.monotonic() - killed_at  # so long later the workers have tried again
+            down_seconds = time.monotonic() - killed_at  # so much later the workers have tried again
             of_restart = range(first, window(down_seconds + _RECOVERY_SECONDS + 1) + 1)
             ends = [worker.communicate(timeout=120) for worker in workers]
         finally:
@@ -160,13 +159,10 @@ def test_four_processes_keep_one_limit_while_a_worker_and_the_server_are_killed(
     ids = [outcome.id for outcome in read_journal(tmp_path / "all.jsonl")]
     assert sorted(map(int, ids)) == list(range(ITEMS))
     figures = f"{dict(limiter.accepted)}, {dict(limiter.rejected)}, {of_death}, {of_restart}"
-    whole = set(
-        range(min(limiter.accepted) + 1, max(limiter.accepted) - 1)
-    )  # but for the last two, which are cut
-    assert min(limiter.accepted[window] for window in whole & of_death) >= (0.97 - LEASE) * LIMIT, figures
+    whole = set(range(min(limiter.accepted) + 1, max(limiter.accepted) - 1))  # the first and last two are cut
+    assert min(limiter.accepted[window] for window in whole & of_death) >= (0.97 - 1 / len(LOOPS)) * LIMIT, figures
     quiet = whole - of_death - set(of_restart)
     used = sum(limiter.accepted[window] for window in quiet) / (LIMIT * len(quiet))
     assert used >= 0.97, figures
     assert limiter.rejected.total() < len(whole), figures
-    print(figures, used)
     assert limiter.count < 1.05 * ITEMS, "only what was in flight when a worker was killed is called again"
