@@ -3,7 +3,7 @@
 The local gateway's windows last 4 seconds here, so what takes seconds costs fifteen times as much of a window as it
 really does. A new pacer hears its workers for 3.5 seconds, which may cost a whole one. So the windows in which the server
 was down or listened are not counted, and that of the worker's death may lack its part, which is kept for it until it is
-missed. That neither costs more than a lease of a minute is proved in virtual time.
+missed. That both cost hardly anything of a minute is proved in virtual time.
 """
 
 import subprocess
@@ -160,7 +160,9 @@ def test_four_processes_keep_one_limit_while_a_worker_and_the_server_are_killed(
     assert sorted(map(int, ids)) == list(range(ITEMS))
     figures = f"{dict(limiter.accepted)}, {dict(limiter.rejected)}, {of_death}, {of_restart}"
     whole = set(range(min(limiter.accepted) + 1, max(limiter.accepted) - 1))  # the first and last two are cut
-    assert min(limiter.accepted[window] for window in whole & of_death) >= (0.97 - 1 / len(LOOPS)) * LIMIT, figures
+    assert min(limiter.accepted[window] for window in whole & of_death) >= (0.97 - 1 / len(LOOPS)) * LIMIT, (
+        figures
+    )
     quiet = whole - of_death - set(of_restart)
     used = sum(limiter.accepted[window] for window in quiet) / (LIMIT * len(quiet))
     assert used >= 0.97, figures
