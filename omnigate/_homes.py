@@ -113,6 +113,17 @@ def settle(home: str) -> None:
         defined[name].__module__ = _PACKAGE
 
 
+def settle_exports(package: str) -> None:
+    """Set `__module__` of all that a subpackage exports to the subpackage.
+
+    Args:
+        package: its name; all names of its `__all__` are defined.
+    """
+    defined = vars(sys.modules[package])
+    for name in defined["__all__"]:
+        defined[name].__module__ = package
+
+
 def import_home(home: str) -> ModuleType:
     """Import and return a module of the package."""
     return import_module(f"{_PACKAGE}.{home}")

@@ -4,6 +4,7 @@
 Nothing of an extra is needed to import this.
 """
 
+from omnigate import _homes
 from omnigate._batch.pace.link import PacerLink
 from omnigate._batch.pace.messages import PacerMessageError
 from omnigate.distributed._local import LocalLink
@@ -34,3 +35,5 @@ __all__ = [
     "exchange_stored",
     "key_of",
 ]
+
+_homes.settle_exports(__name__)

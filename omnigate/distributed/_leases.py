@@ -13,7 +13,8 @@ worker that should have reported and has not is left out of the division a littl
 
 **Others** that use the key are seen in the answers: the gateway has counted more than was leased. That much
 is not leased out in this window, nor in the next ones if it was so twice in a row, but for a third of the
-limit. The rest is then spread over the window, so that their calls are noticed in time.
+limit. That third is leased out as ever; the rest is then spread over the window, so that others' calls are
+noticed in time.
 
 **At first** nothing is known: one call of one worker tells the limit for all.
 
@@ -22,13 +23,12 @@ it has sent in this window and the answers that say most about it. For the few s
 worker reports, nothing is granted. Then the new pacer knows what the old one knew, but for leases that dead
 workers had used.
 
-All state is plain numbers (`KeyState`), so it can be kept anywhere.
+All state is in a `KeyState`.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable
 from typing import Final
 
@@ -46,9 +46,10 @@ from omnigate._batch.pace.messages import (
     Report,
 )
 from omnigate._batch.pace.windows import Windows
-from omnigate.distributed._models import ModelState, SharedModel
+from omnigate.distributed._key_state import KeyState, Worker
+from omnigate.distributed._models import ModelState, SharedModel, fair_level
 
-__all__ = ["KeyState", "Leases", "Worker"]
+__all__ = ["Leases"]
 
 _WORKERS_MAX: Final = 10_000
 
@@ -83,89 +84,6 @@ _PAST_WINDOWS: Final = 2
 _CLOCK_SECONDS: Final = 1.0  # an answer cannot have come later than its report, but for this much
 
 _OLD_SECONDS: Final = 900.0
-
-
-class Worker(msgspec.Struct, array_like=True, gc=False):
-    """What is known of a worker.
-
-    Attributes:
-        seen_at: when it last reported.
-        due_at: when it will have reported again, if it lives.
-        lease: the number of its last lease.
-        sends: how many sends that one was for.
-        window: the window in which `granted` counts.
-        granted: how many sends of the window it has used or may use.
-        want: how many more it could use.
-        is_hungry: whether a call of it waits.
-    """
-
-    seen_at: float
-    due_at: float
-    lease: int = 0
-    sends: int = 0
-    window: int = 0
-    granted: int = 0
-    want: int = 0
-    is_hungry: bool = False
-
-
-class KeyState(msgspec.Struct, array_like=True):
-    """All that is known of one key.
-
-    Attributes:
-        epoch: the number of this pacer.
-        begun_at: when it began.
-        now: when it was last told something.
-        recovering_until: until then it listens only, as it follows on another pacer.
-        limit: calls allowed in a window; 0 if unknown.
-        limit_at: when the call was sent that told it.
-        is_free: whether there is no limit.
-        probe: the worker whose call is to tell the limit.
-        closed_until: until then the gateway admits nothing.
-        windows: what is known of the windows' ends; empty at first.
-        number: of the present window.
-        used: how many sends of the present window are used or leased.
-        used_until: while the windows are unknown: when the one that `used` counts in ends, if known.
-        counted: the highest count that was told of it.
-        others: how many of those counted must be others'.
-        past: the same three of the windows before, the latest first.
-        workers: by name.
-        level: no hungry worker gets more of the window than this, as last planned ...
-        reserved: ... with so many sends kept for others than the one that asks ...
-        hungry: ... when there were so many hungry workers ...
-        planned_at: ... at that time ...
-        planned: ... in that window.
-        models: what is known of each model, those called lately at the end.
-    """
-
-    epoch: int
-    begun_at: float
-    now: float
-    recovering_until: float = -math.inf
-    limit: int = 0
-    limit_at: float = -math.inf
-    is_free: bool = False
-    probe: str = ""
-    closed_until: float = -math.inf
-    windows: list[float] = msgspec.field(default_factory=list[float])
-    number: int = 0
-    used: int = 0
-    used_until: float = -math.inf
-    counted: int = 0
-    others: int = 0
-    past: list[tuple[int, int, int]] = msgspec.field(default_factory=list[tuple[int, int, int]])
-    workers: dict[str, Worker] = msgspec.field(default_factory=dict[str, Worker])
-    level: float = 0.0
-    reserved: int = 0
-    hungry: int = 0
-    planned_at: float = -math.inf
-    planned: int = -1
-    models: dict[str, ModelState] = msgspec.field(default_factory=dict[str, ModelState])
-
-    @classmethod
-    def new(cls, now: float) -> KeyState:
-        """Return the state of a pacer that begins now."""
-        return cls(random.getrandbits(52) + 1, now, now)
 
 
 class Leases:
@@ -252,7 +170,6 @@ class Leases:
         state.workers.pop(name, None)
         if state.probe == name:
             state.probe = ""
-
         for model in state.models.values():
             model.members.pop(name, None)
 
@@ -277,8 +194,10 @@ class Leases:
 
     def _settle(self, report: Report, worker: Worker, now: float) -> None:
         """Account for what the worker did with its leases."""
-        state = self.state
+        state, windows = self.state, self._windows
         self._begin_window(worker)
+        if report.period_seconds and not windows.is_known:
+            windows.suppose(report.period_seconds)
         is_known = report.epoch == state.epoch
         if (report.lease if is_known else 0) < worker.lease:  # it has not received the last one
             self._use(worker, -worker.sends)
@@ -411,10 +330,10 @@ class Leases:
     def _room(self, now: float) -> int | None:
         """Return how many sends may be leased now; None if nothing is left of the window."""
         state, windows = self.state, self._windows
-        expected = 0
+        expected, claim = 0, math.ceil(state.limit * _CLAIM)
         if len(state.past) == _PAST_WINDOWS:
             expected = min(others for _, _, others in state.past)
-            expected = min(expected, math.floor(state.limit * (1 - _CLAIM)))
+            expected = min(expected, state.limit - claim)
         # All that is leased counts as ours, sent or not: what is more must be others'.
         state.others = max(state.others, state.counted - state.used)
         capacity = state.limit - max(state.others, expected)
@@ -423,7 +342,8 @@ class Leases:
         if not expected:
             return capacity - state.used
         part = max(0.0, 1 - (windows.end_low - now) / windows.period) / _SPREAD
-        return max(0, min(capacity, math.floor(capacity * part) + 1) - state.used)
+        spread = math.floor((state.limit - expected - claim) * part)
+        return max(0, min(capacity, claim + spread) - state.used)
 
     def _part(self, worker: Worker, free: int, interval: float, now: float) -> int:
         """Return how many of the free sends a worker may have now."""
@@ -459,17 +379,7 @@ class Leases:
                 rest += worker.granted
                 if not worker.is_hungry:
                     needs.append(worker.granted + worker.want)
-        needs.sort()
-        left = len(active)
-        level = math.inf
-        for need in needs:
-            if need * left >= rest:
-                break
-            rest -= need
-            left -= 1
-        if left:
-            level = rest / left
-        state.level = min(level, float(COUNT_MAX))
+        state.level = min(fair_level(rest, needs, len(active)), float(COUNT_MAX))
         state.hungry = len(active) - len(needs)
         state.reserved = sum(max(0, self._fair(worker) - worker.granted) for worker in active)
         state.planned_at, state.planned = now, state.number

@@ -105,16 +105,26 @@ class SharedModel:
         own = members[worker]
         if own.want <= own.in_flight:
             return max(1, limit // len(members), min(limit, own.in_flight + own.in_flight // _SLACK + 1))
-        needs = sorted(member.in_flight for member in members.values() if member.want <= member.in_flight)
+        needs = [member.in_flight for member in members.values() if member.want <= member.in_flight]
         full = [name for name, member in members.items() if member.want > member.in_flight]
-        rest, count = limit, len(full) + len(needs)
-        for need in needs:
-            if need * count >= rest:
-                break
-            rest -= need
-            count -= 1
-        level = rest / count
+        level = fair_level(limit, needs, len(members))
         place = full.index(worker)
         # The remainders are given to some of them, so that all parts together are the limit.
         part = math.floor(level * (place + 1) + 1e-9) - math.floor(level * place + 1e-9)
         return max(1, min(part, own.want))
+
+
+def fair_level(total: int, needs: list[int], count: int) -> float:
+    """Return the most that anyone gets of a total divided max-min fairly; inf if there is enough for all.
+
+    Args:
+        total: what is divided.
+        needs: of those who need a certain number.
+        count: how many they are, together with those who take whatever they get.
+    """
+    for need in sorted(needs):
+        if need * count >= total:
+            break
+        total -= need
+        count -= 1
+    return total / count if count else math.inf

@@ -16,6 +16,7 @@ import random
 import secrets
 import struct
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
@@ -202,7 +203,8 @@ class RedisPacer:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._url is None:
             raise TypeError("a RedisPacer with a client cannot be pickled: make it of a URL")
-        return _restore, (self._url, self._prefix, self._timeout)
+        make = partial(RedisPacer, prefix=self._prefix, timeout_seconds=self._timeout)
+        return make, (self._url,)
 
     def __repr__(self) -> str:
         return f"<RedisPacer {self._shown}, {self._prefix!r}>"
@@ -219,10 +221,6 @@ def _answer(value: bytes, report: bytes, now: float) -> tuple[bytes, bytes, byte
         return (token, *exchange_stored(state, report, now))
     except PacerMessageError:  # what Redis holds is damaged
         return (token, *exchange_stored(None, report, now))
-
-
-def _restore(url: str, prefix: str, timeout_seconds: float) -> RedisPacer:
-    return RedisPacer(url, prefix=prefix, timeout_seconds=timeout_seconds)
 
 
 def _without_password(url: str) -> str:

@@ -15,7 +15,7 @@ import socket
 import stat
 import sys
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 import anyio
 import anyio.abc
@@ -27,6 +27,7 @@ from omnigate._wire.checks import check_integer
 from omnigate.distributed._address import PacerAddress, check_secret, parse_address
 from omnigate.distributed._handshake import ANOTHER_SECRET, FRAME_BYTES_MAX, FrameReader, ServerSide, frame
 from omnigate.distributed._shared import SharedPacer
+from omnigate.distributed._unix_sockets import UnixStream, listen
 
 __all__ = ["PacerServer"]
 
@@ -42,6 +43,8 @@ _IDLE_SECONDS: Final = 60.0
 
 _PAUSE_SECONDS: Final = 0.1
 """After a connection that could not be accepted."""
+
+_Stream: TypeAlias = anyio.abc.SocketStream | UnixStream
 
 _LOST: Final = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
@@ -142,7 +145,7 @@ class PacerServer:
             if sys.platform == "win32":
                 raise OSError("this system has no unix domain sockets: pass a tcp:// address")
             await in_thread(_check_path, address.path)
-            self._listeners = [await anyio.create_unix_listener(address.path, mode=0o600)]
+            self._listeners = [await listen(address.path)]
             self._socket_id = await in_thread(_id_of, address.path)
 
     async def _accept(self, listener: Any, group: anyio.abc.TaskGroup) -> None:
@@ -155,14 +158,14 @@ class PacerServer:
                 continue
             group.start_soon(self._serve, stream)
 
-    async def _serve(self, stream: anyio.abc.SocketStream) -> None:
+    async def _serve(self, stream: _Stream) -> None:
         """Serve one connection to its end."""
         side, reader = ServerSide(self._secret), FrameReader()
         self._connections += 1
         try:
-            async with await self._plain(stream) as plain:
+            async with stream:
                 try:
-                    await self._converse(plain, side, reader)
+                    await self._converse(stream, side, reader)
                 except PacerMessageError as error:
                     logger.warning("%r drops a connection: %s", self, error)
                 except TimeoutError:
@@ -172,22 +175,7 @@ class PacerServer:
         finally:
             self._connections -= 1
 
-    async def _plain(self, stream: anyio.abc.SocketStream) -> anyio.abc.SocketStream:
-        """Return a unix socket's connection as an ordinary one: on uvloop, anyio's own fails at its end."""
-        if self._address.path is None:
-            return stream
-        try:
-            raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
-            copy = socket.socket(fileno=os.dup(raw.fileno()))
-        finally:
-            await bounded(stream.aclose)
-        try:
-            return await anyio.abc.SocketStream.from_socket(copy)
-        except BaseException:
-            copy.close()
-            raise
-
-    async def _converse(self, stream: anyio.abc.SocketStream, side: ServerSide, reader: FrameReader) -> None:
+    async def _converse(self, stream: _Stream, side: ServerSide, reader: FrameReader) -> None:
         with anyio.fail_after(_HANDSHAKE_SECONDS):
             if self._connections > self._max_connections:
                 await stream.send(frame(side.refuse(f"it has {self._max_connections:,} connections already")))
@@ -225,7 +213,7 @@ class PacerServer:
         return f"<PacerServer {self._address}: {state}, {self._pacer!r}>"
 
 
-async def _next_frame(stream: anyio.abc.SocketStream, reader: FrameReader) -> bytes:
+async def _next_frame(stream: _Stream, reader: FrameReader) -> bytes:
     content = reader.next()
     if content is not None:
         return content
@@ -238,7 +226,7 @@ async def _next_frame(stream: anyio.abc.SocketStream, reader: FrameReader) -> by
     return content
 
 
-async def _send(stream: anyio.abc.SocketStream, data: bytes) -> None:
+async def _send(stream: _Stream, data: bytes) -> None:
     with anyio.fail_after(_FRAME_SECONDS):
         await stream.send(data)
 

@@ -15,7 +15,8 @@ from typing import Final
 import msgspec
 
 from omnigate._batch.pace.messages import PacerMessageError, Report, decode_report, encode
-from omnigate.distributed._leases import KeyState, Leases
+from omnigate.distributed._key_state import KeyState
+from omnigate.distributed._leases import Leases
 
 __all__ = ["SharedPacer", "exchange_stored", "key_of"]
 

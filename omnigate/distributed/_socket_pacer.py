@@ -8,6 +8,7 @@ it paces itself.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -115,14 +116,11 @@ class SocketPacer:
         return connection
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self.address, self._secret, self._timeout)
+        make = partial(SocketPacer, secret=self._secret, timeout_seconds=self._timeout)
+        return make, (self.address,)
 
     def __repr__(self) -> str:
         return f"<SocketPacer {self.address}>"
-
-
-def _restore(address: str, secret: bytes, timeout_seconds: float) -> SocketPacer:
-    return SocketPacer(address, secret=secret, timeout_seconds=timeout_seconds)
 
 
 class _Connection:

@@ -11,6 +11,7 @@ they pace themselves by the gateway's headers until another has started it, whic
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import threading
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from dask.dataframe import DataFrame  # pyright: ignore[reportMissingImports]
 
 __all__ = ["ChatRows", "DaskLink", "chat_bag", "chat_frame"]
+
+logger: Final = logging.getLogger("omnigate")
 
 _ANSWER_SECONDS: Final = 10.0
 
@@ -299,13 +302,20 @@ def _pacer_of(client: Any, generation: int) -> Any:
 
 
 def _start_pacer() -> None:
-    """Start the pacer before workers are busy, if there is a cluster that this program uses."""
+    """Start the pacer before workers are busy, if there is a cluster that this program uses.
+
+    The workers start it later if that fails, so a failure is only logged.
+    """
     try:
         client = _api.get_client()
     except ValueError:
         return
-    if not client.asynchronous:
+    if client.asynchronous:
+        return
+    try:
         _pacer_of(client, 0)
+    except OSError as error:  # a scheduler that is slow or gone
+        logger.warning("dask: the pacer has not started yet: %s: %s", type(error).__name__, error)
 
 
 class DaskLink:

@@ -54,7 +54,7 @@ def free() -> Iterator[Meter]:
 
 
 def test_four_workers_keep_one_limit_and_use_it(cluster: Client, meter: Meter) -> None:
-    count = 6 * LIMIT
+    count = 5 * LIMIT
     bag = dask.bag.from_sequence([{"id": n, "messages": "hi"} for n in range(count)], npartitions=4)
     made = chat_bag(bag, client=meter.client, model=MODEL).compute()
     assert [(row["id"], row["error"]) for row in made] == [(n, None) for n in range(count)]
@@ -160,6 +160,26 @@ def test_what_is_sent_to_workers_shows_no_key(meter: Meter) -> None:
     chat = ChatRows(client=meter.client, model=MODEL, share_limit=False)
     assert meter.key not in repr(chat) + repr(vars(chat._task)) + repr(chat.__dask_tokenize__())
     assert pickle.loads(pickle.dumps(chat))._task.client["api_key"] == meter.key
+
+
+def test_a_scheduler_that_is_slow_does_not_fail_the_job(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def acquire(self: object, timeout: float) -> bool:
+        return False
+
+    class Scheduler:
+        asynchronous = False
+        scheduler = loop = None
+
+        def get_dataset(self, name: str) -> object:
+            raise KeyError(name)
+
+    lock = type("Lock", (), {"__init__": lambda self, *_, **__: None, "acquire": acquire})
+    monkeypatch.setattr("distributed.Lock", lock)
+    monkeypatch.setattr("distributed.get_client", Scheduler)
+    ChatRows(model=MODEL, client={"api_key": "llmg_x", "base_url": "https://gateway.test"})
+    assert "dask: the pacer has not started yet: TimeoutError: another worker is" in caplog.text
 
 
 def test_a_wrong_argument_is_refused_before_a_graph_is_made() -> None:

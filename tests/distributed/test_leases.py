@@ -25,7 +25,8 @@ from omnigate._batch.pace.messages import (
     key_digest,
 )
 from omnigate.distributed import PacerMessageError, SharedPacer, exchange_stored, key_of
-from omnigate.distributed._leases import KeyState, Leases
+from omnigate.distributed._key_state import KeyState
+from omnigate.distributed._leases import Leases
 
 KEY = b"some digest"
 

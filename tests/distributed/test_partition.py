@@ -176,22 +176,32 @@ async def test_a_journal_that_fills_the_disk_loses_no_row(
     assert "no space left" in made[-1]["error"]
 
 
-@pytest.mark.virtual_time
 async def test_a_journal_in_use_is_waited_for(
-    client: AsyncClient, provider: Provider, tmp_path: Path
+    client: AsyncClient, provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "part.jsonl"
     holder = await anyio.to_thread.run_sync(JournalFile.open, path)
+    looks: list[object] = []
+    look = JournalFile.open
+
+    def looking(path: Any, *, lock: bool = True) -> JournalFile:
+        looks.append(path)
+        return look(path, lock=lock)
+
+    monkeypatch.setattr(JournalFile, "open", looking)
+    monkeypatch.setattr(_partition, "_LOOK_AGAIN_SECONDS", 0.001)
     made: list[Any] = []
 
     async def run() -> None:
         made.extend(await chat_partition(["one"], client=client, model=MODEL, journal=path))
 
-    async with anyio.create_task_group() as group:
-        group.start_soon(run)
-        await anyio.sleep(60)
-        assert provider.prompts == []
-        await anyio.to_thread.run_sync(holder.close)
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+            while len(looks) < 3:
+                await anyio.sleep(0.001)
+            assert provider.prompts == []
+            await anyio.to_thread.run_sync(holder.close)
     assert made[0]["content"] == "one"
 
 

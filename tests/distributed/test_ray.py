@@ -79,7 +79,7 @@ def dataset(count: int, blocks: int) -> Any:
 
 
 def test_four_actors_keep_one_limit_and_use_it(cluster: None, meter: Meter) -> None:
-    count = 6 * LIMIT
+    count = 5 * LIMIT
     made = chat_dataset(
         dataset(count, 4),
         client=meter.client,

@@ -12,6 +12,7 @@ from omnigate.distributed import LocalLink, PacerLink
 from omnigate.exceptions import InvalidArgumentError
 from omnigate.testing import LocalGateway
 
+from ..support.event_loops import without_debug
 from ..support.model_gateway import ModelGateway, Reply
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -204,6 +205,7 @@ async def test_stats_tell_that_the_rate_window_is_waited_for() -> None:
 
 
 @pytest.mark.proof
+@without_debug
 async def test_workers_tell_how_the_calls_of_their_models_went_and_get_parts_of_one_limit() -> None:
     link = Watched(new_link())
     gateway = gateway_of(None, seconds=1.0)
@@ -222,6 +224,7 @@ async def test_workers_tell_how_the_calls_of_their_models_went_and_get_parts_of_
 
 
 @pytest.mark.proof
+@without_debug
 async def test_an_overload_of_one_worker_cuts_the_calls_of_the_others() -> None:
     link = new_link()
     most = 0

@@ -243,10 +243,33 @@ def test_others_with_the_same_key_are_left_room_for(latency: str) -> None:
     assert sum(result.admitted) * 60 + sum(others) >= 0.95 * 60 * WINDOWS
 
 
+@pytest.mark.parametrize("times", [0.8, 3])
+def test_a_third_of_the_limit_is_kept_from_another_that_takes_all_it_can(times: float) -> None:
+    """It sends so many times the limit."""
+    cluster = Cluster(4, 60, "0.3 s", seed=6)
+    dice = cluster.dice
+    HeedlessClient(cluster.gateway, "other", lambda now: now + dice.uniform(0.7, 1.3) / times, waiting_max=10)
+    result = cluster.run()
+    assert min(result.admitted) >= 1 / 3
+    assert sum(result.rejected) <= WINDOWS
+
+
 @pytest.mark.parametrize("period", [2, 5, 10])
 def test_short_windows_are_used_up_as_well(period: int) -> None:
     cluster = Cluster(4, 120, "0.3 s", period=period)
     cluster.run().check()
+
+
+@pytest.mark.parametrize("period", [4, 6])
+@pytest.mark.parametrize("seconds", [0.5, 1.3, 3.9])
+def test_a_pacer_that_restarts_is_told_that_windows_are_short(period: int, seconds: float) -> None:
+    """Else it takes them for a minute, and what was counted in one of them for the calls of others in another."""
+    cluster = Cluster(4, 200, "0.3 s", seed=7, period=period)
+    cluster.at(2, seconds, cluster.server.stop)
+    cluster.at(2, seconds + 0.5, cluster.server.restart)
+    result = cluster.run()
+    assert sum(result.rejected) == 0
+    assert min(result.admitted[5:]) == 1  # in the two or three before it listened
 
 
 def test_a_gateway_without_a_limit_is_not_paced() -> None:

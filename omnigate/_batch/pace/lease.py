@@ -10,8 +10,7 @@ on its own. When the shared pacer is heard again, it is told how many were sent 
 3. A lost report or answer costs a lease at most. What a report told is told again if there was no answer,
    except for what it gave back.
 4. A rejection closes the gate here immediately, and for all with the next report.
-5. The shared pacer's clock is known from its answers: it told a time between the sending of the report and
-   the receipt of the answer. Both bounds are kept, the narrowest lately (Cristian, 1989).
+5. Times of answers are told by the shared pacer's clock (`heads`).
 """
 
 from __future__ import annotations
@@ -19,11 +18,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final
 
+from omnigate._batch.pace.heads import Answer, Heads, PacerClock
 from omnigate._batch.pace.messages import COUNT_MAX, UNLIMITED, VERSION, Grant, Head, ModelReport, Report
 from omnigate._batch.pace.pacer import UNLIMITED as ROOM_UNLIMITED
 from omnigate._batch.pace.pacer import Pacer, Send
+from omnigate._batch.pace.windows import RATE_WINDOW_SECONDS
 from omnigate._limits import RateLimit
 
 __all__ = ["LeasePacer"]
@@ -38,45 +39,9 @@ _RETRY_MAX_SECONDS: Final = 5.0  # ... up to this
 
 _WANT_MIN: Final = 8
 
-_DRIFT: Final = 2e-4  # of two clocks against each other
-
 _KEPT_SECONDS: Final = 120.0  # answers that a new pacer is told
 
 _SEND_BACK_SECONDS: Final = 1.0  # unused for longer, a lease is given back
-
-_HEAD_MARGIN: Final = 1e-3
-
-
-_Told: TypeAlias = tuple[float, float, int, int, int]
-"""When it was sent, when the answer came, limit, counted, reset."""
-
-
-class _Heads:
-    """The answers that say most: three of any number."""
-
-    __slots__ = ("counted", "earliest", "latest")
-
-    def __init__(self) -> None:
-        self.latest: tuple[float, float, int, int, int] | None = None  # of the lower bounds of a window's end
-        self.earliest: tuple[float, float, int, int, int] | None = None  # of the upper bounds
-        self.counted: tuple[float, float, int, int, int] | None = (
-            None  # the highest count, of the last window
-        )
-
-    def add(self, head: _Told) -> None:
-        at, now, _, counted, reset = head
-        latest, earliest, highest = self.latest, self.earliest, self.counted
-        if latest is None or at + reset > latest[0] + latest[4]:
-            self.latest = head
-        if earliest is None or now + reset < earliest[1] + earliest[4] or now > earliest[1] + 30:
-            self.earliest = head
-        if highest is None or counted >= highest[3] or at + reset > highest[0] + highest[4] + 2.5:
-            self.counted = head
-
-    def all(self, since: float) -> list[_Told]:
-        """Return those received since a time, each once, in the order they were sent."""
-        heads = {head for head in (self.latest, self.earliest, self.counted) if head and head[1] >= since}
-        return sorted(heads)
 
 
 class LeasePacer:
@@ -132,11 +97,9 @@ class LeasePacer:
         self._in_flight = 0
         self._is_free = False
         self._silent_at = -math.inf  # from then on the shared pacer counts as silent; -inf: not linked
-        self._heads = _Heads()  # not told yet
-        self._told = _Heads()
-        self._offset_low = -math.inf  # of the shared pacer's clock
-        self._offset_high = math.inf
-        self._offset_at = 0.0
+        self._heads = Heads()  # not told yet
+        self._told = Heads()
+        self._pacer_clock = PacerClock()
 
     # As `Pacer`
 
@@ -281,7 +244,7 @@ class LeasePacer:
             self._next_window(now)
         heads: list[Head] = []
         if self._epoch:
-            heads = [self._head(*head) for head in self._heads.all(now - _KEPT_SECONDS)]
+            heads = [self._pacer_clock.head(head) for head in self._heads.all(now - _KEPT_SECONDS)]
         want = max(0, self._sent - self._left)
         if self._is_blocked:
             want = max(_WANT_MIN, 2 * self._sent)
@@ -303,6 +266,7 @@ class LeasePacer:
             is_leaving=is_leaving,
             heads=heads,
             models=models or [],
+            period_seconds=self._period if self._epoch else 0.0,
         )
         self._unleased_in_report, self._sent_in_report = self._unleased, self._sent
         self._unleased = self._sent = 0
@@ -317,7 +281,7 @@ class LeasePacer:
         if grant.epoch != self._epoch:  # another pacer, which knows nothing of us
             self._epoch = grant.epoch
             self._left = 0
-            self._offset_low, self._offset_high = -math.inf, math.inf
+            self._pacer_clock = PacerClock()
             # Those sent since the report, under a lease that the new one does not know.
             self._unleased = self._sent
             for head in self._told.all(now - _KEPT_SECONDS):
@@ -327,9 +291,9 @@ class LeasePacer:
             heads = self._heads.all(-math.inf)
             for head in heads:
                 self._told.add(head)
-            if all(head[1] <= asked_at for head in heads):  # none has come since the report
-                self._heads = _Heads()
-        self._synchronize(grant.now, asked_at, now)
+            if all(head.received_at <= asked_at for head in heads):  # none has come since the report
+                self._heads = Heads()
+        self._pacer_clock.synchronize(grant.now, asked_at, now)
         self._failures = 0
         self._silent_at = asked_at + grant.ask_seconds + _SILENT_SECONDS
         self._lease = grant.lease
@@ -348,7 +312,7 @@ class LeasePacer:
         self._again_at = asked_at + grant.again_seconds
         if grant.limit:
             self._limit, self._is_free = grant.limit, False
-        self._period = max(1.0, grant.period_seconds)
+        self._period = min(max(1.0, grant.period_seconds), RATE_WINDOW_SECONDS)
         if grant.window_seconds:
             if asked_at + grant.window_seconds > self._window_until + self._period / 2:
                 self._next_window(now)
@@ -381,16 +345,7 @@ class LeasePacer:
         else:
             counted = min(max(0, allowed - remaining), allowed)
         if allowed < COUNT_MAX:
-            self._heads.add((send.at, now, allowed, counted, reset))
-
-    def _head(self, at: float, now: float, limit: int, counted: int, reset: int) -> Head:
-        return Head(
-            at + self._offset_low - _HEAD_MARGIN,
-            now + self._offset_high + _HEAD_MARGIN,
-            limit,
-            counted,
-            reset,
-        )
+            self._heads.add(Answer(send.at, now, allowed, counted, reset))
 
     def _surplus(self, now: float, *, is_leaving: bool) -> int:
         """Return how many sends of the lease to give back."""
@@ -410,16 +365,6 @@ class LeasePacer:
             self._window_until += max(0, passed) * self._period
         else:
             self._window_until = now + self._period
-
-    def _synchronize(self, told: float, asked_at: float, now: float) -> None:
-        """Learn what the shared pacer's clock shows."""
-        low, high = told - now, told - asked_at
-        drift = _DRIFT * (now - self._offset_at)
-        self._offset_low = max(self._offset_low - drift, low)
-        self._offset_high = min(self._offset_high + drift, high)
-        if self._offset_low > self._offset_high:  # one of the clocks was set, or stood still
-            self._offset_low, self._offset_high = low, high
-        self._offset_at = now
 
 
 def _nothing() -> None:

@@ -108,6 +108,7 @@ class Report(msgspec.Struct, array_like=True, gc=False, frozen=True):
         is_leaving: whether this is its last report.
         heads: the answers that say most; old ones are told again to a pacer that does not know them.
         models: how the calls of its models went.
+        period_seconds: the length of a window, as the last pacer told it; 0 if none has.
     """
 
     version: int
@@ -127,6 +128,7 @@ class Report(msgspec.Struct, array_like=True, gc=False, frozen=True):
     is_leaving: bool = False
     heads: Annotated[list[Head], msgspec.Meta(max_length=HEADS_MAX)] = []
     models: Annotated[list[ModelReport], msgspec.Meta(max_length=MODELS_MAX)] = []
+    period_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 0.0
 
 
 class ModelGrant(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -189,7 +191,7 @@ def decode_report(data: bytes) -> Report:
         PacerMessageError: they are none.
     """
     report = _decode(_reports, data, "report")
-    numbers = [report.closed_seconds, report.spent_seconds]
+    numbers = [report.closed_seconds, report.spent_seconds, report.period_seconds]
     for head in report.heads:
         numbers += (head.sent_at, head.received_at)
     for model in report.models:

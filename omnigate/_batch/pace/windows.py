@@ -68,6 +68,10 @@ class Windows:
         windows.end_low, windows.end_high, windows._dated = values[3:]
         return windows
 
+    def suppose(self, period: float) -> None:
+        """Before the first answer: take windows for at most so many seconds long, until answers show more."""
+        self.period = min(self.period, period)
+
     @property
     def is_known(self) -> bool:
         return self.end == self.end
@@ -93,7 +97,7 @@ class Windows:
         """
         low, high = at + reset - 1, now + reset
         if not self.is_known:
-            self._restart(low, high, RATE_WINDOW_SECONDS)
+            self._restart(low, high, max(self.period, reset))
             return 0, True
         period, end = self.period, self.end
         if end <= high and low <= self.end_high and reset <= period and abs(end - low) < period / 2:
