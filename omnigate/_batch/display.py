@@ -10,6 +10,7 @@ closed), it falls silent, with one line in the log.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
 import html
@@ -17,10 +18,11 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from omnigate._batch.outcomes import BatchStats, words_of
 from omnigate._wire.money import shown_usd
@@ -68,33 +70,39 @@ class Display:
     """Shows the stats of one batch; silent once it fails."""
 
     def __init__(self, console: Console | None = None) -> None:
-        """Set up; `console` is a rich console, by default on stderr."""
+        """Set up; `console` is a rich console, by default on stderr if that is a terminal."""
         self._console = console
+        self._kind: Literal["terminal", "notebook", "log"] | None = None
+        self._clock: Callable[[], float] = time.monotonic if console is None else console.get_time
         self._live: Live | None = None
         self._notebook: Any = None
         self._stats = BatchStats()
-        self._started_at: float | None = None
+        self._started_at = 0.0
         self._printed_at: float | None = None
         self._is_silent = False
         self._streams = sys.stdout, sys.stderr
 
     def show(self, stats: BatchStats) -> None:
         """Show the stats."""
-        self._try(self._show, stats)
+        self._try(stats, is_last=False)
 
     def close(self, stats: BatchStats) -> None:
         """Show the final stats, and leave them on screen."""
-        self._try(self._close, stats)
+        self._try(stats, is_last=True)
 
-    def _try(self, func: Callable[[Console, BatchStats], None], stats: BatchStats) -> None:
+    def _try(self, stats: BatchStats, *, is_last: bool) -> None:
         if self._is_silent:
             return
         try:
-            if self._console is None:
-                self._console = _stderr()
-            if self._started_at is None:
-                self._started_at = self._console.get_time()
-            func(self._console, stats)
+            if self._kind is None:
+                self._start()
+            self._stats = stats
+            if self._kind == "terminal":
+                self._draw(is_last=is_last)
+            elif self._kind == "notebook":
+                self._show_in_notebook()
+            else:
+                self._log(is_last=is_last)
         except Exception as error:  # noqa: BLE001 - a display must not end work that is paid for
             self._is_silent = True
             self._give_streams_back()
@@ -103,30 +111,34 @@ class Display:
                     "the progress of a batch is not shown any more: %s: %s", type(error).__name__, error
                 )
 
-    def _show(self, console: Console, stats: BatchStats) -> None:
-        if console.is_jupyter:
-            self._show_in_notebook(console, stats)
-        elif _can_draw(console):
-            self._draw(console, stats)
+    def _start(self) -> None:
+        """Find out where the display is shown."""
+        console = self._console
+        if console is None:
+            self._kind = "notebook" if _in_notebook() else "terminal" if _can_draw_on_stderr() else "log"
+            if self._kind == "terminal":
+                self._console = _stderr()
+        elif console.is_jupyter:
+            self._kind = "notebook"
         else:
-            now = console.get_time()
-            if self._printed_at is None or now - self._printed_at >= _LOG_SECONDS:
-                self._printed_at = now
-                _print(console, stats)
+            self._kind = "terminal" if console.is_terminal and not console.is_dumb_terminal else "log"
+        self._started_at = self._clock()
 
-    def _close(self, console: Console, stats: BatchStats) -> None:
-        if console.is_jupyter:
-            self._show_in_notebook(console, stats)
-        elif _can_draw(console):
-            self._draw(console, stats)
-            if self._live is not None:
-                self._live.stop()
-        else:
-            _print(console, stats)
+    def _log(self, *, is_last: bool) -> None:
+        """Print a line, if it is time or the last."""
+        now = self._clock()
+        if not is_last and self._printed_at is not None and now - self._printed_at < _LOG_SECONDS:
+            return
+        self._printed_at = now
+        file = sys.stderr if self._console is None else self._console.file
+        if file is None:  # `print` would take stdout then
+            raise ValueError("there is no stderr")
+        moment = datetime.now().astimezone().strftime("%H:%M:%S")
+        print(f"{moment} {words(self._stats)}", file=file, flush=True)
 
-    def _show_in_notebook(self, console: Console, stats: BatchStats) -> None:
+    def _show_in_notebook(self) -> None:
         """Update an output of the cell: IPython's own, since rich's needs ipywidgets."""
-        text = "\n".join(self.lines(console, stats, _NOTEBOOK_COLUMNS))
+        text = "\n".join("".join(text for text, _ in line) for line in self._texts(_NOTEBOOK_COLUMNS))
         shown = {"text/plain": text, "text/html": f"<pre>{html.escape(text)}</pre>"}
         if self._notebook is None:
             display: Any = import_module("IPython.display").display
@@ -134,14 +146,13 @@ class Display:
         else:
             self._notebook.update(shown, raw=True)
 
-    def _draw(self, console: Console, stats: BatchStats) -> None:
-        self._stats = stats
+    def _draw(self, *, is_last: bool) -> None:
         if self._live is None:
             from rich.live import Live
 
             self._live = Live(
                 self,
-                console=console,
+                console=self._console,
                 auto_refresh=False,  # refreshing automatically takes a thread
                 redirect_stdout=_is_terminal(sys.stdout),  # what goes to a file must not go to our stderr
                 redirect_stderr=_is_terminal(sys.stderr),
@@ -149,25 +160,22 @@ class Display:
             self._streams = sys.stdout, sys.stderr
             self._live.start()
         self._live.refresh()
+        if is_last:
+            self._live.stop()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw the stats at the present width."""
         from rich.text import Text
 
-        for text in self._texts(console, self._stats, options.max_width):
+        for text in self._texts(options.max_width, _can_encode(console, "━─")):
             yield Text.assemble(*text, no_wrap=True, overflow="crop", end="\n")
 
-    def lines(self, console: Console, stats: BatchStats, columns: int) -> list[str]:
-        """Return the display as lines of text, none wider than so many columns."""
-        return ["".join(text for text, _ in line) for line in self._texts(console, stats, columns)]
-
-    def _texts(self, console: Console, stats: BatchStats, columns: int) -> list[list[tuple[str, str]]]:
-        """Return the display's lines, each as pieces of text with their styles."""
-        elapsed = console.get_time() - (self._started_at or 0.0)
-        found = fitted(parts(stats), columns, _LINES_MOST)
-        made = [_line(line) for line in found]
+    def _texts(self, columns: int, can_draw: bool = True) -> list[list[tuple[str, str]]]:
+        """Return the display's lines, none wider than so many columns, as styled pieces of text."""
+        stats = self._stats
+        made = [_line(line) for line in fitted(parts(stats), columns, _LINES_MOST)]
         if stats.percent is not None:
-            can_draw = _can_encode(console, "━─")
+            elapsed = self._clock() - self._started_at
             made.insert(0, _bar(stats.percent, stats.total or 0, elapsed, columns, can_draw=can_draw))
         return made
 
@@ -245,13 +253,13 @@ def _bar(
 ) -> list[tuple[str, str]]:
     """Return the line with the bar, the share that has ended, and the time since the start."""
     told = f" {percent:3.0f} % of {total:,}"
-    time = f"  {duration(elapsed)}"
-    if len(told) + len(time) > columns:
+    clock = f"  {duration(elapsed)}"
+    if len(told) + len(clock) > columns:
         return [(told.strip()[:columns], "")]
-    length = min(_BAR_MOST, columns - len(told) - len(time))
+    length = min(_BAR_MOST, columns - len(told) - len(clock))
     full, empty = ("━", "─") if can_draw else ("#", "-")
     done = int(length * percent / 100)
-    return [(full * done, "green"), (empty * (length - done), "bright_black"), (told, ""), (time, "")]
+    return [(full * done, "green"), (empty * (length - done), "bright_black"), (told, ""), (clock, "")]
 
 
 def words(stats: BatchStats, *, now: datetime | None = None) -> str:
@@ -286,13 +294,15 @@ def _cost(stats: BatchStats) -> str:
     )
 
 
-def _print(console: Console, stats: BatchStats) -> None:
-    time = datetime.now().astimezone().strftime("%H:%M:%S")
-    console.print(f"{time} {words(stats)}", highlight=False, soft_wrap=True, markup=False, style=None)
+def _in_notebook() -> bool:
+    """Return whether this is a kernel of Jupyter."""
+    shell: Any = getattr(builtins, "get_ipython", None)
+    return shell is not None and type(shell()).__name__ == "ZMQInteractiveShell"
 
 
-def _can_draw(console: Console) -> bool:
-    return console.is_terminal and not console.is_dumb_terminal
+def _can_draw_on_stderr() -> bool:
+    """Return whether stderr is a terminal that understands escape sequences."""
+    return _is_terminal(sys.stderr) and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 def _can_encode(console: Console, text: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
 from typing import Any, Final, TypeAlias, cast
 
 import anyio
@@ -36,11 +37,8 @@ def check_progress(progress: Any) -> None:
     if not isinstance(progress, bool) and not callable(progress):
         raise refusal("progress", progress, f"be True, False, or {_CALLABLE}", is_type=True)
     check_not_async(progress, "progress", _CALLABLE)
-    if progress is True:
-        try:
-            import rich.live  # noqa: F401  # pyright: ignore[reportUnusedImport]
-        except ModuleNotFoundError as error:
-            raise GatewayError("progress=True needs rich: pip install 'omnigate[cli]'") from error
+    if progress is True and find_spec("rich") is None:  # not imported, since only a terminal needs it
+        raise GatewayError("progress=True needs rich: pip install 'omnigate[cli]'")
 
 
 class Progress:

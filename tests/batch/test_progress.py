@@ -152,7 +152,7 @@ class TestCallable:
     async def test_progress_true_without_rich_says_what_to_install(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setitem(sys.modules, "rich.live", None)
+        monkeypatch.setitem(sys.modules, "rich", None)
         with pytest.raises(omnigate.GatewayError, match=r"pip install 'omnigate\[cli\]'"):
             client().batch(["a"], model="gpt-4o", progress=True)
 
@@ -296,6 +296,13 @@ def test_a_terminal_without_escape_sequences_gets_lines() -> None:
     display.close(STATS)
     assert "\x1b" not in output.getvalue()
     assert len(output.getvalue().splitlines()) == 2
+
+
+def test_a_log_needs_no_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("rich.console", "rich.live"):
+        monkeypatch.setitem(sys.modules, name, None)
+    Display().close(BatchStats(succeeded=3))
+    assert "3 done" in capsys.readouterr().err
 
 
 def test_a_notebook_shows_one_output_that_is_updated(monkeypatch: pytest.MonkeyPatch) -> None:

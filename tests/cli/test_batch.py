@@ -10,7 +10,7 @@ import pytest
 
 from omnigate.cli._commands.batch_run import Interrupts
 from omnigate.cli._commands.batch_summary import Summary
-from omnigate.testing import LocalGateway, Status
+from omnigate.testing import Delay, LocalGateway, Status
 
 from .conftest import Cli
 
@@ -89,6 +89,12 @@ def test_standard_input_to_standard_output(cli: Cli, gateway: LocalGateway, fold
     found = {row["id"]: row["content"] for row in map(json.loads, done.out.splitlines())}
     assert found == {f"q{number}": f"echo[gpt-4o-mini]: Say {number}" for number in range(3)}
     assert list(folder.iterdir()) == []
+
+
+def test_lines_in_the_order_of_the_input(cli: Cli, gateway: LocalGateway) -> None:
+    gateway.script(Delay(0.1))
+    done = cli("batch", "-", "--ordered", input="".join(f'{{"prompt": "Say {n}"}}\n' for n in range(12)))
+    assert [json.loads(line)["id"] for line in done.out.splitlines()] == [str(n) for n in range(12)]
 
 
 def test_answers_on_standard_output_are_harmless_for_a_terminal(cli: Cli, gateway: LocalGateway) -> None:

@@ -82,6 +82,9 @@ def _failures(ctx: click.Context, param: click.Parameter, value: str) -> int | f
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="ROWS", help="Read only the first rows.")
 @click.option("--dedupe", is_flag=True, help="Call equal requests only once.")
+@click.option(
+    "--ordered", is_flag=True, help="Print JSON lines in the order of the input; a table always is."
+)
 @click.option("--estimate", "is_estimate", is_flag=True, help="Estimate the cost first, and ask.")
 @click.option(
     "--confirm-above",

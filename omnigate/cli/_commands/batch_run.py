@@ -121,7 +121,7 @@ def _first(items: Iterable[Any], most: int) -> Iterator[Any]:
 
 
 def _estimated(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name != "stop_on"}
+    return {name: value for name, value in options.items() if name != "ordered"}
 
 
 def _show_estimate(estimate: Estimate) -> None:
