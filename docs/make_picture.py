@@ -34,7 +34,7 @@ def stats_of_a_batch() -> BatchStats:
 
 def main() -> None:
     """Draw the picture."""
-    console = Console(record=True, width=COLUMNS, force_terminal=True, color_system="truecolor", quiet=False)
+    console = Console(record=True, width=COLUMNS, force_terminal=True, color_system="truecolor")
     display = Display(console)
     display._stats, display._started_at = stats_of_a_batch(), console.get_time() - 9
     console.print(f"$ {COMMAND}", highlight=False)

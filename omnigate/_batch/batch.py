@@ -67,6 +67,7 @@ from omnigate._data.frames import FrameKind
 from omnigate._runtime.frames import warn
 from omnigate._runtime.isolation import is_cancellation
 from omnigate._transport.messages import Origin
+from omnigate._wire.arguments import key_in
 from omnigate._wire.pickling import UnpicklableReader
 from omnigate._wire.results import ParsedT_co
 from omnigate.exceptions import GatewayError, InvalidArgumentError, JournalError, NotStartedError
@@ -697,14 +698,12 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
 
     def _gate_of(self, call: Call) -> Gate:
         """Return the gate of a call's key."""
-        headers = call.headers
-        key = headers.get(b"x-api-key") or headers.get(b"authorization") or b""
+        key = key_in(call.headers)
         gate = self._gates.of(call.origin, key)
         pacer = self._options.pacer
         if pacer is not None and gate not in self._sharing:
             self._sharing.add(gate)
-            scheme, host, port = call.origin
-            correspondence = gate.join_shared_pacer(key_digest(f"{scheme}://{host}:{port}", key))
+            correspondence = gate.join_shared_pacer(key_digest(call.origin, key))
             self._workers.start_soon(self._guarded, functools.partial(correspondence.run, pacer))
         return gate
 

@@ -25,6 +25,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from omnigate._batch.outcomes import BatchStats, words_of
+from omnigate._runtime.terminals import can_encode, is_terminal
 from omnigate._wire.money import shown_usd
 
 if TYPE_CHECKING:
@@ -154,8 +155,8 @@ class Display:
                 self,
                 console=self._console,
                 auto_refresh=False,  # refreshing automatically takes a thread
-                redirect_stdout=_is_terminal(sys.stdout),  # what goes to a file must not go to our stderr
-                redirect_stderr=_is_terminal(sys.stderr),
+                redirect_stdout=is_terminal(sys.stdout),  # what goes to a file must not go to our stderr
+                redirect_stderr=is_terminal(sys.stderr),
             )
             self._streams = sys.stdout, sys.stderr
             self._live.start()
@@ -167,7 +168,7 @@ class Display:
         """Draw the stats at the present width."""
         from rich.text import Text
 
-        for text in self._texts(options.max_width, _can_encode(console, "━─")):
+        for text in self._texts(options.max_width, can_encode(console, "━─")):
             yield Text.assemble(*text, no_wrap=True, overflow="crop", end="\n")
 
     def _texts(self, columns: int, can_draw: bool = True) -> list[list[tuple[str, str]]]:
@@ -233,7 +234,7 @@ def _wrapped(given: Sequence[Part], columns: int) -> list[list[Part]]:
         needed = len(part.text) + len(_GAP)
         if not found or needed > room:
             found.append([])
-            room = columns + len(_GAP) - 1  # a line's last comma, but not the space after it
+            room = columns + len(_GAP) - 1  # the last part has no gap after it; a column stays free
         found[-1].append(part)
         room -= needed
     return found
@@ -302,15 +303,7 @@ def _in_notebook() -> bool:
 
 def _can_draw_on_stderr() -> bool:
     """Return whether stderr is a terminal that understands escape sequences."""
-    return _is_terminal(sys.stderr) and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
-
-
-def _can_encode(console: Console, text: str) -> bool:
-    try:
-        text.encode(console.encoding)
-    except (LookupError, UnicodeEncodeError):
-        return False
-    return True
+    return is_terminal(sys.stderr) and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 def _stderr() -> Console:
@@ -323,10 +316,3 @@ def _stderr() -> Console:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     return Raising(stderr=True)
-
-
-def _is_terminal(stream: Any) -> bool:
-    try:
-        return bool(stream.isatty())
-    except (AttributeError, ValueError, OSError):  # there is none, or it is closed
-        return False

@@ -13,7 +13,7 @@ from typing import IO, Any, Final, Protocol, TypeAlias, cast
 
 import msgspec
 
-from omnigate._data.ids import id_text
+from omnigate._data.ids import ID_FIELDS, id_text
 from omnigate._data.rows import Again, InvalidRow, Row, names_of
 from omnigate._data.source import DataSource, data_source, is_data
 from omnigate._wire.checks import one_of, refusal
@@ -50,8 +50,6 @@ _BE_ITEM: Final = (
     "be a ChatRequest, a dict of its fields (and id), or, where model= is given, messages: "
     "text, a message, or a list of messages"
 )
-
-_ID_FIELDS: Final = ("id", "custom_id")
 
 _URLS: Final = ("/v1/chat", "/v1/chat/completions")
 
@@ -292,7 +290,7 @@ def _fields(raw: object, row: Mapping[str, Any], id: str | None) -> dict[str, An
     was_row = isinstance(raw, Again) and raw.keys().isdisjoint(("role", "body"))  # of a table, perhaps
     if was_row or (isinstance(raw, Row) and raw.origin.is_table):
         row = {name: value for name, value in row.items() if name in _TABLE_FIELDS and not _is_empty(value)}
-    ignored = _ID_FIELDS if id is None else (*_ID_FIELDS, id)
+    ignored = ID_FIELDS if id is None else (*ID_FIELDS, id)
     if "role" in row:
         return {"messages": {name: value for name, value in row.items() if name not in ignored}}
     if "body" in row:

@@ -115,6 +115,7 @@ class OutcomeFile:
         self._format = Format.of(self._path)
         self._lock = threading.Lock()
         self._is_discarded = False
+        self._taken: list[Outcome] = []  # not added yet
         self._columns = Columns(RESULT_COLUMNS)
         self._replacement = Replacement(self._path)  # now: a path that cannot be written must cost no calls
         try:
@@ -142,17 +143,32 @@ class OutcomeFile:
                 self._rows.add(rows)
                 self.count += len(rows)
 
+    def take(self, outcome: Outcome) -> None:
+        """Add an outcome, together with others: `finish` and `finish_after` add the last. In one thread only.
+
+        Raises:
+            OSError: the disk for temporary files is full.
+        """
+        self._taken.append(outcome)
+        if len(self._taken) >= ADD_TOGETHER:
+            self._add_taken()
+
+    def _add_taken(self) -> None:
+        self.add(self._taken)
+        self._taken.clear()
+
     def finish(self, last: Sequence[Outcome] = ()) -> None:
         """Add the last outcomes, write the rows in order, and let the path lead to the file.
 
         Raises:
             OSError: it cannot be written.
         """
+        self._add_taken()
         self.add(last)
         with self._lock:
             self._write(self._replacement)
 
-    def finish_after(self, error: Exception, last: Sequence[Outcome]) -> None:
+    def finish_after(self, error: Exception, last: Sequence[Outcome] = ()) -> None:
         """Add the last outcomes, and write all to another file, after an error that ended the batch.
 
         The error gets a note that says so.
@@ -160,6 +176,7 @@ class OutcomeFile:
         path = self._path[: len(self._path) - len(self._format.suffix)]
         path = f"{path}.partial{self._path[len(path) :]}"
         try:
+            self._add_taken()
             self.add(last)
             if not self.count:
                 return

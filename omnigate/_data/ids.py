@@ -8,6 +8,9 @@ from typing import Any, Final
 
 from omnigate._wire.checks import BE_ENCODABLE, refusal
 
+ID_FIELDS: Final = ("custom_id", "id")
+"""The fields that identify an item, the first one that it has."""
+
 _ID_BITS: Final = 8192  # Python refuses to format integers of more than a few thousand digits
 
 

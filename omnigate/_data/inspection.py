@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
-from omnigate._data.ids import id_text
+from omnigate._data.ids import ID_FIELDS, id_text
 from omnigate._data.rows import InvalidRow, Row, names_of
 from omnigate._data.source import DataSource, Files
 from omnigate._data.templates import Template
@@ -21,8 +21,6 @@ from omnigate.exceptions import InvalidArgumentError
 
 ITEM_FIELDS: Final = frozenset({"messages", "prompt", "body", "role"})
 """Fields of which a row that is an item by itself has one."""
-
-_ID_FIELDS: Final = ("custom_id", "id")
 
 _BUCKETS: Final = 256
 
@@ -72,7 +70,7 @@ def inspect(
     reading = _Reading(
         missing=set(template.fields if template is not None else ()),
         is_usable=not is_item,
-        fields=(id,) if id is not None else _ID_FIELDS if is_item and has_journal else (),
+        fields=(id,) if id is not None else ID_FIELDS if is_item and has_journal else (),
     )
     first: Row | None = None
     for row in source.firsts():

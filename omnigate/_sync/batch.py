@@ -31,7 +31,7 @@ from omnigate._batch.outcomes import AnyOutcome, BatchStats, OutcomeOf
 from omnigate._batch.progress import Reading
 from omnigate._batch.source import length_of
 from omnigate._batch.tables import Drained
-from omnigate._batch.writing import ADD_TOGETHER, OutcomeFile, frame_of
+from omnigate._batch.writing import OutcomeFile, frame_of
 from omnigate._data.frames import FrameKind, load_library
 from omnigate._data.inspection import Facts
 from omnigate._data.source import DataSource, data_source, is_data
@@ -353,20 +353,12 @@ class SyncBatch(UnpicklableReader, Generic[ParsedT_co]):
         """
         output = OutcomeFile(path, spreadsheet_safe=spreadsheet_safe)
         try:
-            some: list[AnyOutcome] = []
-
-            def add(outcome: AnyOutcome) -> None:
-                some.append(outcome)
-                if len(some) >= ADD_TOGETHER:
-                    output.add(some)
-                    some.clear()
-
             try:
-                self._drain(add)
+                self._drain(output.take)
             except Exception as error:
-                output.finish_after(error, some)
+                output.finish_after(error)
                 raise
-            output.finish(some)
+            output.finish()
         finally:
             output.discard()
         return self.stats

@@ -77,7 +77,7 @@ def duplicate(sock: socket.socket) -> int | None:
 
 
 def shut_down(sock: socket.socket) -> None:
-    """End a connection for both sides, and for whoever waits for a duplicate of its descriptor."""
+    """End a connection for both sides, and wake a thread that waits on a duplicate of its descriptor."""
     with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
 

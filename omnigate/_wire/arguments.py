@@ -118,6 +118,8 @@ def is_loopback(host: str) -> bool:
 
 KEY_HEADER: Final = b"x-api-key"
 
+_BEARER_HEADER: Final = b"authorization"
+
 USER_ID_HEADER: Final = b"x-user-id"
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110, section 5.6.2
@@ -298,3 +300,8 @@ def check_budget(value: Any, argument: str) -> int | float | str:
     if not amount.is_finite() or amount not in _USD:
         raise refusal(argument, value, must)
     return given if isinstance(given, int | float) else str(amount)
+
+
+def key_in(headers: Mapping[bytes, bytes]) -> bytes:
+    """Return what identifies the gateway key in a request's headers; empty if there is none."""
+    return headers.get(KEY_HEADER) or headers.get(_BEARER_HEADER) or b""

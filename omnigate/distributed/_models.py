@@ -83,10 +83,6 @@ class SharedModel:
         self._learn(report, now)
         return self._part(worker)
 
-    def leave(self, worker: str) -> None:
-        """Forget a worker."""
-        self.state.members.pop(worker, None)
-
     def _learn(self, report: ModelReport, now: float) -> None:
         concurrency = self._concurrency
         in_flight = sum(

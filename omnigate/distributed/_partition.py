@@ -2,7 +2,7 @@
 
 An engine that gets an exception from a partition runs it again, or ends the job. So no exception here is
 about a row: one that is not valid, whose call failed, or that a stopped batch has not called says so in
-`error`. Only an argument that is wrong for every row raises, before anything is sent.
+`error`. Only an invalid argument raises, before anything is sent.
 
 A journal may be in use when the partition starts: an engine runs a partition elsewhere once it believes that
 its worker has died, and sometimes that worker is still at it. Then it waits until the journal is free, and

@@ -16,6 +16,7 @@ import msgspec
 
 from omnigate._batch.items import row_of as fields_of
 from omnigate._data.cells import plain_cell
+from omnigate._data.ids import ID_FIELDS
 from omnigate._wire.checks import check_bool, refusal
 from omnigate._wire.options import check_known
 from omnigate.async_client import AsyncClient
@@ -23,8 +24,6 @@ from omnigate.distributed._partition import ClientArguments, PartitionSettings, 
 from omnigate.distributed._tables import items_of
 
 _DIGEST_BYTES: Final = 16
-
-_ID_FIELDS: Final = ("custom_id", "id")
 
 
 class _Arguments(dict[str, Any]):
@@ -101,7 +100,7 @@ def digest_of(rows: Any, id: str | None) -> str:
     hashed = blake2b(digest_size=_DIGEST_BYTES)
     for raw in items_of(rows):
         fields = fields_of(raw)
-        names = _ID_FIELDS if id is None else (id,)
+        names = ID_FIELDS if id is None else (id,)
         own = None if fields is None else next((fields[name] for name in names if fields.get(name)), None)
         if own is None:
             own = raw if fields is None else fields

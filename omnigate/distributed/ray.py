@@ -27,6 +27,7 @@ from omnigate._data.ids import id_text
 from omnigate._runtime.extras import extra
 from omnigate._runtime.loops import in_trio
 from omnigate._runtime.threads import in_thread
+from omnigate._wire.arguments import key_in
 from omnigate._wire.checks import check_integer, check_number, check_text, refusal
 from omnigate._wire.values import Integer, Number
 from omnigate.async_client import AsyncClient
@@ -310,10 +311,7 @@ def pacer_name(digest: bytes) -> str:
 def _digest_of(client: AsyncClient) -> bytes:
     """Return what stands for a client's gateway and key, in the reports of its batches."""
     settings = client._session.configuration.settings
-    scheme, host, port = settings.origin
-    headers = settings.headers
-    key = headers.get(b"x-api-key") or headers.get(b"authorization") or b""
-    return key_digest(f"{scheme}://{host}:{port}", key)
+    return key_digest(settings.origin, key_in(settings.headers))
 
 
 class Pacer:

@@ -35,7 +35,8 @@ _RECORDED_REQUESTS: Final = 10_000
 
 _ALL_PROVIDERS: Final = (*DEFAULT_PROVIDERS, "azure")
 
-_HIGH_LIMIT: Final = 1_000_000_000
+HIGH_LIMIT: Final = 1_000_000_000
+"""As good as no limit."""
 
 _API_KEY: Final = re.compile(r"llmg_[A-Za-z0-9_-]{7,}")  # its public prefix is its first 12 characters
 
@@ -148,7 +149,7 @@ class LocalGateway:
             raise refusal("host", host, "be an address to listen on")
         port = check_integer(port, "port", minimum=0, maximum=65_535)
         rate_limit_per_min = check_integer(
-            rate_limit_per_min, "rate_limit_per_min", minimum=1, maximum=_HIGH_LIMIT
+            rate_limit_per_min, "rate_limit_per_min", minimum=1, maximum=HIGH_LIMIT
         )
         rate_window_seconds = check_integer(rate_window_seconds, "rate_window_seconds", minimum=1, maximum=60)
         latency_seconds = check_number(latency_seconds, "latency_seconds", minimum=0)
@@ -205,7 +206,7 @@ class LocalGateway:
         return self._project.api_key
 
     def _unlimited_project(self, api_key: str | None) -> LocalProject:
-        return self.create_project(rate_limit_per_min=_HIGH_LIMIT, providers=self._providers, api_key=api_key)
+        return self.create_project(rate_limit_per_min=HIGH_LIMIT, providers=self._providers, api_key=api_key)
 
     def create_project(
         self,
@@ -230,7 +231,7 @@ class LocalGateway:
             ValueError: an argument is out of its limits.
         """
         rate_limit_per_min = check_integer(
-            rate_limit_per_min, "rate_limit_per_min", minimum=1, maximum=_HIGH_LIMIT
+            rate_limit_per_min, "rate_limit_per_min", minimum=1, maximum=HIGH_LIMIT
         )
         daily, monthly = (
             Decimal(check_budget(value, name))
@@ -281,7 +282,7 @@ class LocalGateway:
         path = None if path is None else check_text(path, "path")
         if when is not None:
             check_callable(when, "when", "a callable that takes a RecordedRequest, or None")
-        times = check_integer(times, "times", minimum=1, maximum=_HIGH_LIMIT)
+        times = check_integer(times, "times", minimum=1, maximum=HIGH_LIMIT)
         self._scripts.add(Script(fault, times, method, path, when))
 
     @property

@@ -12,7 +12,8 @@ import pytest
 
 from omnigate import ClientClosedError, InvalidArgumentError, read_journal
 
-from ..support.metered_gateway import Meter, metered_gateway
+from ..support.metered_gateway import Meter
+from .conftest import LIMIT
 
 pandas = pytest.importorskip("pandas", reason="needs pandas")
 pytest.importorskip("distributed", reason="needs the extra `dask`: pip install 'omnigate[dask]'")
@@ -27,10 +28,6 @@ pytestmark = [pytest.mark.proof]
 
 MODEL = "gpt-4o-mini"
 
-WINDOW_SECONDS = 3
-
-LIMIT = 60
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Client]:
@@ -39,18 +36,6 @@ def cluster() -> Iterator[Client]:
     ) as cluster:
         with Client(cluster) as client:
             yield client
-
-
-@pytest.fixture
-def meter() -> Iterator[Meter]:
-    with metered_gateway(LIMIT, WINDOW_SECONDS, latency_seconds=0.05) as meter:
-        yield meter
-
-
-@pytest.fixture
-def free() -> Iterator[Meter]:
-    with metered_gateway(1_000_000, 60, latency_seconds=0.02) as meter:
-        yield meter
 
 
 def test_four_workers_keep_one_limit_and_use_it(cluster: Client, meter: Meter) -> None:

@@ -361,10 +361,10 @@ def test_a_state_that_is_none_is_refused() -> None:
 
 
 def test_a_key_is_told_by_a_digest_that_does_not_contain_it() -> None:
-    digest = key_digest("https://gateway.test:443", b"llmg_secret")
-    assert digest == key_digest("https://gateway.test:443", b"llmg_secret")
-    assert digest != key_digest("https://gateway.test:444", b"llmg_secret")
-    assert digest != key_digest("https://gateway.test:443", b"llmg_secreu")
+    digest = key_digest(("https", "gateway.test", 443), b"llmg_secret")
+    assert digest == key_digest(("https", "gateway.test", 443), b"llmg_secret")
+    assert digest != key_digest(("https", "gateway.test", 444), b"llmg_secret")
+    assert digest != key_digest(("https", "gateway.test", 443), b"llmg_secreu")
     assert b"secret" not in digest
     assert key_of(encode(Report(VERSION, digest, "w"))) == digest
 

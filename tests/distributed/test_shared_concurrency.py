@@ -135,7 +135,7 @@ def test_a_worker_that_has_died_or_left_has_no_part() -> None:
     for _ in range(2):
         parts = [shared.exchange(name, ModelReport("m", 10, 99, 10), 4.0) for name in "abc"]
     assert parts == [13, 13, 14]
-    shared.leave("b")
+    del shared.state.members["b"]
     shared.exchange("c", ModelReport("m", 0, 0, 10), 4.0)
     assert shared.exchange("a", ModelReport("m", 10, 99, 10), 4.0) == 40  # c does not call
     shared.exchange("c", ModelReport("m", 10, 99, 10), 4.0)

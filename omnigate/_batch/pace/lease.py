@@ -107,7 +107,7 @@ class LeasePacer:
         """Return when the next request may be sent, as `Pacer.ask`."""
         if now < self._lease_until and (self._left or self._is_unlimited) and now >= self._gate:
             return now
-        if self._is_silent(now):
+        if self.is_silent(now):
             return self.inner.ask(now)
         if now < self._gate:
             return self._gate
@@ -123,13 +123,13 @@ class LeasePacer:
             return 0
         if now < self._lease_until and (self._left or self._is_unlimited):
             return ROOM_UNLIMITED if self._is_unlimited else self._left
-        return self.inner.room(now) if self._is_silent(now) else 0
+        return self.inner.room(now) if self.is_silent(now) else 0
 
     def waiting_until(self, now: float) -> float | None:
         """Return until when no request may be sent, as `Pacer.waiting_until`."""
         if self.room(now):
             return None
-        if self._is_silent(now):
+        if self.is_silent(now):
             return self.inner.waiting_until(now)
         until = max(self._closed_until, self._gate)
         return until if until > now else None
@@ -224,7 +224,7 @@ class LeasePacer:
 
     def is_silent(self, now: float) -> bool:
         """Return whether the shared pacer is silent, so that the worker paces itself."""
-        return self._is_silent(now)
+        return now >= self._silent_at
 
     def report(
         self, now: float, *, is_leaving: bool = False, models: list[ModelReport] | None = None
@@ -330,9 +330,6 @@ class LeasePacer:
         state = "no limit known" if self._is_unlimited else f"{self._left} sends leased"
         failures = f", {self._failures} reports without an answer" if self._failures else ""
         return f"<LeasePacer: {state}{failures}, {self.inner!r}>"
-
-    def _is_silent(self, now: float) -> bool:
-        return now >= self._silent_at
 
     def _hear(self, send: Send, now: float, limit: RateLimit, more: int) -> None:
         allowed, remaining, reset = limit

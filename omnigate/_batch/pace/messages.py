@@ -16,6 +16,8 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
+from omnigate._transport.messages import Origin
+
 __all__ = ["Grant", "Head", "ModelGrant", "ModelReport", "PacerMessageError", "Report", "key_digest"]
 
 T = TypeVar("T")
@@ -233,11 +235,13 @@ def _check(version: int, numbers: list[float], what: str) -> None:
         raise PacerMessageError(f"not a {what}: a number that is not finite")
 
 
-def key_digest(address: str, key: bytes) -> bytes:
-    """Return what stands for a key at an address; the key cannot be told from it.
+def key_digest(origin: Origin, key: bytes) -> bytes:
+    """Return what stands for a key at a gateway; the key cannot be told from it.
 
     Args:
-        address: of the gateway.
+        origin: the gateway's scheme, host and port.
         key: the gateway key, which has too many random bits to be guessed.
     """
+    scheme, host, port = origin
+    address = f"{scheme}://{host}:{port}"
     return hashlib.blake2b(address.encode() + b"\0" + key, digest_size=16, person=b"omnigate pacer").digest()

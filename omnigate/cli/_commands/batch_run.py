@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,7 @@ from omnigate._batch.display import duration
 from omnigate._batch.journal.reading import failed
 from omnigate._batch.outcomes import BatchStats, Outcome
 from omnigate._batch.rows import row_of
-from omnigate._batch.writing import ADD_TOGETHER, OutcomeFile
+from omnigate._batch.writing import OutcomeFile
 from omnigate._data.source import Files, data_source
 from omnigate._wire.redaction import one_line, redact
 from omnigate.cli._commands.batch_summary import Summary
@@ -104,20 +105,13 @@ def _requests(job: Job) -> Any:
     if not job.inputs:
         assert job.journal is not None
         items: Iterable[Any] = failed(job.journal)
-        return items if job.limit is None else _first(items, job.limit)
+        return islice(items, job.limit)
     if job.inputs == (_STDIN,):
         files = data_source(sys.stdin.buffer)
     else:
         files = data_source([Path(name) for name in job.inputs])
     assert isinstance(files, Files)
     return files if job.limit is None else files.limited(job.limit)
-
-
-def _first(items: Iterable[Any], most: int) -> Iterator[Any]:
-    for count, item in enumerate(items, 1):
-        yield item
-        if count == most:
-            return
 
 
 def _estimated(options: dict[str, Any]) -> dict[str, Any]:
@@ -256,22 +250,17 @@ class _Sink:
 
     def __init__(self, job: Job) -> None:
         self.written: str | None = None
-        self._some: list[Outcome] = []
         self._path = job.output
-        self._is_lines = job.output is None
         self._file = (
             None if self._path is None else OutcomeFile(self._path, spreadsheet_safe=job.spreadsheet_safe)
         )
 
     def add(self, outcome: Outcome) -> None:
         """Add an outcome."""
-        if self._is_lines:
+        if self._file is None:
             emit_json_line(row_of_outcome(outcome))
-        elif self._file is not None:
-            self._some.append(outcome)
-            if len(self._some) >= ADD_TOGETHER:
-                self._file.add(self._some)
-                self._some.clear()
+        else:
+            self._file.take(outcome)
 
     def finish(self, error: BaseException | None) -> None:
         """Write the file; after an error, what there is, to another one."""
@@ -280,11 +269,11 @@ class _Sink:
             return
         try:
             if error is None:
-                file.finish(self._some)
+                file.finish()
                 self.written = self._path
             else:
                 failure = error if isinstance(error, Exception) else GatewayError("interrupted")
-                file.finish_after(failure, self._some)
+                file.finish_after(failure)
                 if failure is not error:
                     for text in getattr(failure, "__notes__", []):
                         error.add_note(text)
@@ -314,11 +303,8 @@ def _tell(invocation: Invocation, job: Job, summary: Summary, error: BaseExcepti
     if summary.written is not None:
         lines.append(f"Written to {summary.written}.")
     if job.journal is not None and (error is not None or stats.failed):
-        again = (
-            "Run the same command again to continue"
-            if error is not None
-            else ("Run the same command again to try what failed once more")
-        )
+        purpose = "continue" if error is not None else "try what failed once more"
+        again = f"Run the same command again to {purpose}"
         lines.append(f"{again}; what succeeded is in {job.journal} and is not called again.")
     elif is_interrupted:
         lines.append("There is no journal (-o or --journal), so it starts from the beginning next time.")

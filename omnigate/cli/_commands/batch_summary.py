@@ -92,7 +92,7 @@ class Summary:
 
     def error_lines(self) -> list[str]:
         """Return the errors by kind, the most frequent first, each with an example."""
-        kinds = sorted(self._kinds.items(), key=lambda item: -item[1][0])
+        kinds = self._kinds_by_count()
         lines: list[str] = []
         for kind, (count, id, text) in kinds[:_KINDS_SHOWN]:
             example = f"{one_line(safe(id), _ID_LENGTH)}: {one_line(safe(text), _TEXT_LENGTH)}"
@@ -101,6 +101,9 @@ class Summary:
             rest = sum(count for _, (count, _, _) in kinds[_KINDS_SHOWN:])
             lines.append(f"  {rest:,} of {len(kinds) - _KINDS_SHOWN} other kinds")
         return lines
+
+    def _kinds_by_count(self) -> list[tuple[str, list[Any]]]:
+        return sorted(self._kinds.items(), key=lambda item: -item[1][0])
 
     def as_dict(self) -> dict[str, Any]:
         """Return the summary as plain values."""
@@ -117,7 +120,7 @@ class Summary:
             "retries": stats.retries,
             "errors": [
                 {"kind": kind, "count": count, "example": {"id": id, "message": text}}
-                for kind, (count, id, text) in sorted(self._kinds.items(), key=lambda item: -item[1][0])
+                for kind, (count, id, text) in self._kinds_by_count()
             ],
         }
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from omnigate._runtime.terminals import is_terminal
 from omnigate.cli._frame.command import Command, pass_invocation
 from omnigate.cli._frame.invocation import Invocation
 from omnigate.cli._frame.sampling import model_option, sampling_of, sampling_options
-from omnigate.cli._frame.terminal import SafeText, emit_json, is_terminal, note, read_input
+from omnigate.cli._frame.terminal import SafeText, emit_json, note, read_input
 from omnigate.cli._frame.values import usd
 
 if TYPE_CHECKING:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 from typing import Any
 
 import click
@@ -20,6 +18,7 @@ from rich.table import Table
 from omnigate import AdminClient, AuthError, Client, ProviderError
 from omnigate._wire.redaction import mask, printable
 from omnigate.cli._frame.command import Command
+from omnigate.cli._frame.running import interrupt_on_sigterm
 from omnigate.testing import LocalGateway
 
 _MODEL = "gpt-4o-mini"
@@ -38,16 +37,12 @@ def command() -> None:
     Sign-up, a chat, a stream, a structured answer, a file of prompts that is stopped and resumed, errors, a
     batch that keeps the rate limit, metrics. Nothing leaves this machine.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_sigterm()
     try:
         run_demo()
     except KeyboardInterrupt:
         click.echo("\nstopped")
         sys.exit(130)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def escape(text: str) -> str:

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import errno
 import shlex
-import signal
 import sys
 import time
-from types import FrameType
 from typing import Final
 
 import click
 
 from omnigate.cli._frame.command import Command, pass_invocation
 from omnigate.cli._frame.invocation import Invocation
+from omnigate.cli._frame.running import interrupt_on_sigterm
 from omnigate.cli._frame.terminal import emit_json
 from omnigate.exceptions import InvalidArgumentError
 from omnigate.testing import LocalGateway
-from omnigate.testing.gateway import DEFAULT_PROVIDERS
+from omnigate.testing.gateway import DEFAULT_PROVIDERS, HIGH_LIMIT
 
 _DAY_SECONDS = 86_400
 
 
 DEFAULT_PORT: Final = 8780
-
-_NO_LIMIT: Final = 1_000_000_000
 
 
 @click.command(
@@ -51,7 +48,7 @@ _NO_LIMIT: Final = 1_000_000_000
 )
 @click.option(
     "--rate-limit",
-    type=click.IntRange(1, _NO_LIMIT),
+    type=click.IntRange(1, HIGH_LIMIT),
     metavar="CALLS",
     help="Calls of the key in each window; else no limit.",
 )
@@ -105,7 +102,7 @@ def command(
     It implements the whole protocol in memory and echoes prompts: nothing leaves this machine. The printed
     keys work. With a limit, a latency and failures, try how a job copes with trouble.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_sigterm()
     try:
         local = LocalGateway(
             host=host,
@@ -117,7 +114,7 @@ def command(
         )
         providers = DEFAULT_PROVIDERS if provider_keys else ()
         project = local.create_project(
-            rate_limit_per_min=rate_limit or _NO_LIMIT, providers=providers, api_key=api_key
+            rate_limit_per_min=rate_limit or HIGH_LIMIT, providers=providers, api_key=api_key
         )
         with local:
             _tell(invocation, local, project.api_key, provider_keys=provider_keys)
@@ -145,7 +142,3 @@ def _tell(invocation: Invocation, local: LocalGateway, api_key: str, *, provider
         click.echo(f"  export OMNIGATE_API_KEY={shlex.quote(api_key)}")
         click.echo(f"  export OMNIGATE_ADMIN_KEY={local.admin_key}")
     sys.stdout.flush()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

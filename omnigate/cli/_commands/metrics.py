@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from omnigate._runtime.extras import extra
+from omnigate._runtime.terminals import can_encode, is_terminal
 from omnigate.cli._frame.charts import STEPS, chart_lines
 from omnigate.cli._frame.command import Command, pass_invocation
 from omnigate.cli._frame.invocation import Invocation
 from omnigate.cli._frame.tables import Column, emit_fields, emit_table
-from omnigate.cli._frame.terminal import can_encode, emit, emit_json, is_terminal, note, width
+from omnigate.cli._frame.terminal import emit, emit_json, note, width
 from omnigate.cli._frame.values import moment, share, usd
 
 if TYPE_CHECKING:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 from typing import IO, Any, NoReturn, cast
 
 import click
@@ -41,6 +43,15 @@ def run(action: Callable[[Invocation], object]) -> NoReturn:
     finally:
         warnings.showwarning = shown
     sys.exit(code)
+
+
+def interrupt_on_sigterm() -> None:
+    """Have SIGTERM end the program as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _code_of(action: Callable[[Invocation], object], invocation: Invocation) -> int:

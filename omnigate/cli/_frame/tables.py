@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from omnigate.cli._frame.terminal import emit, is_terminal, safe, styled, width
+from omnigate._runtime.terminals import is_terminal
+from omnigate.cli._frame.terminal import emit, safe, styled, width
 
 _GAP: Final = "  "
 

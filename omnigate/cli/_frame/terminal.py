@@ -13,6 +13,7 @@ from typing import IO, Any, Final
 
 import click
 
+from omnigate._runtime.terminals import is_terminal
 from omnigate._wire.redaction import printable
 
 INPUT_MOST_BYTES: Final = 16 << 20
@@ -35,14 +36,6 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _UNSAFE_IN_JSON = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 
-def is_terminal(stream: IO[str] | None) -> bool:
-    """Return whether a stream is a terminal."""
-    try:
-        return stream is not None and stream.isatty()
-    except ValueError:  # it is closed
-        return False
-
-
 def is_dumb() -> bool:
     """Return whether the terminal understands no escape sequences."""
     return os.environ.get("TERM") == "dumb"
@@ -51,15 +44,6 @@ def is_dumb() -> bool:
 def has_colour(stream: IO[str] | None) -> bool:
     """Return whether to write colours to a stream: a terminal, unless `NO_COLOR` or `TERM=dumb` is set."""
     return is_terminal(stream) and not os.environ.get("NO_COLOR") and not is_dumb()
-
-
-def can_encode(stream: IO[str], text: str) -> bool:
-    """Return whether a stream's encoding has all characters of a text."""
-    try:
-        text.encode(getattr(stream, "encoding", None) or "ascii")
-    except (LookupError, UnicodeEncodeError):
-        return False
-    return True
 
 
 def can_prompt() -> bool:
