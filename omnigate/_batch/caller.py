@@ -36,7 +36,6 @@ from omnigate._calls.retry import compute_delay, should_retry
 from omnigate._calls.structured import Asks
 from omnigate._transport.carrier import Answer
 from omnigate._wire import endpoints
-from omnigate._wire.head import rate_limit_of
 from omnigate.exceptions import (
     APIError,
     ClientClosedError,
@@ -337,7 +336,7 @@ class _ItemAttempts(Fetching[ChatResponse]):
         """Learn from an answer, and return it."""
         answer = super().received(result)
         now = self._caller.clock()
-        self._ready.gate.answered(self._send, rate_limit_of(answer.head), now)
+        self._ready.gate.succeeded(self._send, answer.head, now)
         self._ready.upstream.succeeded(self.slot, now)
         # An item that asks again stands in line: it does not take this slot again for certain.
         self.slot.free(is_followed=self._caller.options.response_format is None)

@@ -33,6 +33,7 @@ from omnigate._batch.pace.upstream import Upstream
 from omnigate._limits import RateLimit
 from omnigate._runtime.loops import PerLoop
 from omnigate._transport.messages import Origin
+from omnigate._wire.head import Head, rate_limit_of
 
 logger: Final = logging.getLogger("omnigate")
 
@@ -158,8 +159,15 @@ class Gate:
             self._queue.remove(waiter, has_passed=send is not None)
             self._queue.wake()
 
+    def succeeded(self, send: Send, head: Head, now: float) -> None:
+        """Record a success, whose head has the rate limit's headers."""
+        if not self._pacer.confirmed(send, now):
+            self._pacer.answered(send, now, rate_limit_of(head))
+        if self._queue.count:
+            self._queue.wake()
+
     def answered(self, send: Send, limit: RateLimit | None, now: float) -> None:
-        """Record a success, or a failure with the rate limit's headers."""
+        """Record a failure with the rate limit's headers."""
         self._pacer.answered(send, now, limit)
         if self._queue.count:
             self._queue.wake()
@@ -258,13 +266,15 @@ def _clock_of(loop: Any) -> Callable[[], float]:
     if not isinstance(loop, asyncio.AbstractEventLoop):
         clock: Callable[[], float] = sys.modules["trio"].current_time
         return clock
+    if type(loop).time is asyncio.BaseEventLoop.time:  # the usual loops' is the system's
+        return time.monotonic
     reference = weakref.ref(loop)
 
-    def time() -> float:
+    def loop_time() -> float:
         alive = reference()
         return 0.0 if alive is None else alive.time()
 
-    return time
+    return loop_time
 
 
 def _window() -> Reason:

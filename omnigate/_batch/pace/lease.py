@@ -157,6 +157,10 @@ class LeasePacer:
             self._unleased += 1
         return self.inner.sent(now)
 
+    def confirmed(self, send: Send, now: float) -> bool:
+        """Return False: the shared pacer learns from every answer."""
+        return False
+
     def answered(self, send: Send, now: float, limit: RateLimit | None) -> None:
         """Register a success, or another answer with the limit's headers, as `Pacer.answered`."""
         if not send.is_open:

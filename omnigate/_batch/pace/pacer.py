@@ -15,6 +15,8 @@ The rest is here:
 3. Sends in quick succession are bounded: were a window's beginning misjudged, the first rejection would
    come in time to stop the rest.
 4. A rejection closes the gate for all until the moment it names, and a little jitter.
+5. What may be sent without any news is worked out once for many sends. While that is hundreds, only one
+   answer in eight is read for its count: the others confirm that their sends were counted.
 """
 
 from __future__ import annotations
@@ -47,6 +49,12 @@ _BURST_ALONE: Final = 1 / 60  # the part of a window in which its whole limit ma
 _BURST_ALONE_MIN: Final = 8
 
 _BURST_SHARED: Final = 1 / 10
+
+_PLENTY: Final = 256
+"""So many sends may go without news: then most answers are not read."""
+
+_UNREAD: Final = 7
+"""So many answers in a row may go unread then."""
 
 
 class Send(msgspec.Struct, eq=False, gc=False):  # made faster than another object
@@ -88,6 +96,11 @@ class Pacer:
         self._sends = SendRecord()
         self._windows = Windows()
         self._share = Share(self._windows, self._sends, uniform)
+        # What `room` has said, while nothing has been learned since that could make it less.
+        self._free = 0  # so many requests may be sent ...
+        self._free_until = -math.inf  # ... up to then
+        self._certain_since = math.inf  # sent from then on: counted in this window; infinity among others
+        self._unread = 0  # answers that have gone unread since the last one that was read
 
     def ask(self, now: float) -> float:
         """Return when the next request may be sent.
@@ -100,11 +113,17 @@ class Pacer:
             request is answered, rejected or ended. Ask again after every event.
 
         """
+        if self._free > 0 and now < self._free_until:
+            return now
         if now < self._gate:
             return self._gate
         if not self._limit:
             return math.inf if self._in_probe else now
-        if self.room(now) >= 1:
+        room = self.room(now)
+        if room >= 1:
+            self._free = room
+            self._free_until = self._windows.end_low
+            self._certain_since = math.inf if self._share.is_shared() else self._windows.certain_begin()
             return now
         windows, share = self._windows, self._share
         own = share.own()
@@ -169,6 +188,7 @@ class Pacer:
             now: the present time in seconds.
 
         """
+        self._free -= 1
         self._sends.add(now)
         if self._share.window.is_called:
             self._share.sent(now)
@@ -181,6 +201,28 @@ class Pacer:
     def limit(self) -> int | None:
         """The gateway's limit, in calls per window; None if it is not known."""
         return self._limit or None
+
+    def confirmed(self, send: Send, now: float) -> bool:
+        """Register a success that need not be read; return False if it must be: then call `answered`.
+
+        Args:
+            send: what `sent` returned for the request.
+            now: the present time in seconds.
+
+        """
+        if (
+            self._free < _PLENTY
+            or self._unread >= _UNREAD
+            or now >= self._free_until
+            or send.at < self._certain_since
+            or send.is_probe
+            or not send.is_open
+        ):
+            return False
+        send.is_open = False
+        self._unread += 1
+        self._share.confirmed(send.at)
+        return True
 
     def answered(self, send: Send, now: float, limit: RateLimit | None) -> None:
         """Register a success, or another answer with the limit's headers but for the gateway's own 429.
@@ -217,6 +259,7 @@ class Pacer:
         """
         if not self._close(send):
             return
+        self._free = 0
         if 0 <= retry_after < math.inf:
             jitter = self._uniform(0, min(_JITTER_SECONDS, _JITTER * self._windows.period))
             self._gate = max(self._gate, now + retry_after + jitter)
@@ -264,6 +307,8 @@ class Pacer:
         if limit < 1 or not 0 <= reset <= RATE_WINDOW_SECONDS:
             return False
         windows, share = self._windows, self._share
+        self._unread = 0
+        before = windows.end, share.share, share.window.others, share.own()
         end = windows.end
         age, is_void = windows.date(at, now, reset)
         if is_void:
@@ -280,10 +325,13 @@ class Pacer:
             self._limit = limit
             share.set_limit(limit)
         share.counted(at, now, limit, counted, age)
+        if is_void or before != (windows.end, share.share, share.window.others, share.own()):
+            self._free = 0
         return True
 
     def _roll(self, now: float) -> None:
         """Go on to the window that the present time is in."""
+        self._free = 0
         while now >= self._windows.end_high:
             self._share.roll()
             self._windows.advance(now)
