@@ -308,7 +308,7 @@ class Pacer:
             return False
         windows, share = self._windows, self._share
         self._unread = 0
-        before = windows.end, share.share, share.window.others, share.own()
+        known = windows.end, share.share, share.window.others, share.own()
         end = windows.end
         age, is_void = windows.date(at, now, reset)
         if is_void:
@@ -325,7 +325,7 @@ class Pacer:
             self._limit = limit
             share.set_limit(limit)
         share.counted(at, now, limit, counted, age)
-        if is_void or before != (windows.end, share.share, share.window.others, share.own()):
+        if is_void or known != (windows.end, share.share, share.window.others, share.own()):
             self._free = 0
         return True
 
