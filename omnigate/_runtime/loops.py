@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -36,6 +37,18 @@ def current_loop() -> Any:
 def is_in_loop() -> bool:
     """Return whether an event loop is running in this thread."""
     return in_trio() or asyncio._get_running_loop() is not None
+
+
+def clock_of(loop: Any) -> Callable[[], float]:
+    """Return the clock that the running event loop's timers use, with as few calls as possible.
+
+    Args:
+        loop: the loop, as returned by `current_loop`.
+    """
+    if not isinstance(loop, asyncio.AbstractEventLoop):
+        clock: Callable[[], float] = sys.modules["trio"].lowlevel.current_clock().current_time
+        return clock
+    return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
 
 
 def has_ended(loop: Any) -> bool:

@@ -29,12 +29,12 @@ from typing import Any, Final
 import anyio
 
 from omnigate._runtime.isolation import cancellation_check
-from omnigate._runtime.loops import call_soon, has_ended
+from omnigate._runtime.loops import call_soon, clock_of, has_ended
 from omnigate._transport.byte_stream import ByteStream
 from omnigate._transport.connection import Connection
 from omnigate._transport.direct import Parked
 from omnigate._transport.messages import Origin
-from omnigate._transport.timers import Alarm, Limit, clock_of, current_watch
+from omnigate._transport.timers import Alarm, Limit, current_watch
 
 _MANY: Final = 64
 

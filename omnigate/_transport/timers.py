@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 import httpx
 
-from omnigate._runtime.loops import PerLoop
+from omnigate._runtime.loops import PerLoop, clock_of
 
 logger: Final = logging.getLogger("omnigate")
 
@@ -33,11 +33,6 @@ _WORDS: Final[dict[type[httpx.TimeoutException], str]] = {
 def timed_out(kind: type[httpx.TimeoutException], seconds: float | None) -> httpx.TimeoutException:
     """Return the error for a read or write that took longer than `seconds`."""
     return kind(f"{_WORDS[kind]} within {seconds:g} s")
-
-
-def clock_of(loop: Any) -> Callable[[], float]:
-    """Return the clock that an event loop's timers use."""
-    return loop.time if isinstance(loop, asyncio.AbstractEventLoop) else sys.modules["trio"].current_time
 
 
 class Limited(Protocol):

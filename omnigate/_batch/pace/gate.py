@@ -7,11 +7,9 @@ background task.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import secrets
-import sys
 import time
 import weakref
 from collections import OrderedDict
@@ -31,7 +29,7 @@ from omnigate._batch.pace.queue import FairQueue, Flow, Waiter
 from omnigate._batch.pace.shared_concurrency import SharedConcurrency
 from omnigate._batch.pace.upstream import Upstream
 from omnigate._limits import RateLimit
-from omnigate._runtime.loops import PerLoop
+from omnigate._runtime.loops import PerLoop, clock_of
 from omnigate._transport.messages import Origin
 from omnigate._wire.head import Head, rate_limit_of
 
@@ -262,12 +260,10 @@ class Gates:
 
 
 def _clock_of(loop: Any) -> Callable[[], float]:
-    """Return an event loop's clock, which does not keep the loop alive."""
-    if not isinstance(loop, asyncio.AbstractEventLoop):
-        clock: Callable[[], float] = sys.modules["trio"].current_time
+    """Return the running event loop's clock, which does not keep the loop alive."""
+    clock = clock_of(loop)
+    if getattr(clock, "__self__", None) is not loop:
         return clock
-    if type(loop).time is asyncio.BaseEventLoop.time:  # the usual loops' is the system's
-        return time.monotonic
     reference = weakref.ref(loop)
 
     def loop_time() -> float:
