@@ -71,7 +71,7 @@ class AsyncioStream(asyncio.Protocol):
         self._socket = sock  # the transport's
         self._tls: ssl.SSLObject | None = None
         self._transport: asyncio.Transport | None = None
-        self._poll: Poll = poll_of(sock)
+        self._poll: Poll | None = None  # not made for a connection that carries one request
         self._unread = bytearray()
         self._is_paused = False  # reading is, because of what is unread
         self._is_lent = False
@@ -117,7 +117,12 @@ class AsyncioStream(asyncio.Protocol):
 
     def is_quiet(self) -> bool:
         """Return whether nothing has arrived that was not received, neither data nor the end."""
-        return not (self._unread or self._has_ended or self._problem is not None or self._poll(0))
+        if self._unread or self._has_ended or self._problem is not None:
+            return False
+        poll = self._poll
+        if poll is None:
+            poll = self._poll = poll_of(self._socket)
+        return not poll(0)
 
     def has_clean_end(self) -> bool:
         """Return whether the end that was received is the server's."""

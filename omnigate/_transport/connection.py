@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 from omnigate._runtime.loops import call_soon
@@ -21,22 +20,24 @@ class Connection:
         used: whether it has already carried a complete response.
         limit: the time limit of the current read or write.
         stream: its byte stream.
-        is_quiet: whether nothing has arrived since the last response, neither data nor EOF.
     """
 
-    __slots__ = ("_loop", "expires", "idle_since", "is_quiet", "limit", "origin", "state", "stream", "used")
+    __slots__ = ("_loop", "expires", "idle_since", "limit", "origin", "state", "stream", "used")
 
     def __init__(self, stream: ByteStream, origin: Origin, limit: Limit, expires: float, loop: Any) -> None:
         """Start in use, in `loop`."""
         self._loop = loop
         self.stream: ByteStream = stream
-        self.is_quiet: Callable[[], bool] = stream.is_quiet
         self.origin: Origin = origin
         self.limit: Limit = limit
         self.expires: float = expires
         self.state: Literal["idle", "in use", "closed"] = "in use"
         self.idle_since: float = 0.0
         self.used: bool = False
+
+    def is_quiet(self) -> bool:
+        """Return whether nothing has arrived since the last response, neither data nor EOF."""
+        return self.stream.is_quiet()
 
     def close(self) -> None:
         """Close the connection immediately."""

@@ -119,7 +119,7 @@ class Pool:
                 if (
                     connection.idle_since >= oldest_allowed
                     and connection.expires > now
-                    and connection.is_quiet()
+                    and connection.stream.is_quiet()
                 ):
                     connection.state = "in use"
                     self.in_use.add(connection)

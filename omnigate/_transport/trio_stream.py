@@ -10,7 +10,7 @@ from typing import Final
 import trio
 from trio.lowlevel import notify_closing, wait_readable, wait_writable
 
-from omnigate._transport.byte_stream import CLOSED, ByteStream, duplicate, poll_of, shut_down
+from omnigate._transport.byte_stream import CLOSED, ByteStream, Poll, duplicate, poll_of, shut_down
 from omnigate._transport.tls import TLSStream
 
 _MAX_RECEIVE_BYTES: Final = 65_536
@@ -46,7 +46,7 @@ class TrioStream:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._poll = poll_of(sock)
+        self._poll: Poll | None = None  # not made for a connection that carries one request
         self._is_aborted = False
         self._was_lent = False
 
@@ -89,7 +89,12 @@ class TrioStream:
 
     def is_quiet(self) -> bool:
         """Return whether nothing has arrived that was not received, neither data nor the end."""
-        return not (self._is_aborted or self._poll(0))
+        if self._is_aborted:
+            return False
+        poll = self._poll
+        if poll is None:
+            poll = self._poll = poll_of(self._socket)
+        return not poll(0)
 
     def has_clean_end(self) -> bool:
         """Return True: without TLS nobody can tell."""
