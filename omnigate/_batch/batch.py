@@ -484,7 +484,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         return False
 
     def _bound(self) -> int:
-        return 2 * self._limit() + _SPARE
+        """Return how many items may be read and not yet handed out."""
+        return 2 * (self._limit() if self._is_auto else self._most) + _SPARE
 
     # Dispatch
 

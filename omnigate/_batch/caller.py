@@ -121,7 +121,8 @@ class Caller:
         try:
             while response is None:
                 result = await attempts.run()
-                self._settle_tokens(ready, attempts.slot, result)
+                if attempts.slot.reservation is not None:
+                    self._settle_tokens(ready, attempts.slot, result)
                 if asks is None or asks.settles(result, attempts.call.secrets):
                     response = result
                 else:
@@ -155,9 +156,8 @@ class Caller:
 
     def _settle_tokens(self, ready: Ready, slot: Slot, response: ChatResponse) -> None:
         """Record how many tokens of the provider's limit a response has used; from a cache it uses none."""
-        if slot.reservation is not None:
-            ready.upstream.settle(slot, 0 if response.cached else response.usage.total_tokens)
-            ready.upstream.tokens.answered(response.usage.completion_tokens)
+        ready.upstream.settle(slot, 0 if response.cached else response.usage.total_tokens)
+        ready.upstream.tokens.answered(response.usage.completion_tokens)
 
     def _asks_of(self, ready: Ready) -> Asks[Any] | None:
         """Return the asks of an item, if its answer has to fit a type."""
@@ -323,24 +323,25 @@ class _ItemAttempts(Fetching[ChatResponse]):
 
     def begin(self) -> None:
         """Begin an attempt, which has a slot and has passed the gate."""
-        try:
-            super().begin()
-        except ClientClosedError:
+        if self._pauses.is_closed:
             self._ready.gate.ended(self._send)
-            raise
+            raise self.closed()
+        self.count += 1
         if self.count > 1:
             self._caller.retries += 1
         self._ready.upstream.sent(self.slot, self._send.at)
 
     def received(self, result: Answer) -> Answer:
         """Learn from an answer, and return it."""
-        answer = super().received(result)
-        now = self._caller.clock()
-        self._ready.gate.succeeded(self._send, answer.head, now)
-        self._ready.upstream.succeeded(self.slot, now)
+        if not 200 <= result.status < 300:
+            return super().received(result)
+        caller, ready, slot = self._caller, self._ready, self.slot
+        now = caller.clock()
+        ready.gate.succeeded(self._send, result.head, now)
+        ready.upstream.succeeded(slot, now)
         # An item that asks again stands in line: it does not take this slot again for certain.
-        self.slot.free(is_followed=self._caller.options.response_format is None)
-        return answer
+        slot.free(is_followed=caller.options.response_format is None)
+        return result
 
     def ask_again(self, call: Call, entry: Entry) -> None:
         """Continue with another ask of the item, which has as many attempts as the first."""

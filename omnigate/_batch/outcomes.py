@@ -240,18 +240,21 @@ class Tally:
 
     def add(self, outcome: Outcome) -> None:
         """Count an outcome of this run."""
-        if outcome.response is None:
+        response = outcome.response
+        if response is not None:
+            self.succeeded += 1
+            self._spent.add(response.usage, response.cost_usd)
+        else:
             self.failed += 1
             self._failures[type(outcome.error).__name__] += 1
-        else:
-            self.succeeded += 1
-        for answer in billed_answers(outcome):
-            self._spent.add(answer.usage, answer.cost_usd)
+            for answer in billed_answers(outcome):
+                self._spent.add(answer.usage, answer.cost_usd)
         second = self._clock() // 1
-        if self._recent and self._recent[-1][0] == second:
-            self._recent[-1][1] += 1
+        recent = self._recent
+        if recent and recent[-1][0] == second:
+            recent[-1][1] += 1
         else:
-            self._recent.append([second, 1])
+            recent.append([second, 1])
 
     def stats(
         self,

@@ -327,9 +327,11 @@ class Upstream:
         latency = now - slot.sent_at
         self._latency += (latency - self._latency) * (_LATENCY_WEIGHT if self._latency else 1.0)
         self._stalled_at = None
-        if self.breaker.succeeded(slot.number):
+        number = slot.number
+        if self.breaker.succeeded(number):
             self._opened(f"model {self.model!r}")
-        self.reached(slot)
+        if address.breaker.succeeded(number):
+            self._reached()
         if address.descriptors.limit < math.inf:
             address.descriptors.succeeded(now, address.in_flight)
         if self._blame.succeeded(slot.sent_at):
@@ -348,10 +350,12 @@ class Upstream:
 
     def reached(self, slot: Slot) -> None:
         """Record that there was an answer: the gateway can be reached."""
-        address = self._address
-        if address.breaker.succeeded(slot.number):
-            self._opened("the gateway")
-            address.wake()
+        if self._address.breaker.succeeded(slot.number):
+            self._reached()
+
+    def _reached(self) -> None:
+        self._opened("the gateway")
+        self._address.wake()
 
     def failed(self, slot: Slot, sign: Sign, reason: str, *, is_first: bool) -> None:
         """Record a failure, before its slot is freed.
