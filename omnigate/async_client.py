@@ -236,7 +236,7 @@ class AsyncClient(BaseAsyncClient):
 
         """
         session = self._session
-        format = check_response_type(response_type)
+        format = None if response_type is None else check_response_type(response_type)
         retries = check_integer(response_retries, "response_retries", minimum=0)
         if hedge_after is not None:
             hedge_after = check_seconds(hedge_after, "hedge_after", otherwise=", or None")

@@ -311,7 +311,11 @@ class Fetching(_Reading[R]):
         Raises:
             InvalidResponseError: it is not of that type.
         """
-        decoded: R = decode_answer(self._kind, result, self.call)
+        decoded: R
+        try:
+            decoded = decoder_for(self._kind).decode(result.body)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            decoded = decode_answer(self._kind, result, self.call)  # which repairs it, or raises
         decoded._meta = self.meta(result)
         return decoded
 

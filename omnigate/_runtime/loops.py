@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from asyncio import get_running_loop
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -30,8 +31,14 @@ def current_loop() -> Any:
     """
     sniffio = sys.modules.get("sniffio")  # as in `in_trio`; every call passes here
     if sniffio is not None and sniffio.thread_local.name == "trio":
-        return sys.modules["trio"].lowlevel.current_trio_token()
-    return asyncio.get_running_loop()
+        return _token_of_trio()()
+    return get_running_loop()
+
+
+@cache
+def _token_of_trio() -> Callable[[], Any]:
+    token: Callable[[], Any] = sys.modules["trio"].lowlevel.current_trio_token
+    return token
 
 
 def is_in_loop() -> bool:

@@ -27,7 +27,7 @@ from omnigate._transport.anyio_transport import AnyIOTransport
 from omnigate._transport.bodies import BodyReader, too_long
 from omnigate._transport.default import default_transport
 from omnigate._transport.direct import DirectReader
-from omnigate._transport.exchange import Exchange, ResponseStream
+from omnigate._transport.exchange import ResponseStream
 from omnigate._transport.messages import Origin, OutgoingMessage, PreparedRequest, RawResponse, request_head
 from omnigate._wire.endpoints import Endpoint
 from omnigate._wire.head import Head
@@ -271,15 +271,16 @@ class Carrier:
         if not self.is_direct:
             response = await self.transport.handle_async_request(_prepared(call))
             return await read_and_discard(reply_of(response, self._limit))
-        exchange = self._exchange(call)
+        message = OutgoingMessage(call.endpoint.method, call.origin, message_of(call))
+        exchange = self._own._exchange(message, call.extensions.get("timeout") or {})
         reader = await exchange.run()
-        if 200 <= reader.status_code < 300 and reader.head is not None:
+        status, head = reader.status_code, reader.head
+        if 200 <= status < 300 and head is not None:
             whole = exchange.take_whole()  # most answers come in one piece
             if whole is not None:
                 if len(whole) > self._limit:
-                    response = RawResponse(reader.status_code, reader.head, httpx.ByteStream(b""))
-                    raise too_long(response, self._limit)
-                return Answer(reader.status_code, reader.head, whole)
+                    raise too_long(RawResponse(status, head, httpx.ByteStream(b"")), self._limit)
+                return Answer(status, head, whole)
         return await read_and_discard(reply_of(exchange.response(), self._limit))
 
     async def send(self, call: Sendable) -> Reply:
@@ -291,7 +292,8 @@ class Carrier:
         """
         response: httpx.Response
         if self.is_direct:
-            exchange = self._exchange(call)
+            message = OutgoingMessage(call.endpoint.method, call.origin, message_of(call))
+            exchange = self._own._exchange(message, call.extensions.get("timeout") or {})
             await exchange.run()
             response = exchange.response()
         else:
@@ -304,11 +306,6 @@ class Carrier:
                 await reply.discard()
                 raise
         return reply
-
-    def _exchange(self, call: Sendable) -> Exchange:
-        """Return the exchange of a call with our own transport."""
-        message = OutgoingMessage(call.endpoint.method, call.origin, message_of(call))
-        return self._own._exchange(message, call.extensions.get("timeout") or {})
 
     def aclose(self) -> Awaitable[None]:
         """Close the transport."""

@@ -135,6 +135,7 @@ class DirectCarrier(Carrier):
         if len(body) > self._limit:
             reader.put_back(body)
             return None
+        reader.release()
         return Answer(reader.status_code, reader.head, body)
 
     async def _finish(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from typing import Final, Protocol, TypeAlias, cast
@@ -14,7 +15,7 @@ from omnigate._transport.connection import Connection
 from omnigate._transport.direct import DirectReader, Loan
 from omnigate._transport.http11 import ResponseReader
 from omnigate._transport.messages import Origin, OutgoingMessage, RawResponse
-from omnigate._transport.pool import Pool
+from omnigate._transport.pool import READERS_MAX, Pool
 from omnigate._transport.timers import timed_out
 
 Timeouts: TypeAlias = dict[str, float | None]
@@ -91,8 +92,16 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
                     while True:
                         data = await stream.receive()
                         if reader is None:
-                            reader = self._reader = ResponseReader(message.method)
-                        take(found, reader, data)
+                            if pool.readers:
+                                reader = pool.readers.pop()
+                                reader.restart(message.method)
+                            else:
+                                reader = ResponseReader(message.method)
+                            self._reader = reader
+                        if data:
+                            reader.feed(data)
+                        else:
+                            reader.end(is_clean=stream.has_clean_end())
                         if reader.head is not None:
                             return reader
                         limit.begin(httpx.ReadTimeout, read)
@@ -105,7 +114,7 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
                     self._broken = str(error)
                     return reader
                 finally:
-                    limit.end()
+                    limit.deadline = math.inf  # `end`, without a call
             except BaseException as error:
                 pool.discard(found)
                 if is_last or not found.used or not self._may_repeat(error):
@@ -123,15 +132,25 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
         return not self._sent or self._message.method in IDEMPOTENT
 
     def take_whole(self) -> bytes | None:
-        """Return the whole body if it has arrived and has no encoding, and give the connection back."""
+        """Return the whole body if it has arrived and has no encoding, and give the connection back.
+
+        The reader is given back, too: what else is to be read from it must have been.
+        """
         reader = self._reader
         if reader is None or not reader.complete or reader.is_encoded or self._broken is not None:
             return None
+        body = reader.take_body()
         if self._is_cut_short or self._message.closes or not reader.reusable:
+            reader.release()
             self._pool.discard(self._connection)
         else:
-            self._pool.give_back(self._connection)
-        return reader.take_body()
+            pool = self._pool
+            if reader.is_head or len(pool.readers) >= READERS_MAX:
+                reader.release()
+            else:
+                pool.readers.append(reader)
+            pool.give_back(self._connection)
+        return body
 
     def response(self) -> RawResponse:
         """Return the response, which takes ownership of the connection."""
@@ -321,6 +340,7 @@ class ResponseStream(httpx.AsyncByteStream):
 
     def _finish(self, connection: Connection) -> None:
         self._connection = None
+        self._reader.release()
         if self._reader.reusable:
             self._pool.give_back(connection)
         else:
@@ -354,15 +374,6 @@ async def receive(connection: Connection, reader: ResponseReader, seconds: float
         raise limit.overdue() or httpx.ReadError(_words(error)) from None
     finally:
         limit.end()
-    take(connection, reader, data)
-
-
-def take(connection: Connection, reader: ResponseReader, data: bytes) -> None:
-    """Feed what was received to `reader`: bytes, or b"" for the end.
-
-    Raises:
-        httpx.RemoteProtocolError: the response ended too early, or is not HTTP.
-    """
     if data:
         reader.feed(data)
     else:

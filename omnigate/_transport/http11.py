@@ -8,11 +8,13 @@ chunks, with bare line feeds or with folded header lines is an error. This modul
   raw and parsed when `response.headers` is first read; most calls never read it.
 - It cannot be told that the response to HEAD has no body, nor that the connection has ended.
 - An interim response ends with its header block, whatever its headers say (RFC 9110, section 15.2). llhttp
-  obeys the headers: after "Connection: close" it accepts nothing more. So each response gets a new parser.
+  obeys the headers: after "Connection: close" it accepts nothing more. So what follows gets a new parser.
 - Transfer codings other than plain `chunked` are never requested. llhttp follows RFC 9112, section 6.3, and
   reads such a body until the connection ends, so truncation would go unnoticed. They are rejected.
 
-A reader handles one response. Bytes after its end are unsolicited and make the connection unusable.
+A reader handles one response. Bytes after its end are unsolicited and make the connection unusable. Making a
+reader and its parser is a third of the cost of reading a response, so one that has read an ordinary response
+to its end may be restarted for another, also of another connection.
 """
 
 from __future__ import annotations
@@ -60,11 +62,12 @@ class ResponseReader:
         complete: whether the response has ended.
         reusable: whether another request may follow on its connection; known once it is complete.
         started: whether any byte of it has arrived.
+        is_head: whether it responds to a HEAD request.
     """
 
     __slots__ = (
-        "_body", "_buffer", "_forbidden", "_framing", "_head_bytes", "_interim", "_is_head", "_parser",
-        "_progress", "complete", "head", "is_encoded", "reusable", "started", "status_code",
+        "_body", "_buffer", "_forbidden", "_framing", "_head_bytes", "_interim", "_parser",
+        "_progress", "complete", "head", "is_encoded", "is_head", "reusable", "started", "status_code",
     )  # fmt: skip
 
     def __init__(self, method: str) -> None:
@@ -75,7 +78,7 @@ class ResponseReader:
         self.complete: bool = False
         self.reusable: bool = False
         self.started: bool = False
-        self._is_head = method == "HEAD"
+        self.is_head: bool = method == "HEAD"
         self._forbidden = False
         # The incomplete head. A bytearray once it takes more than one read, so that a head that arrives byte
         # by byte is not copied for each of them.
@@ -86,6 +89,25 @@ class ResponseReader:
         self._framing = 0
         self._progress = False
         self._parser: Any = httptools.HttpResponseParser(self)
+
+    def restart(self, method: str) -> None:
+        """Prepare to parse another response.
+
+        Allowed once the reader is `reusable` and not of a HEAD request: then its parser has read a response
+        to its end and nothing more.
+        """
+        self.head = None
+        self.is_encoded = self.complete = self.reusable = self.started = False
+        self.is_head = method == "HEAD"
+        self._body = []
+        self._head_bytes = self._interim = self._framing = 0
+
+    def release(self) -> None:
+        """Give up the parser once the response has ended.
+
+        It refers to the reader; breaking the cycle spares the garbage collector.
+        """
+        self._parser = None
 
     def feed(self, data: bytes) -> None:
         """Parse the next bytes.
@@ -118,7 +140,8 @@ class ResponseReader:
             if self._head_bytes > MAX_HEAD_BYTES + 3:  # 3 of the 4 bytes that end the head
                 raise _head_too_long()
         elif self.complete:
-            self._parser = None  # breaks a reference cycle, sparing the garbage collector
+            if not self.reusable:
+                self.release()
         elif self._progress:
             self._framing = 0
         else:
@@ -222,13 +245,13 @@ class ResponseReader:
             raise _InterimEnd
         lowered = head.lower()
         if b"-encoding" in lowered:  # rare, and one search is half as long as two
-            if not self._is_head and status not in (204, 304):
+            if not self.is_head and status not in (204, 304):
                 _check_coding(lowered)
             self.is_encoded = b"content-encoding" in lowered
         self._buffer = b""
         self.head = head
         self._progress = True
-        if self._is_head:
+        if self.is_head:
             self.complete = True
             self.reusable = end + 4 == len(buffer) and self._may_be_reused()
 

@@ -33,10 +33,14 @@ from omnigate._runtime.loops import call_soon, clock_of, has_ended
 from omnigate._transport.byte_stream import ByteStream
 from omnigate._transport.connection import Connection
 from omnigate._transport.direct import Parked
+from omnigate._transport.http11 import ResponseReader
 from omnigate._transport.messages import Origin
 from omnigate._transport.timers import Alarm, Limit, current_watch
 
 _MANY: Final = 64
+
+READERS_MAX: Final = 8
+"""How many spare readers are kept: most responses arrive whole, so one serves all connections in turn."""
 
 _SHORTEST_AGE: Final = 0.8
 """The part of the maximum age that every connection reaches: those opened together do not end together."""
@@ -70,6 +74,7 @@ class Pool:
         checkpoint_if_cancelled: raises if the caller is cancelled.
         opening: cancel scopes of the requests that are opening a connection.
         parked: the connection, at most one, that other threads may take.
+        readers: at most `READERS_MAX` that may be restarted.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Pool:
         self._clock = clock or clock_of(loop)
         self._may_park = clock is None  # other threads tell the time by the system's clock
         self.parked: list[Parked] = []
+        self.readers: list[ResponseReader] = []
         self._last_parked: weakref.ref[Parked] | None = None
         self._idle: dict[Origin, deque[Connection]] = {}
         self._idle_count = 0

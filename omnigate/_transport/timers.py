@@ -52,13 +52,18 @@ class Watched(Protocol):
 
 
 class Watch:
-    """Watches the deadlines of all connections in one event loop; holds their pools only weakly."""
+    """Watches the deadlines of all connections in one event loop; holds their pools only weakly.
+
+    Attributes:
+        clock: the event loop's.
+        next: the deadline that the alarm is set for.
+    """
 
     def __init__(self, loop: Any) -> None:
         """Start without a deadline."""
-        self._clock = clock_of(loop)
+        self.clock: Callable[[], float] = clock_of(loop)
         self._alarm = Alarm(loop, self.look, "watch deadlines")
-        self._next = math.inf  # what the alarm is set for
+        self.next: float = math.inf
         self._pools: weakref.WeakSet[Watched] = weakref.WeakSet()
 
     def add(self, pool: Watched) -> None:
@@ -69,32 +74,26 @@ class Watch:
         """Watch a pool no longer; without any deadline left, stop."""
         self._pools.discard(pool)
         if self._earliest() == math.inf:
-            self._next = math.inf
+            self.next = math.inf
             self._alarm.stop()
 
-    def deadline(self, seconds: float) -> float:
-        """Return the deadline `seconds` from now, which is watched if the caller sets it as its limit's."""
-        deadline = self._clock() + seconds
-        if deadline < self._next:
-            self._set(deadline, seconds)
-        return deadline
-
-    def _set(self, deadline: float, seconds: float) -> None:
+    def set(self, deadline: float, seconds: float) -> None:
+        """Set the alarm for a deadline that is earlier than `next`, in so many seconds."""
         self._alarm.stop()
         self._alarm.set(seconds)
-        self._next = deadline if self._alarm.is_set else math.inf
+        self.next = deadline if self._alarm.is_set else math.inf
 
     def look(self) -> None:
         """Expire the connections past their deadline, and set the alarm for the next deadline."""
-        self._next = math.inf
-        now = self._clock()
+        self.next = math.inf
+        now = self.clock()
         for pool in list(self._pools):
             for connection in list(pool.in_use):
                 if connection.limit.deadline <= now:
                     connection.limit.expire(connection)
         earliest = self._earliest()
-        if earliest < self._next:
-            self._set(earliest, max(earliest - now, 0.0))
+        if earliest < self.next:
+            self.set(earliest, max(earliest - now, 0.0))
 
     def _earliest(self) -> float:
         deadlines = (connection.limit.deadline for pool in list(self._pools) for connection in pool.in_use)
@@ -198,7 +197,13 @@ class Limit:
         """
         self.kind = kind
         self._seconds = seconds
-        self.deadline = math.inf if seconds is None else self._watch.deadline(seconds)
+        if seconds is None:
+            self.deadline = math.inf
+            return
+        watch = self._watch
+        self.deadline = deadline = watch.clock() + seconds
+        if deadline < watch.next:
+            watch.set(deadline, seconds)
 
     def end(self) -> None:
         """End the operation."""
