@@ -34,7 +34,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Self
 
 import anyio
 import anyio.lowlevel
@@ -346,7 +346,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         return self
 
     async def __anext__(self) -> OutcomeOf[ParsedT_co]:
-        return cast("OutcomeOf[ParsedT_co]", await self._outbox.next())
+        outcome: OutcomeOf[ParsedT_co] = await self._outbox.next()
+        return outcome
 
     def stop(self) -> None:
         """Start no more calls; those in flight are completed and handed out, then the iteration ends.

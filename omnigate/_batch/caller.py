@@ -115,7 +115,7 @@ class Caller:
     async def call(self, ready: Ready, entry: Entry) -> Outcome | None:
         """Make the call of an item, with its deadline; None if it was given up before it was sent again."""
         attempts = _ItemAttempts(self, self._session, ready, entry)
-        asks = self._asks_of(ready)
+        asks = None if self.options.response_format is None else self._asks_of(ready)
         response: ChatResponse | None = None
         failure: GatewayError | None = None
         try:
@@ -141,7 +141,8 @@ class Caller:
             if asks is not None:
                 error.billed = asks.rejected
         finally:
-            attempts.slot.free()
+            if not attempts.slot.is_free:
+                attempts.slot.free()
         try:
             return self.outcome(ready.item, ready.read_at, attempts.count, response, failure)
         finally:
@@ -207,7 +208,8 @@ class Caller:
     def try_enter(self, ready: Ready) -> Entry | None:
         """Return an entry for a new item if it need not wait, else None."""
         now = self.clock()
-        slot = ready.upstream.try_enter(self.flow, now, self._tokens(ready))
+        tokens = 0 if self.flow.tokens_per_minute is None else self._tokens(ready)
+        slot = ready.upstream.try_enter(self.flow, now, tokens)
         if slot is None:
             return None
         send = ready.gate.try_pass(now)

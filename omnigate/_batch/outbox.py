@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Final, cast
+from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
@@ -15,6 +15,9 @@ from omnigate._runtime.isolation import cancellation_check
 from omnigate.exceptions import NotStartedError
 
 _CHECKPOINT_EVERY: Final = 32
+
+_CHECK_EVERY: Final = 4
+"""How many outcomes are handed out between two looks at whether the reader is cancelled."""
 
 
 class Outbox:
@@ -39,7 +42,7 @@ class Outbox:
         self._lifecycle = lifecycle
         self._is_ordered = ordered
         self._check: Callable[[], Awaitable[None]]  # raises if the reader is cancelled
-        self._ready: deque[Outcome] = deque()
+        self._ready: deque[Any] = deque()  # of `Outcome`
         self._held: dict[int, Outcome | None] = {}  # if ordered: waiting for an earlier one; None: skipped
         self._next_index = 0  # if ordered: index of the next outcome to hand out
         self._left_to_take = 0  # before yielding to other tasks
@@ -59,7 +62,8 @@ class Outbox:
             self._release_in_order()
         else:
             self._ready.append(outcome)
-        self.notify()
+        if self._changed is not None or self._held:
+            self.notify()
 
     def leave_out(self, index: int) -> None:
         """Skip an item that has no outcome."""
@@ -71,13 +75,13 @@ class Outbox:
     def take(self, most: int) -> list[AnyOutcome]:
         """Return up to `most` outcomes, without waiting."""
         ready = self._ready
-        taken = [ready.popleft() for _ in range(min(most, len(ready)))]
+        taken: list[AnyOutcome] = [ready.popleft() for _ in range(min(most, len(ready)))]
         self.pending -= len(taken)
         if self._waiting:
             self.wake_workers(len(taken))
-        return cast("list[AnyOutcome]", taken)
+        return taken
 
-    async def next(self) -> AnyOutcome:
+    async def next(self) -> Any:
         """Wait for an outcome and return it.
 
         Yields to other tasks once as many were taken as were ready, so that the reader does not fall behind.
@@ -90,7 +94,8 @@ class Outbox:
             self.is_read, self._check = True, cancellation_check()
         if self._ready:
             if self._left_to_take > 0:
-                await self._check()
+                if self._left_to_take % _CHECK_EVERY == 0:
+                    await self._check()
             else:
                 await anyio.lowlevel.checkpoint()
                 self._left_to_take = max(len(self._ready), _CHECKPOINT_EVERY)
@@ -102,7 +107,7 @@ class Outbox:
         self.pending -= 1
         if self._waiting:
             self.wake_workers(1)
-        return cast("AnyOutcome", self._ready.popleft())
+        return self._ready.popleft()
 
     async def wait(self) -> bool:
         """Wait for a change; return whether there may be more outcomes.

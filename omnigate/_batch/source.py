@@ -106,7 +106,7 @@ class Source:
     def read(self) -> Any:
         """Do what `next` does, for a source that is not async."""
         try:
-            raw = next(cast("Iterator[Any]", self._items), END)
+            raw = next(self._items, END)
         except (Exception, anyio.get_cancelled_exc_class()) as error:
             if is_cancellation(error):
                 raise

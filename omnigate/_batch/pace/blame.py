@@ -55,7 +55,9 @@ class Blame:
         self._share *= 1 - _WEIGHT
         if self.excused > _EXCUSED_MIN and self._share < self.excused / 2:  # what failed so often is over
             self.excused = max(_EXCUSED_MIN, self.excused * (1 - _WEIGHT))
-        self._count(0)
+        self._calls += 1
+        if self._calls > 2 * _JUDGED_MAX:
+            self._halve()
         if sent_at <= self._cut_at:
             return False
         self._calls_after += 1
@@ -64,7 +66,10 @@ class Blame:
     def failed(self, now: float, sent_at: float) -> bool:
         """Record a failure; return whether it is a sign of load."""
         self._share += _WEIGHT * (1 - self._share)
-        self._count(1)
+        self._calls += 1
+        self._failures += 1
+        if self._calls > 2 * _JUDGED_MAX:
+            self._halve()
         if sent_at > self._cut_at:
             self._calls_after += 1
             self._failures_after += 1
@@ -76,12 +81,9 @@ class Blame:
             self._calls_after = self._failures_after = 0
         return True
 
-    def _count(self, failures: int) -> None:
-        self._calls += 1
-        self._failures += failures
-        if self._calls > 2 * _JUDGED_MAX:
-            self._calls //= 2
-            self._failures //= 2
+    def _halve(self) -> None:
+        self._calls //= 2
+        self._failures //= 2
 
     def _judge(self) -> bool:
         needed = min(_JUDGED_MAX, max(_JUDGED_AFTER, _FAILURES_JUDGED / self._share_before))

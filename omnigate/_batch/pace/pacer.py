@@ -221,7 +221,8 @@ class Pacer:
             return False
         send.is_open = False
         self._unread += 1
-        self._share.confirmed(send.at)
+        self._sends.confirm(send.at)
+        self._share.window.confirmed += 1
         return True
 
     def answered(self, send: Send, now: float, limit: RateLimit | None) -> None:

@@ -214,11 +214,6 @@ class Share:
         if is_due and 0 <= now - self._release[place] < _ROLL_TOLERANCE_SECONDS:
             calls.append([now, 0])
 
-    def confirmed(self, at: float) -> None:
-        """Register that what was sent then was counted in the present window, whatever the count was."""
-        self._sends.confirm(at)
-        self.window.confirmed += 1
-
     def counted(self, at: float, now: float, limit: int, counted: int, age: int) -> None:
         """Register what had been counted when a request arrived; above the limit: at least that."""
         sends, windows = self._sends, self._windows
