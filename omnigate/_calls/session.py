@@ -180,7 +180,8 @@ class Session:
 
         The errors are those of `Attempts.run` and `decode_answer`.
         """
-        return Fetching(kind, call, *self.means).run()
+        attempts = Fetching(kind, call, *self.means)
+        return attempts.repeat() if call.deadline_seconds is None else attempts.run()
 
     async def fetch_list(self, kind: type[R], call: Call) -> ListResult[R]:
         """Return the result of a call that answers with a list."""

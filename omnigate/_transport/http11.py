@@ -253,7 +253,8 @@ class ResponseReader:
         self._progress = True
         if self.is_head:
             self.complete = True
-            self.reusable = end + 4 == len(buffer) and self._may_be_reused()
+            is_alone = end + 4 == len(buffer)
+            self.reusable = is_alone and not self._forbidden and self._parser.should_keep_alive()
 
     def on_body(self, body: bytes) -> None:
         """Store a part of the body."""
@@ -269,7 +270,4 @@ class ResponseReader:
         """Handle the end of the message."""
         if not self.complete:
             self.complete = True
-            self.reusable = self._may_be_reused()
-
-    def _may_be_reused(self) -> bool:
-        return not self._forbidden and self._parser.should_keep_alive()
+            self.reusable = not self._forbidden and self._parser.should_keep_alive()

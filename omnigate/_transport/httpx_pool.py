@@ -84,7 +84,7 @@ class HttpxTransport(UnpicklableClient, httpx.AsyncBaseTransport):
         loop = current_loop()
         if self._alarm is None or self._alarm.loop is not loop:
             self._alarm = Alarm(loop, self._close_stale, "close idle connections")
-        if not self._alarm.is_set:
+        if self._alarm.timer is None:
             self._alarm.set(_SECONDS)
         try:
             return await self._transport.handle_async_request(request)

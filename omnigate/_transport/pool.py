@@ -186,7 +186,7 @@ class Pool:
             stack = self._idle[connection.origin] = deque()
         stack.append(connection)
         self._idle_count += 1
-        if not self._alarm.is_set:
+        if self._alarm.timer is None:
             self._alarm.set(min(self._idle_timeout, _MOST_SECONDS))
         oldest_allowed = now - self._idle_timeout
         while stack[0].idle_since < oldest_allowed:

@@ -81,7 +81,7 @@ class Watch:
         """Set the alarm for a deadline that is earlier than `next`, in so many seconds."""
         self._alarm.stop()
         self._alarm.set(seconds)
-        self.next = deadline if self._alarm.is_set else math.inf
+        self.next = deadline if self._alarm.timer is not None else math.inf
 
     def look(self) -> None:
         """Expire the connections past their deadline, and set the alarm for the next deadline."""
@@ -115,28 +115,24 @@ class Alarm:
 
     Attributes:
         loop: the event loop that it calls in.
+        timer: asyncio's handle, or the task's cancel scope, while a call is scheduled; else None.
     """
 
-    __slots__ = ("_method", "_purpose", "_timer", "loop")
+    __slots__ = ("_method", "_purpose", "loop", "timer")
 
     def __init__(self, loop: Any, method: Callable[[], None], purpose: str) -> None:
         """Start unset; `method` is called in `loop`; `purpose` names trio's task."""
         self.loop = loop
         self._purpose = purpose
         self._method = weakref.WeakMethod(method)
-        self._timer: Any = None  # asyncio's handle, or the task's cancel scope
-
-    @property
-    def is_set(self) -> bool:
-        """Whether a call is scheduled."""
-        return self._timer is not None
+        self.timer: Any = None
 
     def set(self, seconds: float) -> None:
         """Schedule the call; must be called in the loop, and only while none is scheduled."""
         try:
-            self._timer = self._start(seconds)
+            self.timer = self._start(seconds)
         except RuntimeError:  # the loop is ending, and takes no more timers or tasks
-            self._timer = None
+            self.timer = None
 
     def _start(self, seconds: float) -> Any:
         if isinstance(self.loop, asyncio.AbstractEventLoop):
@@ -149,12 +145,12 @@ class Alarm:
 
     def stop(self) -> None:
         """Cancel the scheduled call; must be called in the loop, or after it has ended."""
-        timer, self._timer = self._timer, None
+        timer, self.timer = self.timer, None
         if timer is not None:
             timer.cancel()
 
     def _ring(self) -> None:
-        self._timer = None
+        self.timer = None
         method = self._method()
         if method is not None:
             method()
@@ -162,7 +158,7 @@ class Alarm:
     async def _sleep(self, scope: Any) -> None:
         with scope:
             await sys.modules["trio"].sleep_forever()
-        if self._timer is scope:
+        if self.timer is scope:
             try:
                 self._ring()
             except Exception:  # an error in a system task would end the whole program

@@ -120,7 +120,7 @@ async def test_idle_connections_are_closed_without_another_call_and_their_origin
     (pool,) = transport._pools.values()
     assert (network.open, list(pool._idle)) == (1, [("http", "b.test", 80)])
     await anyio.sleep(2)
-    assert (network.open, pool._idle, pool._alarm.is_set) == (0, {}, False)
+    assert (network.open, pool._idle, pool._alarm.timer) == (0, {}, None)
     assert transport.stats() == {"idle": 0, "in_use": 0, "opening": 0, "waiting": 0, "origins": {}}
     await get(transport)  # and begins again
     await anyio.sleep(4.1)
@@ -169,7 +169,7 @@ async def test_alarm_ends_with_the_transport_and_keeps_nothing_alive() -> None:
     await get(transport)
     (pool,) = transport._pools.values()
     await transport.aclose()
-    assert not pool._alarm.is_set
+    assert pool._alarm.timer is None
 
     transport = over(FakeNetwork())
     await get(transport)
