@@ -128,10 +128,10 @@ class PacedClient:
             limit = RateLimit(*verdict[1:])
             if not verdict.is_admitted:
                 self.pacer.rejected(send, now, float(verdict.reset), limit)
-            elif self._gateway.has_headers:
-                self.pacer.answered(send, now, limit)
-            else:
+            elif not self._gateway.has_headers:
                 self.pacer.answered(send, now, None)
+            elif not self.pacer.confirmed(send, now):
+                self.pacer.answered(send, now, limit)
             self.pump()
 
         def lose() -> None:

@@ -138,7 +138,7 @@ class Worker:
             if not verdict.is_admitted:
                 self.items += 1
                 self.pacer.rejected(send, now, float(verdict.reset), limit)
-            else:
+            elif not self.pacer.confirmed(send, now):
                 self.pacer.answered(send, now, limit if self._gateway.has_headers else None)
             self.pump()
 

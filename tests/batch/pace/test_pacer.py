@@ -229,6 +229,68 @@ def test_the_next_response_gives_back_calls_that_never_arrived() -> None:
     assert left(pacer, 113.0) == 18
 
 
+def exchange(pacer: Pacer, now: float, counted: int, *, limit: int) -> bool:
+    """Send a call that gets this count; return whether its answer was read."""
+    assert pacer.ask(now) <= now
+    send = pacer.sent(now)
+    if pacer.confirmed(send, now + 0.1):
+        return False
+    pacer.answered(send, now + 0.1, RateLimit(limit, limit - counted, 140 - math.floor(now)))
+    return True
+
+
+def test_one_answer_in_eight_is_read_while_hundreds_of_calls_are_free() -> None:
+    pacer = informed(limit=60_000, remaining=59_999, reset=40)
+    read = [exchange(pacer, 110 + place / 100, place + 2, limit=60_000) for place in range(80)]
+    assert sum(read) == 10
+    assert "81 of 60000 sent in this window of 60 s, 0 by others" in repr(pacer)
+
+
+def test_calls_of_others_are_noticed_by_the_next_answer_that_is_read_and_then_by_every_one() -> None:
+    pacer = informed(limit=60_000, remaining=59_999, reset=40)
+    assert pacer.ask(110.0) == 110.0
+    sends = [pacer.sent(110 + place / 100) for place in range(80)]
+    for place, send in enumerate(sends):
+        is_read = not pacer.confirmed(send, 111.0)
+        assert is_read == (place >= 7)
+        if is_read:
+            pacer.answered(send, 111.0, RateLimit(60_000, 60_000 - 1_002 - place, 30))
+    assert "81 of 60000 sent in this window of 60 s, 1000 by others" in repr(pacer)
+
+
+def test_every_answer_is_read_when_few_calls_are_free_or_its_window_is_uncertain() -> None:
+    pacer = informed(limit=250, remaining=249, reset=40)
+    assert all(exchange(pacer, 110 + place / 10, place + 2, limit=250) for place in range(80))
+    pacer = informed(limit=60_000, remaining=59_999, reset=40)  # the window ends between 139 and 140.3
+    pacer.ask(138.0)
+    late = [pacer.sent(138.0) for _ in range(8)]
+    assert not any(pacer.confirmed(send, 139.5) for send in late)
+    pacer = informed(limit=60_000, remaining=59_999, reset=40)
+    early = pacer.sent(79.0)  # perhaps in the window before
+    pacer.ask(110.0)
+    assert not pacer.confirmed(early, 110.0)
+
+
+def test_an_answer_that_was_not_read_counts_once() -> None:
+    pacer = informed(limit=60_000, remaining=59_999, reset=40)
+    for place in range(8):
+        exchange(pacer, 110 + place / 100, place + 2, limit=60_000)
+    pacer.ask(111.0)
+    send = pacer.sent(111.0)
+    assert pacer.confirmed(send, 111.1)
+    assert not pacer.confirmed(send, 111.1)
+    pacer.answered(send, 111.1, RateLimit(60_000, 0, 29))  # ignored
+    assert "10 of 60000 sent in this window of 60 s, 0 by others" in repr(pacer)
+
+
+def test_a_rejection_takes_back_what_was_free() -> None:
+    pacer = informed(limit=60_000, remaining=59_999, reset=40)
+    assert pacer.ask(110.0) == 110.0
+    pacer.rejected(pacer.sent(110.0), 110.2, 5.0, None)
+    assert pacer.ask(110.3) >= 115.2
+    assert pacer.room(110.3) == 0
+
+
 def test_the_pacer_uses_a_limit_of_one_call_per_window_fully() -> None:
     pacer = new_pacer()
     now, sent = 100.0, []
