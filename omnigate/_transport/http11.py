@@ -96,7 +96,7 @@ class ResponseReader:
         Allowed once the reader is `reusable` and not of a HEAD request: then its parser has read a response
         to its end and nothing more.
         """
-        self.head = None
+        self.head, self.status_code = None, 0
         self.is_encoded = self.complete = self.reusable = self.started = False
         self.is_head = method == "HEAD"
         self._body = []

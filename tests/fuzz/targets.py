@@ -201,10 +201,35 @@ def check_response(body: bytes, pieces: list[bytes], options: int) -> None:
     single = [body[i : i + 1] for i in range(len(body))]
     *expected, reusable = _response(ResponseReader(method), single, ends)
     for parts in (pieces, [body]):
-        *found, may_be_reused = _response(ResponseReader(method), parts, ends)
+        reader = ResponseReader(method)
+        *found, may_be_reused = _response(reader, parts, ends)
+        assert found == expected
+        if may_be_reused and not reader.is_head:  # nothing of it is left for the next response
+            reader.restart("GET")
+            assert _response(reader, [_OK], False) == (
+                False,
+                200,
+                _OK.partition(b"\r\n\r\n")[0],
+                b"ok",
+                True,
+                True,
+            )
+        *found, _ = _response(_used_reader(method), parts, ends)
         assert found == expected
         # llhttp skips empty lines silently if they arrive in one piece with the end.
         assert may_be_reused == reusable or _follows(ResponseReader(method), single).strip(b"\r\n") == b""
+
+
+_OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+def _used_reader(method: str) -> ResponseReader:
+    reader = ResponseReader("POST")
+    reader.feed(_OK)
+    assert reader.reusable
+    assert reader.take_body() == b"ok"
+    reader.restart(method)
+    return reader
 
 
 def _follows(reader: ResponseReader, single: list[bytes]) -> bytes:
