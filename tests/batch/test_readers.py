@@ -88,3 +88,18 @@ async def test_workers_that_wait_for_room_end_with_the_batch(by: str) -> None:
                         assert outcome.request is not None
     assert batch.stats.in_flight == 0
     assert len(provider.prompts) == sent
+
+
+async def test_a_cancelled_reader_gets_few_more_outcomes_and_none_is_lost() -> None:
+    async with client_of(Provider()).batch(map(str, range(100)), model=MODEL, max_concurrency=10) as batch:
+        await anyio.sleep(1)  # until nothing moves without the reader
+        indexes: list[int] = []
+        with anyio.CancelScope() as scope:
+            async for outcome in batch:
+                indexes.append(outcome.index)
+                if len(indexes) == 10:
+                    scope.cancel()
+        assert scope.cancelled_caught
+        assert 10 <= len(indexes) < 14
+        indexes += [outcome.index async for outcome in batch]
+    assert sorted(indexes) == list(range(100))
