@@ -80,6 +80,7 @@ class Display:
         self._stats = BatchStats()
         self._started_at = 0.0
         self._printed_at: float | None = None
+        self._is_out = False  # the last stats: waiting for the end of an outage
         self._is_silent = False
         self._streams = sys.stdout, sys.stderr
 
@@ -126,9 +127,12 @@ class Display:
         self._started_at = self._clock()
 
     def _log(self, *, is_last: bool) -> None:
-        """Print a line, if it is time or the last."""
+        """Print a line, if it is time, or an outage has begun, or it is the last."""
         now = self._clock()
-        if not is_last and self._printed_at is not None and now - self._printed_at < _LOG_SECONDS:
+        stats, was_out = self._stats, self._is_out
+        self._is_out = stats.waiting_for == "outage" and stats.waiting_until is not None
+        is_news = is_last or (self._is_out and not was_out)
+        if not is_news and self._printed_at is not None and now - self._printed_at < _LOG_SECONDS:
             return
         self._printed_at = now
         file = sys.stderr if self._console is None else self._console.file

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 
 from omnigate._runtime.extras import MissingExtraError, extra
+from omnigate.cli._frame.streams import prepare_streams
 
 
 def main() -> None:
     """Run the command line and exit; without the extra, say what to install."""
+    prepare_streams()
     try:
         with extra("cli", "the omnigate command"):
             from omnigate.cli._frame.app import command

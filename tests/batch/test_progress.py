@@ -232,6 +232,16 @@ def test_progress_bar_in_a_log_prints_a_line_every_30_seconds_and_a_last_one() -
     assert "\x1b" not in output.getvalue()
 
 
+def test_progress_bar_in_a_log_tells_immediately_that_an_outage_has_begun() -> None:
+    output = io.StringIO()
+    display = Display(Console(file=output, get_time=lambda: 0.0))
+    reasons: list[Any] = [None, "outage", "outage", "provider", "outage"]
+    for waiting_for in reasons:
+        display.show(msgspec.structs.replace(WAITING, waiting_for=waiting_for))
+    told = ["outage" in line for line in output.getvalue().splitlines()]
+    assert told == [False, True, True]
+
+
 def test_progress_words_tell_the_commonest_failure() -> None:
     stats = BatchStats(succeeded=1, failed=5, failures={"APIError": 2, "ProviderError": 3})
     assert words(stats).startswith("1 done, 5 failed (most often ProviderError), 0 in flight")

@@ -391,3 +391,12 @@ def test_a_missing_journal_is_one_line(cli: Cli) -> None:
         done = cli("journal", *arguments)
         assert (done.code, done.err.count("\n")) == (1, 1)
         assert "'none'" in done.err
+
+
+def test_a_batch_that_a_wrong_key_ends_tells_what_to_do_in_words_of_the_command_line(
+    gateway: LocalGateway, cli: Cli
+) -> None:
+    done = cli("batch", "-", "--api-key", "llmg_of_nobody", input='{"messages": "hi"}\n')
+    assert done.code == 4
+    assert "Give a valid key with --api-key" in done.err
+    assert "api_key=" not in done.err

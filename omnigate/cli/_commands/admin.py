@@ -10,7 +10,7 @@ from omnigate.cli._commands.metrics import metrics_options, show_metrics
 from omnigate.cli._frame.command import Group, pass_invocation
 from omnigate.cli._frame.invocation import Invocation
 from omnigate.cli._frame.tables import Column, emit_table
-from omnigate.cli._frame.terminal import emit, emit_json, note, safe
+from omnigate.cli._frame.terminal import emit, emit_json, note, safe, shown_once
 from omnigate.cli._frame.values import budget, moment
 
 if TYPE_CHECKING:
@@ -150,12 +150,15 @@ def create_project(
             monthly_budget=monthly_budget,
             rate_limit_per_min=rate_limit,
         )
-    if invocation.is_json:
-        emit_json(project)
-        return
-    note(f"Created the project {safe(project.name)}, id {safe(project.id)}.")
-    note("Keep the key: it is shown only this once.")
-    emit(safe(project.api_key))
+    with shown_once(
+        f"The project {safe(project.name)}, id {safe(project.id)}, was created; create another one."
+    ):
+        if invocation.is_json:
+            emit_json(project)
+            return
+        note(f"Created the project {safe(project.name)}, id {safe(project.id)}.")
+        note("Keep the key: it is shown only this once.")
+        emit(safe(project.api_key))
 
 
 @command.command(

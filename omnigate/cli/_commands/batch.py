@@ -232,7 +232,7 @@ def _check_inputs(
     if _STDIN in inputs:
         if len(inputs) > 1:
             raise click.UsageError("- (standard input) cannot be combined with other inputs")
-        if sys.stdin is None or cast("Any", sys.stdin).isatty():
+        if cast("Any", sys.stdin).isatty():
             raise click.UsageError("- reads standard input, which is a terminal: redirect a file to it")
     for path in inputs:
         for name, other in (("-o", output), ("--journal", journal)):

@@ -24,7 +24,7 @@ from omnigate._batch.writing import OutcomeFile
 from omnigate._data.source import Files, data_source
 from omnigate._wire.redaction import one_line, redact
 from omnigate.cli._commands.batch_summary import Summary
-from omnigate.cli._frame.errors import INTERRUPTED, exit_code_of, line_of
+from omnigate.cli._frame.errors import INTERRUPTED, exit_code_of, line_of, notes_of
 from omnigate.cli._frame.invocation import Invocation
 from omnigate.cli._frame.terminal import can_prompt, confirm, emit_json, emit_json_line, note
 from omnigate.cli._frame.values import usd
@@ -297,9 +297,9 @@ def _tell(invocation: Invocation, job: Job, summary: Summary, error: BaseExcepti
     stats: BatchStats = summary.stats
     lines = summary.lines()
     if error is not None:
-        notes = [str(redact(text)) for text in getattr(error, "__notes__", [])]
         lines.append("Interrupted." if is_interrupted else f"Ended: {line_of(error)}")
-        lines += [f"{text[0].upper()}{text[1:]}." for text in notes if text and text not in lines[-1]]
+        told = (str(redact(text)).rstrip(".") for text in notes_of(error))
+        lines += [f"{text[0].upper()}{text[1:]}." for text in told if text and text not in lines[-1]]
     if summary.written is not None:
         lines.append(f"Written to {summary.written}.")
     if job.journal is not None and (error is not None or stats.failed):

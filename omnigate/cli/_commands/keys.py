@@ -7,7 +7,7 @@ import click
 from omnigate.cli._frame.command import Group, pass_invocation
 from omnigate.cli._frame.invocation import Invocation
 from omnigate.cli._frame.tables import Column, emit_table
-from omnigate.cli._frame.terminal import emit, emit_json, note, safe
+from omnigate.cli._frame.terminal import emit, emit_json, note, safe, shown_once
 from omnigate.cli._frame.values import moment
 
 
@@ -60,11 +60,12 @@ def create_key(invocation: Invocation, name: str) -> None:
     """Create an API key, and print it: this is the only time that it is shown."""
     with invocation.client() as client:
         key = client.create_api_key(name=name)
-    if invocation.is_json:
-        emit_json(key)
-        return
-    note(f"Created {safe(key.name)}, id {safe(key.id)}. Keep the key: it is shown only this once.")
-    emit(safe(key.api_key))
+    with shown_once(f"Revoke it with `omnigate keys revoke {safe(key.id)}`, and create another one."):
+        if invocation.is_json:
+            emit_json(key)
+            return
+        note(f"Created {safe(key.name)}, id {safe(key.id)}. Keep the key: it is shown only this once.")
+        emit(safe(key.api_key))
 
 
 @command.command("revoke", examples=["omnigate keys revoke 0b4e2d0e-6f0a-4c3c-9a52-6a1f3e1f8a11"])

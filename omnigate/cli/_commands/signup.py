@@ -6,7 +6,7 @@ import click
 
 from omnigate.cli._frame.command import Command, pass_invocation
 from omnigate.cli._frame.invocation import Invocation
-from omnigate.cli._frame.terminal import emit, emit_json, note, safe
+from omnigate.cli._frame.terminal import emit, emit_json, note, safe, shown_once
 
 
 @click.command(
@@ -37,16 +37,18 @@ def command(invocation: Invocation, email: str, org_name: str | None, project_na
     with invocation.client() as client:
         account = client.signup(email=email, org_name=org_name, project_name=project_name)
     saved = _save(invocation, account.api_key) if save else None
-    if invocation.is_json:
-        emit_json(account)
-        return
     ids = f"organisation {safe(account.org_id)}, project {safe(account.project_id)}"
-    note(f"Signed up {safe(account.email)}: {ids}.")
-    if saved is not None:
-        note(saved)
-    else:
-        note("Keep the key: it is shown only this once.")
-        emit(safe(account.api_key))
+    lost = f"The account was created: {ids}." if saved is None else saved
+    with shown_once(lost):
+        if invocation.is_json:
+            emit_json(account)
+            return
+        note(f"Signed up {safe(account.email)}: {ids}.")
+        if saved is not None:
+            note(saved)
+        else:
+            note("Keep the key: it is shown only this once.")
+            emit(safe(account.api_key))
 
 
 def _save(invocation: Invocation, api_key: str) -> str | None:

@@ -71,6 +71,16 @@ def line_of(error: BaseException) -> str:
     return one_line(cast("str", redact(text)), _LINE_LENGTH)
 
 
+def notes_of(error: BaseException) -> list[str]:
+    """Return the notes of an error, but for the package's hint, in whose place `line_of` has its own."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    if not is_gateway_error(error):
+        return notes
+    from omnigate.exceptions import _HINTS
+
+    return [text for text in notes if text not in _HINTS.values()]
+
+
 def _of_gateway(error: GatewayError) -> str:
     text = str(error)
     if hint := _hint(error):

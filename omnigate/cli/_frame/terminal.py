@@ -7,7 +7,8 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from getpass import getpass
 from typing import IO, Any, Final
 
@@ -73,6 +74,21 @@ def note(text: str) -> None:
         lines = (textwrap.fill(line, columns, **_WRAPPING) if line else "" for line in text.split("\n"))
         text = "\n".join(lines)
     click.echo(text, err=True, color=has_colour(sys.stderr))
+
+
+@contextmanager
+def shown_once(lost: str) -> Generator[None]:
+    """Write out a key that is shown only once; if it cannot be written, say what is lost.
+
+    Args:
+        lost: what was created, and what to do now.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError:
+        note(f"The key could not be written. {lost}")
+        raise
 
 
 def emit_json(value: Any) -> None:
