@@ -123,6 +123,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         wants = options.replay or options.response_format is not None
         self._record = Record(options.journal, lock=options.journal_lock, want_response=wants)
         self._repeats = Repeats(self._record, options.response_format) if options.dedupe else None
+        self._has_journal = options.journal is not None
         self._in_flight = 0
         self._called = 0
         self._parked = 0  # of those in flight: wait for their first slot
@@ -224,7 +225,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         if self._options.progress is not False:
             self._progress = Progress(self._options.progress, self._progress_stats)
         try:
-            if self._options.journal is not None:
+            if self._has_journal:
                 await self._shown(self._record.open)
             await self._shown(self._inspect)
             self._record.identify(self._source.facts.digest)
@@ -242,7 +243,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         return self
 
     async def _inspect(self) -> None:
-        await self._source.inspect(self._options.recipe, has_journal=self._options.journal is not None)
+        await self._source.inspect(self._options.recipe, has_journal=self._has_journal)
 
     async def _shown(self, func: Callable[[], Awaitable[None]]) -> None:
         """Await `func()`, which reads the journal or the input, and show how far it is."""
@@ -496,7 +497,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 async with anyio.create_task_group() as self._workers:
                     if self._progress is not None:
                         self._workers.start_soon(self._guarded, self._progress.run)
-                    if self._options.journal is not None:
+                    if self._has_journal:
                         self._workers.start_soon(self._guarded, self._record.run)
                     if self._caps is not None:
                         self._caps.start(self._clock())
@@ -522,13 +523,11 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         if not self._outbox.is_awaited:
             self._workers.start_soon(self._work)
 
-    def _goes_on(self) -> bool:
-        """Return whether a worker can read the next item, or wait for room for it."""
-        return self._lifecycle.state is State.OPEN and not self._is_turn_taken
-
     def _follows(self) -> bool:
         """Return whether a worker that has made a call can read the next item immediately."""
-        return self._goes_on() and self._outbox.pending < self._bound()
+        if self._lifecycle.state is not State.OPEN or self._is_turn_taken:
+            return False
+        return self._outbox.pending < self._bound()
 
     async def _work(self) -> None:
         await self._guarded(self._take_turns)
@@ -599,7 +598,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
 
     async def _take_turns(self) -> None:
         outbox = self._outbox
-        while self._goes_on():
+        while self._lifecycle.state is State.OPEN and not self._is_turn_taken:
             if outbox.pending >= self._bound():
                 await outbox.wait_for_room()
                 continue
@@ -745,7 +744,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 item = Item(item.index, item.id, None, refused, item.row)
         digest: str | None
         try:
-            digest, found = self._record.claim(item)
+            digest, found = self._record.claim(item) if self._has_journal else ("", None)
         except RepeatedIdError as repeated:  # the journal's line is that of the first item with this id
             call = digest = found = None
             item = Item(item.index, item.id, item.request, InvalidArgumentError(str(repeated)), item.row)
@@ -795,11 +794,12 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         if stops:
             self._stop(error)
         elif digest is not None:
-            try:
-                self._record.write(outcome, digest)
-            except JournalError as failure:
-                self._stop(failure)
-            enough = self._enough.count(error)
+            if self._has_journal:
+                try:
+                    self._record.write(outcome, digest)
+                except JournalError as failure:
+                    self._stop(failure)
+            enough = None if self._enough.is_over else self._enough.count(error)
             if enough is not None:
                 self._stop(enough)
         self._outbox.put(outcome)

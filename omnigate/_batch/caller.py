@@ -14,6 +14,7 @@ gate of its own. If that send does not happen, the item fails with what was bill
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -120,7 +121,7 @@ class Caller:
         failure: GatewayError | None = None
         try:
             while response is None:
-                result = await attempts.run()
+                result = await (attempts.repeat() if attempts.deadline == math.inf else attempts.run())
                 if attempts.slot.reservation is not None:
                     self._settle_tokens(ready, attempts.slot, result)
                 if asks is None or asks.settles(result, attempts.call.secrets):

@@ -37,26 +37,30 @@ def check_stop_after_failures(value: Any) -> None:
 
 
 class Enough:
-    """Counts how items end, and says when it is enough."""
+    """Counts how items end, and says when it is enough.
 
-    __slots__ = ("_after", "_ended", "_failed", "_first", "_is_over")
+    Attributes:
+        is_over: whether nothing more can come of counting.
+    """
+
+    __slots__ = ("_after", "_ended", "_failed", "_first", "is_over")
 
     def __init__(self, after: StopAfterFailures) -> None:
         self._after: StopAfterFailures = after
         self._ended = 0
         self._failed = 0
         self._first: tuple[int | None, str] | None = None  # the error that all have had so far
-        self._is_over = after is None  # nothing more can come of counting
+        self.is_over: bool = after is None
 
     def count(self, error: GatewayError | None) -> TooManyFailuresError | None:
         """Count an item that ended; return the error if that is enough."""
-        if self._is_over:
+        if self.is_over:
             return None
         self._ended += 1
         self._failed += error is not None
         after = self._after
         if error is None:
-            self._is_over = after == "auto"
+            self.is_over = after == "auto"
             return None
         if after == "auto":
             return self._count_same(error)
@@ -72,14 +76,14 @@ class Enough:
         same = (status, str(error))
         self._first = self._first or same
         if status not in _LASTING or same != self._first:
-            self._is_over = True
+            self.is_over = True
             return None
         if self._failed < _FIRST:
             return None
         return self._error(f"the first {_FIRST} items all failed with the same error", error)
 
     def _error(self, what: str, last: GatewayError) -> TooManyFailuresError:
-        self._is_over = True
+        self.is_over = True
         error = TooManyFailuresError(
             f"{what} (the last one: {last}); pass stop_after_failures=None to go on anyway"
         )

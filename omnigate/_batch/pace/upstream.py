@@ -243,7 +243,8 @@ class Upstream:
             if flow.has_wish and not is_followed:
                 flow.has_wish = False
                 flow.wake()
-            self.wake(flow if is_followed else None)
+            if self._wishes or self._queue.count:
+                self.wake(flow if is_followed else None)
         if self._address.descriptors.limit < math.inf:
             self._address.wake()
 
