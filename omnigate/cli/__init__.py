@@ -10,8 +10,8 @@ from omnigate.cli._frame.streams import prepare_streams
 
 def main() -> None:
     """Run the command line and exit; without the extra, say what to install."""
-    prepare_streams()
     try:
+        prepare_streams()
         with extra("cli", "the omnigate command"):
             from omnigate.cli._frame.app import command
         command(prog_name="omnigate")
