@@ -1,18 +1,21 @@
 """How much each of so many processes sends that roll calls would use up the limit. Sans-I/O.
 
-Everyone follows one plan, which depends on nothing but the number of processes. So what was counted by a
-moment, divided by what the plan has one process send by then, is that number; and the limit divided by it is
-everyone's rate. Each answer is a reading of it, and each process corrects its rate by its own readings.
+Everyone follows one plan. All who may send at least one call in a window begin with one call each, the
+*hello*, within the first seconds; who may send less says hello in some windows only. Everything else is sent
+within the next seconds, before other clients' calls blur the readings.
 
-The plan has to tell a process with a false rate from the others. So it begins alike for all who may send at
-least one call in a window: with one call each, the *hello*, within the first seconds. Where these are most
-of what was counted, own rates matter little, and all come to the same. Everything else is sent within the
-next seconds, before other clients' calls blur the readings.
+**One rate for all.** What was counted when a hello arrived, divided by the part of the hellos that was over,
+is the number of hellos in that window, and all read the same. Everyone's rate follows from that number alone:
+what is wanted divided by it while all say hello, and steeply less if there are more than wanted. So all have
+the same rate without knowing how many they are, as generators share a load by the frequency that they all
+see, and no error lasts. (A rate that is multiplied by what was read keeps its error: all are multiplied
+alike.) A low number counts for less than a high one: who sends more after a window with few calls joins the
+next, fuller one.
 
-With a rate below one call in a window there are only hellos, and not by all: what is counted tells how much
-is sent, but no longer by how many, and readings are rare. There all begin with the same rate and change it
-by what they all read; rejections lower it, and it is not left much below the part that each has in the
-greatest crowd.
+**Turns.** Below one call in a window the fractions add up until a hello is due. What is left over then is
+its place among the hellos, so they arrive in the order of their turns, and the count tells each process how
+many came before it. By that it corrects its turn. So turns spread evenly, and windows hold equally many.
+The places move with the number of the window: an early hello reads little.
 
 Sometimes a process holds a roll call instead, paid for by what it would have sent. If most of its peers hold
 roll calls, or few are left, they are no crowd. If more was counted between the hellos and the rest than the
@@ -29,47 +32,51 @@ from omnigate._batch.pace.roll_call import ROLL_BEGIN, ROLL_END, ROLL_PHASE
 
 __all__ = ["Crowd"]
 
-_FREE: Final = 2.2  # times the square root of the limit is left free: numbers of calls vary by as much
+_FREE: Final = 2.5  # times the square root of the limit is left free: numbers of calls vary by as much ...
+
+_FREE_LEAST: Final = 1.1  # ... or that, where all have one call at least, and fractions alone vary:
+
+_NEAR_ONE: Final = 1.1  # at rates between this ...
+
+_SURELY_MORE: Final = 1.65  # ... and this, it changes from one to the other
 
 _HELLO_BEGIN: Final = ROLL_BEGIN + ROLL_PHASE / 3  # after the first calls of most roll calls
 
 _SEND_END: Final = 15 / 60  # the part of a window within which a crowd sends
 
-_READABLE: Final = 0.5  # of the hellos are over, at least, when one is a reading
+_READABLE: Final = 0.25  # of the hellos are over, at least, when one is a reading
 
-_GAIN: Final = 0.4  # of a reading ...
+_GAIN: Final = 0.35  # of a reading of the number of hellos, weighted by the part that was over ...
 
-_GAIN_FIRST: Final = 0.8  # ... or that much, of as many ...
+_GAIN_LOW: Final = 0.12  # ... or that much, of a number lower than expected
 
-_FIRST: Final = 2  # ... where the size of the crowd was only guessed
+_CHANGE_MOST: Final = 1.5  # a reading counts for no more than that times the number expected
 
-_CHANGE_LEAST: Final = 0.5  # the rate is multiplied by no less ...
+_OVERFULL: Final = 1.1  # of the limit, at least, was sent where one was rejected
 
-_CHANGE_MOST: Final = 1.5  # ... and no more
+_STEEPNESS: Final = 2.6  # the rate falls by that power of the number of hellos, if more than are wanted
 
-_REJECTED: Final = 0.8  # after a rejection by no more than that
+_CROWD_MOST: Final = 125  # processes in the greatest crowd that is looked for: each keeps this part ...
 
-_OVERFULL: Final = 1.1  # of the limit, at least, was sent where one was rejected ...
+_RATE_BEGIN: Final = 0.6  # of a process that knows only that they are many
 
-_OVERFULL_WINDOWS: Final = 4  # ... and for so long rates near one call in a window ...
+_ORDER: Final = 0.4  # of the difference between its place and the right one, by which a turn is corrected
 
-_OVERFULL_RATE: Final = 1.2  # ... or below that ...
+_TURN_AGAIN: Final = 0.7  # of a turn is given back if the hello was rejected
 
-_FALL: Final = 0.15  # ... go that part of the way to the floor in each
+_TURNS_MOST: Final = 2.0  # that are saved up
 
-_CROWD_MOST: Final = 115  # processes in the greatest crowd that is looked for: each has this part, the floor
-
-_RISE: Final = 0.3  # the part of the way that lower rates go to it in a window
+_PLACES: Final = (3 - math.sqrt(5)) / 2  # by which places move from one window to the next: the golden angle
 
 _RATE_MOST: Final = 4.0  # calls in a window; with more there is room for roll calls
 
-_RATE_LEAST: Final = 0.2  # if readings drive us below, the others do not yield and are no crowd ...
+_RATE_LEAST: Final = 0.1  # if readings drive us below, the others do not yield and are no crowd ...
 
 _DENIED_WINDOWS: Final = 30  # ... and none is believed in for so long, and the next time for twice as long
 
 _SHUT_OUT: Final = 3  # rejected hellos in a row, or two with an early one: others take all, and are no crowd
 
-_FEW: Final = 0.95  # of what all may send: with fewer hellos than that, all may send more than a hello
+_EARLY: Final = 0.5  # of the hellos are over: before that, they alone do not use up the limit
 
 _ROLL_CALLS: Final = 0.025  # in a window, at a rate of 1 ...
 
@@ -78,6 +85,8 @@ _ROLL_CALLS_MOST: Final = 1 / 8  # ... and at most
 _DOUBT: Final = 0.75  # of the size that later calls read: if hellos read less, the others may hold roll calls
 
 _DOUBT_LOW: Final = 0.5  # the same, at rates below one, where only roll calls are later
+
+_FEW: Final = 0.7  # of the hellos that were expected: with fewer than that, they may not be a crowd
 
 _DOUBT_WINDOWS: Final = 3  # between two such doubts
 
@@ -103,13 +112,11 @@ class Crowd:
         "_denied",
         "_hello_size",
         "_hellos",
-        "_hellos_due",
         "_later_size",
         "_limit",
-        "_overfull",
-        "_readings",
         "_shut_out",
         "_target",
+        "_turn",
         "_uniform",
         "_windows",
         "is_doubted",
@@ -122,12 +129,10 @@ class Crowd:
         self.is_doubted = False
         self._limit = 0
         self._target = 0.0  # calls of all in a window
-        self._hellos_due = self._calls = 0.0  # what we may send; the fractions of calls are kept
-        self._hellos = 0.0  # by all in a window; 0 if unknown
-        self._hello_size = self._later_size = 1.0  # of the crowd, by what hellos and later calls read
-        self._readings = 0
+        self._turn = self._calls = 0.0  # what we may send: hellos and others; the fractions are kept
+        self._hellos = 1.0  # by all in a window, as expected
+        self._hello_size = self._later_size = 1.0  # the same, by what hellos alone and later calls alone read
         self._windows = 0  # since the last doubt
-        self._overfull = 0  # windows that are left until a rejection is forgotten
         self._shut_out = 0  # hellos in a row that were rejected; early ones count twice
         self._denied = 0
         self._denial = _DENIED_WINDOWS
@@ -135,27 +140,25 @@ class Crowd:
     @property
     def size(self) -> float:
         """How many processes there seem to be."""
-        return self._target / self.rate if self.rate else self._later_size
+        return self._hellos / min(1.0, self.rate) if self.rate else self._later_size
 
-    def enter(self, limit: int, size: float, *, is_guess: bool) -> bool:
+    def enter(self, limit: int, size: float) -> bool:
         """Begin to behave as in a crowd, unless this has been in vain lately.
 
         Args:
             limit: calls allowed in a window.
-            size: number of processes.
-            is_guess: whether the size is a guess, to be corrected quickly.
+            size: number of processes, as far as is known.
         """
         if self.rate or self._denied > 0:
             return False
         self._limit = limit
         self._target = limit - _FREE * math.sqrt(limit)
-        self.rate = min(_RATE_MOST, self._target / size)
+        self._hellos = min(size, self._target / _RATE_BEGIN ** (1 / _STEEPNESS))
+        self.rate = min(_RATE_MOST, self._rate())
         self.is_doubted = False
-        self._hello_size = self._later_size = size
-        self._hellos = 0.0
-        self._readings = 0 if is_guess else _FIRST
-        self._windows = self._overfull = self._shut_out = 0
-        self._hellos_due, self._calls = self._uniform(0, 1), self._uniform(0, 1)
+        self._hello_size = self._later_size = self._hellos
+        self._windows = self._shut_out = 0
+        self._turn, self._calls = self._uniform(0, 1), self._uniform(0, 1)
         return True
 
     def leave(self) -> None:
@@ -167,18 +170,19 @@ class Crowd:
         self.is_doubted = True
         self._windows = 0
 
+    def confirm(self, size: float) -> None:
+        """End a doubt: a roll call has heard a crowd, of about that many processes."""
+        self.is_doubted = False
+        if size < _FEW * self._hellos:
+            self._hellos = self._hello_size = self._later_size = max(1.0, size)
+            self.rate = self._rate()
+
     def window_began(self) -> None:
-        """Correct the rate where readings are rare; leave the crowd if it is none."""
+        """Leave the crowd if it is none."""
         self._denied -= 1
         if not self.rate:
             return
         self._windows += 1
-        self._overfull -= 1
-        floor = self._limit / _CROWD_MOST
-        if self.rate < floor:
-            self.rate *= (floor / self.rate) ** _RISE
-        elif self._overfull > 0 and self.rate < _OVERFULL_RATE:
-            self.rate *= (floor / self.rate) ** _FALL
         if self.rate > _RATE_MOST:
             self.leave()
         elif self.rate < _RATE_LEAST:
@@ -189,25 +193,30 @@ class Crowd:
             # Roll calls may have come to nothing, so a doubt ends by itself.
             self.is_doubted = False
             doubt = _DOUBT if self.rate >= 1 else _DOUBT_LOW
-            if self._hello_size < doubt * self._later_size:
+            if self._hello_size < max(doubt * self._later_size, _FEW * self._hellos):
                 self.doubt()
 
-    def plan(self) -> tuple[float, ...] | None:
-        """Return when to send in a window, as parts of it; None: hold a roll call."""
+    def plan(self, number: int) -> tuple[float, ...] | None:
+        """Return when to send in a window, as parts of it; None: hold a roll call.
+
+        Args:
+            number: of the window, the same for all processes.
+        """
         uniform = self._uniform
         hellos, roll_calls, calls = _plan(self.rate)
         if self.is_doubted or uniform(0, 1) < roll_calls:
             return None
-        self._hellos_due += hellos / (1 - roll_calls)
+        self._turn += hellos / (1 - roll_calls)
         self._calls += calls / (1 - roll_calls)
         times: list[float] = []
-        if self._hellos_due + (uniform(-_JITTER, _JITTER) if self.rate < 1 else 0.0) >= 1:
-            self._hellos_due -= 1
-            times.append(_HELLO_BEGIN + uniform(0, ROLL_PHASE))
-        number = max(0, int(self._calls + uniform(-_JITTER, _JITTER)))
-        self._calls -= number
+        if self._turn >= 1:
+            self._turn -= 1
+            place = (_PLACES * number - self._turn / min(1.0, self.rate)) % 1
+            times.append(_HELLO_BEGIN + place * ROLL_PHASE)
+        more = max(0, int(self._calls + uniform(-_JITTER, _JITTER)))
+        self._calls -= more
         phase = uniform(0, 1)
-        times.extend(ROLL_END + (place + phase) / number * (_SEND_END - ROLL_END) for place in range(number))
+        times.extend(ROLL_END + (place + phase) / more * (_SEND_END - ROLL_END) for place in range(more))
         return tuple(times)
 
     def hear(self, part: float, counted: int, rate: float) -> None:
@@ -218,45 +227,49 @@ class Crowd:
             counted: what the answer told; more than the limit: it was rejected.
             rate: what was planned for that window.
         """
-        said = min(1.0, (part - _HELLO_BEGIN) / ROLL_PHASE)  # the part of the hellos
         if not self.rate:
             return
+        said = min(1.0, (part - _HELLO_BEGIN) / ROLL_PHASE)  # the part of the hellos
+        is_rejected = counted > self._limit
         if part < ROLL_END:
-            # Hellos alone do not use up the limit before half of them are said.
-            self._shut_out = 0 if counted <= self._limit else self._shut_out + (1 if said >= _READABLE else 2)
+            self._keep_order(said, counted, rate)
             if self._shut_out >= _SHUT_OUT:
                 self.leave()
                 return
         if said < _READABLE:
             return
-        hellos, roll_calls, calls = _plan(rate)
-        done = min(
-            1.0, max(0.0, part - ROLL_END) / (_SEND_END - ROLL_END)
-        )  # the part of the calls after them
-        planned = (hellos + (3 if done else 1) * roll_calls) * said + calls * done
-        self._readings += 1
-        if counted > self._limit:
-            size = max(_OVERFULL * self._limit / planned, self.size)
-            self.rate *= min(_REJECTED, max(_CHANGE_LEAST, self._target / size / self.rate))
-            self._overfull = _OVERFULL_WINDOWS
-            if done:
-                self._later_size += (1 - _MEMORY) * (size - self._later_size)
-            return
-        size = counted / planned
-        gain = _GAIN
+        done = max(0.0, part - ROLL_END) / (_SEND_END - ROLL_END)  # the part of the calls after them
+        hellos = counted / (said + max(0.0, rate - 1) * min(1.0, done))
+        if is_rejected:
+            hellos = max(hellos, _OVERFULL * self._limit / max(1.0, rate))
         if done:
-            self._later_size += (1 - _MEMORY) * (size - self._later_size)
-        else:
-            self._hello_size += (1 - _MEMORY) * (size - self._hello_size)
-            heard = counted / said
-            self._hellos += (1 - _MEMORY if self._hellos else 1.0) * (heard - self._hellos)
-            if max(rate, self.rate) < 1 and self._hellos < _FEW * self._target:
-                size = max(self._hellos, self._target / _CHANGE_MOST)  # everyone says hello but we
-            else:
-                gain *= said
-        if self._readings <= _FIRST:
-            gain = _GAIN_FIRST
-        self.rate *= min(_CHANGE_MOST, max(_CHANGE_LEAST, self._target / size / self.rate)) ** gain
+            self._later_size += (1 - _MEMORY) * (hellos - self._later_size)
+        elif not is_rejected:
+            self._hello_size += (1 - _MEMORY) * (hellos - self._hello_size)
+        gain = _GAIN if hellos > self._hellos else _GAIN_LOW
+        self._hellos += gain * said * (min(hellos, _CHANGE_MOST * self._hellos) - self._hellos)
+        self.rate = self._rate()
+
+    def _keep_order(self, said: float, counted: int, rate: float) -> None:
+        """Correct our turn by what was counted when our hello arrived."""
+        if counted <= self._limit:
+            self._shut_out = 0
+            self._turn -= _ORDER * min(1.0, self.rate) * (counted / self._hellos - said)
+            return
+        self._shut_out += 1 if said >= _EARLY else 2
+        if rate <= 1 and self._hellos <= self._limit:
+            self._turn = min(_TURNS_MOST, self._turn + _TURN_AGAIN)
+
+    def _rate(self) -> float:
+        """Return everyone's rate where there are so many hellos."""
+        part = self._target / self._hellos
+        if part >= 1:
+            more = (_FREE - _FREE_LEAST) * math.sqrt(self._limit) / self._hellos
+            return part + more * min(1.0, max(0.0, (part - _NEAR_ONE) / (_SURELY_MORE - _NEAR_ONE)))
+        least = self._limit / _CROWD_MOST
+        return max(
+            math.pow(part, _STEEPNESS), least * math.pow(min(1.0, self._limit / self._hellos), _STEEPNESS)
+        )
 
 
 def _plan(rate: float) -> tuple[float, float, float]:

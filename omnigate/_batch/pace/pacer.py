@@ -50,6 +50,8 @@ _BURST_ALONE_MIN: Final = 8
 
 _BURST_SHARED: Final = 1 / 10
 
+_BURST_RACING: Final = 1 / 20
+
 _PLENTY: Final = 256
 """So many sends may go without news: then most answers are not read."""
 
@@ -300,7 +302,9 @@ class Pacer:
 
     def _burst(self) -> int:
         """Return how many may be sent within `_BURST_SECONDS`."""
-        part, least = (_BURST_SHARED, 1) if self._share.is_shared() else (_BURST_ALONE, _BURST_ALONE_MIN)
+        part, least = _BURST_ALONE, _BURST_ALONE_MIN
+        if self._share.is_shared():
+            part, least = _BURST_RACING if self._share.is_racing() else _BURST_SHARED, 1
         return max(least, math.floor(self._limit * _BURST_SECONDS / (part * self._windows.period)))
 
     def _learn(self, at: float, now: float, limit: int, counted: int, reset: int) -> bool:
@@ -336,4 +340,4 @@ class Pacer:
         while now >= self._windows.end_high:
             self._share.roll()
             self._windows.advance(now)
-            self._share.rolled(round((self._utc() - now + self._windows.end) / self._windows.period))
+            self._share.rolled(self._utc() - now)

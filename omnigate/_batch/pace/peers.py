@@ -13,8 +13,10 @@ crowd if so many calls came within a second as only a crowd sends.
 Heedless clients are told from peers in the *census*, every third window, in which peers hold the roll call
 even if they race. So only clients that take no part in it can use up the limit before its end, or be heard
 much more often in the long interval than in the short one. Two censuses have to agree before we race,
-unless no peers were heard at all; the first even one voids them. Without common windows for it, peers that
-race each other by mistake would never stop: each would be a heedless client to the others.
+unless no peers were heard at all. An even one voids them, and if chance may have made it even, the second in
+a row does. Without common windows for it, peers that race each other by mistake would never stop: each would
+be a heedless client to the others. Between the common ones who is not sure yet hears the others race: many
+calls within the short interval, and few in the long one. From such a roll call neither number is told.
 """
 
 from __future__ import annotations
@@ -39,19 +41,21 @@ _CROWD_LIMIT: Final = 450  # with a higher one, a hundred processes have room fo
 
 _MEMBERS_LEAST: Final = 0.05  # of the limit's number: fewer hellos are no crowd
 
-_GUESS: Final = 0.82  # of the limit's number: the size of a crowd that could not be counted
-
 _SIGNS: Final = 1  # of a crowd that may have been a single client, which has not heard us yet
 
-_GUESS_UNHEARD: Final = 1.2  # the same, if no call was admitted
-
 _STRAYS: Final = 2  # calls in the short interval that need no explanation
+
+_BURST: Final = 1.5  # of the long interval's calls in the short one, and strays: more are of who races
 
 _EXACT: Final = 0.1  # part by which the intervals may differ if no other client sends
 
 _UNEVEN: Final = 1.5  # of the short intervals' calls in the long ones: more are of heedless clients
 
-_EVEN: Final = 1.2  # up to so many are of peers, whose clocks differ: what was heard before is void
+_EVEN: Final = 1.2  # up to so many are of peers, whose clocks differ: what was heard before is void ...
+
+_EVEN_CALLS: Final = 12  # ... if it was heard in so many calls ...
+
+_CHANCE: Final = 2.5  # ... or by so many standard deviations' lack of heedless clients' calls ...
 
 _ROLLS_RACE: Final = 2  # roll calls, without such a census, that must have shown the number of peers
 
@@ -76,6 +80,7 @@ class Peers:
         "_flow",
         "_hellos",
         "_is_crowded",
+        "_is_half_void",
         "_rolls",
         "_room",
         "_signs",
@@ -90,6 +95,7 @@ class Peers:
         self._flow = 0.0  # of their calls in a short interval
         self._censuses: deque[tuple[float, float]] = deque(maxlen=_CENSUSES)
         self._hellos = 0.0  # heard in the last roll call
+        self._is_half_void = False  # one more even census voids the others
         self._is_crowded = False
         self._room = 0.0  # the number of peers that leave room for roll calls
         self._signs = 0  # of a crowd, in a row, by roll calls that came to nothing
@@ -112,7 +118,7 @@ class Peers:
     @property
     def are_surely_among_heedless(self) -> bool:
         """Whether as many censuses as are kept have heard heedless clients."""
-        return self.are_among_heedless and len(self._censuses) == _CENSUSES
+        return self.are_among_heedless and len(self._censuses) == _CENSUSES and not self._is_half_void
 
     @property
     def is_crowd_near(self) -> bool:
@@ -143,14 +149,15 @@ class Peers:
             size = max(peers, 0.0) + members
             is_crowd = size > _UNCROWDED * limit and not members < peers < _CROWDED * limit - members
             if is_crowd:
-                crowd.is_doubted = False
+                crowd.confirm(size)
             elif crowd.is_doubted:
                 crowd.leave()
                 self._begin_again(size)
             else:
                 crowd.doubt()
             return
-        if is_census:
+        is_burst = short > _BURST * long + _STRAYS
+        if is_census and not is_burst:
             self._count_heedless(short, long)
         peers -= math.sqrt(3 * self._flow)  # a standard deviation, with calls that come at random
         # A burst of another client looks the same, but not twice.
@@ -159,7 +166,9 @@ class Peers:
         is_crowd = limit < _CROWD_LIMIT and (
             size > _CROWDED * limit or members > max(peers, _MEMBERS_LEAST * limit)
         )
-        if is_crowd and self._enter(limit, size, is_guess=False):
+        if is_crowd and self._enter(limit, size):
+            return
+        if is_burst and not self._is_crowded:
             return
         if (
             not self.are_among_heedless
@@ -184,9 +193,7 @@ class Peers:
             # A client that takes all in the window's first second needs a window to hear us.
             needed = min(1, len(self._rolls)) + (0 if counts and was_heard else _SIGNS)
             if self._signs > needed:
-                is_guess = len(counts) < 2
-                guess = _GUESS if counts else _GUESS_UNHEARD
-                self._enter(limit, guess * limit if is_guess else within, is_guess=is_guess)
+                self._enter(limit, within if len(counts) > 1 else limit)
         elif is_census and (was_heard or not counts):
             self._count_heedless(0.0, limit * ROLL_LONG)
             if self.are_among_heedless:
@@ -195,19 +202,27 @@ class Peers:
     def _count_heedless(self, short: float, long: float) -> None:
         """Judge by what the last censuses heard in both intervals whether there are heedless clients."""
         censuses = self._censuses
-        if long <= _EVEN * short:
+        is_even = long <= _EVEN * short
+        if is_even and self.are_among_heedless and not self._is_half_void:
+            lacking = 2 * self._flow - (long - short)
+            if lacking < _CHANCE * math.sqrt(4 * self._flow):
+                self._is_half_void = True
+                return
+        self._is_half_void = False
+        if is_even and (self.are_among_heedless or short + long >= _EVEN_CALLS):
             censuses.clear()
-        censuses.append((short, long))
-        short, long = (sum(part) for part in zip(*censuses, strict=True))
+        else:
+            censuses.append((short, long))
+        short, long = (sum(part) for part in zip((0, 0), *censuses, strict=True))
         self.are_among_heedless = len(censuses) >= _CENSUSES_LEAST and long > _UNEVEN * short
         self._flow = (long - short) / 2 / len(censuses) if self.are_among_heedless else 0.0
 
-    def _enter(self, limit: int, size: float, *, is_guess: bool) -> bool:
-        if not self.crowd.enter(limit, size, is_guess=is_guess):
+    def _enter(self, limit: int, size: float) -> bool:
+        if not self.crowd.enter(limit, size):
             return False
         self._rolls.clear()
         self._censuses.clear()
-        self.are_among_heedless, self._flow = False, 0.0
+        self.are_among_heedless, self._is_half_void, self._flow = False, False, 0.0
         self._is_crowded = True
         self._room = _UNCROWDED * limit
         return True

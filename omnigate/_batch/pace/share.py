@@ -28,22 +28,20 @@ rejections a window; divided: none).
 **Against clients that know no limit**, what they used before is left to them, but never more than what
 keeps us a third of the limit (among n peers about 1 / (n + 0.7) each). If a rejection comes before that
 much is ours, and censuses have heard such clients (`peers`), later windows are released faster and without a
-roll call: a race. Only censuses interrupt it: every third window by the number of UTC's minutes, and every
-15th once they agree. The number needs clocks that are right by half a minute. A process whose clock is not
-merely disturbs the censuses of others that race.
+roll call: a race, for a little more than a third, since censuses interrupt it: every third window by the
+number of UTC's minutes, and every 12th once they agree. The number needs clocks that are right by half a
+minute. A process whose clock is not merely disturbs the censuses of others that race.
 
 **A newcomer** next to a client that takes the whole window in its first second would not be heard by it. So
 a client that is alone and used up its last window keeps one call of the next until the roll call is over:
 its answer tells of newcomers. And who finds others in its first window sends only after the roll call, or a
 newcomer's first burst would look like a heedless client to all.
 
-**What this leaves.** Up to 16 processes at 60 a minute, 40 at 200 or 100 at 600 have at most 2 % of the limit
-rejected, and none gets less than half of the mean (measured in `tests/batch/pace/test_sharing.py`). With one
-or two calls a window each (25 to 100 at 60 a minute) the least gets about a third of the mean or more: it
-sends six to twenty calls in ten windows, so one call more or less is much, and each reading of the rate has
-the noise of all others' whole calls. With a hundred there up to 5 % are rejected. Among heedless clients it
-takes some windows until censuses agree; from then on paced clients together get about what they would by
-racing immediately, but single ones may get next to nothing of it.
+**What this leaves** (measured in `tests/batch/pace/test_sharing.py`). Up to 16 processes at 60 a minute, and
+100 at 200 or more, have at most 2 % of the limit rejected, and none gets less than half of the mean. So it is
+with 25 to 100 at 60 a minute on average. But there each sends five to twenty calls in ten windows, so one
+call more or less is much, and now and then the least gets two fifths, or a hundred that start together have
+4 % rejected. Among heedless clients it takes some windows until censuses agree.
 
 **In a crowd**, about a third of the limit's number, the roll call itself exceeds the limit. There it shrinks
 to a single call, and all send what `crowd` plans.
@@ -72,9 +70,11 @@ _OVERTAKING_MAX_SECONDS: Final = 10.0  # ... or that much, if such was seen
 
 _CLAIM: Final = 1 / 3  # of the limit, never left to others
 
+_CLAIM_RACING: Final = 0.38  # the same against clients that know no limit: censuses cost some of it
+
 _SPREAD: Final = 0.9  # the part of a window over which our share of it is released
 
-_SPREAD_MIN: Final = 0.03
+_SPREAD_MIN: Final = 0.02
 
 _TARGET: Final = 0.97  # of the limit, for all peers together
 
@@ -88,7 +88,7 @@ _RACING: Final = 0.5  # a release over less than this part of the window is a ra
 
 _CENSUS: Final = 3  # every so many windows there is a census ...
 
-_CENSUS_RARE: Final = 15  # ... and every so many when they agree; a multiple, so that all meet in these
+_CENSUS_RARE: Final = 12  # ... and every so many when they agree; a multiple, so that all meet in these
 
 _CROWD_PHASE: Final = 0.3  # of that of first calls: from a crowd, roll calls begin before the hellos
 
@@ -121,6 +121,7 @@ class Share:
         self.spread = _SPREAD
         self._was_rejected = False
         self.listen_at = -math.inf
+        self._utc_ahead = 0.0
         self.reset()
 
     def reset(self) -> None:
@@ -149,8 +150,15 @@ class Share:
         """Tell whether others use the limit, too."""
         return max(self._demand, self.window.others) >= 1
 
+    def is_racing(self) -> bool:
+        """Tell whether our share is released as fast as that of clients that know no limit."""
+        return self.spread < _RACING and self._peers.are_among_heedless
+
     def claim(self) -> float:
         """Return the part of the limit that we never leave to others."""
+        if self._peers.are_among_heedless:
+            # Their calls blur the number of peers, so it may be half of what was heard.
+            return min(_CLAIM_RACING, 1 / (1.02 * self.peers / 2 + 1.1))
         return min(_CLAIM, 1 / (1.02 * self.peers + 1.1))
 
     def release_time(self, number: int) -> float:
@@ -247,7 +255,7 @@ class Share:
         else:
             window.full_at = min(window.full_at, max(0.0, (at - begin) / windows.period))
         if window.rate:
-            part = (at - windows.end) / windows.period + age + 1
+            part = (at - windows.likely_end(self._utc_ahead)) / windows.period + age + 1
             self._peers.crowd.hear(part, counted, window.rate)
         if counted >= window.counted:
             window.counted, window.counted_at = counted, at
@@ -321,14 +329,19 @@ class Share:
         self._was_rejected = False
         self._overtaking = max(_OVERTAKING_SECONDS, self._overtaking * 0.9)
 
-    def rolled(self, number: int) -> None:
-        """Plan the window that `windows` has gone on to."""
+    def rolled(self, utc_ahead: float) -> None:
+        """Plan the window that `windows` has gone on to.
+
+        Args:
+            utc_ahead: seconds since 1970, less the time of our own clock.
+        """
+        self._utc_ahead = utc_ahead
         self._total_before = self._sends.total
         self.bounds_changed()
         self._sends.forget(self._windows.begin(_PAST_WINDOWS + 1))
         self._estimate_demand()
         self._peers.window_began()
-        self._make_plan(number)
+        self._make_plan(round((utc_ahead + self._windows.end) / self._windows.period))
         self.share = self._share_of(self.window)
 
     # Policy
@@ -365,7 +378,8 @@ class Share:
 
     def _make_plan(self, number: int) -> None:
         windows, window = self._windows, self.window
-        period, begin = windows.period, windows.end - windows.period
+        period = windows.period
+        begin = windows.likely_end(self._utc_ahead) - period
         limit = self.limit
         self._release = ()
         self.listen_at = -math.inf
@@ -379,7 +393,7 @@ class Share:
                 self.listen_at = begin + ROLL_END * period
             return
         if self._is_crowded():
-            times = self._peers.crowd.plan()
+            times = self._peers.crowd.plan(number)
             window.rate = self._peers.crowd.rate
             self._plan_now = 3 if times is None else len(times)
             if times is not None:

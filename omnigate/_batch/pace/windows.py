@@ -13,7 +13,9 @@ about.
    one that fits when answers show ends in between. A wrong guess only ever waits too long; the next answer
    mends it.
 3. A window is at most a minute long: an answer that says otherwise is not believed.
-4. The clocks drift against each other, so the bounds widen a little with every window that passes.
+4. The gateway's windows are UTC's minutes, so a clock that is right says exactly when one ends. It is
+   believed within the bounds, and only where a second matters, but no call depends on it.
+5. The clocks drift against each other, so the bounds widen a little with every window that passes.
 """
 
 from __future__ import annotations
@@ -83,6 +85,16 @@ class Windows:
     def certain_begin(self, age: int = 0) -> float:
         """Return from when on what was sent has not arrived before that window."""
         return self.end_high - self.period * (age + 1)
+
+    def likely_end(self, utc_ahead: float) -> float:
+        """Return what UTC tells of the present window's end, as far as the answers allow it.
+
+        Args:
+            utc_ahead: seconds since 1970, less the time of our own clock.
+        """
+        period = self.period
+        end = round((self.end + utc_ahead) / period) * period - utc_ahead
+        return min(max(end, self.end), self._strict)
 
     def date(self, at: float, now: float, reset: int) -> tuple[int, bool]:
         """Learn from an answer about the window that a request arrived in.

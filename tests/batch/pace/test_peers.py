@@ -15,17 +15,17 @@ def new_peers() -> Peers:
     return Peers(lambda low, high: low)
 
 
-def crowd_of(size: float, *, limit: int = 60, is_guess: bool = False) -> Crowd:
+def crowd_of(size: float, *, limit: int = 60) -> Crowd:
     crowd = Crowd(lambda low, high: (low + high) / 2)
-    assert crowd.enter(limit, size, is_guess=is_guess)
+    assert crowd.enter(limit, size)
     return crowd
 
 
 def sent_in(crowd: Crowd, windows: int) -> int:
     sent = 0
-    for _ in range(windows):
+    for number in range(windows):
         crowd.window_began()
-        plan = crowd.plan()
+        plan = crowd.plan(number)
         sent += 3 if plan is None else len(plan)
     return sent
 
@@ -119,6 +119,27 @@ def test_the_first_census_that_hears_only_peers_clears_the_others() -> None:
     assert not peers.are_among_heedless
 
 
+def test_a_census_that_chance_may_have_made_even_clears_the_others_only_with_the_next() -> None:
+    peers = new_peers()
+    for _ in range(3):
+        peers.called([5, 7, 13], 0.0, 60, is_census=True)
+    assert peers.are_surely_among_heedless
+    peers.called([5, 9, 13], 0.0, 60, is_census=True)
+    assert (peers.are_among_heedless, peers.are_surely_among_heedless) == (True, False)
+    peers.called([5, 9, 13], 0.0, 60, is_census=True)
+    assert not peers.are_among_heedless
+
+
+def test_who_races_during_our_roll_call_is_neither_a_peer_nor_a_sign_that_all_is_calm() -> None:
+    peers = new_peers()
+    for _ in range(3):
+        peers.called([5, 7, 13], 0.0, 600, is_census=True)
+    known = peers.number
+    peers.called([5, 25, 31], 0.0, 600, is_census=True)
+    assert peers.are_surely_among_heedless
+    assert peers.number == known
+
+
 def test_a_crowd_is_left_when_most_of_the_others_hold_roll_calls_twice() -> None:
     peers = new_peers()
     peers.called([1, 20, 39], 0.0, 60, is_census=True)
@@ -129,20 +150,62 @@ def test_a_crowd_is_left_when_most_of_the_others_hold_roll_calls_twice() -> None
 
 
 @pytest.mark.parametrize("size", [25, 40])
-def test_the_rate_in_a_crowd_is_the_limit_over_what_was_counted_for_each_planned_call(size: int) -> None:
+def test_the_size_of_a_crowd_is_what_was_counted_for_each_planned_call(size: int) -> None:
     crowd = crowd_of(80)
-    for _ in range(12):
+    for _ in range(40):
         crowd.window_began()
         crowd.hear(AFTER_ALL, round(size * crowd.rate), crowd.rate)
-    assert crowd.size == pytest.approx(size, rel=0.1)
-
-
-def test_a_process_with_more_than_its_part_of_a_crowd_comes_to_that_of_the_others() -> None:
-    crowd, size = crowd_of(14), 28  # all others send a hello and half a call more, and it twice as much
-    for _ in range(20):
-        crowd.window_began()
-        crowd.hear(AFTER_HELLOS, size, crowd.rate)
     assert crowd.size == pytest.approx(size, rel=0.15)
+
+
+@pytest.mark.parametrize("hellos", [20, 45, 55])
+def test_all_who_hear_the_same_come_to_the_same_rate(hellos: int) -> None:
+    crowds = [crowd_of(size) for size in (25, 40, 100)]
+    rates = [crowd.rate for crowd in crowds]
+    assert max(rates) > 2 * min(rates)
+    for _ in range(40):
+        for crowd in crowds:
+            crowd.window_began()
+            crowd.hear(AFTER_HELLOS, hellos, crowd.rate)
+    rates = [crowd.rate for crowd in crowds]
+    assert max(rates) < 1.05 * min(rates)
+
+
+def test_the_rate_in_a_crowd_falls_with_the_number_of_hellos() -> None:
+    rates = []
+    for hellos in (20, 30, 40, 45, 50, 55, 60):
+        crowd = crowd_of(40)
+        for _ in range(100):
+            crowd.hear(AFTER_HELLOS, hellos, crowd.rate)
+        rates.append(crowd.rate)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[2] >= 1 > rates[3]
+    assert 0.45 < rates[-1] < 0.5
+
+
+def test_a_low_number_of_hellos_counts_for_less_than_a_high_one() -> None:
+    low, high = crowd_of(100), crowd_of(100)
+    before = low.size * low.rate
+    low.hear(AFTER_HELLOS, round(before) - 10, low.rate)
+    high.hear(AFTER_HELLOS, round(before) + 10, high.rate)
+    assert before - low.size * low.rate < 0.5 * (high.size * high.rate - before)
+
+
+def test_processes_that_take_turns_come_to_send_equally_many_in_all_windows() -> None:
+    dice = random.Random(3)
+    crowds = [Crowd(lambda low, high: dice.uniform(0, 0.3) if high == 1 else high) for _ in range(80)]
+    for crowd in crowds:
+        assert crowd.enter(60, 100)
+    sent = []
+    for number in range(40):
+        hellos = sorted(
+            ((plan[0], crowd) for crowd in crowds if (plan := crowd.plan(number))), key=lambda hello: hello[0]
+        )
+        for counted, (time, crowd) in enumerate(hellos, start=1):
+            crowd.hear(time, counted, crowd.rate)
+        sent.append(len(hellos))
+    assert max(sent[:4]) - min(sent[:4]) > 40  # all had about the same turn
+    assert max(sent[-10:]) - min(sent[-10:]) < 20
 
 
 def test_rejections_lower_the_rate_in_a_crowd() -> None:
@@ -171,7 +234,7 @@ def test_a_crowd_that_has_few_processes_left_is_left() -> None:
 def test_a_process_of_a_crowd_sends_at_its_rate(size: int) -> None:
     dice = random.Random(size)
     crowd = Crowd(dice.uniform)
-    assert crowd.enter(60, size, is_guess=False)
+    assert crowd.enter(60, size)
     rate = crowd.rate
     assert sent_in(crowd, 200) == pytest.approx(200 * rate, rel=0.15)
 
@@ -179,7 +242,7 @@ def test_a_process_of_a_crowd_sends_at_its_rate(size: int) -> None:
 def test_calls_of_a_crowd_begin_after_those_of_roll_calls_and_end_early() -> None:
     dice = random.Random(1)
     crowd = Crowd(dice.uniform)
-    crowd.enter(60, 15, is_guess=False)
-    times = [time for _ in range(100) for time in crowd.plan() or ()]
+    crowd.enter(60, 15)
+    times = [time for number in range(100) for time in crowd.plan(number) or ()]
     assert min(times) > 1.2 / 60
     assert max(times) <= 15 / 60

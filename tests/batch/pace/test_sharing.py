@@ -115,32 +115,34 @@ def test_processes_that_begin_one_after_the_other_come_to_fair_shares(
 
 @pytest.mark.parametrize("apart", [0.05, 7.0])
 @pytest.mark.parametrize("latency", LATENCIES)
-@pytest.mark.parametrize(
-    ("processes", "limit", "least"),  # the least of all shares, as a part of the mean
-    [(25, 60, 0.3), (40, 60, 0.3), (64, 60, 0.4), (64, 200, 0.4), (100, 200, 0.5)],
-)
-def test_a_crowd_has_few_rejections_and_starves_no_process(
-    processes: int, limit: int, least: float, latency: str, apart: float
+@pytest.mark.parametrize(("processes", "limit"), [(64, 200), (100, 200), (64, 600)])
+def test_a_crowd_has_few_rejections_and_fair_shares(
+    processes: int, limit: int, latency: str, apart: float
 ) -> None:
     for seed in range(4):
         rejected, admitted = share(processes, limit, LATENCIES[latency], seed=seed, apart=apart)
-        assert sum(rejected) / len(rejected) <= (0.02 if apart < 1 else 0.05)
-        assert min(admitted) >= least * sum(admitted) / processes
-        assert sum(admitted) >= 0.6 * limit * 10
+        assert sum(rejected) / len(rejected) <= 0.02
+        assert min(admitted) >= 0.5 * sum(admitted) / processes
+        assert sum(admitted) >= 0.75 * limit * 10
 
 
 @pytest.mark.parametrize("apart", [0.05, 7.0])
 @pytest.mark.parametrize("latency", LATENCIES)
-def test_more_processes_than_the_limit_has_calls_take_turns(latency: str, apart: float) -> None:
+@pytest.mark.parametrize("processes", [25, 40, 50, 57, 64, 80, 100])
+def test_a_crowd_with_about_one_call_each_has_few_rejections_and_fair_shares(
+    processes: int, latency: str, apart: float
+) -> None:
     rejections, least = [], []
-    for seed in range(6):
-        rejected, admitted = share(100, 60, LATENCIES[latency], seed=seed, apart=apart)
+    for seed in range(8):
+        rejected, admitted = share(processes, 60, LATENCIES[latency], seed=seed, apart=apart)
         rejections.append(sum(rejected) / len(rejected))
-        least.append(min(admitted) / sum(admitted) * 100)
-        assert sum(admitted) >= 0.75 * 60 * 10
-    assert sum(rejections) / 6 <= 0.05
-    assert max(rejections) <= 0.12
-    assert sum(least) / 6 >= 0.45
+        least.append(min(admitted) / sum(admitted) * processes)
+        assert sum(admitted) >= 0.6 * 60 * 10
+    # One call of five to ten in these windows is much: single runs may be outside of it.
+    assert sum(rejections) / len(rejections) <= 0.02
+    assert max(rejections) <= 0.04
+    assert sum(least) / len(least) >= 0.5
+    assert min(least) >= 0.4
 
 
 def part_among_four_others(latency: Latency, seed: int) -> float:
@@ -205,17 +207,22 @@ def parts_among_heedless(
 
 @pytest.mark.parametrize("latency", LATENCIES)
 @pytest.mark.parametrize(
-    ("heedless", "paced", "limit", "least"),  # the least part on average, about what racing alone gives
+    (
+        "heedless",
+        "paced",
+        "limit",
+        "least",
+    ),  # on average: what they got by racing at once, always, for a third
     [
-        (1, 1, 60, 0.24),
-        (1, 2, 60, 0.45),
-        (2, 2, 60, 0.48),
-        (4, 1, 60, 0.13),
-        (4, 4, 60, 0.24),
-        (1, 1, 600, 0.27),
-        (2, 2, 600, 0.50),
-        (4, 1, 600, 0.17),
-        (4, 4, 600, 0.22),
+        (1, 1, 60, 0.29),
+        (1, 2, 60, 0.55),
+        (2, 2, 60, 0.55),
+        (4, 1, 60, 0.19),
+        (4, 4, 60, 0.29),
+        (1, 1, 600, 0.30),
+        (2, 2, 600, 0.57),
+        (4, 1, 600, 0.18),
+        (4, 4, 600, 0.26),
     ],
 )
 def test_paced_processes_hold_their_claim_against_heedless_clients_and_make_peace_after_them(
