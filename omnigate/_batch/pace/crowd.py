@@ -1,25 +1,27 @@
-"""How much each of so many processes sends that roll calls would use up the limit. Sans-I/O.
+"""How much each process of a crowd sends: of so many that their roll calls would use up the limit. Sans-I/O.
 
-Everyone follows one plan. All who may send at least one call in a window begin with one call each, the
-*hello*, within the first seconds; who may send less says hello in some windows only. Everything else is sent
-within the next seconds, before other clients' calls blur the readings.
+Everyone follows one plan. A process that may send at least one call in a window sends one, its *hello*, in
+the first seconds; one that may send less says hello only in some windows. Everything else follows within the
+next seconds, before the calls of other clients blur the readings.
 
-**One rate for all.** What was counted when a hello arrived, divided by the part of the hellos that was over,
-is the number of hellos in that window, and all read the same. Everyone's rate follows from that number alone:
-what is wanted divided by it while all say hello, and steeply less if there are more than wanted. So all have
-the same rate without knowing how many they are, as generators share a load by the frequency that they all
-see, and no error lasts. (A rate that is multiplied by what was read keeps its error: all are multiplied
-alike.) A low number counts for less than a high one: who sends more after a window with few calls joins the
-next, fuller one.
+**One rate for all.** The answer to a hello tells how many calls were counted before it. Divided by the part
+of the hello phase that was over, this is the number of hellos in the window, and all read about the same.
+The rate is a fixed function of that number: the wanted number of calls divided by it while everyone says
+hello, and falling steeply above that. So all processes have the same rate without knowing how many they are,
+as generators share a load by the frequency of the grid (droop control), and no error lasts. If each process
+multiplied its own rate by its readings instead, all rates would change alike, and unequal ones would stay
+unequal. A reading below the expected number counts for less than one above it: speeding up after a window
+with few calls would move processes into the next window, which has many.
 
-**Turns.** Below one call in a window the fractions add up until a hello is due. What is left over then is
-its place among the hellos, so they arrive in the order of their turns, and the count tells each process how
-many came before it. By that it corrects its turn. So turns spread evenly, and windows hold equally many.
-The places move with the number of the window: an early hello reads little.
+**Turns.** Below one call in a window, the fractions add up until a hello is due. What is left over determines
+when in the phase it is sent, so hellos arrive in the order of the leftovers, and the count tells a process
+how many come before its own. It moves its leftover a little towards the place that it should have. Leftovers
+spread evenly that way, and all windows get about the same number of calls. The places rotate with the number
+of the window, since an early hello reads little.
 
-Sometimes a process holds a roll call instead, paid for by what it would have sent. If most of its peers hold
-roll calls, or few are left, they are no crowd. If more was counted between the hellos and the rest than the
-plan has, it does so in the next window.
+**Doubt.** Now and then a process holds a roll call instead, paid for by what it would have sent. If most of
+the others hold roll calls, too, or few are left, they are no crowd. It also holds one in the next window if
+more was counted after the hellos than the plan has, or far fewer hellos than expected.
 """
 
 from __future__ import annotations

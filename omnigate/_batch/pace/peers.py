@@ -10,13 +10,14 @@ With more peers than a third of the limit's number, the roll call itself exceeds
 They are one, too, if most of the others behave as one. A process whose roll call came to nothing enters the
 crowd if so many calls came within a second as only a crowd sends.
 
-Heedless clients are told from peers in the *census*, every third window, in which peers hold the roll call
-even if they race. So only clients that take no part in it can use up the limit before its end, or be heard
-much more often in the long interval than in the short one. Two censuses have to agree before we race,
-unless no peers were heard at all. An even one voids them, and if chance may have made it even, the second in
-a row does. Without common windows for it, peers that race each other by mistake would never stop: each would
-be a heedless client to the others. Between the common ones who is not sure yet hears the others race: many
-calls within the short interval, and few in the long one. From such a roll call neither number is told.
+Heedless clients are told from peers by the *census*: in every third window, peers hold the roll call even
+while they race. Only clients that take no part in it can then use up the limit before its end, or be heard
+much more often in the long interval than in the short one. Two censuses have to agree before we race, unless
+no peers were heard at all. An *even* one, in which both intervals agree, voids them; if it may be even by
+chance, the second in a row does. Without common windows for it, peers that race each other by mistake would
+never stop: each would be a heedless client to the others. Processes that are sure hold fewer censuses, so the
+others may hear them race: many calls in the short interval, few in the long one. Such a roll call says
+nothing about either number.
 """
 
 from __future__ import annotations
@@ -45,17 +46,17 @@ _SIGNS: Final = 1  # of a crowd that may have been a single client, which has no
 
 _STRAYS: Final = 2  # calls in the short interval that need no explanation
 
-_BURST: Final = 1.5  # of the long interval's calls in the short one, and strays: more are of who races
+_BURST: Final = 1.5  # of the long interval's calls, and strays, in the short one: more are of a race
 
 _EXACT: Final = 0.1  # part by which the intervals may differ if no other client sends
 
 _UNEVEN: Final = 1.5  # of the short intervals' calls in the long ones: more are of heedless clients
 
-_EVEN: Final = 1.2  # up to so many are of peers, whose clocks differ: what was heard before is void ...
+_EVEN: Final = 1.2  # up to so many are of peers, whose clocks differ: a census that voids the others ...
 
-_EVEN_CALLS: Final = 12  # ... if it was heard in so many calls ...
+_EVEN_CALLS: Final = 12  # ... before they agree if it heard so many calls ...
 
-_CHANCE: Final = 2.5  # ... or by so many standard deviations' lack of heedless clients' calls ...
+_CHANCE: Final = 2.5  # ... and later if so many standard deviations of heedless clients' calls are lacking
 
 _ROLLS_RACE: Final = 2  # roll calls, without such a census, that must have shown the number of peers
 

@@ -130,7 +130,7 @@ def test_a_census_that_chance_may_have_made_even_clears_the_others_only_with_the
     assert not peers.are_among_heedless
 
 
-def test_who_races_during_our_roll_call_is_neither_a_peer_nor_a_sign_that_all_is_calm() -> None:
+def test_a_process_that_races_during_our_roll_call_is_neither_a_peer_nor_a_sign_of_peace() -> None:
     peers = new_peers()
     for _ in range(3):
         peers.called([5, 7, 13], 0.0, 600, is_census=True)
