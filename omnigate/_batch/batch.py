@@ -53,7 +53,7 @@ from omnigate._batch.outbox import Outbox
 from omnigate._batch.outcomes import BatchStats, Outcome, OutcomeOf, Tally, words_of
 from omnigate._batch.pace.gate import Gate, Gates
 from omnigate._batch.pace.messages import key_digest
-from omnigate._batch.pace.patience import OutOfPatienceError, Patience, Reason
+from omnigate._batch.pace.patience import OutOfPatienceError, Reason
 from omnigate._batch.pace.queue import Flow
 from omnigate._batch.pace.upstream import Upstream
 from omnigate._batch.progress import Progress
@@ -630,7 +630,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 if entry is not None and not entry.slot.is_free:
                     entry.slot.free()
             if outcome is not None:
-                self._end(outcome, ready.digest)
+                self._end(outcome, ready.digest, ready.read_at + outcome.elapsed)
 
     async def _dispatch(self) -> tuple[Ready, Entry | None] | None:
         """Return the next item once it may be sent; None if there is none, or no room for one.
@@ -665,7 +665,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             if self._caps is not None and not await self._fits_caps():
                 return None
             ready = self._ready(item, *prepared, read_at)
-            entry = self._caller.try_enter(ready)
+            entry = self._caller.try_enter(ready, read_at if self._caps is None else self._clock())
             if entry is not None:
                 return ready, entry
             if len(self._upstreams) > 1:
@@ -693,9 +693,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 del upstreams[next(iter(upstreams))]
             upstreams[upstream] = None
         # An item that was not read because nothing got through has waited with those that were.
-        longest = self._options.max_wait_seconds
-        patience = Patience(longest, longest - upstream.stalled_seconds())
-        return Ready(item, call, digest, gate, upstream, patience, read_at)
+        stalled = 0.0 if upstream.stalled_at is None else read_at - upstream.stalled_at
+        return Ready(item, call, digest, gate, upstream, read_at, stalled, self._options.max_wait_seconds)
 
     def _gate_of(self, call: Call) -> Gate:
         """Return the gate of a call's key."""
@@ -730,7 +729,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 ready.gate.ended(entry.send)
                 return None
             return entry
-        self._end(self._caller.outcome(ready.item, ready.read_at, 0, None, error), ready.digest)
+        ended = self._caller.outcome(ready.item, ready.read_at, 0, None, error)
+        self._end(ended, ready.digest, ready.read_at + ended.elapsed)
         return None
 
     def _prepare(self, item: Item) -> tuple[Call, str] | None:
@@ -758,7 +758,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             ended = Outcome(
                 index=item.index, id=item.id, request=item.request, error=item.error, item=item.row
             )
-            self._end(ended, digest)
+            self._end(ended, digest, self._clock())
         return None
 
     def _replay(self, item: Item, found: Replay) -> None:
@@ -780,9 +780,9 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             )
         )
 
-    def _end(self, outcome: Outcome, digest: str | None) -> None:
+    def _end(self, outcome: Outcome, digest: str | None, now: float) -> None:
         """Record the outcome of an item of this run unless the digest is None, and hand it out."""
-        self._tally.add(outcome)
+        self._tally.add(outcome, now)
         if self._caps is not None:
             self._caps.add(outcome)
         error = outcome.error
@@ -827,7 +827,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         error = result if isinstance(result, GatewayError) else None
         response = None if isinstance(result, GatewayError) else result
         outcome = self._caller.outcome(repeat.item, repeat.read_at, 0, response, error)
-        self._tally.add(outcome)
+        self._tally.add(outcome, repeat.read_at + outcome.elapsed)
         try:
             self._record.write(outcome, repeat.digest)
         except JournalError as failure:

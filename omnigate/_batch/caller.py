@@ -60,7 +60,7 @@ class _Stopped(Exception):
     """The batch was stopped before an item could be sent again."""
 
 
-class Ready(msgspec.Struct, frozen=True, eq=False, gc=False):  # made faster than a named tuple
+class Ready(msgspec.Struct, eq=False, gc=False):  # made faster than a named tuple
     """An item that may be sent once it has a slot.
 
     Attributes:
@@ -69,7 +69,6 @@ class Ready(msgspec.Struct, frozen=True, eq=False, gc=False):  # made faster tha
         digest: of the request, for the journal.
         gate: of its key.
         upstream: its model behind that key.
-        patience: how long it may still wait.
         read_at: when the item was read, by the event loop's clock.
     """
 
@@ -78,8 +77,17 @@ class Ready(msgspec.Struct, frozen=True, eq=False, gc=False):  # made faster tha
     digest: str
     gate: Gate
     upstream: Upstream
-    patience: Patience
     read_at: float
+    _stalled: float  # seconds that nothing had got through when it was read: it has waited with the others
+    _max_wait: float
+    _patience: Patience | None = None
+
+    @property
+    def patience(self) -> Patience:
+        """How long it may still wait; made when it first has to."""
+        if self._patience is None:
+            self._patience = Patience(self._max_wait, self._max_wait - self._stalled)
+        return self._patience
 
 
 class Entry(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -179,7 +187,8 @@ class Caller:
         """
         call = prepare(self._session, asks.request, self.options)
         with anyio.CancelScope(deadline=attempts.deadline):
-            entry = await self.enter(msgspec.structs.replace(ready, call=call), is_again=True)
+            again = msgspec.structs.replace(ready, call=call, _patience=ready.patience)
+            entry = await self.enter(again, is_again=True)
             if entry is None:
                 raise _Stopped
             attempts.ask_again(call, entry)
@@ -206,9 +215,8 @@ class Caller:
             item=item.row,
         )
 
-    def try_enter(self, ready: Ready) -> Entry | None:
+    def try_enter(self, ready: Ready, now: float) -> Entry | None:
         """Return an entry for a new item if it need not wait, else None."""
-        now = self.clock()
         tokens = 0 if self.flow.tokens_per_minute is None else self._tokens(ready)
         slot = ready.upstream.try_enter(self.flow, now, tokens)
         if slot is None:

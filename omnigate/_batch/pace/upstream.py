@@ -84,7 +84,7 @@ class Upstream:
         self.has_bad_items: bool = False
         self._auto_in_flight = 0
         self._tokens_until = -math.inf  # until when tokens hold back the first in line
-        self._stalled_at: float | None = None  # the first failure since the last success
+        self.stalled_at: float | None = None  # the first failure since the last success
         self._address = address
         self._clock = address.clock
         self._blame = Blame()
@@ -123,10 +123,6 @@ class Upstream:
     def is_closed(self) -> bool:
         """Whether everything but a probe waits for the end of an outage."""
         return self.breaker.is_open or self._address.breaker.is_open
-
-    def stalled_seconds(self) -> float:
-        """Return for how long nothing has got through, although it was tried."""
-        return 0.0 if self._stalled_at is None else self._clock() - self._stalled_at
 
     # Slots
 
@@ -327,7 +323,7 @@ class Upstream:
         address, concurrency = self._address, self.concurrency
         latency = now - slot.sent_at
         self._latency += (latency - self._latency) * (_LATENCY_WEIGHT if self._latency else 1.0)
-        self._stalled_at = None
+        self.stalled_at = None
         number = slot.number
         if self.breaker.succeeded(number):
             self._opened(f"model {self.model!r}")
@@ -346,8 +342,8 @@ class Upstream:
 
     def stalled(self) -> None:
         """Record that a call did not get through."""
-        if self._stalled_at is None:
-            self._stalled_at = self._clock()
+        if self.stalled_at is None:
+            self.stalled_at = self._clock()
 
     def reached(self, slot: Slot) -> None:
         """Record that there was an answer: the gateway can be reached."""
