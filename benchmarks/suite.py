@@ -189,7 +189,8 @@ def _batch(quick: bool) -> Section:
 
     def add(contender: str, backend: str, variant: str, items: int, **more: Any) -> None:
         case = {"what": "batch", "items": items, "concurrency": 256, "journal": False, "variant": variant}
-        section.add(contender, backend, 1 if quick or items < 10_000 else 2, **case | more)
+        rounds = 1 if quick or items < 10_000 else 4 if contender in ("bare", "ours") else 2
+        section.add(contender, backend, rounds, **case | more)
 
     for backend in ("asyncio", "uvloop", "trio"):
         add("bare", backend, "plain", items)
