@@ -37,7 +37,11 @@ class Replacement:
         if os.path.exists(self._path) and not os.path.isfile(self._path):
             raise refusal("path", path, "be the path of a regular file, existing or new")
         directory, name = os.path.split(self._path)
-        fd, self._new = tempfile.mkstemp(".writing", f".{name[:_NAME_LENGTH]}.", directory)
+        try:
+            fd, self._new = tempfile.mkstemp(".writing", f".{name[:_NAME_LENGTH]}.", directory)
+        except OSError as error:
+            error.filename = path  # the caller knows this one
+            raise
         self.file: BinaryIO = os.fdopen(fd, "wb")
 
     def commit(self) -> None:

@@ -354,8 +354,10 @@ class TestArguments:
             InvalidArgumentError, match="path must be the path of a regular file, existing or new"
         ):
             write_outcomes([], tmp_path / "dir.csv")
-        with pytest.raises(FileNotFoundError):
-            write_outcomes([], tmp_path / "nowhere" / "out.csv")
+        path = tmp_path / "nowhere" / "out.csv"
+        with pytest.raises(FileNotFoundError) as nowhere:
+            write_outcomes([], path)
+        assert nowhere.value.filename == str(path)
         assert os.listdir(tmp_path) == ["dir.csv"]
 
     def test_a_missing_library_is_an_error_that_names_the_extra(
