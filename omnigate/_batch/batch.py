@@ -630,7 +630,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 if entry is not None and not entry.slot.is_free:
                     entry.slot.free()
             if outcome is not None:
-                self._end(outcome, ready.digest, ready.read_at + outcome.elapsed)
+                self._end(outcome, ready.digest, ready.read_at)
 
     async def _dispatch(self) -> tuple[Ready, Entry | None] | None:
         """Return the next item once it may be sent; None if there is none, or no room for one.
@@ -729,8 +729,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 ready.gate.ended(entry.send)
                 return None
             return entry
-        ended = self._caller.outcome(ready.item, ready.read_at, 0, None, error)
-        self._end(ended, ready.digest, ready.read_at + ended.elapsed)
+        read_at = ready.read_at
+        self._end(self._caller.outcome(ready.item, read_at, 0, None, error), ready.digest, read_at)
         return None
 
     def _prepare(self, item: Item) -> tuple[Call, str] | None:
@@ -780,9 +780,9 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             )
         )
 
-    def _end(self, outcome: Outcome, digest: str | None, now: float) -> None:
+    def _end(self, outcome: Outcome, digest: str | None, read_at: float) -> None:
         """Record the outcome of an item of this run unless the digest is None, and hand it out."""
-        self._tally.add(outcome, now)
+        self._tally.add(outcome, read_at)
         if self._caps is not None:
             self._caps.add(outcome)
         error = outcome.error
@@ -827,7 +827,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         error = result if isinstance(result, GatewayError) else None
         response = None if isinstance(result, GatewayError) else result
         outcome = self._caller.outcome(repeat.item, repeat.read_at, 0, response, error)
-        self._tally.add(outcome, repeat.read_at + outcome.elapsed)
+        self._tally.add(outcome, repeat.read_at)
         try:
             self._record.write(outcome, repeat.digest)
         except JournalError as failure:

@@ -238,13 +238,8 @@ class Tally:
         self._spent = Spending()
         self._recent: deque[list[float]] = deque(maxlen=_FORECAST_SECONDS)  # [second, items ended in it]
 
-    def add(self, outcome: Outcome, now: float) -> None:
-        """Count an outcome of this run.
-
-        Args:
-            outcome: of an item.
-            now: when it ended, by the clock.
-        """
+    def add(self, outcome: Outcome, read_at: float) -> None:
+        """Count an outcome of this run, of an item that was read at that time."""
         response = outcome.response
         if response is not None:
             self.succeeded += 1
@@ -254,7 +249,7 @@ class Tally:
             self._failures[type(outcome.error).__name__] += 1
             for answer in billed_answers(outcome):
                 self._spent.add(answer.usage, answer.cost_usd)
-        second = now // 1
+        second = (read_at + outcome.elapsed) // 1
         recent = self._recent
         if recent and recent[-1][0] == second:
             recent[-1][1] += 1

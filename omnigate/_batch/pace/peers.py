@@ -169,7 +169,7 @@ class Peers:
         )
         if is_crowd and self._enter(limit, size):
             return
-        if is_burst and not self._is_crowded:
+        if is_burst:
             return
         if (
             not self.are_among_heedless

@@ -156,10 +156,10 @@ class Share:
 
     def claim(self) -> float:
         """Return the part of the limit that we never leave to others."""
-        if self._peers.are_among_heedless:
-            # Their calls blur the number of peers, so it may be half of what was heard.
-            return min(_CLAIM_RACING, 1 / (1.02 * self.peers / 2 + 1.1))
-        return min(_CLAIM, 1 / (1.02 * self.peers + 1.1))
+        most, peers = _CLAIM, self.peers
+        if self._peers.are_among_heedless:  # whose calls blur the number of peers: it may be half of that
+            most, peers = _CLAIM_RACING, peers / 2
+        return min(most, 1 / (1.02 * peers + 1.1))
 
     def release_time(self, number: int) -> float:
         """Return when that many may have been sent in the present window, where others send too."""
@@ -333,7 +333,7 @@ class Share:
         """Plan the window that `windows` has gone on to.
 
         Args:
-            utc_ahead: seconds since 1970, less the time of our own clock.
+            utc_ahead: as in `Windows.number`.
         """
         self._utc_ahead = utc_ahead
         self._total_before = self._sends.total
@@ -341,7 +341,7 @@ class Share:
         self._sends.forget(self._windows.begin(_PAST_WINDOWS + 1))
         self._estimate_demand()
         self._peers.window_began()
-        self._make_plan(round((utc_ahead + self._windows.end) / self._windows.period))
+        self._make_plan()
         self.share = self._share_of(self.window)
 
     # Policy
@@ -376,9 +376,9 @@ class Share:
                 self._heedless = (self._heedless + min(self.limit, max(0.0, others - peers))) / 2
                 return
 
-    def _make_plan(self, number: int) -> None:
+    def _make_plan(self) -> None:
         windows, window = self._windows, self.window
-        period = windows.period
+        period, number = windows.period, windows.number(self._utc_ahead)
         begin = windows.likely_end(self._utc_ahead) - period
         limit = self.limit
         self._release = ()

@@ -71,6 +71,7 @@ class Upstream:
         breaker: open while the provider is down.
         tokens: those of the last minute, for batches with `tokens_per_minute`.
         in_flight: calls in flight.
+        stalled_at: when the first call since the last success failed to get through; None if none did.
         has_bad_items: whether items have failed for good while others succeeded, since the last outage.
     """
 
@@ -81,10 +82,10 @@ class Upstream:
         self.breaker: Breaker = Breaker()
         self.tokens: TokenWindow = TokenWindow()
         self.in_flight: int = 0
+        self.stalled_at: float | None = None
         self.has_bad_items: bool = False
         self._auto_in_flight = 0
         self._tokens_until = -math.inf  # until when tokens hold back the first in line
-        self.stalled_at: float | None = None  # the first failure since the last success
         self._address = address
         self._clock = address.clock
         self._blame = Blame()

@@ -86,14 +86,21 @@ class Windows:
         """Return from when on what was sent has not arrived before that window."""
         return self.end_high - self.period * (age + 1)
 
-    def likely_end(self, utc_ahead: float) -> float:
-        """Return what UTC tells of the present window's end, as far as the answers allow it.
+    def number(self, utc_ahead: float) -> int:
+        """Return how many windows after 1970 the present one ends: the same for all clients.
 
         Args:
             utc_ahead: seconds since 1970, less the time of our own clock.
         """
-        period = self.period
-        end = round((self.end + utc_ahead) / period) * period - utc_ahead
+        return round((self.end + utc_ahead) / self.period)
+
+    def likely_end(self, utc_ahead: float) -> float:
+        """Return what UTC tells of the present window's end, as far as the answers allow it.
+
+        Args:
+            utc_ahead: as in `number`.
+        """
+        end = self.number(utc_ahead) * self.period - utc_ahead
         return min(max(end, self.end), self._strict)
 
     def date(self, at: float, now: float, reset: int) -> tuple[int, bool]:

@@ -15,6 +15,13 @@ def new_peers() -> Peers:
     return Peers(lambda low, high: low)
 
 
+def peers_after(counts: list[float], *, limit: int, censuses: int = 3) -> Peers:
+    peers = new_peers()
+    for _ in range(censuses):
+        peers.called(counts, 0.0, limit, is_census=True)
+    return peers
+
+
 def crowd_of(size: float, *, limit: int = 60) -> Crowd:
     crowd = Crowd(lambda low, high: (low + high) / 2)
     assert crowd.enter(limit, size)
@@ -40,16 +47,12 @@ def test_a_roll_call_counts_the_peers_that_hold_it(number: int) -> None:
 
 
 def test_calls_that_come_more_often_the_longer_the_interval_are_no_peers() -> None:
-    peers = new_peers()
-    for _ in range(3):
-        peers.called([5, 15, 45], 0.0, 600, is_census=True)
+    peers = peers_after([5, 15, 45], limit=600)
     assert (peers.are_known, peers.are_among_heedless) == (False, True)
 
 
 def test_many_more_peers_than_before_are_believed_in_if_both_intervals_agree() -> None:
-    peers = new_peers()
-    for _ in range(4):
-        peers.called([5, 15, 45], 0.0, 600, is_census=True)
+    peers = peers_after([5, 15, 45], limit=600, censuses=4)
     peers.called([1, 41, 81], 0.0, 600, is_census=True)
     assert peers.number == 40
 
@@ -111,18 +114,14 @@ def test_only_censuses_show_heedless_clients() -> None:
 
 
 def test_the_first_census_that_hears_only_peers_clears_the_others() -> None:
-    peers = new_peers()
-    for _ in range(3):
-        peers.called([5, 15, 45], 0.0, 600, is_census=True)
+    peers = peers_after([5, 15, 45], limit=600)
     assert peers.are_surely_among_heedless
     peers.called([1, 21, 41], 0.0, 600, is_census=True)
     assert not peers.are_among_heedless
 
 
 def test_a_census_that_chance_may_have_made_even_clears_the_others_only_with_the_next() -> None:
-    peers = new_peers()
-    for _ in range(3):
-        peers.called([5, 7, 13], 0.0, 60, is_census=True)
+    peers = peers_after([5, 7, 13], limit=60)
     assert peers.are_surely_among_heedless
     peers.called([5, 9, 13], 0.0, 60, is_census=True)
     assert (peers.are_among_heedless, peers.are_surely_among_heedless) == (True, False)
@@ -131,9 +130,7 @@ def test_a_census_that_chance_may_have_made_even_clears_the_others_only_with_the
 
 
 def test_a_process_that_races_during_our_roll_call_is_neither_a_peer_nor_a_sign_of_peace() -> None:
-    peers = new_peers()
-    for _ in range(3):
-        peers.called([5, 7, 13], 0.0, 600, is_census=True)
+    peers = peers_after([5, 7, 13], limit=600)
     known = peers.number
     peers.called([5, 25, 31], 0.0, 600, is_census=True)
     assert peers.are_surely_among_heedless
@@ -155,6 +152,14 @@ def test_the_size_of_a_crowd_is_what_was_counted_for_each_planned_call(size: int
     for _ in range(40):
         crowd.window_began()
         crowd.hear(AFTER_ALL, round(size * crowd.rate), crowd.rate)
+    assert crowd.size == pytest.approx(size, rel=0.1)
+
+
+def test_a_process_with_more_than_its_part_of_a_crowd_comes_to_that_of_the_others() -> None:
+    crowd, size = crowd_of(14), 28  # all others send a hello and half a call more, and it twice as much
+    for _ in range(20):
+        crowd.window_began()
+        crowd.hear(AFTER_HELLOS, size, crowd.rate)
     assert crowd.size == pytest.approx(size, rel=0.15)
 
 

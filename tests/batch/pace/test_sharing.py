@@ -128,19 +128,31 @@ def test_a_crowd_has_few_rejections_and_fair_shares(
 
 @pytest.mark.parametrize("apart", [0.05, 7.0])
 @pytest.mark.parametrize("latency", LATENCIES)
-@pytest.mark.parametrize("processes", [25, 40, 50, 57, 64, 80, 100])
+@pytest.mark.parametrize(
+    # The most that a run may have rejected, and the least that it must use, as parts of the limit.
+    ("processes", "most", "used"),
+    [
+        (25, 0.02, 0.6),
+        (40, 0.02, 0.6),
+        (50, 0.02, 0.6),
+        (57, 0.02, 0.6),
+        (64, 0.04, 0.6),
+        (80, 0.04, 0.6),
+        (100, 0.04, 0.75),
+    ],
+)
 def test_a_crowd_with_about_one_call_each_has_few_rejections_and_fair_shares(
-    processes: int, latency: str, apart: float
+    processes: int, most: float, used: float, latency: str, apart: float
 ) -> None:
     rejections, least = [], []
     for seed in range(8):
         rejected, admitted = share(processes, 60, LATENCIES[latency], seed=seed, apart=apart)
         rejections.append(sum(rejected) / len(rejected))
         least.append(min(admitted) / sum(admitted) * processes)
-        assert sum(admitted) >= 0.6 * 60 * 10
+        assert sum(admitted) >= used * 60 * 10
     # One call of five to ten in these windows is much: single runs may be outside of it.
     assert sum(rejections) / len(rejections) <= 0.02
-    assert max(rejections) <= 0.04
+    assert max(rejections) <= most
     assert sum(least) / len(least) >= 0.5
     assert min(least) >= 0.4
 
@@ -207,12 +219,7 @@ def parts_among_heedless(
 
 @pytest.mark.parametrize("latency", LATENCIES)
 @pytest.mark.parametrize(
-    (
-        "heedless",
-        "paced",
-        "limit",
-        "least",
-    ),  # on average: what they got by racing at once, always, for a third
+    ("heedless", "paced", "limit", "least"),  # on average: what racing at once, for a third, gave them
     [
         (1, 1, 60, 0.29),
         (1, 2, 60, 0.55),
