@@ -28,9 +28,17 @@ from omnigate import (
     TimeoutError,
 )
 
+from ..support.event_loops import BOTH, backend_of
 from ..support.servers import Handler, Peer, Served, open_sockets, serving, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.proof]
+
+
+@pytest.fixture(params=[*BOTH, "trio+served"])
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Run these tests on trio with one task that reads for all others, too."""
+    return backend_of(request)
+
 
 HELLO: dict[str, Any] = {"model": "gpt-4o-mini", "messages": "hello"}
 ONCE = RetryConfig(max_retries=0)

@@ -37,13 +37,14 @@ LOOPS_AND_WAYS = [
     *(("asyncio", way) for way in WAYS_OF_ASYNCIO),
     *(("asyncio+uvloop", way) for way in WAYS_OF_ASYNCIO),
     *(("trio", way) for way in WAYS_OF_TRIO),
+    *(("trio+served", way) for way in WAYS_OF_TRIO),
 ]
 """Every combination: event loops as the fixture `anyio_backend` names them, each with its ways."""
 
 TRIED: Counter[str] = Counter()
 """How many cancellations were tried in this process, by event loop and way."""
 
-_TIMERS = {"omnigate: close idle connections", "omnigate: watch deadlines"}
+_TIMERS = {"omnigate: close idle connections", "omnigate: watch deadlines", "omnigate: receive"}
 
 _MOST = 5_000
 

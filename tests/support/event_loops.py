@@ -23,10 +23,12 @@ EVERY = (
         pytest.param(f"asyncio+{kind}", marks=pytest.mark.proof)
         for kind in ("debug", "uvloop", *(["eager"] if sys.version_info >= (3, 12) else []))
     ),
+    pytest.param("trio+served", marks=pytest.mark.proof),
 )
 """The loops anyio itself is tested on, for packages that schedule, cancel and wait themselves.
 
 asyncio's other kinds are proofs: debug mode alone, which formats a stack for each task, takes twice as long as asyncio.
+So is trio with one task that reads for all others, even if only one waits.
 """
 
 without_debug = pytest.mark.parametrize("anyio_backend", BOTH, indirect=True)
@@ -53,6 +55,8 @@ def backend_of(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
         options["use_uvloop"] = True
     elif kind == "eager":
         options["loop_factory"] = _eager(options.get("loop_factory", asyncio.new_event_loop))
+    elif kind == "served":
+        request.getfixturevalue("monkeypatch").setattr("omnigate._transport.trio_receiver.FEW", 0)
     return backend, options
 
 
