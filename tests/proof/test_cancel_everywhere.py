@@ -540,7 +540,8 @@ foreign_as_proof = pytest.mark.parametrize(
 async def test_every_operation_cancelled_at_any_checkpoint_in_any_way_leaves_nothing_behind(
     name: str, transport: str, way: str, is_kept: bool, gateway: GatewayProcess, tmp_path: Path
 ) -> None:
-    assert await prove(name, transport, way, gateway, tmp_path, is_kept=is_kept) >= 3
+    least = 2 if is_kept else 3  # on a kept connection, an answer that arrives whole takes one wait
+    assert await prove(name, transport, way, gateway, tmp_path, is_kept=is_kept) >= least
 
 
 ONE_CALL = [
