@@ -40,7 +40,7 @@ import anyio
 import anyio.lowlevel
 
 from omnigate import _homes
-from omnigate._batch.caller import Caller, Entry, Ready, prepare
+from omnigate._batch.caller import Caller, Entry, Ready, calls_of
 from omnigate._batch.caps import Caps
 from omnigate._batch.enough import Enough
 from omnigate._batch.estimate import Census
@@ -123,6 +123,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         wants = options.replay or options.response_format is not None
         self._record = Record(options.journal, lock=options.journal_lock, want_response=wants)
         self._repeats = Repeats(self._record, options.response_format) if options.dedupe else None
+        self._fixed_bound = None if self._is_auto else 2 * self._most + _SPARE
         self._has_journal = options.journal is not None
         self._in_flight = 0
         self._called = 0
@@ -140,6 +141,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             goes_on=self._follows,
             tokens_per_minute=options.tokens_per_minute,
         )
+        self._call_of = calls_of(self._session, options)
         self._enough = Enough(options.stop_after_failures)
         self._caps = Caps(options) if options.has_caps else None
         self._call_ended: anyio.Event | None = None  # for an item that has no room within the caps
@@ -150,7 +152,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         self._clock: Callable[[], float]
         self._tally: Tally
         self._group: anyio.abc.TaskGroup
-        self._running: anyio.CancelScope
+        self._running: anyio.CancelScope  # that of the workers
         self._workers: anyio.abc.TaskGroup
 
     @property
@@ -346,9 +348,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> OutcomeOf[ParsedT_co]:
-        outcome: OutcomeOf[ParsedT_co] = await self._outbox.next()
-        return outcome
+    def __anext__(self) -> Awaitable[OutcomeOf[ParsedT_co]]:
+        return self._outbox.next()
 
     def stop(self) -> None:
         """Start no more calls; those in flight are completed and handed out, then the iteration ends.
@@ -439,14 +440,14 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         item = self._read_item(raw, index)
         if item.request is not None:
             try:
-                prepare(self._session, item.request, self._options)
+                self._call_of(body=item.request)
             except InvalidArgumentError as refused:
                 return Item(item.index, item.id, None, refused, item.row)
         return item
 
     def _rate_limit(self, request: ChatRequest) -> int | None:
         """Return the rate limit of a request's key, in calls per minute; None if it is not known."""
-        return self._gate_of(prepare(self._session, request, self._options)).rate_limit
+        return self._gate_of(self._call_of(body=request)).rate_limit
 
     def _is_of_source(self, error: BaseException) -> bool:
         """Return whether the source raised the error."""
@@ -487,23 +488,25 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
 
     def _bound(self) -> int:
         """Return how many items may be read and not yet handed out."""
-        return 2 * (self._limit() if self._is_auto else self._most) + _SPARE
+        return self._fixed_bound or 2 * self._limit() + _SPARE
 
     # Dispatch
 
     async def _run(self) -> None:
         try:
-            with self._running:
-                async with anyio.create_task_group() as self._workers:
-                    if self._progress is not None:
-                        self._workers.start_soon(self._guarded, self._progress.run)
-                    if self._has_journal:
-                        self._workers.start_soon(self._guarded, self._record.run)
-                    if self._caps is not None:
-                        self._caps.start(self._clock())
-                        if self._caps.has_time_limit:
-                            self._workers.start_soon(self._guarded, self._watch_time)
-                    self._workers.start_soon(self._work)
+            async with anyio.create_task_group() as self._workers:
+                before, self._running = self._running, self._workers.cancel_scope
+                if before.cancel_called:  # the block was left before this began
+                    self._running.cancel()
+                if self._progress is not None:
+                    self._workers.start_soon(self._guarded, self._progress.run)
+                if self._has_journal:
+                    self._workers.start_soon(self._guarded, self._record.run)
+                if self._caps is not None:
+                    self._caps.start(self._clock())
+                    if self._caps.has_time_limit:
+                        self._workers.start_soon(self._guarded, self._watch_time)
+                self._workers.start_soon(self._guarded, self._take_turns)
         except BaseException as error:  # cancellations too: the reader may be shielded from them
             self._stop(error)
             raise
@@ -521,16 +524,13 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
     def _go_on(self) -> None:
         """Have the next item read: by a worker that waits for room, once there is some, else by a new one."""
         if not self._outbox.is_awaited:
-            self._workers.start_soon(self._work)
+            self._workers.start_soon(self._guarded, self._take_turns)
 
     def _follows(self) -> bool:
         """Return whether a worker that has made a call can read the next item immediately."""
         if self._lifecycle.state is not State.OPEN or self._is_turn_taken:
             return False
-        return self._outbox.pending < self._bound()
-
-    async def _work(self) -> None:
-        await self._guarded(self._take_turns)
+        return self._outbox.pending < (self._fixed_bound or self._bound())
 
     async def _guarded(self, func: Callable[[], Awaitable[None]]) -> None:
         """Await `func()`; an exception ends the batch, and is raised unwrapped."""
@@ -599,7 +599,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
     async def _take_turns(self) -> None:
         outbox = self._outbox
         while self._lifecycle.state is State.OPEN and not self._is_turn_taken:
-            if outbox.pending >= self._bound():
+            if outbox.pending >= (self._fixed_bound or self._bound()):
                 await outbox.wait_for_room()
                 continue
             self._is_turn_taken = True
@@ -627,8 +627,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                 self._in_flight -= 1
                 if self._call_ended is not None:
                     self._call_ended.set()
-                if entry is not None and not entry.slot.is_free:
-                    entry.slot.free()
+                if entry is not None and not entry[0].is_free:
+                    ready.upstream.free(entry[0])
             if outcome is not None:
                 self._end(outcome, ready.digest, ready.read_at)
 
@@ -725,8 +725,9 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             error = self._caller.out_of_patience(ready)
         else:
             if entry is not None and self._has_reached_cap():  # while it waited
-                entry.slot.free()
-                ready.gate.ended(entry.send)
+                slot, send = entry
+                ready.upstream.free(slot)
+                ready.gate.ended(send)
                 return None
             return entry
         read_at = ready.read_at
@@ -739,7 +740,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         if item.request is not None:
             try:
                 request = item.request if format is None else format.instruct(item.request)
-                call = prepare(self._session, request, self._options)
+                call = self._call_of(body=request)
             except InvalidArgumentError as refused:
                 item = Item(item.index, item.id, None, refused, item.row)
         digest: str | None

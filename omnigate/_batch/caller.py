@@ -18,7 +18,8 @@ import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, TypeVarTuple
 
 import anyio
 import msgspec
@@ -32,7 +33,7 @@ from omnigate._batch.pace.patience import OutOfPatienceError, Patience, Reason
 from omnigate._batch.pace.queue import Flow
 from omnigate._batch.pace.signs import Sign, seconds_at_limit, sign_of
 from omnigate._batch.pace.upstream import Slot, Upstream
-from omnigate._calls.attempts import Call, Fetching
+from omnigate._calls.attempts import Call, Decoding
 from omnigate._calls.retry import compute_delay, should_retry
 from omnigate._calls.structured import Asks
 from omnigate._transport.carrier import Answer
@@ -43,7 +44,7 @@ from omnigate.exceptions import (
     GatewayError,
     MaxWaitError,
 )
-from omnigate.models import ChatRequest, ChatResponse
+from omnigate.models import ChatResponse
 
 if TYPE_CHECKING:
     from omnigate._calls.session import Session
@@ -90,11 +91,8 @@ class Ready(msgspec.Struct, eq=False, gc=False):  # made faster than a named tup
         return self._patience
 
 
-class Entry(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """What one attempt needs: a slot, and a send that the gate let pass."""
-
-    slot: Slot
-    send: Send
+Entry: TypeAlias = tuple[Slot, Send]
+"""What one attempt needs: a slot, and a send that the gate let pass."""
 
 
 class Caller:
@@ -119,6 +117,7 @@ class Caller:
         self.rejections = 0
         self.retries = 0
         self._session = session
+        self._call_of = calls_of(session, options)
         self._pauses: set[anyio.CancelScope] = set()
 
     async def call(self, ready: Ready, entry: Entry) -> Outcome | None:
@@ -151,7 +150,7 @@ class Caller:
                 error.billed = asks.rejected
         finally:
             if not attempts.slot.is_free:
-                attempts.slot.free()
+                ready.upstream.free(attempts.slot)
         try:
             return self.outcome(ready.item, ready.read_at, attempts.count, response, failure)
         finally:
@@ -185,7 +184,7 @@ class Caller:
             ClientClosedError: the client was closed meanwhile.
             TimeoutError: the item's deadline has passed.
         """
-        call = prepare(self._session, asks.request, self.options)
+        call = self._call_of(body=asks.request)
         with anyio.CancelScope(deadline=attempts.deadline):
             again = msgspec.structs.replace(ready, call=call, _patience=ready.patience)
             entry = await self.enter(again, is_again=True)
@@ -223,9 +222,9 @@ class Caller:
             return None
         send = ready.gate.try_pass(now)
         if send is None:
-            slot.free(is_followed=True)  # by `enter`
+            ready.upstream.free(slot, is_followed=True)  # by `enter`
             return None
-        return Entry(slot, send)
+        return slot, send
 
     async def enter(self, ready: Ready, *, is_again: bool) -> Entry | None:
         """Wait for a slot, and at the gate; None if the batch was stopped meanwhile.
@@ -240,12 +239,12 @@ class Caller:
             return None
         if passed[0] is None:
             raise ClientClosedError("the client is closed; create a new one")
-        entry = passed[0][0]
+        slot, send = passed[0][0]
         if self.is_abandoned:  # just as it passed
-            entry.slot.free()
-            ready.gate.ended(entry.send)
+            ready.upstream.free(slot)
+            ready.gate.ended(send)
             return None
-        return entry
+        return slot, send
 
     async def _enter(self, ready: Ready, is_again: bool) -> Entry:
         slot = await ready.upstream.enter(self.flow, ready.patience, self._tokens(ready), is_again=is_again)
@@ -254,9 +253,9 @@ class Caller:
                 self.flow, ready.patience, is_again=is_again
             )
         except BaseException:
-            slot.free()
+            ready.upstream.free(slot)
             raise
-        return Entry(slot, send)
+        return slot, send
 
     def gave_up(self, patience: Patience) -> str:
         """Describe why an item is not waited for any longer."""
@@ -299,33 +298,33 @@ class Caller:
             scope.cancel()
 
 
-def prepare(session: Session, request: ChatRequest, options: BatchOptions) -> Call:
-    """Return the call of a request, with the batch's options.
+def calls_of(session: Session, options: BatchOptions) -> Callable[..., Call]:
+    """Return a function that returns the call of a request, given as `body`, with the batch's options.
 
-    Raises:
-        InvalidArgumentError: it cannot be sent.
-        ClientClosedError: the client is closed.
+    It raises `InvalidArgumentError` if the request cannot be sent, and `ClientClosedError` once the client is
+    closed.
     """
-    return session.prepare(
-        endpoints.CHAT, body=request, user_id=options.user_id, options=options.call_options
-    )
+    return partial(session.prepare, endpoints.CHAT, user_id=options.user_id, options=options.call_options)
 
 
-class _ItemAttempts(Fetching[ChatResponse]):
+class _ItemAttempts(Decoding[ChatResponse]):
     """The attempts of an item's call.
 
     Attributes:
         slot: the one of the current attempt, or of the last.
     """
 
+    _kind = ChatResponse
+
     __slots__ = ("_caller", "_failed", "_ready", "_rejected", "_send", "_sign", "_unproven", "_used", "slot")
 
     def __init__(self, caller: Caller, session: Session, ready: Ready, entry: Entry) -> None:
-        super().__init__(ChatResponse, ready.call, *session.means)
+        super().__init__(ready.call, *session.means)
         self._caller = caller
         self._ready = ready
-        self.slot: Slot = entry.slot
-        self._send: Send = entry.send
+        self.slot: Slot
+        self._send: Send
+        self.slot, self._send = entry
         self._sign = Sign.OWN  # what the last failure says
         self._rejected = 0  # attempts that met the gateway's own limit
         self._failed = 0  # attempts that failed, but for the gateway's own limit
@@ -351,14 +350,14 @@ class _ItemAttempts(Fetching[ChatResponse]):
         ready.gate.succeeded(self._send, result.head, now)
         ready.upstream.succeeded(slot, now)
         # An item that asks again stands in line: it does not take this slot again for certain.
-        slot.free(is_followed=caller.options.response_format is None)
+        ready.upstream.free(slot, is_followed=caller.options.response_format is None)
         return result
 
     def ask_again(self, call: Call, entry: Entry) -> None:
         """Continue with another ask of the item, which has as many attempts as the first."""
         self.follow(self, self.count)
         self.call = call
-        self.slot, self._send = entry.slot, entry.send
+        self.slot, self._send = entry
         self._rejected = self._failed = self._used = 0
         self._unproven = ()
 
@@ -368,7 +367,7 @@ class _ItemAttempts(Fetching[ChatResponse]):
         gate, upstream, slot = self._ready.gate, self._ready.upstream, self.slot
         if failure is None:  # a bug or a cancellation
             gate.ended(self._send)
-            slot.free()
+            upstream.free(slot)
             return None
         limit = failure.rate_limit if isinstance(failure, APIError) else None
         sign = self._sign = sign_of(failure)
@@ -388,7 +387,7 @@ class _ItemAttempts(Fetching[ChatResponse]):
                 gate.answered(self._send, limit, self._caller.clock())
             else:
                 gate.ended(self._send)
-            slot.free()
+            upstream.free(slot)
             return failure
         if limit is not None:
             gate.answered(self._send, limit, self._caller.clock())
@@ -403,7 +402,7 @@ class _ItemAttempts(Fetching[ChatResponse]):
             self._used += 1
         if not isinstance(failure, ClientClosedError):
             upstream.failed(slot, sign, str(failure), is_first=self._failed == 1)
-        slot.free()
+        upstream.free(slot)
         return failure
 
     def delay(self, failure: GatewayError, status: int | None = None) -> float | None:
@@ -459,7 +458,7 @@ class _ItemAttempts(Fetching[ChatResponse]):
             return False
         if entry is None:
             raise _Stopped
-        self.slot, self._send = entry.slot, entry.send
+        self.slot, self._send = entry
         return True
 
     async def _recover(self, failure: GatewayError, status: int | None) -> None:

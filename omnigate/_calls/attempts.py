@@ -294,16 +294,12 @@ class _Reading(Attempts[Answer, T]):
         raise _error(result, self.call)
 
 
-class Fetching(_Reading[R]):
+class Decoding(_Reading[R]):
     """The attempts of a call that results in a `Result`."""
 
-    __slots__ = ("_kind",)
+    __slots__ = ()
 
-    def __init__(
-        self, kind: type[R], call: Call, carrier: Carrier, config: RetryConfig, pauses: Pauses
-    ) -> None:
-        super().__init__(call, carrier, config, pauses)
-        self._kind = kind
+    _kind: type[R]
 
     def finish(self, result: Answer) -> R:
         """Return the answer decoded, with its `meta`.
@@ -318,6 +314,18 @@ class Fetching(_Reading[R]):
             decoded = decode_answer(self._kind, result, self.call)  # which repairs it, or raises
         decoded._meta = self.meta(result)
         return decoded
+
+
+class Fetching(Decoding[R]):
+    """The attempts of a call that results in a `Result` of a given type."""
+
+    __slots__ = ("_kind",)
+
+    def __init__(
+        self, kind: type[R], call: Call, carrier: Carrier, config: RetryConfig, pauses: Pauses
+    ) -> None:
+        super().__init__(call, carrier, config, pauses)
+        self._kind = kind
 
 
 class Answering(_Reading[Answer]):

@@ -23,6 +23,7 @@ class Address:
         breaker: open while the gateway cannot be reached.
         descriptors: how many calls may be in flight, if descriptors are scarce.
         in_flight: calls in flight.
+        count: how many numbers of calls have been given out.
         gates: by key; those used longest ago are forgotten.
     """
 
@@ -32,12 +33,12 @@ class Address:
         self.descriptors: Descriptors = Descriptors()
         self.in_flight: int = 0
         self.gates: OrderedDict[bytes, Gate] = OrderedDict()
-        self._count = 0
+        self.count: int = 0
 
     def number(self) -> int:
         """Return the number of the next call."""
-        self._count += 1
-        return self._count
+        self.count += 1
+        return self.count
 
     def forget_idle(self) -> None:
         """Forget the gates used longest ago, if there are many."""

@@ -37,22 +37,19 @@ class Interval:
 
     Attributes:
         seconds: the interval; 0 if sends need not be spaced.
+        sent_at: when the last call was sent.
     """
 
     def __init__(self) -> None:
         self.seconds: float = 0.0
-        self._sent_at = -math.inf
+        self.sent_at: float = -math.inf
         self._lengthened_at = -math.inf
         self._rejected_at = -math.inf
         self._successes: deque[float] = deque(maxlen=_REMEMBERED)
 
     def ask(self, now: float) -> float:
         """Return when the next call may be sent; up to `now` means go."""
-        return self._sent_at + self.seconds if self.seconds else now
-
-    def sent(self, now: float) -> None:
-        """Record a call."""
-        self._sent_at = now
+        return self.sent_at + self.seconds if self.seconds else now
 
     def rejected(self, now: float, sent_at: float, latency: float) -> None:
         """Record a rejection while one call was in flight.

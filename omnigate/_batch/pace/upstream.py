@@ -50,16 +50,6 @@ class Slot(msgspec.Struct, eq=False, gc=False):  # made faster than another obje
     is_sent: bool = False
     is_free: bool = False
 
-    def free(self, *, is_followed: bool = False) -> None:
-        """Give the slot back; idempotent.
-
-        Args:
-            is_followed: whether the caller goes on to send for the same batch, which needs no waking then.
-        """
-        if not self.is_free:
-            self.is_free = True
-            self.upstream.freed(self, is_followed=is_followed)
-
 
 class Upstream:
     """Hands out slots for the calls of one model.
@@ -218,8 +208,16 @@ class Upstream:
         )
         return moment if now < moment < math.inf and self._queue.count else None
 
-    def freed(self, slot: Slot, *, is_followed: bool) -> None:
-        """Take a slot back."""
+    def free(self, slot: Slot, *, is_followed: bool = False) -> None:
+        """Take a slot back; idempotent.
+
+        Args:
+            slot: the slot.
+            is_followed: whether the caller goes on to send for the same batch, which needs no waking then.
+        """
+        if slot.is_free:
+            return
+        slot.is_free = True
         flow = slot.flow
         if not slot.is_sent:
             self.settle(slot, 0)
@@ -294,7 +292,7 @@ class Upstream:
         self.in_flight += 1
         self._auto_in_flight += flow.is_auto
         address.in_flight += 1
-        number = address.number()
+        number = address.count = address.count + 1
         if address.breaker.is_open:
             address.breaker.sent(number)
         if self.breaker.is_open:
@@ -311,13 +309,14 @@ class Upstream:
         if reservation is not None and reservation.second != now // 1:  # it has waited for the rate window
             self.tokens.settle(reservation, 0)
             slot.reservation = self.tokens.reserve(now, reservation.tokens)
-        if not (self.breaker.is_open or self._address.breaker.is_open):  # else it may be the probe
-            slot.number = self._address.number()
+        address = self._address
+        if slot.number != address.count and not (self.breaker.is_open or address.breaker.is_open):
+            slot.number = address.number()  # in the order of sends; else it may be the probe
         if slot.flow.is_auto:
             slot.in_flight = self._auto_in_flight
         elif now < self._rejected_at + _REJECTED_SECONDS:
             slot.in_flight = self.in_flight
-        self.interval.sent(now)
+        self.interval.sent_at = now
 
     def succeeded(self, slot: Slot, now: float) -> None:
         """Record a success, before its slot is freed."""

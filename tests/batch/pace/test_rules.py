@@ -88,7 +88,7 @@ def test_an_interval_settles_at_the_rate_a_provider_allows() -> None:
     interval.rejected(0.0, 0.0, 1.0)
     while now < 1_200:
         now = max(now + 0.5, interval.ask(now))
-        interval.sent(now)
+        interval.sent_at = now
         sent += 1
         tokens, at = min(1.0, tokens + (now - at) / 3), now
         if tokens >= 1:
@@ -109,7 +109,7 @@ def test_an_interval_is_dropped_soon_after_the_last_rejection() -> None:
     assert interval.seconds == 15
     end = now
     while interval.seconds:
-        interval.sent(now)
+        interval.sent_at = now
         now = interval.ask(now)
         interval.succeeded(now, 1.0)
     assert now - end < 45

@@ -104,7 +104,7 @@ def test_tokens_are_reserved_from_when_a_call_is_sent() -> None:
     assert slot is not None
     now = 50.0  # it has waited for the rate window
     upstream.sent(slot, now)
-    slot.free()
+    upstream.free(slot)
     assert upstream.ask(flow, 70.0, 900) == 111.0
 
 
