@@ -82,7 +82,7 @@ def inspect(
     if total is None or reading.missing or reading.fields:
         total = reading.run(source, counted)
     if not total and isinstance(source, Files):
-        raise InvalidArgumentError(f"requests: {source.name} is empty: there are no rows in it")
+        raise source.no_rows()
     if first is not None and not reading.is_usable:
         raise _not_items(source, first, id)
     if first is not None and reading.missing:

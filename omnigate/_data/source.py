@@ -47,18 +47,29 @@ class Files:
 
         Args:
             columns: the only columns wanted, where reading fewer is cheaper.
+
+        Raises:
+            InvalidArgumentError: at the end, if there were none, and that could not be known before.
         """
-        left = self._most
+        left, is_empty = self._most, True
         for given in self.inputs:
             if left == 0:
                 return
             with given.open() as opened:
                 for row in read_rows(opened, columns):
+                    is_empty = False
                     yield row
                     if left is not None:
                         left -= 1
                         if left == 0:
                             break
+        if is_empty and not self.is_repeatable:
+            raise self.no_rows()
+
+    def no_rows(self) -> InvalidArgumentError:
+        """Return the error for files without rows."""
+        hint = "unless it is JSON, its first line is a header"
+        return InvalidArgumentError(f"requests: {self.name} is empty: there are no rows in it ({hint})")
 
     def limited(self, most: int) -> Files:
         """Return the first rows of the same files.
@@ -159,7 +170,8 @@ def data_source(requests: Any) -> DataSource:
                     f"requests[{index}]", path, "be a pathlib.Path, as the first one is", is_type=True
                 )
         paths = [found for path in requests for found in _expanded(path)]
-        return Files([Input(path) for path in paths], f"each of the {len(paths)} files")
+        name = repr(os.fsdecode(paths[0])) if len(paths) == 1 else f"each of the {len(paths)} files"
+        return Files([Input(path) for path in paths], name)
     if is_open_file(requests):
         given = Input(requests)
         return Files([given], repr(given.name))

@@ -641,6 +641,21 @@ async def test_the_event_loop_runs_on_while_a_batch_waits_for_a_pipe(pipe: tuple
     assert [outcome.unwrap().content for outcome in outcomes] == ["first", "second"]
 
 
+@pytest.mark.parametrize("text", [b"", b"Say hi\n", b"id,prompt\n"])
+async def test_a_pipe_without_rows_is_refused_as_an_empty_file_is(
+    text: bytes, pipe: tuple[Any, int], tmp_path: Path
+) -> None:
+    reader, writer = pipe
+    os.write(writer, text)
+    os.close(writer)
+    path = tmp_path / "empty.csv"
+    path.write_bytes(text)
+    for source, name in ((reader, "<file>"), (path, str(path)), ([path], str(path))):
+        with pytest.raises(InvalidArgumentError, match="its first line is a header") as raised:
+            await run(Provider(), source)
+        assert f"{name!r} is empty: there are no rows in it" in str(raised.value)
+
+
 async def test_a_batch_that_waits_for_a_pipe_can_be_cancelled(pipe: tuple[Any, int]) -> None:
     reader, writer = pipe
 
