@@ -123,7 +123,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         wants = options.replay or options.response_format is not None
         self._record = Record(options.journal, lock=options.journal_lock, want_response=wants)
         self._repeats = Repeats(self._record, options.response_format) if options.dedupe else None
-        self._fixed_bound = None if self._is_auto else 2 * self._most + _SPARE
+        self._fixed_bound = None if self._is_auto else 2 * self._most + _SPARE  # see `_bound`
         self._has_journal = options.journal is not None
         self._in_flight = 0
         self._called = 0
@@ -530,7 +530,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         """Return whether a worker that has made a call can read the next item immediately."""
         if self._lifecycle.state is not State.OPEN or self._is_turn_taken:
             return False
-        return self._outbox.pending < (self._fixed_bound or self._bound())
+        return self._outbox.pending < self._bound()
 
     async def _guarded(self, func: Callable[[], Awaitable[None]]) -> None:
         """Await `func()`; an exception ends the batch, and is raised unwrapped."""
@@ -599,7 +599,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
     async def _take_turns(self) -> None:
         outbox = self._outbox
         while self._lifecycle.state is State.OPEN and not self._is_turn_taken:
-            if outbox.pending >= (self._fixed_bound or self._bound()):
+            if outbox.pending >= self._bound():
                 await outbox.wait_for_room()
                 continue
             self._is_turn_taken = True

@@ -123,10 +123,11 @@ class Receiver:
                             stream = self._streams.get(descriptor)
                             if stream is not None:
                                 stream.arrived(events)
-        except BaseException as error:  # the event loop ends, and with it this task
+        except trio.Cancelled:  # the event loop ends, and with it this task
             self._give_up()
-            if not isinstance(error, Exception):
-                raise
+            raise
+        except Exception:
+            self._give_up()
             logger.exception("the task that receives failed")  # raised, it would end the whole program
         finally:
             if self._scope is scope:

@@ -41,7 +41,6 @@ _LATENCY_WEIGHT: Final = 0.1
 class Slot(msgspec.Struct, eq=False, gc=False):  # made faster than another object
     """The right to have one call in flight, for one attempt."""
 
-    upstream: Upstream
     flow: Flow
     number: int
     sent_at: float
@@ -292,12 +291,12 @@ class Upstream:
         self.in_flight += 1
         self._auto_in_flight += flow.is_auto
         address.in_flight += 1
-        number = address.count = address.count + 1
+        number = address.number()
         if address.breaker.is_open:
             address.breaker.sent(number)
         if self.breaker.is_open:
             self.breaker.sent(number)
-        return Slot(self, flow, number, now, self.tokens.reserve(now, tokens) if tokens else None)
+        return Slot(flow, number, now, self.tokens.reserve(now, tokens) if tokens else None)
 
     # What calls say
 
