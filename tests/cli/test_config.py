@@ -168,6 +168,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert json.loads(path.read_text())["profiles"]["default"]["model"] == "old"
 
 
+def test_a_folder_that_cannot_be_written_is_told_by_the_path_of_the_file(
+    cli: Cli, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(suffix: str, prefix: str, directory: str) -> None:
+        raise OSError(30, "Read-only file system", f"{directory}/{prefix}1234{suffix}")
+
+    monkeypatch.setattr("tempfile.mkstemp", refused)
+    done = cli("config", "set", "model", "gpt-4o-mini")
+    assert done.code == 1
+    assert str(path) in done.err
+    assert ".writing" not in done.err
+
+
 def test_without_platformdirs_the_error_says_what_to_install(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

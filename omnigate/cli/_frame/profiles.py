@@ -99,7 +99,11 @@ class Profiles:
         path = os.path.realpath(self.path)
         directory = os.path.dirname(path)
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        fd, new = tempfile.mkstemp(".writing", ".config.", directory)  # mode 0600
+        try:
+            fd, new = tempfile.mkstemp(".writing", ".config.", directory)  # mode 0600
+        except OSError as error:
+            error.filename = str(self.path)  # the caller knows this one
+            raise
         try:
             with os.fdopen(fd, "w", encoding="utf-8") as file:
                 file.write(content)
