@@ -12,6 +12,7 @@ from outcome import Error, Value
 from trio.lowlevel import (
     Abort,
     Task,
+    checkpoint,
     current_task,
     enable_ki_protection,
     notify_closing,
@@ -98,6 +99,9 @@ class TrioStream:
                 raise OSError(CLOSED)
             try:
                 if self._may_have_more:
+                    await (
+                        checkpoint()
+                    )  # others run, and a cancellation arrives, however fast the server sends
                     return self._socket.recv(_MAX_RECEIVE_BYTES)
                 if receiver.serves(self._descriptor, self):
                     self._task = current_task()

@@ -156,6 +156,41 @@ async def test_more_than_one_read_takes_is_received_whole() -> None:
 
 
 @pytest.mark.usefixtures("always")
+async def test_a_server_that_sends_faster_than_is_read_does_not_keep_others_from_running() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    with pair() as (stream, other):
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        received: list[Any] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive_into, received, stream)
+            await until(lambda: stream._task is not None)
+            other.setblocking(False)
+            sent = other.send(bytes(1 << 20))
+        assert [len(data) for data in received] == [65_536]
+        assert sent >= 3 * 65_536
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            await until(lambda: turns > 0)
+            before = turns
+            for _ in range(2):
+                assert len(await stream.receive()) == 65_536
+            assert turns > before
+            nursery.cancel_scope.cancel()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await stream.receive()
+        assert scope.cancelled_caught
+        assert len(await stream.receive()) > 0
+
+
+@pytest.mark.usefixtures("always")
 async def test_a_wait_that_is_cancelled_loses_nothing_and_ends_the_task() -> None:
     with pair() as (stream, other):
         with trio.move_on_after(0):
