@@ -40,7 +40,7 @@ import anyio
 import anyio.lowlevel
 
 from omnigate import _homes
-from omnigate._batch.caller import Caller, Entry, Ready, calls_of
+from omnigate._batch.caller import Caller, Entry, Ready, prepare
 from omnigate._batch.caps import Caps
 from omnigate._batch.enough import Enough
 from omnigate._batch.estimate import Census
@@ -123,7 +123,6 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         wants = options.replay or options.response_format is not None
         self._record = Record(options.journal, lock=options.journal_lock, want_response=wants)
         self._repeats = Repeats(self._record, options.response_format) if options.dedupe else None
-        self._fixed_bound = None if self._is_auto else 2 * self._most + _SPARE  # see `_bound`
         self._has_journal = options.journal is not None
         self._in_flight = 0
         self._called = 0
@@ -141,7 +140,6 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             goes_on=self._follows,
             tokens_per_minute=options.tokens_per_minute,
         )
-        self._call_of = calls_of(self._session, options)
         self._enough = Enough(options.stop_after_failures)
         self._caps = Caps(options) if options.has_caps else None
         self._call_ended: anyio.Event | None = None  # for an item that has no room within the caps
@@ -440,14 +438,14 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         item = self._read_item(raw, index)
         if item.request is not None:
             try:
-                self._call_of(body=item.request)
+                prepare(self._session, item.request, self._options)
             except InvalidArgumentError as refused:
                 return Item(item.index, item.id, None, refused, item.row)
         return item
 
     def _rate_limit(self, request: ChatRequest) -> int | None:
         """Return the rate limit of a request's key, in calls per minute; None if it is not known."""
-        return self._gate_of(self._call_of(body=request)).rate_limit
+        return self._gate_of(prepare(self._session, request, self._options)).rate_limit
 
     def _is_of_source(self, error: BaseException) -> bool:
         """Return whether the source raised the error."""
@@ -488,7 +486,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
 
     def _bound(self) -> int:
         """Return how many items may be read and not yet handed out."""
-        return self._fixed_bound or 2 * self._limit() + _SPARE
+        return 2 * (self._limit() if self._is_auto else self._most) + _SPARE
 
     # Dispatch
 
@@ -740,7 +738,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         if item.request is not None:
             try:
                 request = item.request if format is None else format.instruct(item.request)
-                call = self._call_of(body=request)
+                call = prepare(self._session, request, self._options)
             except InvalidArgumentError as refused:
                 item = Item(item.index, item.id, None, refused, item.row)
         digest: str | None

@@ -18,7 +18,6 @@ import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, TypeVarTuple
 
 import anyio
@@ -44,7 +43,7 @@ from omnigate.exceptions import (
     GatewayError,
     MaxWaitError,
 )
-from omnigate.models import ChatResponse
+from omnigate.models import ChatRequest, ChatResponse
 
 if TYPE_CHECKING:
     from omnigate._calls.session import Session
@@ -117,7 +116,6 @@ class Caller:
         self.rejections = 0
         self.retries = 0
         self._session = session
-        self._call_of = calls_of(session, options)
         self._pauses: set[anyio.CancelScope] = set()
 
     async def call(self, ready: Ready, entry: Entry) -> Outcome | None:
@@ -184,7 +182,7 @@ class Caller:
             ClientClosedError: the client was closed meanwhile.
             TimeoutError: the item's deadline has passed.
         """
-        call = self._call_of(body=asks.request)
+        call = prepare(self._session, asks.request, self.options)
         with anyio.CancelScope(deadline=attempts.deadline):
             again = msgspec.structs.replace(ready, call=call, _patience=ready.patience)
             entry = await self.enter(again, is_again=True)
@@ -298,13 +296,16 @@ class Caller:
             scope.cancel()
 
 
-def calls_of(session: Session, options: BatchOptions) -> Callable[..., Call]:
-    """Return a function that returns the call of a request, given as `body`, with the batch's options.
+def prepare(session: Session, request: ChatRequest, options: BatchOptions) -> Call:
+    """Return the call of a request, with the batch's options.
 
-    It raises `InvalidArgumentError` if the request cannot be sent, and `ClientClosedError` once the client is
-    closed.
+    Raises:
+        InvalidArgumentError: it cannot be sent.
+        ClientClosedError: the client is closed.
     """
-    return partial(session.prepare, endpoints.CHAT, user_id=options.user_id, options=options.call_options)
+    return session.prepare(
+        endpoints.CHAT, body=request, user_id=options.user_id, options=options.call_options
+    )
 
 
 class _ItemAttempts(Decoding[ChatResponse]):

@@ -101,14 +101,7 @@ class Source:
                 raise
             self.error = error
             return END
-        if found is None:
-            return END
-        raw = found[0]
-        if raw is END:
-            self.is_exhausted = True
-        else:
-            self.count += 1
-        return raw
+        return END if found is None else self._counted(found[0])
 
     def read(self) -> Any:
         """Do what `next` does, for a source that is not async."""
@@ -119,6 +112,9 @@ class Source:
                 raise
             self.error = error
             return END
+        return self._counted(raw)
+
+    def _counted(self, raw: Any) -> Any:
         if raw is END:
             self.is_exhausted = True
         else:

@@ -59,7 +59,7 @@ class Receiver:
             task itself.
     """
 
-    def __init__(self, _loop: object) -> None:
+    def __init__(self) -> None:
         """Start without streams and without the system task."""
         self.alone: int = 0
         self.served: int = 0
@@ -157,7 +157,7 @@ class Receiver:
             epoll.close()
 
 
-_RECEIVERS: Final = PerLoop(Receiver)
+_RECEIVERS: Final = PerLoop(lambda _: Receiver())
 
 
 def current_receiver() -> Receiver:

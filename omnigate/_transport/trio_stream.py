@@ -139,7 +139,6 @@ class TrioStream:
     def wake(self) -> None:
         """Let the task that waits, if one does, wait for the socket itself."""
         if self._task is not None:
-            self._may_have_more = True
             reschedule(self._take_task())
 
     def _take_task(self) -> Task:

@@ -44,7 +44,7 @@ LOOPS_AND_WAYS = [
 TRIED: Counter[str] = Counter()
 """How many cancellations were tried in this process, by event loop and way."""
 
-_TIMERS = {"omnigate: close idle connections", "omnigate: watch deadlines", "omnigate: receive"}
+_SYSTEM_TASKS = {"omnigate: close idle connections", "omnigate: watch deadlines", "omnigate: receive"}
 
 _MOST = 5_000
 
@@ -214,15 +214,25 @@ async def cancelled_at_every_checkpoint(operation: Operation, way: str) -> Async
 
 
 def count_tasks() -> int:
-    """Return how many tasks the event loop has, without those that stand in for timers on trio."""
+    """Return how many tasks the event loop has, without our own system tasks on trio."""
     try:
         return len(asyncio.all_tasks())
     except RuntimeError:
-        import trio
+        return sum(name not in _SYSTEM_TASKS for name in _names_in_trio())
 
-        root = trio.lowlevel.current_root_task()
-        assert root is not None
-        found = [root]
-        for task in found:  # grows meanwhile
-            found += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-        return sum(task.name not in _TIMERS for task in found)
+
+def count_system_tasks(name: str) -> int:
+    """Return how many tasks of trio have the name of one of our system tasks."""
+    assert name in _SYSTEM_TASKS
+    return sum(found == name for found in _names_in_trio())
+
+
+def _names_in_trio() -> list[str]:
+    import trio
+
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    found = [root]
+    for task in found:  # grows meanwhile
+        found += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return [task.name for task in found]

@@ -17,6 +17,7 @@ import trustme
 from omnigate._transport.anyio_transport import AnyIOTransport
 from omnigate._transport.asyncio_stream import AsyncioStream
 
+from ..support.cancellation import count_system_tasks
 from ..support.fake_streams import FakeNetwork
 from ..support.servers import OK, Peer, open_sockets, serving, until
 
@@ -154,10 +155,7 @@ async def test_idle_connection_of_a_transport_that_is_discarded_without_being_cl
 
 
 def watches() -> int:
-    root = trio.lowlevel.current_root_task()
-    assert root is not None
-    tasks = [task for nursery in root.child_nurseries for task in nursery.child_tasks]
-    return sum(task.name == WATCH for task in tasks)
+    return count_system_tasks(WATCH)
 
 
 def silent(**arguments: Any) -> AnyIOTransport:

@@ -4,20 +4,21 @@ import errno
 import logging
 import select
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from trio.lowlevel import current_root_task, spawn_system_task
+from trio.lowlevel import spawn_system_task
 
 from omnigate import AnyIOTransport, AsyncClient
 from omnigate._transport import trio_receiver
 from omnigate._transport.trio_receiver import current_receiver
 from omnigate._transport.trio_stream import TrioStream
 
+from ..support.cancellation import count_system_tasks
 from ..support.raw_server import chat_bytes
 from ..support.servers import Peer, serving, until
 
@@ -50,9 +51,7 @@ def pair() -> Iterator[tuple[TrioStream, socket.socket]]:
 
 
 def receivers() -> int:
-    root = current_root_task()
-    assert root is not None
-    return sum(task.name == TASK for nursery in root.child_nurseries for task in nursery.child_tasks)
+    return count_system_tasks(TASK)
 
 
 async def receive_into(received: list[Any], stream: TrioStream) -> None:
@@ -60,6 +59,16 @@ async def receive_into(received: list[Any], stream: TrioStream) -> None:
         received.append(await stream.receive())
     except OSError as error:
         received.append(error)
+
+
+@asynccontextmanager
+async def receiving(stream: TrioStream) -> AsyncIterator[list[Any]]:
+    """Receive in a task that is served: it waits when the block begins, and has ended when it ends."""
+    received: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive_into, received, stream)
+        await until(lambda: stream._task is not None)
+        yield received
 
 
 async def test_one_task_reads_for_many_and_ends_when_none_waits() -> None:
@@ -119,10 +128,7 @@ async def test_what_arrives_while_no_task_waits_is_received_at_once() -> None:
 @pytest.mark.usefixtures("always")
 async def test_the_end_that_came_with_the_last_bytes_is_received_after_them() -> None:
     with pair() as (stream, other):
-        received: list[Any] = []
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(receive_into, received, stream)
-            await until(lambda: stream._task is not None)
+        async with receiving(stream) as received:
             other.send(b"last")
             other.shutdown(socket.SHUT_WR)
         with trio.fail_after(5):
@@ -167,10 +173,7 @@ async def test_a_server_that_sends_faster_than_is_read_does_not_keep_others_from
 
     with pair() as (stream, other):
         other.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        received: list[Any] = []
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(receive_into, received, stream)
-            await until(lambda: stream._task is not None)
+        async with receiving(stream) as received:
             other.setblocking(False)
             sent = other.send(bytes(1 << 20))
         assert [len(data) for data in received] == [65_536]
@@ -210,10 +213,7 @@ async def test_a_wait_that_is_cancelled_loses_nothing_and_ends_the_task() -> Non
 @pytest.mark.usefixtures("always")
 async def test_closing_wakes_the_task_that_waits() -> None:
     with pair() as (stream, _):
-        received: list[Any] = []
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(receive_into, received, stream)
-            await until(lambda: stream._task is not None)
+        async with receiving(stream) as received:
             stream.abort()
         assert [str(error) for error in received] == ["the connection was closed"]
         await until(lambda: receivers() == 0)
@@ -229,10 +229,7 @@ async def test_a_reset_is_raised_by_the_task_that_waits() -> None:
         theirs, _ = listener.accept()
     ours.setblocking(False)
     stream = TrioStream(ours)
-    received: list[Any] = []
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(receive_into, received, stream)
-        await until(lambda: stream._task is not None)
+    async with receiving(stream) as received:
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         theirs.close()
     assert [error.errno for error in received] == [errno.ECONNRESET]
@@ -242,10 +239,7 @@ async def test_a_reset_is_raised_by_the_task_that_waits() -> None:
 @pytest.mark.usefixtures("always")
 async def test_a_connection_that_is_lent_is_not_watched_meanwhile() -> None:
     with pair() as (stream, other):
-        received: list[Any] = []
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(receive_into, received, stream)
-            await until(lambda: stream._task is not None)
+        async with receiving(stream) as received:
             other.send(b"one")
         assert current_receiver()._streams
         descriptor = stream.lend()
@@ -296,16 +290,13 @@ async def test_a_bug_in_the_task_that_reads_is_logged_and_loses_nothing(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pair() as (stream, other):
-        received: list[Any] = []
         with caplog.at_level(logging.ERROR, logger="omnigate"), monkeypatch.context() as patch:
 
             def buggy(*_: object) -> None:
                 raise ZeroDivisionError
 
             patch.setattr(TrioStream, "arrived", buggy)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(receive_into, received, stream)
-                await until(lambda: stream._task is not None)
+            async with receiving(stream) as received:
                 other.send(b"hello")
         assert received == [b"hello"]
         assert [record.getMessage() for record in caplog.records] == ["the task that receives failed"]
