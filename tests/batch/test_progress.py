@@ -20,8 +20,10 @@ import pytest
 from rich.console import Console
 
 import omnigate
-from omnigate import AsyncClient, BatchStats
+from omnigate import AsyncClient, BatchStats, JournalError
+from omnigate._batch import progress
 from omnigate._batch.display import Display, Part, duration, fitted, parts, words
+from omnigate._batch.journal.journal import Journal
 
 from ..support.provider import Provider
 
@@ -163,6 +165,75 @@ class TestCallable:
         printed = capsys.readouterr()
         assert printed.out == ""
         assert " 100 % of 2: 2 done, 0 in flight" in printed.err.splitlines()[-1]
+
+
+class TestReadingTheJournal:
+    """In real time: a virtual clock does not wait for threads."""
+
+    pytestmark = pytest.mark.anyio
+
+    @pytest.fixture(autouse=True)
+    def reading(self, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+        """Set while a journal is half read."""
+        monkeypatch.setattr(progress, "_SECONDS", 0.01)
+        return threading.Event()
+
+    @pytest.fixture(autouse=True)
+    def shown(self, monkeypatch: pytest.MonkeyPatch, reading: threading.Event) -> threading.Event:
+        """Let a journal take until this event, or five seconds, to be read, and be half read meanwhile."""
+        shown, read = threading.Event(), Journal.open
+
+        def read_slowly(journal: Journal) -> None:
+            journal.read_percent = 50.0
+            reading.set()
+            shown.wait(5)
+            read(journal)
+
+        monkeypatch.setattr(Journal, "open", read_slowly)
+        return shown
+
+    async def test_the_progress_callback_sees_how_much_of_the_journal_has_been_read(
+        self, tmp_path: Path, shown: threading.Event
+    ) -> None:
+        seen: list[BatchStats] = []
+
+        def show(stats: BatchStats) -> None:
+            seen.append(stats)
+            if stats.reading_percent == 50.0:
+                shown.set()
+
+        journal = tmp_path / "answers.jsonl"
+        async with client().batch(["a"], model="gpt-4o", journal=journal, progress=show) as batch:
+            assert {stats.reading_percent for stats in seen} >= {50.0}
+            async for _ in batch:
+                pass
+
+    async def test_an_error_of_the_progress_callback_while_the_journal_is_read_is_raised(
+        self, tmp_path: Path, reading: threading.Event, shown: threading.Event
+    ) -> None:
+        def broken(stats: BatchStats) -> None:
+            if reading.is_set():
+                shown.set()
+                raise LookupError("broken progress")
+
+        journal = tmp_path / "answers.jsonl"
+        with pytest.raises(LookupError, match="broken progress"):
+            async with client().batch(["a"], model="gpt-4o", journal=journal, progress=broken):
+                raise AssertionError("entered")
+        assert (
+            await client().batch(["a"], model="gpt-4o", journal=journal).run()
+        ).succeeded == 1  # it is unlocked
+
+    async def test_a_journal_that_cannot_be_read_is_one_plain_error(
+        self, tmp_path: Path, shown: threading.Event
+    ) -> None:
+        journal = tmp_path / "answers.jsonl"
+        journal.write_text("nonsense\n")
+        with pytest.raises(JournalError, match="line 1"):
+            async with client().batch(
+                ["a"], model="gpt-4o", journal=journal, progress=lambda stats: shown.set()
+            ):
+                raise AssertionError("entered")
 
 
 def test_progress_words_summarize_the_stats_in_one_line() -> None:

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from omnigate import AsyncClient, BatchStats, JournalError
-from omnigate._batch.journal.journal import Journal
+from omnigate import AsyncClient, BatchStats
 from omnigate._batch.recipe import Recipe
 
 from ..support.provider import Provider
@@ -83,7 +82,9 @@ async def test_the_items_of_a_file_are_counted_before_the_first_is_sent(
         assert batch.stats.total == 5_000
         await anext(batch)
         assert (batch.stats.counted, batch.stats.percent) == (None, 0.02)
-    assert counts & {2_048, 4_096}  # whichever was shown first
+    seen = counts - {None}
+    assert seen
+    assert seen <= set(range(1_024, 5_000, 1_024))  # those that were shown
 
 
 async def test_failures_are_counted_by_kind() -> None:
@@ -127,60 +128,3 @@ async def test_a_concatenated_journal_counts_an_id_once(tmp_path: Path) -> None:
         assert batch.stats.journal_tokens == 6
         async for _ in batch:
             pass
-
-
-class TestReadingTheJournal:
-    @pytest.fixture(autouse=True)
-    def shown(self, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-        """Let a journal take until this event, or a second, to be read, and be half read meanwhile."""
-        shown, read = threading.Event(), Journal.open
-
-        def read_slowly(journal: Journal) -> None:
-            journal.read_percent = 50.0
-            shown.wait(1)
-            read(journal)
-
-        monkeypatch.setattr(Journal, "open", read_slowly)
-        return shown
-
-    async def test_the_progress_callback_sees_how_much_of_the_journal_has_been_read(
-        self, tmp_path: Path, shown: threading.Event
-    ) -> None:
-        seen: list[BatchStats] = []
-
-        def show(stats: BatchStats) -> None:
-            seen.append(stats)
-            if stats.reading_percent == 50.0:
-                shown.set()
-
-        journal = tmp_path / "answers.jsonl"
-        async with client().batch(["a"], model=MODEL, journal=journal, progress=show) as batch:
-            assert {stats.reading_percent for stats in seen} >= {50.0}
-            async for _ in batch:
-                pass
-
-    async def test_an_error_of_the_progress_callback_while_the_journal_is_read_is_raised(
-        self, tmp_path: Path, shown: threading.Event
-    ) -> None:
-        def broken(stats: BatchStats) -> None:
-            shown.set()
-            raise LookupError("broken progress")
-
-        journal = tmp_path / "answers.jsonl"
-        with pytest.raises(LookupError, match="broken progress"):
-            async with client().batch(["a"], model=MODEL, journal=journal, progress=broken):
-                raise AssertionError("entered")
-        assert (
-            await client().batch(["a"], model=MODEL, journal=journal).run()
-        ).succeeded == 1  # it is unlocked
-
-    async def test_a_journal_that_cannot_be_read_is_one_plain_error(
-        self, tmp_path: Path, shown: threading.Event
-    ) -> None:
-        journal = tmp_path / "answers.jsonl"
-        journal.write_text("nonsense\n")
-        with pytest.raises(JournalError, match="line 1"):
-            async with client().batch(
-                ["a"], model=MODEL, journal=journal, progress=lambda stats: shown.set()
-            ):
-                raise AssertionError("entered")
