@@ -17,12 +17,19 @@ class Spending:
         self.total_tokens: int = 0
         self._cost = Sum()
 
-    def add(self, usage: Usage, cost_usd: float, times: int = 1) -> None:
-        """Add a response's; -1 times takes it away again."""
-        self.prompt_tokens += times * usage.prompt_tokens
-        self.completion_tokens += times * usage.completion_tokens
-        self.total_tokens += times * usage.total_tokens
-        self._cost.add(cost_usd, times)
+    def add(self, usage: Usage, cost_usd: float) -> None:
+        """Add a response's."""
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.total_tokens += usage.total_tokens
+        self._cost.add(cost_usd)
+
+    def subtract(self, usage: Usage, cost_usd: float) -> None:
+        """Take away what a response has added."""
+        self.prompt_tokens -= usage.prompt_tokens
+        self.completion_tokens -= usage.completion_tokens
+        self.total_tokens -= usage.total_tokens
+        self._cost.add(-cost_usd)
 
     @property
     def cost_usd(self) -> float:

@@ -14,6 +14,8 @@ _UNITS: Final = 1e12  # of which 1 USD consists
 
 _LARGE: Final = 1000.0  # USD; below it, an amount in units has at most 15 digits
 
+_WHOLE: Final = 1.5 * 2**52  # added and subtracted again, it rounds a float below 2**51 to a whole number
+
 
 class Usd(float):
     """An amount in USD. A plain number, except that it is shown as money: 0.00008, not 8e-05."""
@@ -38,14 +40,14 @@ class Sum:
         self._total = Decimal()
         self._units = 0  # the rest of the sum
 
-    def add(self, amount: float, times: int = 1) -> None:
-        """Add an amount; -1 times takes it away again."""
+    def add(self, amount: float) -> None:
+        """Add an amount."""
         if -_LARGE < amount < _LARGE:
-            units = round(amount * _UNITS)
+            units = amount * _UNITS + _WHOLE - _WHOLE
             if units / _UNITS == amount:  # with at most 15 digits, only one decimal number reads as `amount`
-                self._units += times * units
+                self._units += int(units)
                 return
-        self._total = _EXACT.add(self._total, Decimal(float.__repr__(float(amount))) * times)
+        self._total = _EXACT.add(self._total, Decimal(float.__repr__(float(amount))))
 
     def value(self) -> float:
         """Return the sum, correctly rounded."""

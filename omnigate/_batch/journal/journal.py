@@ -340,10 +340,13 @@ class Journal:
                 index.add(id, new)
             else:
                 if old & SUCCEEDED:  # two journals were concatenated, say
-                    self._count(self._line_at(offset_of(old)), -1)
+                    replaced = self._line_at(offset_of(old))
+                    self.waiting -= 1
+                    self.spending.subtract(replaced.usage, replaced.cost_usd)
                 index.replace(id, old, new)
                 self._superseded += 1
-            self._count(line, 1)
+            self.waiting += line.succeeded
+            self.spending.add(line.usage, line.cost_usd)
             if offset + len(raw) == end:
                 file.append(b"\n")
         if damaged is not None:
@@ -351,12 +354,6 @@ class Journal:
             if not is_torn(raw, has_newline=offset + len(raw) < end):
                 raise self._not_a_journal(number)
             file.truncate(offset)
-
-    def _count(self, line: Line, times: int) -> None:
-        """Count a success, and what a line cost; -1 times takes it away again."""
-        if line.succeeded:
-            self.waiting += times
-        self.spending.add(line.usage, line.cost_usd, times)
 
     def _not_a_journal(self, number: int) -> JournalError:
         return JournalError(
