@@ -161,7 +161,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         return self._stats(self._in_flight)
 
     def _stats(self, in_flight: int) -> BatchStats:
-        waiting_for, seconds = self._waiting() if in_flight or self._lifecycle.state is State.OPEN else _NOT
+        waiting_for, seconds = self._waiting() if in_flight or self._lifecycle.is_reading else _NOT
         caller = self._caller
         return self._tally.stats(
             in_flight=in_flight,
@@ -480,8 +480,9 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
             return True
         if len(upstreams) > 1:
             return self._parked >= _PARKED_MAX
-        for upstream in upstreams:
-            return upstream.is_full(flow)
+        if flow.is_auto:
+            for upstream in upstreams:
+                return upstream.is_full(flow)
         return False
 
     def _bound(self) -> int:
@@ -526,7 +527,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
 
     def _follows(self) -> bool:
         """Return whether a worker that has made a call can read the next item immediately."""
-        if self._lifecycle.state is not State.OPEN or self._is_turn_taken:
+        if not self._lifecycle.is_reading or self._is_turn_taken:
             return False
         return self._outbox.pending < self._bound()
 
@@ -595,8 +596,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         return caps is None
 
     async def _take_turns(self) -> None:
-        outbox = self._outbox
-        while self._lifecycle.state is State.OPEN and not self._is_turn_taken:
+        lifecycle, outbox = self._lifecycle, self._outbox
+        while lifecycle.is_reading and not self._is_turn_taken:
             if outbox.pending >= self._bound():
                 await outbox.wait_for_room()
                 continue
@@ -643,14 +644,14 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
                         return None
                 if round % _CHECKPOINT_EVERY == 0:
                     await anyio.lowlevel.checkpoint()
-            if self._is_full() or lifecycle.state > State.OPEN:
+            if self._is_full() or not lifecycle.is_reading:
                 return None
             raw = await source.next(self._caller.pause) if source.is_async else source.read()
             if raw is END:
                 if source.has_ended:
                     lifecycle.advance(State.DRAINING, source.error)
                 return None
-            if lifecycle.state > State.OPEN:  # by now
+            if not lifecycle.is_reading:  # by now
                 return None
             item = self._read_item(raw, outbox.read)
             outbox.expect()

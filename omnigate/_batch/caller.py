@@ -320,13 +320,13 @@ class _ItemAttempts(Decoding[ChatResponse]):
     __slots__ = ("_caller", "_failed", "_ready", "_rejected", "_send", "_sign", "_unproven", "_used", "slot")
 
     def __init__(self, caller: Caller, session: Session, ready: Ready, entry: Entry) -> None:
-        super().__init__(ready.call, *session.means)
+        super().__init__(ready.call, session.means)
         self._caller = caller
         self._ready = ready
         self.slot: Slot
         self._send: Send
         self.slot, self._send = entry
-        self._sign = Sign.OWN  # what the last failure says
+        self._sign: Sign  # what the last failure says, once there is one
         self._rejected = 0  # attempts that met the gateway's own limit
         self._failed = 0  # attempts that failed, but for the gateway's own limit
         self._used = 0  # those that were the item's own doing

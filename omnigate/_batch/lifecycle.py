@@ -38,14 +38,16 @@ class Lifecycle:
 
     Attributes:
         state: the current state.
+        is_reading: whether items are read, that is, whether the state is OPEN; quicker to ask than the state.
         error: the error that ended it early, or None.
         is_told: whether iteration has raised the error.
     """
 
-    __slots__ = ("error", "is_told", "state")
+    __slots__ = ("error", "is_reading", "is_told", "state")
 
     def __init__(self) -> None:
         self.state = State.NEW
+        self.is_reading = False
         self.error: BaseException | None = None
         self.is_told = False
 
@@ -60,6 +62,7 @@ class Lifecycle:
             self.error = error
         if state > self.state:
             self.state = state
+            self.is_reading = state is State.OPEN
 
     def forget_error(self) -> None:
         """Drop the error, whose traceback may lead back here."""

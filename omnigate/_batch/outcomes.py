@@ -1,5 +1,6 @@
 """Results of a batch: an `Outcome` for each item, and `BatchStats` for the whole."""
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -237,6 +238,7 @@ class Tally:
         self._failures: Counter[str] = Counter()
         self._spent = Spending()
         self._recent: deque[list[float]] = deque(maxlen=_FORECAST_SECONDS)  # [second, items ended in it]
+        self._last: list[float] = [-math.inf, 0]  # of these
 
     def add(self, outcome: Outcome, read_at: float) -> None:
         """Count an outcome of this run, of an item that was read at that time."""
@@ -250,11 +252,10 @@ class Tally:
             for answer in billed_answers(outcome):
                 self._spent.add(answer.usage, answer.cost_usd)
         second = (read_at + outcome.elapsed) // 1
-        recent = self._recent
-        if recent and recent[-1][0] == second:
-            recent[-1][1] += 1
-        else:
-            recent.append([second, 1])
+        if self._last[0] != second:
+            self._last = [second, 0]
+            self._recent.append(self._last)
+        self._last[1] += 1
 
     def stats(
         self,

@@ -95,10 +95,8 @@ class Attempts(Generic[A, T]):
         "_carrier", "_config", "_earlier", "_last_failure", "_pauses", "call", "count", "deadline", "started"
     )  # fmt: skip
 
-    def __init__(self, call: Call, carrier: Carrier, config: RetryConfig, pauses: Pauses) -> None:
-        self._carrier = carrier
-        self._config = config
-        self._pauses = pauses
+    def __init__(self, call: Call, means: Means) -> None:
+        self._carrier, self._config, self._pauses = means
         self._earlier = 0  # attempts of earlier asks, which the retry policy does not count
         self._last_failure = ""  # words, since an error keeps its traceback, and that all it refers to
         self.call: Call = call
@@ -321,10 +319,8 @@ class Fetching(Decoding[R]):
 
     __slots__ = ("_kind",)
 
-    def __init__(
-        self, kind: type[R], call: Call, carrier: Carrier, config: RetryConfig, pauses: Pauses
-    ) -> None:
-        super().__init__(call, carrier, config, pauses)
+    def __init__(self, kind: type[R], call: Call, means: Means) -> None:
+        super().__init__(call, means)
         self._kind = kind
 
 

@@ -169,18 +169,18 @@ class Session:
 
     def fetching(self, kind: type[R], call: Call) -> Fetching[R]:
         """Return the attempts of a call that begins now and results in a `kind`."""
-        return Fetching(kind, call, *self.means)
+        return Fetching(kind, call, self.means)
 
     def opening(self, call: Call) -> Opening:
         """Return the attempts of a call that begins now and whose response is streamed."""
-        return Opening(call, *self.means)
+        return Opening(call, self.means)
 
     def fetch(self, kind: type[R], call: Call) -> Awaitable[R]:
         """Return the result of a call, a `kind`, with its `meta`.
 
         The errors are those of `Attempts.run` and `decode_answer`.
         """
-        attempts = Fetching(kind, call, *self.means)
+        attempts = Fetching(kind, call, self.means)
         return attempts.repeat() if call.deadline_seconds is None else attempts.run()
 
     async def fetch_list(self, kind: type[R], call: Call) -> ListResult[R]:
@@ -195,19 +195,19 @@ class Session:
             call: the request.
             reports: whether a 503 from the gateway is a result, too.
         """
-        attempts = Reporting(call, *self.means) if reports else None
+        attempts = Reporting(call, self.means) if reports else None
         fields, meta = await self.fetch_any(dict[str, Any], call, attempts)
         return DictResult(fields, meta=meta)
 
     async def fetch_any(self, kind: Any, call: Call, attempts: Answering | None = None) -> tuple[Any, Meta]:
         """Return the result of a call, of any type, and its metadata; by default, the call begins now."""
-        attempts = attempts or Answering(call, *self.means)
+        attempts = attempts or Answering(call, self.means)
         answer = await attempts.run()
         return decode_answer(kind, answer, call), attempts.meta(answer)
 
     def perform(self, call: Call) -> Awaitable[object]:
         """Make a call whose response has no content."""
-        return Answering(call, *self.means).run()
+        return Answering(call, self.means).run()
 
     async def aclose(self) -> None:
         """Close the transport; idempotent. Calls in flight or waiting fail immediately."""

@@ -117,9 +117,13 @@ class Upstream:
     # Slots
 
     def is_full(self, flow: Flow) -> bool:
-        """Return whether a batch need not read an item now: a call that ends will wake it."""
+        """Return whether a batch need not read an item now: a call that ends will wake it.
+
+        Args:
+            flow: the batch's, which has the adaptive limit.
+        """
         is_promised = self._promised.pop(flow, False)
-        if not flow.is_auto or not (flow.in_flight or is_promised):
+        if not (flow.in_flight or is_promised):
             return False
         if self._auto_in_flight + self._queue.count + len(self._promised) < self.concurrency.limit:
             return False
@@ -222,7 +226,8 @@ class Upstream:
             self.settle(slot, 0)
         flow.in_flight -= 1
         self.in_flight -= 1
-        self._auto_in_flight -= flow.is_auto
+        if flow.is_auto:
+            self._auto_in_flight -= 1
         self._address.in_flight -= 1
         if self.breaker.is_open or self._address.breaker.is_open:
             now = self._clock()
@@ -289,7 +294,8 @@ class Upstream:
         address = self._address
         flow.in_flight += 1
         self.in_flight += 1
-        self._auto_in_flight += flow.is_auto
+        if flow.is_auto:
+            self._auto_in_flight += 1
         address.in_flight += 1
         number = address.number()
         if address.breaker.is_open:
