@@ -1,6 +1,7 @@
 """What ends a batch: stop_on, waits that are too long, cancellations from elsewhere."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -318,6 +319,23 @@ class TestOnAsyncio:
                 async with client_of(Provider()).batch(source, model=MODEL, **options) as batch:
                     async for _ in batch:
                         pass
+
+    async def test_a_cancellation_that_the_block_has_swallowed_is_not_raised_when_it_ends(self) -> None:
+        entered = asyncio.Event()
+
+        async def swallow() -> str:
+            async with client_of(Provider()).batch(["a", "sleep=9 b"], model=MODEL) as batch:
+                await anext(batch)
+                entered.set()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(99)
+            await asyncio.sleep(1)
+            return "went on"
+
+        task = asyncio.create_task(swallow())
+        await entered.wait()
+        task.cancel()
+        assert await task == "went on"
 
     async def test_a_cancelled_error_from_the_source_is_not_raised_again_when_the_block_ends(self) -> None:
         async def source() -> AsyncIterator[str]:
