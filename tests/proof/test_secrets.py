@@ -419,6 +419,7 @@ REPEATED = Status(400, {"detail": f"bad {GATEWAY_KEY}"})
 
 
 @pytest.mark.proof
+@pytest.mark.timeout(150)  # starting the processes of a cluster takes its time on a busy machine
 @pytest.mark.parametrize(
     "example",
     # older releases of openai print the gateway's message
@@ -435,7 +436,7 @@ def test_failing_example_prints_and_logs_no_key(example: Path) -> None:
         environment = os.environ | {"OMNIGATE_BASE_URL": gateway.url, "OMNIGATE_API_KEY": gateway.api_key}
         done = subprocess.run(
             [sys.executable, "-c", LOGGED, example],
-            env=environment, capture_output=True, text=True, timeout=60, check=False,
+            env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
     assert_no_key(done.stdout + done.stderr, gateway.api_key)
 
