@@ -172,10 +172,9 @@ class TestReadingTheJournal:
 
     pytestmark = pytest.mark.anyio
 
-    @pytest.fixture(autouse=True)
-    def reading(self, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-        """Set while a journal is half read."""
-        monkeypatch.setattr(progress, "_SECONDS", 0.01)
+    @pytest.fixture
+    def reading(self) -> threading.Event:
+        """Set once a journal is half read."""
         return threading.Event()
 
     @pytest.fixture(autouse=True)
@@ -190,6 +189,7 @@ class TestReadingTheJournal:
             read(journal)
 
         monkeypatch.setattr(Journal, "open", read_slowly)
+        monkeypatch.setattr(progress, "_SECONDS", 0.01)
         return shown
 
     async def test_the_progress_callback_sees_how_much_of_the_journal_has_been_read(
