@@ -4,6 +4,7 @@ The limits are those of `docs/protocol.md`. Some of them save money: requests th
 with a 500 *after* paying the provider are rejected here, before anything is sent.
 """
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -46,7 +47,14 @@ __all__ = [
 Role: TypeAlias = Literal["system", "user", "assistant"]
 
 # The gateway echoes the name in a Latin-1 header and stores 128 characters (docs/protocol.md, "Errors", 500).
-ModelName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e\xa0-\xff]{1,128}\Z")]
+_MODEL_PATTERN: Final = r"[\x20-\x7e\xa0-\xff]{1,128}"
+
+# Only the JSON schema has the pattern: `_is_plain` is four times as fast for the usual names.
+ModelName: TypeAlias = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=128, extra_json_schema={"pattern": f"^{_MODEL_PATTERN}$"})
+]
+
+_is_model: Final = re.compile(_MODEL_PATTERN).fullmatch
 
 _Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -80,7 +88,7 @@ class Message(WireStruct, kw_only=True, gc=False):
     role: Role
     content: str
 
-    def _has_plain_text(self) -> bool:
+    def _is_plain(self) -> bool:
         return type(self.content) is str
 
 
@@ -134,16 +142,21 @@ class ChatRequest(WireStruct, kw_only=True, gc=False, omit_defaults=True):
         elif type(messages) is not list and isinstance(messages, (str, Message, Mapping)):
             arguments["messages"] = coerce_messages(cast("MessagesInput", messages))
 
-    def _has_plain_text(self) -> bool:
+    def _is_plain(self) -> bool:
         for message in self.messages:
             if type(message.content) is not str:
                 return False
-        if type(self.model) is not str:
+        model = self.model
+        if type(model) is not str or not model.isascii() or not model.isprintable():
             return False
-        if self.stop is None and self.fallback_models is None:
-            return True
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return all(type(text) is str for text in (*stops, *(self.fallback_models or [])))
+        return self.fallback_models is None and (self.stop is None or type(self.stop) is str)
+
+    def _check(self) -> None:
+        if not _is_model(self.model):
+            raise msgspec.ValidationError(f"Expected {_MODEL} - at `$.model`")
+        for index, model in enumerate(self.fallback_models or ()):
+            if not _is_model(model):
+                raise msgspec.ValidationError(f"Expected {_MODEL} - at `$.fallback_models[{index}]`")
 
     if TYPE_CHECKING:  # the constructor converts; at runtime it is that of all structs
 

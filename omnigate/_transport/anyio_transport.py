@@ -136,8 +136,7 @@ class AnyIOTransport(UnpicklableClient, _Transport):
             else outgoing(request)
         )
         exchange = self._exchange(message, request.extensions.get("timeout") or {})
-        await exchange.run()
-        return exchange.response()
+        return await exchange.run(Exchange.response)
 
     def _exchange(self, message: OutgoingMessage, timeouts: Timeouts) -> Exchange:
         """Return the exchange of a request and its response, for `handle_async_request` and the clients.

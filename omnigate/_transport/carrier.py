@@ -27,7 +27,7 @@ from omnigate._transport.anyio_transport import AnyIOTransport
 from omnigate._transport.bodies import BodyReader, too_long
 from omnigate._transport.default import default_transport
 from omnigate._transport.direct import DirectReader
-from omnigate._transport.exchange import ResponseStream
+from omnigate._transport.exchange import Exchange, ResponseStream
 from omnigate._transport.messages import Origin, OutgoingMessage, PreparedRequest, RawResponse, request_head
 from omnigate._wire.endpoints import Endpoint
 from omnigate._wire.head import Head
@@ -261,27 +261,39 @@ class Carrier:
         """How many requests can be in flight; None for no known limit."""
         return self._own.max_connections
 
-    async def fetch(self, call: Sendable) -> Answer:
+    def fetch(self, call: Sendable) -> Awaitable[Answer]:
         """Send a request and return its answer, read and closed.
 
         Raises:
             InvalidResponseError: a success's body is corrupt, too long, or in an unknown content encoding.
             httpx.TransportError: as the transport raises it.
         """
-        if not self.is_direct:
-            response = await self.transport.handle_async_request(_prepared(call))
-            return await read_and_discard(reply_of(response, self._limit))
+        if self.is_direct:
+            return self._begin(call).run(self._whole, self._rest)
+        return self._fetch_prepared(call)
+
+    def _begin(self, call: Sendable) -> Exchange:
         message = OutgoingMessage(call.endpoint.method, call.origin, message_of(call))
-        exchange = self._own._exchange(message, call.extensions.get("timeout") or {})
-        reader = await exchange.run()
-        status, head = reader.status_code, reader.head
-        if 200 <= status < 300 and head is not None:
-            whole = exchange.take_whole()  # most answers come in one piece
-            if whole is not None:
-                if len(whole) > self._limit:
-                    raise too_long(RawResponse(status, head, httpx.ByteStream(b"")), self._limit)
-                return Answer(status, head, whole)
-        return await read_and_discard(reply_of(exchange.response(), self._limit))
+        return self._own._exchange(message, call.extensions.get("timeout") or {})
+
+    def _whole(self, exchange: Exchange) -> Answer | None:
+        """Return the answer if it is a success that has come in one piece, as most do."""
+        status, head = exchange.reader.status_code, exchange.reader.head
+        if not 200 <= status < 300 or head is None:
+            return None
+        body = exchange.take_whole()
+        if body is None:
+            return None
+        if len(body) > self._limit:
+            raise too_long(RawResponse(status, head, httpx.ByteStream(b"")), self._limit)
+        return Answer(status, head, body)
+
+    def _rest(self, exchange: Exchange) -> Awaitable[Answer]:
+        return read_and_discard(reply_of(exchange.response(), self._limit))
+
+    async def _fetch_prepared(self, call: Sendable) -> Answer:
+        response = await self.transport.handle_async_request(_prepared(call))
+        return await read_and_discard(reply_of(response, self._limit))
 
     async def send(self, call: Sendable) -> Reply:
         """Send a request and return its reply; a success is ready to be read.
@@ -292,10 +304,7 @@ class Carrier:
         """
         response: httpx.Response
         if self.is_direct:
-            message = OutgoingMessage(call.endpoint.method, call.origin, message_of(call))
-            exchange = self._own._exchange(message, call.extensions.get("timeout") or {})
-            await exchange.run()
-            response = exchange.response()
+            response = await self._begin(call).run(Exchange.response)
         else:
             response = await self.transport.handle_async_request(_prepared(call))
         reply = reply_of(response, self._limit)
@@ -322,9 +331,9 @@ class ForeignCarrier(Carrier):
         """None: it is not known."""
         return None
 
-    async def fetch(self, call: Sendable) -> Answer:
+    def fetch(self, call: Sendable) -> Awaitable[Answer]:
         """Send a request and return its answer, read and closed; isolated as a whole."""
-        return await isolated(self._fetch, call)
+        return isolated(self._fetch, call)
 
     async def _fetch(self, call: Sendable) -> Answer:
         response = await self.transport.handle_async_request(_request(call))

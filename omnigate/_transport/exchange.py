@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Final, Protocol, TypeAlias, cast
+from typing import Final, Protocol, TypeAlias, TypeVar, cast
 
 import httpx
 import msgspec
@@ -17,6 +17,8 @@ from omnigate._transport.http11 import ResponseReader
 from omnigate._transport.messages import Origin, OutgoingMessage, RawResponse
 from omnigate._transport.pool import READERS_MAX, Pool
 from omnigate._transport.timers import timed_out
+
+T = TypeVar("T")
 
 Timeouts: TypeAlias = dict[str, float | None]
 
@@ -36,7 +38,10 @@ class Connections(Protocol):
 class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another object
     """Sends a request on a connection of the pool, and reads the response head.
 
-    When `run` has returned, the exchange owns the connection, until `take_whole` or `response`.
+    When the head has arrived, the exchange owns the connection, until `take_whole` or `response`.
+
+    Attributes:
+        reader: has read the head by then.
     """
 
     _pool: Pool
@@ -44,7 +49,7 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
     _message: OutgoingMessage
     _timeouts: Timeouts
     _connection: Connection = cast("Connection", None)  # until it has one
-    _reader: ResponseReader | None = None
+    reader: ResponseReader = cast("ResponseReader", None)  # until the first bytes have arrived
     _sent: bool = False  # part of the request may have been written
     _is_cut_short: bool = False  # the request was not written completely
     _broken: str | None = None  # the protocol error in body data that arrived with the head
@@ -52,11 +57,20 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
     def __repr__(self) -> str:  # a local variable in many tracebacks
         return f"<Exchange of {self._message!r}>"
 
-    async def run(self) -> ResponseReader:
-        """Send the request, read the response head, and return what has read it.
+    async def run(
+        self,
+        finish: Callable[[Exchange], T | None],
+        go_on: Callable[[Exchange], Awaitable[T]] | None = None,
+    ) -> T:
+        """Send the request, read the response head, and return what `finish` makes of it.
 
         The reader is not made before the first bytes arrive: while a call waits, it shall hold few objects,
         because the garbage collector looks at them again and again.
+
+        Args:
+            finish: called once the head has arrived; returns None if there is more to read.
+            go_on: reads on, then. Both are called from here because another coroutine around this one would
+                cost as much as the parser.
 
         Raises:
             httpx.TransportError: under the same conditions as with httpx's own transports.
@@ -70,10 +84,12 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
             if isinstance(found, bool):
                 found = await self._opener._connection(pool, message.origin, self._timeouts, has_slot=found)
             self._connection = found
-            reader = self._reader = None
+            reader = None
+            self.reader = cast("ResponseReader", None)
             try:
                 if not is_small:
-                    return await self._large()
+                    await self._large()
+                    break
                 # In one write, under one limit that is moved in between.
                 limit, stream = found.limit, found.stream
                 write, read = self._timeouts.get("write"), self._timeouts.get("read")
@@ -97,13 +113,13 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
                                 reader.restart(message.method)
                             else:
                                 reader = ResponseReader(message.method)
-                            self._reader = reader
+                            self.reader = reader
                         if data:
                             reader.feed(data)
                         else:
                             reader.end(is_clean=stream.has_clean_end())
                         if reader.head is not None:
-                            return reader
+                            break
                         limit.begin(httpx.ReadTimeout, read)
                 except OSError as error:
                     kind = httpx.ReadError if is_written else httpx.WriteError
@@ -112,9 +128,9 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
                     if reader is None or reader.head is None:
                         raise
                     self._broken = str(error)
-                    return reader
                 finally:
                     limit.deadline = math.inf  # `end`, without a call
+                break
             except BaseException as error:
                 pool.discard(found)
                 if is_last or not found.used or not self._may_repeat(error):
@@ -122,10 +138,16 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
                 is_last = True
                 self._sent = False
                 pool.drop_idle(message.origin)
+        result = finish(self)
+        if result is None:
+            assert go_on is not None
+            return await go_on(self)
+        return result
 
     def _may_repeat(self, error: BaseException) -> bool:
         """Return whether the request can be resent on another connection without being processed twice."""
-        if self._message.body is not None or (self._reader is not None and self._reader.started):
+        reader = cast("ResponseReader | None", self.reader)
+        if self._message.body is not None or (reader is not None and reader.started):
             return False
         if not isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
             return False
@@ -136,8 +158,8 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
 
         The reader is given back, too: what else is to be read from it must have been.
         """
-        reader = self._reader
-        if reader is None or not reader.complete or reader.is_encoded or self._broken is not None:
+        reader = self.reader
+        if not reader.complete or reader.is_encoded or self._broken is not None:
             return None
         body = reader.take_body()
         if self._is_cut_short or self._message.closes or not reader.reusable:
@@ -154,8 +176,7 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
 
     def response(self) -> RawResponse:
         """Return the response, which takes ownership of the connection."""
-        reader = self._reader
-        assert reader is not None
+        reader = self.reader
         assert reader.head is not None
         if self._is_cut_short or self._message.closes:
             reader.forbid_reuse()
@@ -163,7 +184,7 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
         stream = ResponseStream(self._pool, self._connection, reader, read, self._broken)
         return RawResponse(reader.status_code, reader.head, stream)
 
-    async def _large(self) -> ResponseReader:
+    async def _large(self) -> None:
         """Send the request, whole or as its body is produced, and read the head, under separate limits."""
         body = self._message.body
         self._sent = True  # after a failure it is unknown how much was sent
@@ -177,9 +198,10 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
                 raise
             # The server may have answered and closed without reading the whole request.
             with suppress(httpx.NetworkError, httpx.RemoteProtocolError):
-                return await self._receive_head()
+                await self._receive_head()
+                return
             raise
-        return await self._receive_head()
+        await self._receive_head()
 
     async def _send(self, data: bytes) -> None:
         limit = self._connection.limit
@@ -227,9 +249,9 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
         if pending:
             await self._send(pending)
 
-    async def _receive_head(self) -> ResponseReader:
+    async def _receive_head(self) -> None:
         connection, read = self._connection, self._timeouts.get("read")
-        reader = self._reader = ResponseReader(self._message.method)
+        reader = self.reader = ResponseReader(self._message.method)
         while reader.head is None:
             try:
                 await receive(connection, reader, read)
@@ -237,7 +259,6 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
                 if reader.head is None:
                     raise
                 self._broken = str(error)
-        return reader
 
 
 class ResponseStream(httpx.AsyncByteStream):

@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgspec
 
 from omnigate._wire.dumping import DumpOptions, dump
-from omnigate._wire.schemas import bounds_of, pattern_of
+from omnigate._wire.schemas import additions_of, bounds_of
 
 
 class PydanticSerializer:
@@ -91,7 +91,9 @@ def _core_type(core: Any, kind: msgspec.inspect.Type, handler: Any) -> Any:
                 _core_type(core, item, handler), min_length=kind.min_length, max_length=kind.max_length
             )
         case msgspec.inspect.StrType():
-            return core.str_schema(pattern=pattern_of(kind))
+            return core.str_schema()
+        case msgspec.inspect.Metadata():
+            return core.str_schema(pattern=additions_of(kind).get("pattern"))
         case msgspec.inspect.LiteralType(values=values):
             return core.literal_schema(list(values))
         case msgspec.inspect.IntType():

@@ -122,7 +122,9 @@ class _Definitions:
                 schema = {"type": "array", "items": self._of_type(item)}
                 return schema | _given(minItems=kind.min_length, maxItems=kind.max_length)
             case msgspec.inspect.StrType():
-                return {"type": "string"} | _given(pattern=pattern_of(kind))
+                return {"type": "string"}
+            case msgspec.inspect.Metadata(type=inner):
+                return self._of_type(inner) | additions_of(kind)
             case msgspec.inspect.LiteralType(values=values):
                 return {"enum": list(values), "type": "string"}
             case msgspec.inspect.IntType():
@@ -176,9 +178,10 @@ def _given(**constraints: Any) -> dict[str, Any]:
     return {name: value for name, value in constraints.items() if value is not None}
 
 
-def pattern_of(kind: msgspec.inspect.StrType) -> str | None:
-    """Return the pattern in the syntax of JSON schema and Rust, where "$" matches only at the end."""
-    return None if kind.pattern is None else kind.pattern.replace(r"\Z", "$")
+def additions_of(kind: msgspec.inspect.Metadata) -> dict[str, Any]:
+    """Return what a type says about its JSON schema besides what msgspec knows."""
+    additions: dict[str, Any] | None = cast("Any", kind).extra_json_schema
+    return additions or {}
 
 
 def bounds_of(

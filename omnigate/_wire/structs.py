@@ -115,14 +115,21 @@ class WireStruct(_Slots, msgspec.Struct, kw_only=True, gc=False, metaclass=_Conv
     def _prepare(cls, arguments: dict[str, Any]) -> None:
         """Convert constructor arguments that msgspec does not convert itself, in place."""
 
-    def _has_plain_text(self) -> bool:
-        """Return whether all text is of the type `str` itself; msgspec lets subclasses through."""
+    def _is_plain(self) -> bool:
+        """Return whether all text is of the type `str` itself (msgspec lets subclasses through) and valid."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
             texts = cast("list[object]", value) if type(value) is list else (value,)
             if any(isinstance(text, str) and type(text) is not str for text in texts):
                 return False
         return True
+
+    def _check(self) -> None:
+        """Check what msgspec does not.
+
+        Raises:
+            msgspec.ValidationError: a field is invalid; with its path, as in msgspec's own messages.
+        """
 
     @classmethod
     def model_validate(cls, obj: object) -> Self:
@@ -152,6 +159,7 @@ class WireStruct(_Slots, msgspec.Struct, kw_only=True, gc=False, metaclass=_Conv
         """
         try:
             made = cast("Self", decoder_for(cls).decode(json_data))
+            made._check()
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise InvalidArgumentError(f"{cls.__name__}.model_validate_json: {error}") from error
         if cls._notes_given:
@@ -366,14 +374,16 @@ def construct(kind: type[S], arguments: dict[str, Any]) -> S:
     """
     kind._prepare(arguments)
     try:
-        made = msgspec.convert(arguments, kind, strict=False)
-        if made._has_plain_text():
+        made = msgspec.convert(arguments, kind)
+        if made._is_plain():
             return made
     except (msgspec.ValidationError, UnicodeError, RecursionError):
         pass
-    # Accept subclasses of str, other sequences and other libraries' numbers: try again with plain values.
+    # Accept numbers in strings, subclasses of str, other sequences and other libraries' numbers.
     try:
-        return msgspec.convert(plain(arguments), kind, strict=False)
+        made = msgspec.convert(plain(arguments), kind, strict=False)
+        made._check()
+        return made
     except UnicodeError:
         failure = encoding_error(arguments, kind.__name__)
     except (msgspec.ValidationError, RecursionError) as error:
