@@ -259,7 +259,7 @@ class AsyncClient(BaseAsyncClient):
         if format is not None:
             return await fetch_fitting(
                 session,
-                lambda body: session.prepare(endpoints.CHAT, body=body, user_id=user_id, options=options),
+                partial(session.prepare, endpoints.CHAT, user_id=user_id, options=options),
                 Asks(request, format, retries),
                 hedge_after,
             )
@@ -267,7 +267,7 @@ class AsyncClient(BaseAsyncClient):
         del request  # it is encoded, and may be large: not held while the call waits
         if hedge_after is None:
             return cast("ChatResponse[Parsed]", await session.fetch(ChatResponse, call))
-        copies = [session.fetching(ChatResponse, call) for _ in range(2)]
+        copies = (session.fetching(ChatResponse, call), session.fetching(ChatResponse, call))
         return cast("ChatResponse[Parsed]", await fetch_copies(copies, hedge_after))
 
     @overload

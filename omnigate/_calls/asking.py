@@ -10,19 +10,19 @@ from omnigate._calls.racing import hedged
 from omnigate._calls.session import Session
 from omnigate._calls.structured import Asks
 from omnigate.exceptions import GatewayError
-from omnigate.models import ChatRequest, ChatResponse
+from omnigate.models import ChatResponse
 
 T = TypeVar("T")
 
 
 async def fetch_fitting(
-    session: Session, prepare: Callable[[ChatRequest], Call], asks: Asks[T], hedge_after: float | None
+    session: Session, prepare: Callable[..., Call], asks: Asks[T], hedge_after: float | None
 ) -> ChatResponse[T]:
     """Return the first answer that fits.
 
     Args:
         session: makes the calls.
-        prepare: returns the call of a request.
+        prepare: returns the call of a request, given as `body`.
         asks: what to ask.
         hedge_after: as in `fetch_copies`, for each ask.
 
@@ -34,7 +34,7 @@ async def fetch_fitting(
     sent = 0
     while True:
         try:
-            call = prepare(asks.request)
+            call = prepare(body=asks.request)
             copies = [session.fetching(ChatResponse, call) for _ in range(1 if hedge_after is None else 2)]
             if first is None:
                 first = copies[0]

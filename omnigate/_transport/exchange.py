@@ -81,11 +81,10 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
         is_last = False
         while True:
             found = pool.take(message.origin)
-            if isinstance(found, bool):
+            if type(found) is bool:  # twice as fast as `isinstance`
                 found = await self._opener._connection(pool, message.origin, self._timeouts, has_slot=found)
             self._connection = found
             reader = None
-            self.reader = cast("ResponseReader", None)
             try:
                 if not is_small:
                     await self._large()
@@ -136,7 +135,7 @@ class Exchange(msgspec.Struct, eq=False, gc=False):  # made faster than another 
                 if is_last or not found.used or not self._may_repeat(error):
                     raise
                 is_last = True
-                self._sent = False
+                self._sent, self.reader = False, cast("ResponseReader", None)
                 pool.drop_idle(message.origin)
         result = finish(self)
         if result is None:

@@ -66,7 +66,7 @@ class ResponseReader:
     """
 
     __slots__ = (
-        "_body", "_buffer", "_forbidden", "_framing", "_head_bytes", "_interim", "_parser",
+        "_body", "_buffer", "_forbidden", "_framing", "_interim", "_interim_bytes", "_parser",
         "_progress", "complete", "head", "is_encoded", "is_head", "reusable", "started", "status_code",
     )  # fmt: skip
 
@@ -83,9 +83,8 @@ class ResponseReader:
         # The incomplete head. A bytearray once it takes more than one read, so that a head that arrives byte
         # by byte is not copied for each of them.
         self._buffer: bytes | bytearray = b""
-        self._head_bytes = 0
         self._body: list[bytes] = []
-        self._interim = 0
+        self._interim = self._interim_bytes = 0  # of the responses before the final one
         self._framing = 0
         self._progress = False
         self._parser: Any = httptools.HttpResponseParser(self)
@@ -99,7 +98,7 @@ class ResponseReader:
         self.head, self.status_code = None, 0
         self.is_encoded = self.complete = self.reusable = self.started = False
         self.is_head = method == "HEAD"
-        self._head_bytes = self._interim = self._framing = 0
+        self._interim = self._interim_bytes = self._framing = 0
 
     def release(self) -> None:
         """Give up the parser once the response has ended.
@@ -126,7 +125,6 @@ class ResponseReader:
                 self._buffer += data
             else:
                 self._buffer = bytearray(self._buffer + data)
-            self._head_bytes += len(data)
         rest: bytes | bytearray = data
         while True:
             try:
@@ -138,7 +136,7 @@ class ResponseReader:
                     continue
             break
         if self.head is None:
-            if self._head_bytes > MAX_HEAD_BYTES + 3:  # 3 of the 4 bytes that end the head
+            if self._interim_bytes + len(self._buffer) > MAX_HEAD_BYTES + 3:  # of the 4 that end the head
                 raise _head_too_long()
         elif self.complete:
             if not self.reusable:
@@ -229,12 +227,14 @@ class ResponseReader:
         buffer = self._buffer.lstrip(b"\r\n")  # the parser skips these, too
         end = buffer.find(b"\r\n\r\n")
         head = bytes(buffer[:end])
-        if self._head_bytes > _SHORTEST_EXCESS:
-            if self._head_bytes - len(buffer) + end > MAX_HEAD_BYTES:  # includes earlier interim responses
+        length = self._interim_bytes + len(self._buffer)
+        if length > _SHORTEST_EXCESS:
+            if length - len(buffer) + end > MAX_HEAD_BYTES:  # includes earlier interim responses
                 raise _head_too_long()
             if head.count(b"\r\n") > MAX_HEADERS:
                 raise httpx.RemoteProtocolError(f"the response has more than {MAX_HEADERS} headers")
         if status < 200:
+            self._interim_bytes = length - len(buffer) + end + 4
             self._buffer = bytes(buffer[end + 4 :])
             self._end_interim(status)
         self.status_code = status

@@ -2,9 +2,10 @@
 
 A slot is the right to have one connection; there are `max_connections` of them, taken before a connection is
 opened and returned when it is closed. Idle connections keep their slots. Taking and returning take constant
-time: each origin's idle connections form a stack. The most recently used is taken first, since it is the
-least likely to have been closed; the oldest, at the bottom, expires first. Waiters are served FIFO. A waiter
-owns what it is given immediately: if it is cancelled before it resumes, it passes it on.
+time, or time for each origin at a limit: each origin's idle connections form a stack. The most recently used
+is taken first, since it is the least likely to have been closed; the oldest, at the bottom, expires first.
+Waiters are served FIFO. A waiter owns what it is given immediately: if it is cancelled before it resumes, it
+passes it on.
 
 A connection ends in three ways besides: it was idle for too long, the server closed it, or it is so old that
 its name may have other addresses by now. That is noticed on its next use, and by an alarm, which is set while
@@ -97,7 +98,6 @@ class Pool:
         self.readers: list[ResponseReader] = []
         self._last_parked: weakref.ref[Parked] | None = None
         self._idle: dict[Origin, deque[Connection]] = {}
-        self._idle_count = 0
         self.in_use: set[Connection] = set()
         self.checkpoint_if_cancelled: Callable[[], Awaitable[None]] = cancellation_check()
         self.loop = loop
@@ -119,9 +119,10 @@ class Pool:
         if stack:
             now = self._clock()
             oldest_allowed = now - self._idle_timeout
+            while stack and stack[0].idle_since < oldest_allowed:
+                self._drop(stack.popleft())
             while stack:
                 connection = stack.pop()
-                self._idle_count -= 1
                 if (
                     connection.idle_since >= oldest_allowed
                     and connection.expires > now
@@ -134,7 +135,7 @@ class Pool:
         if self._max_connections is None or self._slots < self._max_connections:
             self._slots += 1
             return True
-        if self._idle_count:  # of another origin: reuse its slot here
+        if self._has_idle():  # of another origin: reuse its slot here
             self._drop(self._oldest_idle())
             self._slots += 1
             return True
@@ -185,14 +186,9 @@ class Pool:
         if stack is None:
             stack = self._idle[connection.origin] = deque()
         stack.append(connection)
-        self._idle_count += 1
         if self._alarm.timer is None:
             self._alarm.set(min(self._idle_timeout, _MOST_SECONDS))
-        oldest_allowed = now - self._idle_timeout
-        while stack[0].idle_since < oldest_allowed:
-            self._idle_count -= 1
-            self._drop(stack.popleft())
-        if self._max_idle is not None and self._idle_count > self._max_idle:
+        if self._max_idle is not None and self._count_idle() > self._max_idle:
             self._drop(self._oldest_idle())
 
     def discard(self, connection: Connection) -> None:
@@ -211,7 +207,6 @@ class Pool:
         """Close an origin's idle connections: one was found dead, and the rest are at least as old."""
         stack = self._idle.get(origin)
         while stack:
-            self._idle_count -= 1
             self._drop(stack.popleft())
 
     def park(self, origin: Origin) -> None:
@@ -224,7 +219,6 @@ class Pool:
         if descriptor is None:
             return
         stack.pop()
-        self._idle_count -= 1
         connection.state = "in use"
         self.in_use.add(connection)
         now, system_now = self._clock(), time.monotonic()
@@ -299,10 +293,11 @@ class Pool:
         for waiter in list(self._waiters):
             if not waiter.abandoned:
                 origins.setdefault(waiter.origin, {"idle": 0, "in_use": 0, "waiting": 0})["waiting"] += 1
+        idle = self._count_idle()
         return {
-            "idle": self._idle_count + len(parked),
+            "idle": idle + len(parked),
             "in_use": len(self.in_use) - len(parked),
-            "opening": self._slots - self._idle_count - len(self.in_use),
+            "opening": self._slots - idle - len(self.in_use),
             "waiting": self._waiting,
             "origins": {
                 f"{s}://{h}:{p}": numbers for (s, h, p), numbers in origins.items() if any(numbers.values())
@@ -360,16 +355,20 @@ class Pool:
                     stack.append(connection)
                     earliest = min(earliest, connection.idle_since + self._idle_timeout, connection.expires)
                 else:
-                    self._idle_count -= 1
                     self._drop(connection)
             if not stack:
                 del self._idle[origin]
         if earliest < math.inf:
             self._alarm.set(min(max(earliest - now, _LEAST_SECONDS), _MOST_SECONDS))
 
+    def _has_idle(self) -> bool:
+        return any(self._idle.values())
+
+    def _count_idle(self) -> int:
+        return sum(map(len, list(self._idle.values())))
+
     def _oldest_idle(self) -> Connection:
         stack = min((stack for stack in self._idle.values() if stack), key=lambda stack: stack[0].idle_since)
-        self._idle_count -= 1
         return stack.popleft()
 
     def _drop(self, connection: Connection) -> None:
