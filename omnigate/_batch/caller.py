@@ -320,7 +320,8 @@ class _ItemAttempts(Decoding[ChatResponse]):
     __slots__ = ("_caller", "_failed", "_ready", "_rejected", "_send", "_sign", "_unproven", "_used", "slot")
 
     def __init__(self, caller: Caller, session: Session, ready: Ready, entry: Entry) -> None:
-        super().__init__(ready.call, session.means)
+        # As in `Fetching`.
+        Decoding.__init__(self, ready.call, session.means)  # pyright: ignore[reportUnknownMemberType]
         self._caller = caller
         self._ready = ready
         self.slot: Slot
