@@ -54,7 +54,7 @@ ModelName: TypeAlias = Annotated[
     str, msgspec.Meta(min_length=1, max_length=128, extra_json_schema={"pattern": f"^{_MODEL_PATTERN}$"})
 ]
 
-_is_model: Final = re.compile(_MODEL_PATTERN).fullmatch
+_MODEL_NAME: Final = re.compile(_MODEL_PATTERN)
 
 _Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -152,10 +152,10 @@ class ChatRequest(WireStruct, kw_only=True, gc=False, omit_defaults=True):
         return self.fallback_models is None and (self.stop is None or type(self.stop) is str)
 
     def _check(self) -> None:
-        if not _is_model(self.model):
+        if not _MODEL_NAME.fullmatch(self.model):
             raise msgspec.ValidationError(f"Expected {_MODEL} - at `$.model`")
         for index, model in enumerate(self.fallback_models or ()):
-            if not _is_model(model):
+            if not _MODEL_NAME.fullmatch(model):
                 raise msgspec.ValidationError(f"Expected {_MODEL} - at `$.fallback_models[{index}]`")
 
     if TYPE_CHECKING:  # the constructor converts; at runtime it is that of all structs

@@ -4,15 +4,16 @@ Headers are parsed when an attribute is first read, since most calls never read 
 header reads as None: a misbehaving proxy must never make a good response fail.
 """
 
+from __future__ import annotations
+
 import email.utils
 import math
 import re
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import httpx
-import msgspec
 
 from omnigate import _homes
 from omnigate._limits import Budget, RateLimit
@@ -21,7 +22,7 @@ Head: TypeAlias = httpx.Headers | bytes
 """The head of a response: its headers, or all of it as it came."""
 
 
-class Meta(msgspec.Struct, eq=False, gc=False):  # made faster than another object
+class Meta:
     """Metadata of a call.
 
     Attributes:
@@ -32,10 +33,13 @@ class Meta(msgspec.Struct, eq=False, gc=False):  # made faster than another obje
 
     """
 
-    status_code: int
-    _headers: Head
-    attempts: int
-    elapsed: float
+    __slots__ = ("_headers", "attempts", "elapsed", "status_code")
+
+    def __init__(self, status_code: int, headers: Head, attempts: int, elapsed: float) -> None:
+        self.status_code: int = status_code
+        self.attempts: int = attempts
+        self.elapsed: float = elapsed
+        self._headers = headers
 
     @property
     def headers(self) -> httpx.Headers:
@@ -94,13 +98,10 @@ class Meta(msgspec.Struct, eq=False, gc=False):  # made faster than another obje
             return None
         return value if value.is_finite() else None
 
-    def __rich_repr__(self) -> list[tuple[str, Any]]:  # in place of msgspec's, which shows all headers
+    def __repr__(self) -> str:
         shown = ("request_id", "rate_limit", "budget", "provider", "model", "cached", "fallback")
         known = [(name, getattr(self, name)) for name in (*shown, "attempts", "elapsed")]
-        return [(name, value) for name, value in known if value is not None]
-
-    def __repr__(self) -> str:
-        return f"Meta({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+        return f"Meta({', '.join(f'{name}={value!r}' for name, value in known if value is not None)})"
 
 
 _BOOLEANS = {"true": True, "false": False}
