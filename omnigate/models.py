@@ -149,7 +149,12 @@ class ChatRequest(WireStruct, kw_only=True, gc=False, omit_defaults=True):
         model = self.model
         if type(model) is not str or not model.isascii() or not model.isprintable():
             return False
-        return self.fallback_models is None and (self.stop is None or type(self.stop) is str)
+        if self.stop is None and self.fallback_models is None:
+            return True
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return all(type(text) is str for text in stops) and all(
+            type(name) is str and _MODEL_NAME.fullmatch(name) for name in self.fallback_models or ()
+        )
 
     def _check(self) -> None:
         if not _MODEL_NAME.fullmatch(self.model):

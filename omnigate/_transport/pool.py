@@ -135,7 +135,7 @@ class Pool:
         if self._max_connections is None or self._slots < self._max_connections:
             self._slots += 1
             return True
-        if self._has_idle():  # of another origin: reuse its slot here
+        if any(self._idle.values()):  # of another origin: reuse its slot here
             self._drop(self._oldest_idle())
             self._slots += 1
             return True
@@ -360,9 +360,6 @@ class Pool:
                 del self._idle[origin]
         if earliest < math.inf:
             self._alarm.set(min(max(earliest - now, _LEAST_SECONDS), _MOST_SECONDS))
-
-    def _has_idle(self) -> bool:
-        return any(self._idle.values())
 
     def _count_idle(self) -> int:
         return sum(map(len, list(self._idle.values())))

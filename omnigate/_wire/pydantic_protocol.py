@@ -92,7 +92,7 @@ def _core_type(core: Any, kind: msgspec.inspect.Type, handler: Any) -> Any:
             )
         case msgspec.inspect.StrType():
             return core.str_schema()
-        case msgspec.inspect.Metadata():
+        case msgspec.inspect.Metadata(type=msgspec.inspect.StrType()):
             return core.str_schema(pattern=additions_of(kind).get("pattern"))
         case msgspec.inspect.LiteralType(values=values):
             return core.literal_schema(list(values))
