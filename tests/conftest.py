@@ -11,6 +11,7 @@ import trustme
 from hypothesis import HealthCheck, settings
 
 from .support.event_loops import BOTH, backend_of
+from .support.virtual_time import waiting_for_threads
 
 # Properties use the same examples in every run. To search longer: HYPOTHESIS_PROFILE=long pytest --timeout=0 …
 settings.register_profile(
@@ -51,6 +52,12 @@ def _quick_collections() -> None:
     """Let tests that collect garbage scan only objects younger than their module."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _virtual_time_waits_for_threads() -> Iterator[None]:
+    with waiting_for_threads():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -74,7 +74,7 @@ async def write_all(drain: Drain, path: str | os.PathLike[str], *, spreadsheet_s
         OSError: the file cannot be written.
     """
     make = partial(OutcomeFile, path, spreadsheet_safe=spreadsheet_safe)
-    output = await in_thread(make, dispose=OutcomeFile.discard)
+    output = await in_thread(make, dispose=OutcomeFile.discard, lingers=True)
     some: list[Outcome] = []
 
     async def add(outcome: Outcome) -> None:

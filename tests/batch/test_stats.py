@@ -9,6 +9,7 @@ import pytest
 from omnigate import AsyncClient, BatchStats
 from omnigate._batch.recipe import Recipe
 
+from ..support import virtual_time
 from ..support.provider import Provider
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -78,6 +79,7 @@ async def test_the_items_of_a_file_are_counted_before_the_first_is_sent(
         return found
 
     monkeypatch.setattr(Recipe, "inspect", inspect_slowly)
+    monkeypatch.setattr(virtual_time, "THREAD_SECONDS", 0)  # the thread waits for the clock
     async with client().batch(path, model=MODEL, max_concurrency=1, progress=show) as batch:
         assert batch.stats.total == 5_000
         await anext(batch)

@@ -11,12 +11,15 @@ import pickle
 import stat
 import subprocess
 import sys
+import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.from_thread
 import pytest
 
 import omnigate
@@ -513,6 +516,27 @@ class TestAsyncBatch:
             await batch.write(tmp_path / "out.csv")
         assert scope.cancelled_caught
         assert os.listdir(tmp_path) == []
+
+    async def test_a_write_cancelled_as_its_file_is_made_leaves_none_either(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_file, looked = tempfile.mkstemp, threading.Event()
+
+        def cancel_meanwhile(*args: Any) -> tuple[int, str]:
+            made = make_file(*args)
+            anyio.from_thread.run_sync(scope.cancel)
+            looked.wait(0.2)  # a write that does not wait for this thread has returned by then
+            return made
+
+        monkeypatch.setattr(tempfile, "mkstemp", cancel_meanwhile)
+        provider = Provider()
+        with anyio.CancelScope() as scope:
+            await client_of(provider).batch(["a"], model=MODEL).write(tmp_path / "out.csv")
+        left = os.listdir(tmp_path)
+        looked.set()
+        assert scope.cancelled_caught
+        assert left == []
+        assert provider.prompts == []
 
     async def test_a_path_that_cannot_be_written_costs_no_calls(self, tmp_path: Path) -> None:
         provider = Provider()
