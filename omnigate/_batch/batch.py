@@ -116,6 +116,8 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         self._is_auto = options.max_concurrency == "auto"
         limits = (options.max_concurrency, session.carrier.max_connections)
         self._most = min((limit for limit in limits if isinstance(limit, int)), default=_MOST)
+        # What `_bound` returns, unless that changes with the adaptive limit: asked twice for each item.
+        self._fixed_bound = None if self._is_auto else 2 * self._most + _SPARE
         self._lifecycle = Lifecycle()
         self._source = Source(options.requests)
         self._outbox = Outbox(self._lifecycle, ordered=options.ordered)
@@ -487,7 +489,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
 
     def _bound(self) -> int:
         """Return how many items may be read and not yet handed out."""
-        return 2 * (self._limit() if self._is_auto else self._most) + _SPARE
+        return self._fixed_bound or 2 * self._limit() + _SPARE
 
     # Dispatch
 
@@ -529,7 +531,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
         """Return whether a worker that has made a call can read the next item immediately."""
         if not self._lifecycle.is_reading or self._is_turn_taken:
             return False
-        return self._outbox.pending < self._bound()
+        return self._outbox.pending < (self._fixed_bound or self._bound())
 
     async def _guarded(self, func: Callable[[], Awaitable[None]]) -> None:
         """Await `func()`; an exception ends the batch, and is raised unwrapped."""
@@ -598,7 +600,7 @@ class Batch(UnpicklableReader, Generic[ParsedT_co]):
     async def _take_turns(self) -> None:
         lifecycle, outbox = self._lifecycle, self._outbox
         while lifecycle.is_reading and not self._is_turn_taken:
-            if outbox.pending >= self._bound():
+            if outbox.pending >= (self._fixed_bound or self._bound()):
                 await outbox.wait_for_room()
                 continue
             self._is_turn_taken = True

@@ -128,8 +128,12 @@ class Recipe:
 
     def read(self, raw: object, index: int) -> Item:
         """Parse an item, as the source yielded it; an invalid one is returned with its error."""
-        if self._prompt is None and type(raw) is str and self._request is not None:
-            return Item(index, str(index), self._request_of(raw, self._request), None)
+        template = self._request
+        if self._prompt is None and type(raw) is str and template is not None:
+            conversation = [replace(_MESSAGE, content=raw)]
+            if self._system is not None:
+                conversation.insert(0, replace(_MESSAGE, role="system", content=self._system))
+            return Item(index, str(index), replace(template, messages=conversation), None)
         if self._prompt is None or isinstance(raw, InvalidRow):
             return read_item(raw, index, self.model, self._defaults, system=self._system, id=self._id)
         fields = row_of(raw)
@@ -147,12 +151,6 @@ class Recipe:
             return Item(index, id, None, problem, fields)
         made = {"model": self.model, "messages": messages, **self._defaults}
         return make_item(made, raw, index, id, fields, self._system)
-
-    def _request_of(self, text: str, template: ChatRequest) -> ChatRequest:
-        messages = [replace(_MESSAGE, content=text)]
-        if self._system is not None:
-            messages.insert(0, replace(_MESSAGE, role="system", content=self._system))
-        return replace(template, messages=messages)
 
     def _messages(self, row: Mapping[str, Any]) -> MessagesInput:
         prompt = self._prompt

@@ -23,7 +23,7 @@ class Address:
         breaker: open while the gateway cannot be reached.
         descriptors: how many calls may be in flight, if descriptors are scarce.
         in_flight: calls in flight.
-        count: how many numbers of calls have been given out.
+        count: the number of the latest call; calls are numbered from 1, in the order they are sent.
         gates: by key; those used longest ago are forgotten.
     """
 
@@ -34,11 +34,6 @@ class Address:
         self.in_flight: int = 0
         self.gates: OrderedDict[bytes, Gate] = OrderedDict()
         self.count: int = 0
-
-    def number(self) -> int:
-        """Return the number of the next call."""
-        self.count += 1
-        return self.count
 
     def forget_idle(self) -> None:
         """Forget the gates used longest ago, if there are many."""

@@ -297,7 +297,7 @@ class Upstream:
         if flow.is_auto:
             self._auto_in_flight += 1
         address.in_flight += 1
-        number = address.number()
+        number = address.count = address.count + 1
         if address.breaker.is_open:
             address.breaker.sent(number)
         if self.breaker.is_open:
@@ -316,7 +316,7 @@ class Upstream:
             slot.reservation = self.tokens.reserve(now, reservation.tokens)
         address = self._address
         if slot.number != address.count and not (self.breaker.is_open or address.breaker.is_open):
-            slot.number = address.number()  # in the order of sends; else it may be the probe
+            slot.number = address.count = address.count + 1  # in the order of sends; else it may be the probe
         if slot.flow.is_auto:
             slot.in_flight = self._auto_in_flight
         elif now < self._rejected_at + _REJECTED_SECONDS:
