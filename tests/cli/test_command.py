@@ -39,7 +39,8 @@ def test_the_demo_command_shows_the_main_features_and_exits_with_success(proxy: 
     assert not re.search(r"llmg_[\w-]{20}", done.stdout)
     first = re.search(r"first run: (\d) answered, then stopped", done.stdout)
     second = re.search(r"second run: (\d) from the journal, (\d) called", done.stdout)
-    assert first and second
+    assert first
+    assert second
     answered = int(first[1])
     assert answered in (3, 4)  # the fourth may be in flight when the third stops the batch
     assert (int(second[1]), int(second[2])) == (answered, 6 - answered)
