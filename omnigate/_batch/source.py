@@ -101,13 +101,7 @@ class Source:
                 raise
             self.error = error
             return END
-        if found is None:
-            return END
-        if found[0] is END:
-            self.is_exhausted = True
-        else:
-            self.count += 1
-        return found[0]
+        return END if found is None else self._counted(found[0])
 
     def read(self) -> Any:
         """Do what `next` does, for a source that is not async."""
@@ -118,6 +112,9 @@ class Source:
                 raise
             self.error = error
             return END
+        return self._counted(raw)
+
+    def _counted(self, raw: Any) -> Any:
         if raw is END:
             self.is_exhausted = True
         else:
