@@ -15,6 +15,7 @@ The rules:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any, cast
@@ -36,7 +37,7 @@ _BEGINNING = b'{"id":"omnigate-'
 
 _BLOCK_BYTES = 64 * 1024
 
-_REQUEST_ID = b"\r\nx-request-id:"
+_REQUEST_ID = re.compile(rb"\r\nx-request-id:([^\r\n]*)", re.IGNORECASE)
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -261,52 +262,69 @@ def encode_line(
         settings: what remembers those of the line before, or None.
 
     """
-    response = outcome.response
-    extra = _Extra(
-        digest=digest or None, index=outcome.index, attempts=outcome.attempts, elapsed=outcome.elapsed
+    response, request = outcome.response, outcome.request
+    named = msgspec.UNSET if source is None else source
+    if response is None:
+        return _encode_failure(outcome, digest, named)
+    meta: Meta | None = getattr(response, "_meta", None)
+    choice = _Choice(0, _Message("assistant", response.content), response.finish_reason)
+    line = Line(
+        f"omnigate-{outcome.index}-{digest}",
+        outcome.id,
+        _Response(
+            200 if meta is None else meta.status_code,
+            None if meta is None else _request_id(meta),
+            _Body(response.id, "chat.completion", created, response.model, [choice], response.usage),
+        ),
+        None,
+        _Extra(
+            digest=digest or None,
+            index=outcome.index,
+            attempts=outcome.attempts,
+            elapsed=outcome.elapsed,
+            provider=response.provider,
+            source=named,
+            request=msgspec.UNSET if request is None else (settings or Settings()).of(request),
+            cost_usd=response.cost_usd,
+            cached=response.cached,
+            fallback_used=response.fallback_used,
+            latency_ms=response.latency_ms,
+        ),
     )
-    if source is not None:
-        extra.source = source
-    line = Line(f"omnigate-{outcome.index}-{digest}", outcome.id, None, None, extra)
-    if response is not None:
-        extra.provider = response.provider
-        extra.cost_usd = response.cost_usd
-        extra.cached = response.cached
-        extra.fallback_used = response.fallback_used
-        extra.latency_ms = response.latency_ms
-        if outcome.request is not None:
-            extra.request = (settings or Settings()).of(outcome.request)
-        choice = _Choice(0, _Message("assistant", response.content), response.finish_reason)
-        body = _Body(response.id, "chat.completion", created, response.model, [choice], response.usage)
-        meta: Meta | None = getattr(response, "_meta", None)
-        if meta is None:
-            line.response = _Response(200, None, body)
-        else:
-            line.response = _Response(meta.status_code, _request_id(meta), body)
-    else:
-        error = outcome.error
-        assert error is not None
-        line.error = _Error(type(error).__name__, _utf8(redact(str(error))))
-        extra.request_id = error.request_id
-        if error.billed:
-            extra.usage, extra.cost_usd = spent(error.billed)
-        if isinstance(error, APIError):
-            extra.status_code = error.status_code
-            extra.retry_after = error.retry_after  # msgspec writes non-finite numbers as null
-        if isinstance(error, ProviderError):
-            extra.provider = None if error.provider is None else _utf8(error.provider)
-            extra.provider_status = error.provider_status
-        request = outcome.request
-        if outcome.item is not None:
-            extra.item = plain_row(outcome.item)
-        if request is not None:
-            extra.request = settings_of(request)
-            if outcome.item is None:
-                extra.request["messages"] = request.messages
-        try:
-            return _encode(line) + b"\n"
-        except UnicodeEncodeError:  # a lone surrogate in the prompt: it could not be sent again either
-            extra.item = extra.request = msgspec.UNSET
+    return _encode(line) + b"\n"
+
+
+def _encode_failure(outcome: Outcome, digest: str, source: str | msgspec.UnsetType) -> bytes:
+    error, request = outcome.error, outcome.request
+    assert error is not None
+    extra = _Extra(
+        digest=digest or None,
+        index=outcome.index,
+        attempts=outcome.attempts,
+        elapsed=outcome.elapsed,
+        source=source,
+        request_id=error.request_id,
+    )
+    if error.billed:
+        extra.usage, extra.cost_usd = spent(error.billed)
+    if isinstance(error, APIError):
+        extra.status_code = error.status_code
+        extra.retry_after = error.retry_after  # msgspec writes non-finite numbers as null
+    if isinstance(error, ProviderError):
+        extra.provider = None if error.provider is None else _utf8(error.provider)
+        extra.provider_status = error.provider_status
+    if outcome.item is not None:
+        extra.item = plain_row(outcome.item)
+    if request is not None:
+        extra.request = settings_of(request)
+        if outcome.item is None:
+            extra.request["messages"] = request.messages
+    told = _Error(type(error).__name__, _utf8(redact(str(error))))
+    line = Line(f"omnigate-{outcome.index}-{digest}", outcome.id, None, told, extra)
+    try:
+        return _encode(line) + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate in the prompt: it could not be sent again either
+        extra.item = extra.request = msgspec.UNSET
     return _encode(line) + b"\n"
 
 
@@ -390,16 +408,14 @@ def split_lines(read_at: Callable[[int, int], bytes]) -> Iterator[tuple[int, byt
 
 
 def _request_id(meta: Meta) -> str | None:
-    """Return `meta.request_id`, five times as fast if the head has not been parsed yet."""
+    """Return `meta.request_id`, many times as fast if the head has not been parsed yet."""
     if isinstance(meta._headers, bytes):
-        head = meta._headers
-        before, name, after = head.lower().partition(_REQUEST_ID)
-        if not name:
+        found = _REQUEST_ID.findall(meta._headers)
+        if not found:
             return None
-        start = len(before) + len(name)
-        value = head[start:].partition(b"\r\n")[0]
-        if value.isascii() and _REQUEST_ID not in after:
-            return value.strip(b" \t").decode()
+        value = found[0]
+        if len(found) == 1 and value.isascii():
+            return cast("bytes", value).strip(b" \t").decode()
     return meta.request_id
 
 

@@ -53,8 +53,10 @@ def opened(path: Any) -> Journal:
 
 def replayable(journal: Journal) -> int:
     """Return how many ids have a success as their last line."""
-    entries = zip(chain(*journal._index._fragments), chain(*journal._index._entries), strict=True)
-    return sum(entry & SUCCEEDED for is_taken, entry in entries if is_taken)
+    index = journal._index
+    slots = zip(chain(*index._fragments), chain(*index._entries), strict=True)
+    stored = [entry for is_taken, entry in slots if is_taken]
+    return sum(entry & SUCCEEDED for entry in [*stored, *index._latest.values()])
 
 
 def fill(path: Any, *outcomes: Outcome, finished: bool = False) -> None:
