@@ -101,24 +101,27 @@ class Source:
                 raise
             self.error = error
             return END
-        return END if found is None else self._counted(found[0])
+        if found is None:
+            return END
+        if found[0] is END:
+            self.is_exhausted = True
+        else:
+            self.count += 1
+        return found[0]
 
     def read(self) -> Any:
         """Do what `next` does, for a source that is not async."""
         try:
-            raw = next(self._items, END)
+            raw = next(self._items)
+        except StopIteration:
+            self.is_exhausted = True
+            return END
         except (Exception, anyio.get_cancelled_exc_class()) as error:
             if is_cancellation(error):
                 raise
             self.error = error
             return END
-        return self._counted(raw)
-
-    def _counted(self, raw: Any) -> Any:
-        if raw is END:
-            self.is_exhausted = True
-        else:
-            self.count += 1
+        self.count += 1
         return raw
 
     async def count_all(self) -> int:

@@ -269,12 +269,9 @@ class Carrier:
             httpx.TransportError: as the transport raises it.
         """
         if self.is_direct:
-            return self._begin(call).run(self._whole, self._rest)
+            exchange = self._own._exchange(message_of(call), call.extensions.get("timeout") or {})
+            return exchange.run(self._whole, self._rest)
         return self._fetch_prepared(call)
-
-    def _begin(self, call: Sendable) -> Exchange:
-        message = OutgoingMessage(call.endpoint.method, call.origin, message_of(call))
-        return self._own._exchange(message, call.extensions.get("timeout") or {})
 
     def _whole(self, exchange: Exchange) -> Answer | None:
         """Return the answer if it is a success that has come in one piece, as most do."""
@@ -304,7 +301,8 @@ class Carrier:
         """
         response: httpx.Response
         if self.is_direct:
-            response = await self._begin(call).run(Exchange.response)
+            exchange = self._own._exchange(message_of(call), call.extensions.get("timeout") or {})
+            response = await exchange.run(Exchange.response)
         else:
             response = await self.transport.handle_async_request(_prepared(call))
         reply = reply_of(response, self._limit)
@@ -396,18 +394,19 @@ async def read_and_discard(reply: Reply) -> Answer:
         await reply.discard()
 
 
-def message_of(call: Sendable) -> bytes:
+def message_of(call: Sendable) -> OutgoingMessage:
     """Return a call as it is sent."""
-    head = call.head or request_head(call.endpoint.method, call.url.raw_path, list(call.headers.items()))
-    content = call.content
+    method, content = call.endpoint.method, call.content
+    head = call.head or request_head(method, call.url.raw_path, list(call.headers.items()))
     if content is None:
-        return head + b"\r\n"
-    return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(content), content)
+        return OutgoingMessage(method, call.origin, head + b"\r\n")
+    start = b"%bcontent-length: %d\r\n\r\n%b" % (head, len(content), content)
+    return OutgoingMessage(method, call.origin, start)
 
 
 def _prepared(call: Sendable) -> PreparedRequest:
     """Return a call as a request for a subclass of our own transport."""
-    message, content = message_of(call), call.content or b""
+    message, content = message_of(call).start, call.content or b""
     head = message[: len(message) - len(content) - len(b"\r\n")]
     return PreparedRequest(call.endpoint.method, call.url, call.origin, head, content, call.extensions)
 

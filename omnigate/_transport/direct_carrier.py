@@ -110,7 +110,7 @@ class DirectCarrier(Carrier):
 
         Returns whether any byte of the request may have been sent, and the error, if there was one.
         """
-        message = message_of(call)
+        message = message_of(call).start
         if len(message) > _SMALL_BYTES:
             return False, None
         try:
