@@ -15,7 +15,7 @@ its end returns its connection to the pool before yielding its last bytes.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
@@ -135,10 +135,9 @@ class AnyIOTransport(UnpicklableClient, _Transport):
             if isinstance(request, PreparedRequest)
             else outgoing(request)
         )
-        exchange = self._exchange(message, request.extensions.get("timeout") or {})
-        return await exchange.run(Exchange.response)
+        return await self._exchange(message, request.extensions).run(Exchange.response)
 
-    def _exchange(self, message: OutgoingMessage, timeouts: Timeouts) -> Exchange:
+    def _exchange(self, message: OutgoingMessage, extensions: Mapping[str, Any]) -> Exchange:
         """Return the exchange of a request and its response, for `handle_async_request` and the clients.
 
         Raises:
@@ -146,7 +145,7 @@ class AnyIOTransport(UnpicklableClient, _Transport):
         """
         if self._closed:
             raise ClientClosedError("the transport is closed")
-        return Exchange(self._pools.current(), self, message, timeouts)
+        return Exchange(self._pools.current(), self, message, extensions.get("timeout") or {})
 
     @property
     def pool(self) -> Pool:

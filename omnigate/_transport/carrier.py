@@ -269,8 +269,7 @@ class Carrier:
             httpx.TransportError: as the transport raises it.
         """
         if self.is_direct:
-            exchange = self._own._exchange(message_of(call), call.extensions.get("timeout") or {})
-            return exchange.run(self._whole, self._rest)
+            return self._own._exchange(message_of(call), call.extensions).run(self._whole, self._rest)
         return self._fetch_prepared(call)
 
     def _whole(self, exchange: Exchange) -> Answer | None:
@@ -301,8 +300,7 @@ class Carrier:
         """
         response: httpx.Response
         if self.is_direct:
-            exchange = self._own._exchange(message_of(call), call.extensions.get("timeout") or {})
-            response = await exchange.run(Exchange.response)
+            response = await self._own._exchange(message_of(call), call.extensions).run(Exchange.response)
         else:
             response = await self.transport.handle_async_request(_prepared(call))
         reply = reply_of(response, self._limit)

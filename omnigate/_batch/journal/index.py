@@ -17,7 +17,7 @@ The rules:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 SUCCEEDED = 1
 """Flag of an entry: its line is a success."""
@@ -142,26 +142,25 @@ class JournalIndex:
             counts[segment] += 1
             if counts[segment] > _MOST_FILLED * len(self._fragments[segment]):
                 self._grow(segment)
-            _put(self._fragments[segment], self._entries[segment], ((hashed & _FRAGMENT or 1, entry),))
+            _put(self._fragments[segment], self._entries[segment], hashed & _FRAGMENT or 1, entry)
         self._latest.clear()
 
     def _grow(self, segment: int) -> None:
         old_fragments, old_entries = self._fragments[segment], self._entries[segment]
         capacity = int(len(old_fragments) * _GROWTH)
         fragments, entries = array("I", [0]) * capacity, array("Q", [0]) * capacity
-        _put(fragments, entries, zip(old_fragments, old_entries, strict=True))
+        for fragment, entry in zip(old_fragments, old_entries, strict=True):
+            if fragment:
+                _put(fragments, entries, fragment, entry)
         self._fragments[segment], self._entries[segment] = fragments, entries
 
 
-def _put(fragments: array[int], entries: array[int], pairs: Iterable[tuple[int, int]]) -> None:
-    """Put pairs of a fragment and an entry into free slots; a fragment of 0 is a free slot's."""
+def _put(fragments: array[int], entries: array[int], fragment: int, entry: int) -> None:
     capacity = len(fragments)
-    for fragment, entry in pairs:
-        if fragment:
-            slot = fragment * capacity >> 32
-            while fragments[slot]:
-                slot += 1
-                if slot == capacity:
-                    slot = 0
-            fragments[slot] = fragment
-            entries[slot] = entry
+    slot = fragment * capacity >> 32
+    while fragments[slot]:
+        slot += 1
+        if slot == capacity:
+            slot = 0
+    fragments[slot] = fragment
+    entries[slot] = entry

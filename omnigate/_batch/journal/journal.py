@@ -255,11 +255,8 @@ class Journal:
         offset = self._file.append(line)
         response = outcome.response
         new = make_entry(offset, succeeded=response is not None, seen=True)
-        if response is not None:
-            self.spending.add(response.usage, response.cost_usd)
-        else:
-            for billed in billed_answers(outcome):
-                self.spending.add(billed.usage, billed.cost_usd)
+        for billed in billed_answers(outcome):
+            self.spending.add(billed.usage, billed.cost_usd)
         old = self._claimed.pop(id) if id in self._claimed else self._index.find(id)
         if old is None:
             self._index.add(id, new)
