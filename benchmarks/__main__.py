@@ -1,7 +1,7 @@
 """Run the benchmarks: python -m benchmarks [--quick] [--only NAME …] [--output FOLDER].
 
 Writes results.md, results.json and plots. All contenders, side by side and in turn, take about
-twenty minutes; a quick run is a smoke test.
+half an hour; a quick run is a smoke test.
 """
 
 from __future__ import annotations

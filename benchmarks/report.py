@@ -127,6 +127,10 @@ def marks(sections: list[Section]) -> Iterator[Mark]:
                 found = ratio("calls", ours["asyncio"], (peer, "asyncio"), column)
                 if found is not None or peer == "pyqwest":
                     yield Mark(f"asyncio, {column:,} in flight, against {LABELS[peer]}", found, 1.0)
+    if "late" in tables:
+        for backend, limit in (("asyncio", 1.0), ("trio", 1.4)):
+            text = f"{backend}, 1 in flight, answered after 1 ms, against bare anyio"
+            yield Mark(text, ratio("late", ours[backend], ("bare", backend), 1), limit)
     if "tls" in tables:
         for column in _columns(tables["tls"]):
             text = f"asyncio, {column:,} in flight, TLS, against aiohttp"

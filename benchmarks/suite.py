@@ -104,6 +104,7 @@ class Section:
 def sections(quick: bool) -> Iterator[Section]:
     """Yield all tables, with few calls and one round for a quick run."""
     yield _calls(quick)
+    yield _late_calls(quick)
     yield _secure_calls(quick)
     yield _first_chunk(quick)
     yield from _streams(quick)
@@ -126,6 +127,18 @@ def _calls(quick: bool) -> Section:
             calls = max(concurrency, 256) if quick or is_slow else max(6_144, 3 * concurrency)
             rounds = 1 if quick else 2 if is_slow else 5
             section.add(contender, backend, rounds, what="calls", concurrency=concurrency, calls=calls)
+    return section
+
+
+def _late_calls(quick: bool) -> Section:
+    note = "Client CPU time of a call, one in flight, answered after 1 ms: each client sleeps until then."
+    section = Section(
+        "late", "A call that waits", note, "concurrency", "microseconds", "µs", ("--delay", "0.001")
+    )
+    for contender, backend in PAIRS:
+        if contender not in SLOW:
+            calls, rounds = (256, 1) if quick else (2_048, 5)
+            section.add(contender, backend, rounds, what="calls", concurrency=1, calls=calls)
     return section
 
 

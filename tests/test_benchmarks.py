@@ -9,9 +9,9 @@ import pytest
 from benchmarks import data as data_benchmark
 from benchmarks import distributed
 from benchmarks.harness import Result, measure, run, server
-from benchmarks.report import Mark, data, page
+from benchmarks.report import Mark, data, marks, page
 from benchmarks.server import CHUNKS
-from benchmarks.suite import Section
+from benchmarks.suite import Section, sections
 
 pytestmark = pytest.mark.proof
 
@@ -91,6 +91,15 @@ def test_a_benchmark_reports_the_best_of_its_rounds_and_a_line_for_what_failed()
 def test_a_mark_says_whether_it_is_met() -> None:
     marks = [Mark("a", 0.5, 0.5), Mark("b", 0.5, 0.4), Mark("c", 2.0, 2.0, True), Mark("d", None, 1.0)]
     assert [mark.verdict for mark in marks] == ["yes", "**no**", "yes", "not measured"]
+
+
+def test_marks_compare_the_best_figures_of_one_table() -> None:
+    late = next(section for section in sections(quick=True) if section.name == "late")
+    for result in late.results:
+        if result.case["backend"] == "asyncio":
+            result.figures += [{"microseconds": {"ours": 50.0, "bare": 100.0}.get(result.contender, 1.0)}]
+            result.figures += [{"microseconds": 200.0}]
+    assert [(mark.ratio, mark.verdict) for mark in marks([late])] == [(0.5, "yes"), (None, "not measured")]
 
 
 def test_plots_are_drawn_from_a_table(tmp_path: Path) -> None:
