@@ -102,13 +102,16 @@ def marks(sections: list[Section]) -> Iterator[Mark]:
         return figures[0] / figures[1] if figures[0] and figures[1] else None
 
     ours = {backend: ("ours", backend) for backend in ("asyncio", "trio")}
+
+    def against_bare(name: str, when: str = "") -> Iterator[Mark]:
+        for backend, limit in (("asyncio", 1.0), ("trio", 1.4)):
+            for column in _columns(tables[name]):
+                text = f"{backend}, {column:,} in flight{when}, against bare anyio"
+                yield Mark(text, ratio(name, ours[backend], ("bare", backend), column), limit)
+
     if "calls" in tables:
         columns = _columns(tables["calls"])
-        for backend, limit in (("asyncio", 1.0), ("trio", 1.4)):
-            for column in columns:
-                other = ("bare", backend)
-                text = f"{backend}, {column:,} in flight, against bare anyio"
-                yield Mark(text, ratio("calls", ours[backend], other, column), limit)
+        yield from against_bare("calls")
         yield Mark(
             "asyncio, 64 in flight, against a raw Protocol",
             ratio("calls", ours["asyncio"], ("protocol", "asyncio"), 64),
@@ -128,9 +131,7 @@ def marks(sections: list[Section]) -> Iterator[Mark]:
                 if found is not None or peer == "pyqwest":
                     yield Mark(f"asyncio, {column:,} in flight, against {LABELS[peer]}", found, 1.0)
     if "late" in tables:
-        for backend, limit in (("asyncio", 1.0), ("trio", 1.4)):
-            text = f"{backend}, 1 in flight, answered after 1 ms, against bare anyio"
-            yield Mark(text, ratio("late", ours[backend], ("bare", backend), 1), limit)
+        yield from against_bare("late", ", answered after 1 ms")
     if "tls" in tables:
         for column in _columns(tables["tls"]):
             text = f"asyncio, {column:,} in flight, TLS, against aiohttp"

@@ -135,9 +135,9 @@ def _late_calls(quick: bool) -> Section:
     section = Section(
         "late", "A call that waits", note, "concurrency", "microseconds", "µs", ("--delay", "0.001")
     )
+    calls, rounds = (256, 1) if quick else (2_048, 5)
     for contender, backend in PAIRS:
         if contender not in SLOW:
-            calls, rounds = (256, 1) if quick else (2_048, 5)
             section.add(contender, backend, rounds, what="calls", concurrency=1, calls=calls)
     return section
 

@@ -89,8 +89,8 @@ def test_a_benchmark_reports_the_best_of_its_rounds_and_a_line_for_what_failed()
 
 
 def test_a_mark_says_whether_it_is_met() -> None:
-    marks = [Mark("a", 0.5, 0.5), Mark("b", 0.5, 0.4), Mark("c", 2.0, 2.0, True), Mark("d", None, 1.0)]
-    assert [mark.verdict for mark in marks] == ["yes", "**no**", "yes", "not measured"]
+    given = [Mark("a", 0.5, 0.5), Mark("b", 0.5, 0.4), Mark("c", 2.0, 2.0, True), Mark("d", None, 1.0)]
+    assert [mark.verdict for mark in given] == ["yes", "**no**", "yes", "not measured"]
 
 
 def test_marks_compare_the_best_figures_of_one_table() -> None:
